@@ -1,0 +1,108 @@
+"""What every attention mechanism is given, and the configuration that builds one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxrec.errors import ConfigError
+from jaxrec.layers import Initializer
+
+
+class AttentionContext(NamedTuple):
+    """Where each position of a batch stands: shared by all layers of an encoder.
+
+    Attributes:
+      positions: int32[B, L], index of the position inside its own sequence (from the start or from the end).
+      segments: int32[B, L], 0 = padding, 1.. = which sequence of the row. The positions of a sequence are adjacent and
+        in time order, so "not later" is "not further right".
+      timestamps: int32[B, L] or None, seconds since the first event of the dataset (clipped), for time-interval biases.
+    """
+
+    positions: Array
+    segments: Array
+    timestamps: Array | None = None
+
+    def allowed(self) -> Array:
+        """bool[B, L, L]: query position i (second axis) may see key position j (third axis).
+
+        Same sequence and not later. Every position sees itself, padding too: a softmax over nothing would silently
+        return the mean of all values.
+        """
+        return allowed_positions(self.segments)
+
+
+def allowed_positions(segments: Array) -> Array:
+    """The one mask of the project (see `AttentionContext.allowed`) from ``segments`` int32[B, L]: bool[B, L, L]."""
+    length = segments.shape[1]
+    index = jnp.arange(length)
+    same = segments[:, :, None] == segments[:, None, :]
+    real = (segments > 0)[:, None, :]
+    causal = (index[:, None] >= index[None, :])[None]
+    itself = (index[:, None] == index[None, :])[None]
+    return (same & real & causal) | itself
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionShape:
+    """What the encoder decides for the mechanism inside each of its blocks.
+
+    Attributes:
+      width: D, size of a hidden state.
+      max_length: L at most; the size of position-indexed parameters.
+      positions: position scheme (a key of ``jaxrec.attention.positions.POSITIONS``).
+      position_origin: "start" or "end": what ``AttentionContext.positions`` counts from.
+      output_projection: whether an affine map follows the heads (the original SASRec has none).
+      kernel_init: initialiser of projection kernels.
+      dtype: precision of the operands of matrix products.
+    """
+
+    width: int
+    max_length: int
+    positions: str = "none"
+    position_origin: str = "start"
+    output_projection: bool = True
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    dtype: Any = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Base of every mechanism's configuration; a subclass adds its options and builds its module.
+
+    Attributes:
+      heads: H, number of heads; divides the width.
+      dropout: rate on the attention weights.
+    """
+
+    heads: int = 1
+    dropout: float = 0.0
+
+    #: Position scheme used when the encoder's is "auto".
+    default_positions = "learned"
+
+    def __post_init__(self) -> None:
+        if self.heads < 1:
+            raise ConfigError(f"attention.heads must be at least 1, got {self.heads}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"attention.dropout must be in [0, 1), got {self.dropout}")
+
+    def check(self, shape: AttentionShape) -> None:
+        """Refuse what cannot work inside an encoder of this ``shape``; subclasses add their own refusals."""
+        if shape.width % self.heads:
+            raise ConfigError(
+                f"attention.heads must divide the encoder's width: got {self.heads} heads for width {shape.width}; "
+                f"choose heads from {[h for h in range(1, shape.width + 1) if shape.width % h == 0]}"
+            )
+
+    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
+        """A Linen module: ``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
+
+        ``queries`` [B, L, D] is what query vectors are computed from where it differs from ``x`` (the original SASRec
+        normalises only the queries' input); None means ``x``.
+        """
+        raise TypeError(f"{type(self).__name__} does not define module()")

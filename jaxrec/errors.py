@@ -1,0 +1,33 @@
+"""The errors that jaxrec raises on purpose.
+
+Each message names the field, says what was expected, what came, and what to do. They derive from the builtin error that
+a caller would expect, so ``except ValueError`` also works.
+"""
+
+
+class JaxrecError(Exception):
+    """Base of every error raised on purpose; the command line prints its message without a traceback."""
+
+
+class ConfigError(JaxrecError, ValueError):
+    """A setting, or a combination of settings, cannot work."""
+
+
+class UnknownNameError(ConfigError):
+    """A name is not registered; the message lists those that are."""
+
+
+class DataError(JaxrecError, ValueError):
+    """A log of interactions cannot be read or used as asked."""
+
+
+class RunExistsError(JaxrecError, FileExistsError):
+    """The run directory already holds a run that the call would overwrite."""
+
+
+class CheckpointError(JaxrecError, RuntimeError):
+    """A checkpoint is missing, damaged, or belongs to another dataset, configuration or precision."""
+
+
+class NonFiniteError(JaxrecError, FloatingPointError):
+    """The loss, an update or a score stopped being finite."""
