@@ -1,0 +1,185 @@
+"""Which stretches of the log are trained on, and the endless stream of rows that a run consumes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxrec.data.batches import Origin, Rows, Sequences, fill_rate, pack, pad
+from jaxrec.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """How sequences become batches.
+
+    Attributes:
+      mode: "packed" puts several sequences into a row, "padded" one, "prefix" packs every prefix of every sequence with
+        its last target only (each target then sees positions relative to itself: Revisiting SASRec, experiment E1).
+      batch_size: B, rows of a training step.
+      max_length: L, positions of a row and the longest history that the model sees.
+      origin: positions count from the "start" or from the "end" of a sequence (the original SASRec counts from the end).
+      long_histories: of a sequence longer than L, train on the "last" L interactions or on all of them, cut into
+        consecutive "windows".
+      targets: "all" time steps, or the "last" of each sequence only.
+      prefixes_per_sequence: prefix mode: how many prefixes of each sequence an epoch draws; 0 = all.
+      max_segments: most sequences in one row.
+    """
+
+    mode: Literal["packed", "padded", "prefix"] = "packed"
+    batch_size: int = 64
+    max_length: int = 50
+    origin: Origin = "start"
+    long_histories: Literal["last", "windows"] = "last"
+    targets: Literal["all", "last"] = "all"
+    prefixes_per_sequence: int = 0
+    max_segments: int = 32
+
+    def __post_init__(self) -> None:
+        for field, value, allowed in (
+            ("mode", self.mode, ("packed", "padded", "prefix")),
+            ("origin", self.origin, ("start", "end")),
+            ("long_histories", self.long_histories, ("last", "windows")),
+            ("targets", self.targets, ("all", "last")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"batches.{field} must be one of {', '.join(allowed)}; got {value!r}")
+        for field, number, least in (
+            ("batch_size", self.batch_size, 1),
+            ("max_length", self.max_length, 1),
+            ("prefixes_per_sequence", self.prefixes_per_sequence, 0),
+            ("max_segments", self.max_segments, 1),
+        ):
+            if number < least:
+                raise ConfigError(f"batches.{field} must be at least {least}, got {number}")
+
+    @property
+    def last_only(self) -> bool:
+        """Whether only the last target of each sequence of a row counts."""
+        return self.mode == "prefix" or self.targets == "last"
+
+
+def training_sequences(
+    starts: np.ndarray, stops: np.ndarray, max_length: int, long_histories: Literal["last", "windows"] = "last"
+) -> Sequences:
+    """Input stretches of at most ``max_length`` from each user's training part ``[starts, stops)`` of the log.
+
+    A part of n interactions has n - 1 inputs with a target; users with fewer than two interactions give none. With
+    "windows" the whole part is used: consecutive stretches that end at the newest interaction.
+
+    Args:
+      starts, stops: int64[U].
+    """
+    inputs = np.maximum(stops - starts - 1, 0)
+    if long_histories == "last":
+        users = np.flatnonzero(inputs > 0)
+        lengths = np.minimum(inputs[users], max_length)
+        return Sequences(
+            (stops[users] - 1 - lengths).astype(np.int64), lengths.astype(np.int32), users.astype(np.int32)
+        )
+    windows = -(-inputs // max_length)
+    users = np.repeat(np.arange(len(starts)), windows)
+    # Windows are numbered from the newest: the k-th ends k * max_length inputs before the end.
+    number = np.arange(len(users)) - np.repeat(np.cumsum(windows) - windows, windows)
+    window_stops = stops[users] - 1 - number * max_length
+    window_starts = np.maximum(window_stops - max_length, starts[users])
+    return Sequences(
+        window_starts.astype(np.int64), (window_stops - window_starts).astype(np.int32), users.astype(np.int32)
+    )
+
+
+def prefixes(starts: np.ndarray, stops: np.ndarray, max_length: int) -> Sequences:
+    """Every prefix of each training part that has a target: one sequence a target, at most ``max_length`` long."""
+    targets = np.maximum(stops - starts - 1, 0)
+    users = np.repeat(np.arange(len(starts)), targets)
+    number = np.arange(len(users)) - np.repeat(np.cumsum(targets) - targets, targets)
+    prefix_stops = starts[users] + 1 + number
+    prefix_starts = np.maximum(prefix_stops - max_length, starts[users])
+    return Sequences(
+        prefix_starts.astype(np.int64), (prefix_stops - prefix_starts).astype(np.int32), users.astype(np.int32)
+    )
+
+
+class Position(NamedTuple):
+    """Where a stream stands: the next row is number ``row`` of epoch ``epoch``."""
+
+    epoch: int = 0
+    row: int = 0
+
+
+class RowStream:
+    """Rows without end: each epoch holds every sequence once, in an order that (seed, epoch) alone determine.
+
+    A batch may straddle two epochs, so that every batch is full and every chunk of steps has the same shape.
+
+    Args:
+      starts, stops: int64[U], each user's training part of the log.
+      config: mode and shapes.
+      seed: of the order.
+
+    Raises:
+      DataError: no user has two training interactions.
+    """
+
+    def __init__(self, starts: np.ndarray, stops: np.ndarray, config: BatchConfig, seed: int):
+        self.config = config
+        self.seed = seed
+        if config.mode == "prefix":
+            self._sequences = prefixes(starts, stops, config.max_length)
+        else:
+            self._sequences = training_sequences(starts, stops, config.max_length, config.long_histories)
+        if not len(self._sequences.starts):
+            raise DataError(
+                "no training sequence: expected at least one user with two training interactions, got none; "
+                "lower the filters or hold out fewer interactions"
+            )
+        self._cached: tuple[int, Rows] | None = None
+        first = self.epoch_rows(0)
+        self.rows_per_epoch = len(first.starts)
+        self.fill_rate = fill_rate(first, config.max_length)
+        real = len(first.lengths.nonzero()[0]) if config.last_only else int(first.lengths.sum())
+        self.targets_per_epoch = real
+
+    def epoch_rows(self, epoch: int) -> Rows:
+        """All rows of an epoch (their number differs a little from epoch to epoch when packed)."""
+        if self._cached is not None and self._cached[0] == epoch:
+            return self._cached[1]
+        config = self.config
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(len(self._sequences.starts))
+        if config.mode == "prefix" and config.prefixes_per_sequence:
+            order = self._draw_prefixes(order)
+        sequences = Sequences(*(field[order] for field in self._sequences))
+        if config.mode == "padded":
+            rows = pad(sequences)
+        else:
+            packed = pack(sequences, config.max_length, config.max_segments)
+            rows = packed.select(generator.permutation(len(packed.starts)))
+        self._cached = (epoch, rows)
+        return rows
+
+    def _draw_prefixes(self, order: np.ndarray) -> np.ndarray:
+        """The first few prefixes of each user in a random order: a draw without replacement."""
+        by_user = order[np.argsort(self._sequences.users[order], kind="stable")]
+        users = self._sequences.users[by_user]
+        first = np.searchsorted(users, users)
+        drawn = by_user[np.arange(len(users)) - first < self.config.prefixes_per_sequence]
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        return drawn[np.argsort(rank[drawn])]
+
+    def take(self, position: Position, count: int) -> tuple[Rows, Position]:
+        """The next ``count`` rows from ``position`` on, and the position after them."""
+        parts: list[Rows] = []
+        epoch, row = position
+        while count > 0:
+            rows = self.epoch_rows(epoch)
+            part = rows.select(slice(row, row + count))
+            parts.append(part)
+            count -= len(part.starts)
+            row += len(part.starts)
+            if row >= len(rows.starts):
+                epoch, row = epoch + 1, 0
+        return Rows(*(np.concatenate(field) for field in zip(*parts, strict=True))), Position(epoch, row)

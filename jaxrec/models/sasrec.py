@@ -1,0 +1,189 @@
+"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), faithful and modern."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxrec.attention import ATTENTION
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
+from jaxrec.data.batches import Batch
+from jaxrec.errors import ConfigError
+from jaxrec.layers import Dropout, Initializer
+from jaxrec.models.base import ItemTable
+from jaxrec.models.blocks import ACTIVATIONS, Block, zero_padding
+from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding
+
+ADDITIVE_POSITIONS = ("learned", "sinusoidal")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class SASRecConfig:
+    """A causal transformer over item embeddings whose output is scored against those embeddings.
+
+    Attributes:
+      width: D, size of item vectors and hidden states.
+      layers: number of blocks.
+      block: arrangement of norms and residuals: "original", "post-norm" (S3-Rec, Li et al.) or "pre-norm".
+      ffn_width: inner size of the feed-forward network; 0 = the same as ``width`` (the original's).
+      activation: of the feed-forward network: "relu", "gelu", "gelu-tanh" or "silu".
+      dropout: rate on the embeddings and on each sublayer.
+      positions: "auto" (what the attention mechanism prefers), "learned", "sinusoidal", "none", or a scheme inside the
+        attention ("rotary", "relative-bias", "alibi", "time-interval").
+      scale_embeddings: multiply item vectors by sqrt(D) at the input (the original does).
+      embedding_norm: layer norm on the input embeddings (S3-Rec does).
+      init: "normal" with standard deviation ``init_scale``, or "xavier" (uniform for kernels, normal for tables).
+      init_scale: standard deviation of "normal".
+      norm_epsilon: of the layer norms.
+      item_bias: learn a bias for each item's score.
+      separate_output: score against a second item table rather than the input's.
+      remat: recompute each block in the backward pass: less memory, one more forward.
+      dtype: operands of matrix products: "float32" or "bfloat16" (sums stay float32).
+    """
+
+    width: int = 64
+    layers: int = 2
+    block: Literal["original", "post-norm", "pre-norm"] = "pre-norm"
+    ffn_width: int = 0
+    activation: Literal["relu", "gelu", "gelu-tanh", "silu"] = "gelu-tanh"
+    dropout: float = 0.3
+    positions: str = "auto"
+    scale_embeddings: bool = False
+    embedding_norm: bool = False
+    init: Literal["normal", "xavier"] = "normal"
+    init_scale: float = 0.02
+    norm_epsilon: float = 1e-6
+    item_bias: bool = False
+    separate_output: bool = False
+    remat: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for field, number in (("width", self.width), ("layers", self.layers)):
+            if number < 1:
+                raise ConfigError(f"encoder.{field} must be at least 1, got {number}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
+        for field, value, allowed in (
+            ("block", self.block, ("original", "post-norm", "pre-norm")),
+            ("init", self.init, ("normal", "xavier")),
+            ("dtype", self.dtype, tuple(DTYPES)),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"encoder.{field} must be one of {', '.join(allowed)}; got {value!r}")
+        ACTIVATIONS[self.activation]
+
+    def module(
+        self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
+    ) -> SASRec:
+        """The encoder for a catalogue of ``n_items`` and histories of at most ``max_length``."""
+        return SASRec(self, attention, n_items, max_length, position_origin)
+
+
+class SASRec(nn.Module):
+    """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
+
+    Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
+    ``max_length * D`` for learned positions, ``2 D`` for the embedding norm and for the final norm (not in post-norm),
+    and for each layer the attention's own, ``4 D`` for two norms and ``2 D F + F + D`` for a feed-forward width F.
+    """
+
+    config: SASRecConfig
+    attention: AttentionConfig
+    n_items: int
+    max_length: int
+    position_origin: str = "start"
+
+    @property
+    def positions(self) -> str:
+        """The position scheme in force."""
+        return self.attention.default_positions if self.config.positions == "auto" else self.config.positions
+
+    def attention_shape(self) -> AttentionShape:
+        """What every block hands to its attention mechanism."""
+        return AttentionShape(
+            width=self.config.width,
+            max_length=self.max_length,
+            positions=self.positions,
+            position_origin=self.position_origin,
+            output_projection=self.config.block != "original",
+            kernel_init=self._kernel_init(),
+            dtype=DTYPES[self.config.dtype],
+        )
+
+    def _kernel_init(self) -> Initializer:
+        if self.config.init == "normal":
+            return nn.initializers.normal(self.config.init_scale)
+        return nn.initializers.xavier_uniform()
+
+    def _table_init(self) -> Initializer:
+        if self.config.init == "normal":
+            return nn.initializers.normal(self.config.init_scale)
+        return nn.initializers.xavier_normal()
+
+    @nn.compact
+    def __call__(self, batch: Batch, train: bool = False) -> Array:
+        config = self.config
+        shape = self.attention_shape()
+        self.attention.check(shape)
+        x = ItemEmbedding(self.n_items, config.width, self._table_init(), name="items")(batch.items)
+        if config.scale_embeddings:
+            x = x * config.width**0.5
+        if self.positions in ADDITIVE_POSITIONS:
+            x = x + PositionEmbedding(
+                self.max_length, config.width, self.positions == "learned", self._table_init(), name="positions"
+            )(batch.positions)
+        if config.embedding_norm:
+            x = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")(x)
+        x = zero_padding(Dropout(config.dropout)(x, train), batch.segments)
+
+        context = AttentionContext(batch.positions, batch.segments, batch.timestamps)
+        block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
+        for layer in range(config.layers):
+            x = block(
+                config.block,
+                self.attention,
+                shape,
+                config.ffn_width or config.width,
+                config.activation,
+                config.dropout,
+                config.norm_epsilon,
+                name=f"layer_{layer}",
+            )(x, context, train)
+            x = zero_padding(x, batch.segments)
+        if config.block != "post-norm":
+            x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), batch.segments)
+        if config.separate_output:
+            self.param("output_table", self._table_init(), (self.n_items + 1, config.width), jnp.float32)
+        if config.item_bias:
+            self.param("item_bias", nn.initializers.zeros_init(), (self.n_items + 1,), jnp.float32)
+        return x
+
+    def item_table(self, params: Mapping[str, Any]) -> ItemTable:
+        """The candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
+        vectors = params["output_table"] if self.config.separate_output else params["items"]["table"]
+        return ItemTable(vectors, params["item_bias"] if self.config.item_bias else None)
+
+    def parameter_count(self) -> int:
+        """Number of parameters by the formula in the class docstring."""
+        config, width = self.config, self.config.width
+        inner = config.ffn_width or width
+        shape = self.attention_shape()
+        layer = self.attention.parameter_count(shape) + 4 * width + 2 * width * inner + inner + width
+        return (
+            (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
+            + (self.max_length * width if self.positions == "learned" else 0)
+            + 2 * width * (int(config.embedding_norm) + int(config.block != "post-norm"))
+            + config.layers * layer
+        )
+
+
+def known_attention(name: str) -> type[AttentionConfig]:
+    """The configuration class of a registered mechanism; the error lists what exists."""
+    return ATTENTION[name]
