@@ -1,0 +1,1 @@
+"""Full-corpus scoring, ranks, metrics, significance, stability, beyond-accuracy."""

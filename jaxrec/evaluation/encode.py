@@ -1,0 +1,162 @@
+"""Hidden state of each history's last position: histories packed into rows, so that no work goes into padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxrec.data.batches import Batch, Origin, Rows, Sequences, expand, pack
+from jaxrec.errors import ConfigError, DataError
+
+#: ``(params, batch) -> hidden [B, L, D]``, without dropout.
+ApplyFn = Callable[[Any, Batch], Array]
+
+#: Positions in one batch: 64 rows of 200 or 256 rows of 50.
+TOKENS_PER_BATCH = 12_800
+
+
+def encode_histories(
+    apply_fn: ApplyFn,
+    params: Any,
+    items: Any,
+    starts: Any,
+    stops: Any,
+    *,
+    max_length: int,
+    origin: Origin = "start",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    timestamps: Any = None,
+    users: Any = None,
+) -> Array:
+    """The state that scores the next item of each history.
+
+    Every batch has the same shape, so one program is compiled for all calls with the same ``apply_fn`` object.
+
+    Args:
+      apply_fn: ``(params, Batch) -> hidden [B, L, D]`` with ``train=False``; pass the same object each time.
+      params: its parameters.
+      items: int32[N], the log.
+      starts, stops: int64[E], history e is ``items[starts[e]:stops[e]]``; its last ``max_length`` interactions are used.
+      max_length: L.
+      origin: what positions count from, as in training.
+      tokens_per_batch: B * L, which sets the memory of the forward pass.
+      timestamps: int32[N], seconds since the first event, for encoders that use them.
+      users: int32[E], index of the user of each history, for encoders that use it.
+
+    Returns:
+      float32[E, D] on the device, in the order of the histories. An empty history has the zero state: its scores are the
+      item biases alone, whatever the encoder would make of padding.
+
+    Raises:
+      ConfigError: ``tokens_per_batch`` holds no row of ``max_length``.
+      DataError: histories outside the log.
+    """
+    starts, stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+    if tokens_per_batch < max_length or max_length < 1:
+        raise ConfigError(
+            f"tokens_per_batch must be at least max_length (one row), got {tokens_per_batch} for max_length {max_length}"
+        )
+    if len(starts) and (starts.min() < 0 or stops.max() > len(items) or (stops < starts).any()):
+        raise DataError(
+            f"histories must lie inside the log of {len(items)} interactions with start <= stop, "
+            f"got starts from {starts.min()} and stops to {stops.max()}"
+        )
+    lengths = np.minimum(stops - starts, max_length)
+    full = np.flatnonzero(lengths > 0)
+    owners = np.zeros(len(starts), np.int32) if users is None else np.asarray(users, np.int32)
+    plan = _plan(stops - lengths, lengths, owners, full, max_length)
+    n_rows = tokens_per_batch // max_length
+    log = jnp.asarray(np.asarray(items), jnp.int32)
+    times = None if timestamps is None else jnp.asarray(np.asarray(timestamps), jnp.int32)
+    if not len(full):
+        return _no_states(apply_fn, params, plan.rows, log, times, max_length, origin, n_rows, len(starts))
+    pieces = []
+    for first in range(0, len(plan.rows.lengths), n_rows):
+        rows = _padded(plan.rows.select(slice(first, first + n_rows)), n_rows)
+        pieces.append(_last_states(apply_fn, params, rows, log, times, max_length, origin))
+    # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty histories.
+    place = np.full(len(starts), -1, np.int64)
+    place[full] = plan.place
+    return _gather(pieces, place.astype(np.int32))
+
+
+class _Plan:
+    """Rows of packed histories, and where each history went: ``place[i]`` = row * S + slot."""
+
+    def __init__(self, rows: Rows, place: np.ndarray):
+        self.rows, self.place = rows, place
+
+
+def _plan(
+    starts: np.ndarray, lengths: np.ndarray, users: np.ndarray, full: np.ndarray, max_length: int
+) -> _Plan:
+    """Pack the histories ``full``, longest first: that fills rows best."""
+    order = full[np.argsort(-lengths[full], kind="stable")]
+    # The packed "user" is the number of the history, by which it is found again; the real one is put back after.
+    rows = pack(Sequences(starts[order], lengths[order].astype(np.int32), order.astype(np.int32)), max_length)
+    width = max(1, int((rows.lengths > 0).sum(axis=1).max(initial=1)))
+    width = 1 << (width - 1).bit_length()
+    extra = max(0, width - rows.lengths.shape[1])
+    rows = Rows(*(np.pad(part, ((0, 0), (0, extra)))[:, :width] for part in rows))
+    used = rows.lengths > 0
+    place = np.empty(len(starts), np.int64)
+    place[rows.users[used]] = np.flatnonzero(used.reshape(-1))
+    owners = np.where(used, users[rows.users], 0).astype(np.int32)
+    return _Plan(Rows(rows.starts.astype(np.int32), rows.lengths, owners), place[full])
+
+
+def _padded(rows: Rows, n_rows: int) -> Rows:
+    extra = n_rows - len(rows.lengths)
+    return Rows(*(np.pad(part, ((0, extra), (0, 0))) for part in rows)) if extra else rows
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "max_length", "origin"))
+def _last_states(
+    apply_fn: ApplyFn,
+    params: Any,
+    rows: Rows,
+    items: Array,
+    timestamps: Array | None,
+    max_length: int,
+    origin: Origin,
+) -> Array:
+    """float32[B * S, D]: the state at the last position of each slot (of position 0 where the slot is unused)."""
+    batch = expand(
+        rows, items, max_length=max_length, origin=origin, with_targets=False, timestamps=timestamps, xp=jnp
+    )
+    hidden = apply_fn(params, batch)
+    last = jnp.maximum(jnp.cumsum(rows.lengths, axis=1, dtype=jnp.int32) - 1, 0)
+    states = jnp.take_along_axis(hidden, last[:, :, None], axis=1)
+    return states.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
+
+
+@jax.jit
+def _gather(pieces: list[Array], place: Array) -> Array:
+    states = jnp.concatenate(pieces)
+    return jnp.where((place >= 0)[:, None], states[jnp.maximum(place, 0)], jnp.float32(0))
+
+
+def _no_states(
+    apply_fn: ApplyFn,
+    params: Any,
+    rows: Rows,
+    items: Array,
+    times: Any,
+    length: int,
+    origin: Origin,
+    n: int,
+    e: int,
+) -> Array:
+    """Zero states of the encoder's width, without running it."""
+    empty = Rows(*(np.zeros((n, 1), part.dtype) for part in rows))
+    log = jnp.zeros((1,), jnp.int32) if not len(items) else items
+    shape = jax.eval_shape(
+        lambda p: _last_states(apply_fn, p, empty, log, times, max_length=length, origin=origin), params
+    )
+    return jnp.zeros((e, shape.shape[-1]), jnp.float32)

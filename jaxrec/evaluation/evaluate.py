@@ -1,0 +1,194 @@
+"""Evaluate an encoder on the cases of a split: encode, rank, average."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrec.data.batches import Origin
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation import scoring
+from jaxrec.evaluation.encode import TOKENS_PER_BATCH, ApplyFn, encode_histories
+from jaxrec.evaluation.metrics import DEFAULT_KS, metric_values, ranking_metrics
+from jaxrec.evaluation.scoring import Catalogue, catalogue, rank_targets
+from jaxrec.evaluation.seen import seen_items
+from jaxrec.models.base import ItemTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Ranks of every target, from which every metric, test and plot is made.
+
+    Attributes:
+      ranks: int32[T], 1 = best.
+      target_offsets: int64[E+1], case e has ``ranks[target_offsets[e]:target_offsets[e+1]]``.
+      users: int32[E], index of the user of each case.
+      targets: int32[T].
+      metrics: means over cases.
+      counts: what was evaluated and what was left out: cases, targets, users without targets, targets unseen in training.
+      protocol: what each number means: candidates, seen items, ties.
+    """
+
+    ranks: np.ndarray
+    target_offsets: np.ndarray
+    users: np.ndarray
+    targets: np.ndarray
+    metrics: dict[str, float]
+    counts: dict[str, int]
+    protocol: str
+
+    def values(self, metric: str) -> np.ndarray:
+        """float64[E], one metric of every case, such as ``values("NDCG@10")``."""
+        return metric_values(self.ranks, metric, self.target_offsets)
+
+    def save(self, path: str | Path, meta: dict[str, Any] | None = None) -> None:
+        """Write ranks and ``meta`` (dataset fingerprint, split, seed, ...) to one ``.npz`` that `compare_runs` reads."""
+        text = json.dumps(
+            {**(meta or {}), "metrics": self.metrics, "counts": self.counts, "protocol": self.protocol},
+            sort_keys=True,
+        )
+        with open(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                ranks=self.ranks,
+                target_offsets=self.target_offsets,
+                users=self.users,
+                targets=self.targets,
+                meta=np.asarray(text),
+            )
+
+
+FULL_PROTOCOL = "full corpus; seen items removed; ties: lower id first"
+SEEN_KEPT_PROTOCOL = "full corpus; seen items kept; ties: lower id first"
+
+
+def evaluate_cases(
+    apply_fn: ApplyFn,
+    table: ItemTable | Catalogue,
+    params: Any,
+    cases: Any,
+    items: np.ndarray,
+    *,
+    max_length: int,
+    origin: Origin = "start",
+    ks: Sequence[int] = DEFAULT_KS,
+    remove_seen: bool = True,
+    known_items: np.ndarray | None = None,
+    unknown_targets: Literal["keep", "drop"] = "keep",
+    timestamps: Any = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    item_chunk: int = scoring.ITEM_CHUNK,
+    row_chunk: int = scoring.ROW_CHUNK,
+    mesh: Mesh | None = None,
+) -> Evaluation:
+    """Rank every target of every case among all items.
+
+    Args:
+      apply_fn, params, max_length, origin, timestamps, tokens_per_batch: see `encode_histories`.
+      table: the encoder's item table, or a `Catalogue`.
+      cases: `EvaluationCases` of a split.
+      items: int32[N], the log that the cases point into.
+      ks: cutoffs of the metrics.
+      remove_seen: strike the items of the whole history (not only its last ``max_length``) from the candidates.
+      known_items: bool[V+1], which items occur in training; None = not counted.
+      unknown_targets: "keep" ranks targets that never occur in training (they count as what they are, hard); "drop"
+        leaves them out. Counted either way where ``known_items`` is given.
+      item_chunk, row_chunk, mesh: see `rank_targets`.
+
+    Raises:
+      ConfigError: ``unknown_targets="drop"`` without ``known_items``; a cutoff below 1 or above the catalogue.
+      DataError: no case with a target is left.
+      NonFiniteError: as in `rank_targets`.
+    """
+    full = catalogue(table, item_chunk=item_chunk, mesh=mesh)
+    _check_cutoffs(ks, full.n_items)
+    cases, counts = usable_cases(cases, known_items, unknown_targets)
+    hidden = encode_histories(
+        apply_fn,
+        params,
+        items,
+        cases.history_starts,
+        cases.history_stops,
+        max_length=max_length,
+        origin=origin,
+        tokens_per_batch=tokens_per_batch,
+        timestamps=timestamps,
+        users=cases.users,
+    )
+    sizes = np.diff(cases.target_offsets)
+    row_of_target = np.repeat(np.arange(len(sizes)), sizes)
+    seen = seen_items(cases, items) if remove_seen else None
+    if len(row_of_target) != len(sizes):
+        hidden = hidden[row_of_target]
+        seen = None if seen is None else seen.select(row_of_target)
+    ranks = rank_targets(hidden, full, cases.targets, seen, row_chunk=row_chunk)
+    return Evaluation(
+        ranks=ranks,
+        target_offsets=np.asarray(cases.target_offsets, np.int64),
+        users=np.asarray(cases.users, np.int32),
+        targets=np.asarray(cases.targets, np.int32),
+        metrics=ranking_metrics(ranks, ks, cases.target_offsets),
+        counts=counts,
+        protocol=FULL_PROTOCOL if remove_seen else SEEN_KEPT_PROTOCOL,
+    )
+
+
+def _check_cutoffs(ks: Sequence[int], n_items: int) -> None:
+    for k in ks:
+        if not 1 <= k <= n_items:
+            raise ConfigError(f"ks must be cutoffs from 1 to the catalogue's {n_items} items, got {k}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cases:
+    users: np.ndarray
+    history_starts: np.ndarray
+    history_stops: np.ndarray
+    targets: np.ndarray
+    target_offsets: np.ndarray
+
+
+def usable_cases(
+    cases: Any, known_items: np.ndarray | None = None, unknown_targets: Literal["keep", "drop"] = "keep"
+) -> tuple[Any, dict[str, int]]:
+    """Cases that have a target, and counts of what they are and of what was left out (see `evaluate_cases`)."""
+    targets = np.asarray(cases.targets)
+    offsets = np.asarray(cases.target_offsets, np.int64)
+    sizes = np.diff(offsets)
+    counts = {"users_without_targets": int((sizes == 0).sum())}
+    keep_target = np.ones(len(targets), bool)
+    if known_items is not None:
+        unknown = ~np.asarray(known_items, bool)[targets]
+        counts["targets_unseen_in_training"] = int(unknown.sum())
+        if unknown_targets == "drop":
+            keep_target = ~unknown
+    elif unknown_targets == "drop":
+        raise ConfigError(
+            "unknown_targets='drop' needs known_items (bool[V+1], which items occur in training), got None"
+        )
+    if unknown_targets not in ("keep", "drop"):
+        raise ConfigError(f"unknown_targets must be 'keep' or 'drop', got {unknown_targets!r}")
+    owner = np.repeat(np.arange(len(sizes)), sizes)[keep_target]
+    sizes = np.bincount(owner, minlength=len(sizes))
+    rows = np.flatnonzero(sizes)
+    if not len(rows):
+        raise DataError(
+            f"no case has a target to rank: got {len(sizes)} cases, counts {counts}; split with more held out, "
+            "or keep the targets that training never saw"
+        )
+    chosen = _Cases(
+        users=np.asarray(cases.users)[rows],
+        history_starts=np.asarray(cases.history_starts)[rows],
+        history_stops=np.asarray(cases.history_stops)[rows],
+        targets=targets[keep_target],
+        target_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[rows], dtype=np.int64)]),
+    )
+    counts |= {"cases": len(rows), "targets": int(keep_target.sum())}
+    counts["cases_with_empty_history"] = int((chosen.history_stops <= chosen.history_starts).sum())
+    return chosen, counts

@@ -1,0 +1,144 @@
+"""Metrics from ranks (one target a case) and from ranks of several targets a case.
+
+All follow the definitions of TREC evaluation with binary relevance, which `ir_measures` implements: for a case with
+targets T and the list of the K best candidates,
+
+    Precision@K = hits / K                 Recall@K = hits / |T|          HR@K = 1 if any hit
+    NDCG@K = sum over hits of 1 / log2(1 + rank), divided by the same sum of an ideal list of min(K, |T|) hits
+    MRR@K = 1 / rank of the first hit      MAP@K = sum over hits of (hits so far / rank), divided by |T|
+
+With one target HR@K = Recall@K and NDCG@K = 1 / log2(1 + rank) (the definitions of He et al., WWW 2017, and of every
+leave-one-out paper since). Ranks are 1-based; the mean over cases is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrec.errors import ConfigError, DataError
+
+DEFAULT_KS = (5, 10, 20)
+
+
+def hits(ranks: np.ndarray, k: int) -> np.ndarray:
+    """float64[E]: 1 where the target is among the first ``k``."""
+    return (np.asarray(ranks) <= k).astype(np.float64)
+
+
+def discounted_gains(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
+    """float64[E]: 1 / log2(1 + rank), 0 beyond ``k``."""
+    ranks = np.asarray(ranks, np.float64)
+    gains = 1.0 / np.log2(1.0 + ranks)
+    return gains if k is None else np.where(ranks <= k, gains, 0.0)
+
+
+def reciprocal_ranks(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
+    """float64[E]: 1 / rank, 0 beyond ``k``."""
+    ranks = np.asarray(ranks, np.float64)
+    return 1.0 / ranks if k is None else np.where(ranks <= k, 1.0 / ranks, 0.0)
+
+
+def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = None) -> np.ndarray:
+    """One metric of every case: float64[E].
+
+    Args:
+      ranks: int[T], the rank of each target, 1 = best.
+      metric: "HR@10", "Recall@10", "Precision@10", "NDCG@10", "MRR@10", "MAP@10", or "MRR", "NDCG", "MAP" over the
+        whole catalogue.
+      offsets: int64[E+1], case e has the targets ``ranks[offsets[e]:offsets[e+1]]``; None = one each.
+
+    Raises:
+      ConfigError: the metric is unknown.
+      DataError: a rank below 1, or a case without a target.
+    """
+    name, k = parse_metric(metric)
+    ranks = np.asarray(ranks)
+    if len(ranks) and ranks.min() < 1:
+        raise DataError(f"ranks must be at least 1 (1 = best), got {ranks.min()}")
+    if offsets is None or len(offsets) == len(ranks) + 1:
+        single = {
+            "HR": lambda: hits(ranks, _cutoff(k)),
+            "Recall": lambda: hits(ranks, _cutoff(k)),
+            "Precision": lambda: hits(ranks, _cutoff(k)) / _cutoff(k),
+            "NDCG": lambda: discounted_gains(ranks, k),
+            "MRR": lambda: reciprocal_ranks(ranks, k),
+            "MAP": lambda: reciprocal_ranks(ranks, k),
+        }
+        return single[name]()
+    return _several_targets(ranks, name, k, np.asarray(offsets, np.int64))
+
+
+def _cutoff(k: int | None) -> int:
+    assert k is not None  # parse_metric demands it for these metrics
+    return k
+
+
+def _several_targets(ranks: np.ndarray, name: str, k: int | None, offsets: np.ndarray) -> np.ndarray:
+    sizes = np.diff(offsets)
+    if (sizes < 1).any():
+        raise DataError(
+            f"every case needs a target, got {int((sizes < 1).sum())} without; leave them out and count them"
+        )
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((ranks, owner))
+    rank = np.asarray(ranks, np.float64)[order]
+    so_far = np.arange(len(rank)) - offsets[:-1][owner] + 1.0
+    inside = np.ones(len(rank)) if k is None else (rank <= k).astype(np.float64)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, weights=values * inside, minlength=len(sizes))
+
+    if name == "HR":
+        return (total(np.ones(len(rank))) > 0).astype(np.float64)
+    if name == "Recall":
+        return total(np.ones(len(rank))) / sizes
+    if name == "Precision":
+        return total(np.ones(len(rank))) / _cutoff(k)
+    if name == "MRR":
+        return total((so_far == 1) / rank)
+    if name == "MAP":
+        return total(so_far / rank) / sizes
+    ideal = np.concatenate([np.zeros(1), np.cumsum(1.0 / np.log2(2.0 + np.arange(sizes.max(initial=1))))])
+    return total(1.0 / np.log2(1.0 + rank)) / ideal[sizes if k is None else np.minimum(sizes, k)]
+
+
+_AT_K = ("HR", "Recall", "Precision", "NDCG", "MRR", "MAP")
+_WITHOUT_K = ("NDCG", "MRR", "MAP")
+
+
+def parse_metric(metric: str) -> tuple[str, int | None]:
+    """("NDCG", 10) of "NDCG@10" and ("MRR", None) of "MRR"."""
+    name, _, cutoff = metric.partition("@")
+    valid = (name in _AT_K and cutoff.isdecimal() and int(cutoff) >= 1) or (
+        name in _WITHOUT_K and "@" not in metric
+    )
+    if not valid:
+        raise ConfigError(
+            f"unknown metric {metric!r}: expected one of {', '.join(_AT_K)} with @ and a cutoff such as NDCG@10, "
+            f"or {', '.join(_WITHOUT_K)} without"
+        )
+    return name, int(cutoff) if cutoff else None
+
+
+def ranking_metrics(
+    ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS, offsets: np.ndarray | None = None
+) -> dict[str, float]:
+    """Means over cases of the usual metrics: HR, NDCG and MRR at each cutoff, and MRR.
+
+    With several targets in some case also Precision, Recall and MAP at each cutoff (with one target Recall is HR).
+
+    Args:
+      ranks: int[T], 1 = best.
+      ks: cutoffs.
+      offsets: as in `metric_values`.
+
+    Returns:
+      {"HR@5": ..., "NDCG@5": ..., "MRR@5": ..., ..., "MRR": ...}; NaN where there is no case.
+    """
+    several = offsets is not None and len(offsets) != len(ranks) + 1
+    names = ["HR", "NDCG", "MRR"] + (["Precision", "Recall", "MAP"] if several else [])
+    metrics = [f"{name}@{k}" for k in ks for name in names] + ["MRR"]
+    values = {metric: metric_values(ranks, metric, offsets) for metric in metrics}
+    return {metric: float(each.mean()) if len(each) else float("nan") for metric, each in values.items()}

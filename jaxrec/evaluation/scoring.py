@@ -1,0 +1,313 @@
+"""Exact ranks and exact top-k over the whole catalogue, in float32, streamed in chunks of items.
+
+One batch of rows meets one chunk of items at a time, so memory is ``row_chunk * item_chunk`` scores whatever the size of
+the catalogue, and the chunk is still in the cache when it is counted. The tie rule is that of a stable top-k: greater
+score first, then lower id. A rank and a list come from the same product of the same shape, so the target has rank r if
+and only if it stands at place r of the list.
+
+On a mesh with axes ``data`` and ``item`` every device does this for its rows and its items; ranks are then summed over
+``item``, and k candidates a device are gathered and merged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrec.errors import ConfigError, DataError, NonFiniteError
+from jaxrec.evaluation import kernels
+from jaxrec.evaluation.seen import SeenItems, as_seen
+from jaxrec.models.base import ItemTable
+
+#: Rows and items of one tile of scores: 8 MiB of float32, which stays in the cache of a CPU core complex.
+ROW_CHUNK = 512
+ITEM_CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """An item table that was checked and laid out for scoring; build it once with `catalogue` to score many times.
+
+    Attributes:
+      vectors: float32[padded rows, D], split over ``item`` on a mesh.
+      bias: float32[padded rows].
+      n_items: V.
+      item_chunk: items of one tile on one device.
+      mesh: axes ``data`` and ``item``, or None for one device.
+      largest: bound on the length of ``vectors`` rows (for the overflow check) and on ``bias``.
+    """
+
+    vectors: Array
+    bias: Array
+    n_items: int
+    item_chunk: int
+    mesh: Mesh | None
+    largest: tuple[float, float]
+
+    @property
+    def data_shards(self) -> int:
+        return self.mesh.shape["data"] if self.mesh is not None else 1
+
+    @property
+    def item_shards(self) -> int:
+        return self.mesh.shape["item"] if self.mesh is not None else 1
+
+    @property
+    def local_items(self) -> int:
+        """Table rows on one device."""
+        return self.vectors.shape[0] // self.item_shards
+
+
+def catalogue(
+    table: ItemTable | Catalogue, *, item_chunk: int = ITEM_CHUNK, mesh: Mesh | None = None
+) -> Catalogue:
+    """Check a table and lay it out for scoring.
+
+    Args:
+      table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `Catalogue` passes through.
+      item_chunk: items of one tile; more memory, fewer and larger products.
+      mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None.
+
+    Raises:
+      NonFiniteError: the table holds NaN or infinity.
+      ConfigError: ``item_chunk`` is below 1, or the mesh lacks an axis.
+    """
+    if isinstance(table, Catalogue):
+        return table
+    if item_chunk < 1:
+        raise ConfigError(f"item_chunk must be at least 1, got {item_chunk}")
+    if mesh is not None and set(mesh.axis_names) != {"data", "item"}:
+        raise ConfigError(f"mesh must have the axes 'data' and 'item', got {mesh.axis_names}")
+    vectors = jnp.asarray(table.vectors, jnp.float32)
+    bias = (
+        jnp.zeros((vectors.shape[0],), jnp.float32)
+        if table.bias is None
+        else jnp.asarray(table.bias, jnp.float32)
+    )
+    largest = _largest(vectors, "the item table's vectors"), _largest(bias, "the item table's bias")
+    n_items = vectors.shape[0] - 1
+    if mesh is not None:
+        vectors, bias = _shard(vectors, bias, mesh)
+    local = vectors.shape[0] // (1 if mesh is None else mesh.shape["item"])
+    return Catalogue(vectors, bias, n_items, min(item_chunk, local), mesh, largest)
+
+
+def _shard(vectors: Array, bias: Array, mesh: Mesh) -> tuple[Array, Array]:
+    """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their id."""
+    extra = -vectors.shape[0] % mesh.shape["item"]
+    place = (NamedSharding(mesh, P("item", None)), NamedSharding(mesh, P("item")))
+    padded = jax.jit(
+        lambda v, b: (jnp.pad(v, ((0, extra), (0, 0))), jnp.pad(b, (0, extra))), out_shardings=place
+    )
+    result: tuple[Array, Array] = padded(vectors, bias)
+    return result
+
+
+@jax.jit
+def _largest_magnitude(x: Array) -> Array:
+    return jnp.max(jnp.abs(x), initial=jnp.float32(0))
+
+
+def _largest(x: Any, name: str) -> float:
+    largest = float(_largest_magnitude(x))
+    if not np.isfinite(largest):
+        raise NonFiniteError(
+            f"{name} must be finite to be ranked, got {largest}: the model diverged, or its parameters are damaged; "
+            "restore an earlier checkpoint"
+        )
+    return largest
+
+
+def _check_scores_finite(hidden: Any, items: Catalogue) -> None:
+    """Scores of finite operands are finite unless they overflow: |h·v + b| <= D max|h| max|v| + max|b|."""
+    largest = _largest(jnp.asarray(hidden, jnp.float32), "hidden states")
+    if not hidden.shape[-1] * largest * items.largest[0] + items.largest[1] < float(np.finfo(np.float32).max):
+        raise NonFiniteError(
+            f"scores must fit in float32, got hidden states up to {largest:.3g} and item vectors up to "
+            f"{items.largest[0]:.3g}: the model diverged; restore an earlier checkpoint"
+        )
+
+
+def rank_targets(
+    hidden: Any,
+    table: ItemTable | Catalogue,
+    targets: Any,
+    seen: Any = None,
+    *,
+    item_chunk: int = ITEM_CHUNK,
+    row_chunk: int = ROW_CHUNK,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Rank of one target a row among all items: 1 + #(greater score) + #(equal score and lower id).
+
+    Args:
+      hidden: float[E, D].
+      table: the items; see `catalogue`.
+      targets: int[E], ids 1..V.
+      seen: `SeenItems`, padded int[E, S] with 0 = none, or None. A row's target is never removed.
+      item_chunk: items of one tile (ignored for a `Catalogue`).
+      row_chunk: rows of one tile and device; a tile takes ``4 * row_chunk * item_chunk`` bytes.
+      mesh: see `catalogue` (ignored for a `Catalogue`).
+
+    Returns:
+      int32[E], 1 = best.
+
+    Raises:
+      NonFiniteError: hidden states or the table hold NaN or infinity, or a score may overflow.
+      DataError: targets or seen items outside 1..V, or lengths that differ.
+    """
+    items = catalogue(table, item_chunk=item_chunk, mesh=mesh)
+    targets = np.asarray(targets, np.int32)
+    n_rows = len(hidden)
+    _check_rows(hidden, items, row_chunk)
+    if targets.shape != (n_rows,):
+        raise DataError(
+            f"targets must hold one item for each of the {n_rows} hidden states, got shape {targets.shape}"
+        )
+    if n_rows and (targets.min() < 1 or targets.max() > items.n_items):
+        raise DataError(
+            f"targets must be item ids from 1 to {items.n_items}, got {targets.min()} to {targets.max()}: "
+            "leave out cases without a target, and use the table of the dataset that the cases come from"
+        )
+    seen = as_seen(seen, n_rows, items.n_items)
+    _check_scores_finite(hidden, items)
+    # Rows sorted by target: the tile that holds the target is computed twice, and then a batch has few such tiles.
+    order = np.argsort(targets, kind="stable")
+    ranks = np.empty(n_rows, np.int32)
+    batches = []
+    for rows, batch in _row_batches(order, items, row_chunk):
+        struck = _struck(seen, batch, items, targets)
+        batch_targets = np.where(batch >= 0, targets[batch], 1).astype(np.int32)
+        out = kernels.rank(
+            _take_rows(hidden, batch), items.vectors, items.bias, batch_targets, *struck,
+            n_items=items.n_items, item_chunk=items.item_chunk, mesh=items.mesh,
+        )  # fmt: skip
+        batches.append((rows, out))
+    for rows, out in batches:
+        ranks[rows] = np.asarray(out)[: len(rows)]
+    return ranks
+
+
+def top_k(
+    hidden: Any,
+    table: ItemTable | Catalogue,
+    k: int,
+    seen: Any = None,
+    *,
+    keep: Any = None,
+    item_chunk: int = ITEM_CHUNK,
+    row_chunk: int = ROW_CHUNK,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best items of each row, best first; among equal scores the lower id first.
+
+    Args:
+      hidden, table, seen, item_chunk, row_chunk, mesh: see `rank_targets`.
+      k: length of the lists, from 1 to V (and to a device's share of the table on a mesh).
+      keep: int[E], one item a row that is not removed even when seen (its target), or None.
+
+    Returns:
+      Scores float32[E, K] and items int32[E, K]. A row with fewer than K candidates left ends with score -inf, item 0.
+
+    Raises:
+      ConfigError: ``k`` is below 1 or above what the catalogue holds.
+      NonFiniteError, DataError: as in `rank_targets`.
+    """
+    items = catalogue(table, item_chunk=item_chunk, mesh=mesh)
+    n_rows = len(hidden)
+    _check_rows(hidden, items, row_chunk)
+    if not 1 <= k <= items.n_items:
+        raise ConfigError(f"k must be from 1 to the catalogue's {items.n_items} items, got {k}")
+    seen = as_seen(seen, n_rows, items.n_items)
+    _check_scores_finite(hidden, items)
+    kept = None if keep is None else np.asarray(keep, np.int32)
+    scores = np.empty((n_rows, k), np.float32)
+    ids = np.empty((n_rows, k), np.int32)
+    for rows, batch in _row_batches(np.arange(n_rows), items, row_chunk):
+        struck = _struck(seen, batch, items, kept)
+        out = kernels.best(
+            _take_rows(hidden, batch), items.vectors, items.bias, *struck,
+            k=k, n_items=items.n_items, item_chunk=items.item_chunk, mesh=items.mesh,
+        )  # fmt: skip
+        scores[rows], ids[rows] = (np.asarray(part)[: len(rows)] for part in out)
+    return scores, ids
+
+
+def _check_rows(hidden: Any, items: Catalogue, row_chunk: int) -> None:
+    width = items.vectors.shape[1]
+    if np.ndim(hidden) != 2 or hidden.shape[1] != width:
+        raise DataError(
+            f"hidden must be [rows, {width}] to match the item table, got shape {np.shape(hidden)}"
+        )
+    if row_chunk < 1:
+        raise ConfigError(f"row_chunk must be at least 1, got {row_chunk}")
+
+
+def _row_batches(order: np.ndarray, items: Catalogue, row_chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches of one size: the rows of each, and the same padded with -1. Few rows make a smaller batch, a power of two
+    so that calls of many sizes share few compilations."""
+    if not len(order):
+        return []
+    per_device = -(-len(order) // items.data_shards)
+    size = min(row_chunk, 1 << (per_device - 1).bit_length()) * items.data_shards
+    batches = []
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        batches.append((rows, np.pad(rows, (0, size - len(rows)), constant_values=-1)))
+    return batches
+
+
+def _take_rows(hidden: Any, batch: np.ndarray) -> Any:
+    rows = np.maximum(batch, 0)
+    if isinstance(hidden, np.ndarray):
+        return hidden[rows].astype(np.float32, copy=False)
+    return jnp.take(hidden, rows, axis=0, mode="clip").astype(jnp.float32)
+
+
+def _struck(
+    seen: SeenItems, batch: np.ndarray, items: Catalogue, kept: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where -inf goes: rows and columns inside the tiles, sorted by tile, for each device.
+
+    Returns:
+      rows int32[data, item, P], columns int32[data, item, P], and offsets int32[data, item, tiles+1] of the tiles.
+    """
+    data, shards, local = items.data_shards, items.item_shards, items.local_items
+    tiles = -(-local // items.item_chunk)
+    size = len(batch) // data
+    real = batch[batch >= 0]
+    part = seen.select(real)
+    rows, ids = part.row_numbers(), part.items.astype(np.int64)
+    if kept is not None:
+        unlike = ids != kept[real][rows]
+        rows, ids = rows[unlike], ids[unlike]
+    shard, place = np.divmod(ids, local)
+    tile = place // items.item_chunk
+    column = place - np.minimum(tile * items.item_chunk, local - items.item_chunk)
+    group = ((rows // size) * shards + shard) * tiles + tile
+    n_groups = data * shards * tiles
+    if n_groups > 1:
+        small = group.astype(np.uint16) if n_groups <= 65536 else group  # 16 bits are sorted by radix
+        by_group = np.argsort(small, kind="stable")
+        rows, column = rows[by_group], column[by_group]
+    counts = np.bincount(group, minlength=n_groups).reshape(data * shards, tiles)
+    offsets = np.zeros((data * shards, tiles + 1), np.int32)
+    np.cumsum(counts, axis=1, out=offsets[:, 1:])
+    width = kernels.struck_width(int(offsets[:, -1].max()))
+    out_rows = np.zeros((data * shards, width), np.int32)
+    out_columns = np.zeros((data * shards, width), np.int32)
+    fill = np.arange(width)[None, :] < offsets[:, -1:]
+    out_rows[fill] = rows % size
+    out_columns[fill] = column
+    return (
+        out_rows.reshape(data, shards, width),
+        out_columns.reshape(data, shards, width),
+        offsets.reshape(data, shards, tiles + 1),
+    )

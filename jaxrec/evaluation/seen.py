@@ -1,0 +1,86 @@
+"""Which items a case must not be recommended again, and how they reach the chunk of scores that they are struck from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrec.errors import DataError
+
+
+class SeenItems(NamedTuple):
+    """Items to remove from each row's candidates, as CSR: row e removes ``items[offsets[e]:offsets[e + 1]]``.
+
+    Attributes:
+      offsets: int64[E+1].
+      items: int32[...], ids 1..V; repeats are harmless.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+    def select(self, rows: np.ndarray) -> SeenItems:
+        """The same for some rows, in the given order."""
+        counts = (self.offsets[1:] - self.offsets[:-1])[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        return SeenItems(offsets, self.items[ranges(self.offsets[:-1][rows], counts)])
+
+    def row_numbers(self) -> np.ndarray:
+        """int64: the row of each entry of ``items``."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def without(self, kept_offsets: np.ndarray, kept: np.ndarray, n_items: int) -> SeenItems:
+        """Leave out each row's ``kept[kept_offsets[e]:kept_offsets[e + 1]]``: targets are candidates even when seen."""
+        rows = self.row_numbers()
+        width = np.int64(n_items) + 1
+        kept_rows = np.repeat(np.arange(len(kept_offsets) - 1), np.diff(kept_offsets))
+        keep = ~np.isin(rows * width + self.items, kept_rows * width + kept)
+        counts = np.bincount(rows[keep], minlength=len(self.offsets) - 1)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        return SeenItems(offsets, self.items[keep])
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``concatenate([arange(s, s + n) for s, n in zip(starts, counts)])`` without a Python loop: int64."""
+    total = int(counts.sum())
+    before = np.cumsum(counts) - counts
+    return np.repeat(np.asarray(starts, np.int64) - before, counts) + np.arange(total, dtype=np.int64)
+
+
+def seen_items(cases: Any, items: np.ndarray) -> SeenItems:
+    """Everything in the history of each case, its own targets left out.
+
+    Args:
+      cases: `jaxrec.data.splits.EvaluationCases` of E cases.
+      items: int32[N], the log that the history bounds point into.
+    """
+    counts = np.asarray(cases.history_stops) - np.asarray(cases.history_starts)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+    history = SeenItems(offsets, np.asarray(items[ranges(cases.history_starts, counts)], np.int32))
+    largest = max(int(history.items.max(initial=0)), int(np.max(cases.targets, initial=0)))
+    return history.without(cases.target_offsets, cases.targets, largest)
+
+
+def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:
+    """``seen`` as CSR, checked: from `SeenItems`, from padded int[E, S] with 0 = none, or from None = nothing seen."""
+    if seen is None:
+        return SeenItems(np.zeros(n_rows + 1, np.int64), np.zeros(0, np.int32))
+    if not isinstance(seen, SeenItems):
+        padded = np.asarray(seen)
+        if padded.ndim != 2:
+            raise DataError(
+                f"seen must be SeenItems or a padded integer array [rows, S] with 0 = none, got shape {padded.shape}"
+            )
+        counts = (padded != 0).sum(1)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        seen = SeenItems(offsets, padded[padded != 0].astype(np.int32))
+    if len(seen.offsets) != n_rows + 1:
+        raise DataError(
+            f"seen must have one list for each of the {n_rows} rows, got {len(seen.offsets) - 1} lists"
+        )
+    if len(seen.items) and (seen.items.min() < 1 or seen.items.max() > n_items):
+        raise DataError(
+            f"seen must hold item ids from 1 to {n_items}, got {int(seen.items.min())} to {int(seen.items.max())}"
+        )
+    return seen
