@@ -3,29 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, allowed_positions
-from jaxrec.layers import Dense, dropout_mask, matmul
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
+from jaxrec.attention.core import (
+    Mechanism,
+    OutputProjection,
+    Projections,
+    Rows,
+    contract,
+    drop_weights,
+    masked_softmax,
+    merge_heads,
+    position_count,
+    projection_count,
+)
 
 
-def map_rows(
-    function: Callable[..., Array], rows_per_group: int, *arrays: Array
-) -> Array:
-    """``function(*arrays)`` over groups of rows of the leading axis, recomputed in the backward pass.
+@dataclasses.dataclass(frozen=True)
+class SoftmaxAttentionConfig(AttentionConfig):
+    """Multi-head softmax attention: ``softmax(mask(Q K^T / sqrt(D / H) + bias)) V``."""
 
-    The [rows, L, L] tensors of attention then stay in a CPU's cache instead of travelling through memory. 0, or a group
-    that does not divide the rows, means all rows at once.
+    paper: ClassVar[str] = "Vaswani et al., Attention Is All You Need, 2017 (arXiv 1706.03762)"
+
+    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
+        return SoftmaxAttention(self, shape, name=name)
+
+    def parameter_count(self, shape: AttentionShape) -> int:
+        width = shape.width
+        return 3 * (width**2 + width) + projection_count(shape) + position_count(self, shape)
+
+
+class SoftmaxAttention(Mechanism):
+    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
+
+    Parameters: ``3 (D^2 + D)``, ``D^2 + D`` more with an output projection, and those of the position scheme
+    (`jaxrec.attention.positions.PositionScheme`). Sows ``attention_weights`` float32[B, H, L, L].
     """
-    rows = arrays[0].shape[0]
-    if rows_per_group <= 0 or rows <= rows_per_group or rows % rows_per_group:
-        return function(*arrays)
-    grouped = [a.reshape(rows // rows_per_group, rows_per_group, *a.shape[1:]) for a in arrays]
-    out = jax.lax.map(lambda group: jax.checkpoint(function)(*group), grouped)
-    return out.reshape(rows, *out.shape[2:])
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
+    ) -> Array:
+        heads, dtype = self.config.heads, self.shape.dtype
+        batch, length, _ = x.shape
+        turn, bias_of = self.position_terms(context)
+        q, k, v = Projections(heads, self.shape, name="projections")(x, queries)
+        scale = q.shape[-1] ** -0.5
+        keep, probability = self.keep_mask((batch, heads, length, length), train)
+
+        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+            q, k, v = rows.inputs
+            scores = contract("bihd,bjhd->bhij", q, k, dtype)
+            bias = bias_of(rows)
+            weights = masked_softmax(scores if bias is None else scores + bias, rows.allowed())
+            out = contract("bhij,bjhd->bihd", drop_weights(weights, rows.keep, probability), v, dtype)
+            return out, {"attention_weights": weights}
+
+        inputs = (turn(q) * scale, turn(k), v)
+        rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)
+        attended = merge_heads(self.over_rows(core, rows, heads * length * length))
+        return OutputProjection(self.shape, name="output")(attended)
