@@ -1,0 +1,1 @@
+"""One module for each data family: official archive in, `jaxrec.data.SequenceDataset` out."""

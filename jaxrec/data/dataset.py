@@ -1,0 +1,252 @@
+"""`SequenceDataset`: every user's interactions, oldest first, as flat arrays that can live on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from jaxrec.data.strings import StringArray
+from jaxrec.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttributeTable:
+    """Attributes of items (genres, brands, tags, ...), as compressed sparse rows.
+
+    Attributes:
+      offsets: int64[V + 2]; item i owns ``values[offsets[i]:offsets[i + 1]]``. Row 0, the padding item, is empty.
+      values: int32[M], attribute ids 1..A (0 is left for padding); ``names[a - 1]`` names attribute a.
+      names: A strings.
+    """
+
+    offsets: np.ndarray
+    values: np.ndarray
+    names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", StringArray.of(self.names))
+
+    @property
+    def n_attributes(self) -> int:
+        """A, the number of distinct attributes."""
+        return len(self.names)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of offsets, values and names."""
+        names = cast(StringArray, self.names)
+        return _digest((("offsets", self.offsets), ("values", self.values), ("names", names)))
+
+    def of_item(self, item: int) -> np.ndarray:
+        """int32[...], the attribute ids of one item."""
+        return self.values[self.offsets[item] : self.offsets[item + 1]]
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Iterable[str]]) -> AttributeTable:
+        """Build from V lists of names, ``lists[i - 1]`` for item i. Attributes are numbered by first appearance;
+        a name that an item lists twice counts once."""
+        ids: dict[str, int] = {}
+        values: list[int] = []
+        offsets = np.zeros(len(lists) + 2, np.int64)
+        for row, names in enumerate(lists):
+            values.extend(ids.setdefault(name, len(ids) + 1) for name in dict.fromkeys(names))
+            offsets[row + 2] = len(values)
+        return cls(offsets, np.array(values, np.int32), StringArray.of(ids))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SequenceDataset:
+    """Interactions of U users with V items. The arrays may be memory-mapped; treat them as read-only.
+
+    Attributes:
+      items: int32[N], item ids 1..V (0 is padding and never here), user after user, oldest first.
+      offsets: int64[U + 1]; user u owns ``items[offsets[u]:offsets[u + 1]]``.
+      user_ids, item_ids: original ids as strings; ``item_ids[i - 1]`` is the id of item i.
+      timestamps: int64[N] in seconds, never decreasing within a user, or None where only the order is known.
+      item_titles: V strings indexed like ``item_ids``, or None.
+      attributes: `AttributeTable`, or None.
+      meta: name, source and its checksum, every filter applied with counts before and after.
+
+    Raises:
+      DataError: arrays of the wrong type or length, item ids outside 1..V, or times that run backwards.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    user_ids: Sequence[str]
+    item_ids: Sequence[str]
+    timestamps: np.ndarray | None = None
+    item_titles: Sequence[str] | None = None
+    attributes: AttributeTable | None = None
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # False only where a saved dataset is opened: its content was checked when it was written, and a scan would
+    # read the whole file.
+    check_content: dataclasses.InitVar[bool] = True
+
+    def __post_init__(self, check_content: bool) -> None:
+        for name in ("user_ids", "item_ids", "item_titles"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, StringArray.of(getattr(self, name)))
+        self._check_shapes()
+        if check_content:
+            self._check_content()
+            # What a file said of its content does not hold for arrays that came from elsewhere (dataclasses.replace).
+            stale = ("fingerprint", "counts", "arrays", "format", "version")
+            object.__setattr__(self, "meta", {k: v for k, v in self.meta.items() if k not in stale})
+
+    def _check_shapes(self) -> None:
+        for name, array, dtype in (
+            ("items", self.items, np.int32),
+            ("offsets", self.offsets, np.int64),
+            ("timestamps", self.timestamps, np.int64),
+        ):
+            if array is not None and (array.dtype != dtype or array.ndim != 1):
+                raise DataError(
+                    f"{name} must be a one-dimensional {np.dtype(dtype)} array, got {array.dtype} of shape {array.shape}"
+                )
+        for name, values, expected, what in (
+            ("offsets", self.offsets, len(self.user_ids) + 1, "users + 1"),
+            ("timestamps", self.timestamps, len(self.items), "interactions"),
+            ("item_titles", self.item_titles, self.n_items, "items"),
+            (
+                "attributes.offsets",
+                self.attributes and self.attributes.offsets,
+                self.n_items + 2,
+                "items + 2",
+            ),
+        ):
+            if values is not None and len(values) != expected:
+                raise DataError(f"{name} must have {expected} entries ({what}), got {len(values)}")
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
+            raise DataError(
+                f"offsets must run from 0 to the {len(self.items)} interactions, "
+                f"got {self.offsets[0]} to {self.offsets[-1]}"
+            )
+
+    def _check_content(self) -> None:
+        if np.any(np.diff(self.offsets) < 0):
+            raise DataError("offsets must not decrease: user u owns items[offsets[u]:offsets[u + 1]]")
+        wrong = np.flatnonzero((self.items < 1) | (self.items > self.n_items))
+        if len(wrong):
+            raise DataError(
+                f"items must be 1..{self.n_items} (0 is padding), got {self.items[wrong[0]]} at position {wrong[0]} "
+                f"({len(wrong)} such interactions)"
+            )
+        if self.timestamps is not None and len(self.timestamps) > 1:
+            backwards = np.diff(self.timestamps) < 0
+            starts = self.offsets[1:-1]
+            backwards[starts[(starts > 0) & (starts < len(self.items))] - 1] = False
+            if backwards.any():
+                place = int(np.flatnonzero(backwards)[0])
+                user = int(np.searchsorted(self.offsets, place, side="right")) - 1
+                raise DataError(
+                    f"timestamps must not decrease within a user, but those of user {self.user_ids[user]!r} do at "
+                    f"position {place + 1}: sort by time first, or use load_dataset, which does"
+                )
+
+    @property
+    def n_users(self) -> int:
+        """U."""
+        return len(self.user_ids)
+
+    @property
+    def n_items(self) -> int:
+        """V; item ids are 1..V."""
+        return len(self.item_ids)
+
+    @property
+    def n_interactions(self) -> int:
+        """N."""
+        return len(self.items)
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return str(self.meta.get("name", "unnamed"))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[U], interactions of each user."""
+        return np.diff(self.offsets)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of items, offsets, timestamps and original ids; titles and attributes do not enter."""
+        return str(self.meta.get("fingerprint") or self.compute_fingerprint())
+
+    def compute_fingerprint(self) -> str:
+        """The fingerprint from the content itself, whatever ``meta`` says."""
+        return _digest(
+            (
+                ("items", self.items),
+                ("offsets", self.offsets),
+                ("timestamps", self.timestamps),
+                ("user_ids", cast(StringArray, self.user_ids)),
+                ("item_ids", cast(StringArray, self.item_ids)),
+            )
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Users, items and interactions, as ``meta.json`` records them."""
+        return {"users": self.n_users, "items": self.n_items, "interactions": self.n_interactions}
+
+    @functools.cached_property
+    def _item_numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.item_ids, start=1)}
+
+    def item_index(self, original_id: Any) -> int | None:
+        """Item id 1..V of an original id (compared as a string), or None where it is unknown."""
+        return self._item_numbers.get(str(original_id))
+
+    def item_indices(self, original_ids: Iterable[Any]) -> np.ndarray:
+        """int32[n], item ids of original ids; 0 where one is unknown."""
+        return np.array([self._item_numbers.get(str(name), 0) for name in original_ids], np.int32)
+
+    def history(self, user: int) -> np.ndarray:
+        """int32[n], the items of user index ``user``, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write to a directory of ``.npy`` files and ``meta.json``. A directory that holds anything is refused."""
+        from jaxrec.data.storage import save_dataset
+
+        save_dataset(self, directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
+        """Open a saved dataset, memory-mapped; ``verify`` reads it all and compares the fingerprint.
+
+        Raises:
+          DataError: the directory is missing, foreign, truncated, or (with ``verify``) changed.
+        """
+        from jaxrec.data.storage import open_dataset
+
+        return open_dataset(directory, verify=verify)
+
+    def __repr__(self) -> str:
+        return (
+            f"SequenceDataset({self.name!r}, {self.n_users:,} users, {self.n_items:,} items, "
+            f"{self.n_interactions:,} interactions)"
+        )
+
+
+def _digest(parts: Iterable[tuple[str, np.ndarray | StringArray | None]]) -> str:
+    """SHA-256 over labelled arrays. The label carries type and length, so moved boundaries change the digest."""
+    digest = hashlib.sha256()
+    for label, part in parts:
+        arrays = (part.data, part.offsets) if isinstance(part, StringArray) else (part,)
+        for array in arrays:
+            if array is None:
+                digest.update(f"{label}:none;".encode())
+                continue
+            little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{label}:{little_endian.dtype.str}:{len(array)};".encode())
+            digest.update(little_endian.data)
+    return digest.hexdigest()

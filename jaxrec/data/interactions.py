@@ -1,0 +1,146 @@
+"""A log of interactions in file order: what readers produce, filters thin out, and `to_dataset` turns into sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrec.data.dataset import AttributeTable, SequenceDataset
+from jaxrec.data.strings import StringArray
+from jaxrec.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InteractionLog:
+    """N interactions in file order; users and items are codes into the lists of their original ids.
+
+    Attributes:
+      users, items: int32[N], codes 0...
+      times: int64[N] in units of ``1 / times_per_second`` seconds, or None where the file order is the order.
+      user_ids, item_ids: original id of each code; codes without an interaction are dropped by `to_dataset`.
+      times_per_second: 1 for seconds, 1000 for milliseconds, ...: sorting uses the full resolution.
+      steps: what was done so far, as entries of ``meta["steps"]``.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray | None
+    user_ids: StringArray
+    item_ids: StringArray
+    times_per_second: int = 1
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def counts(self) -> dict[str, int]:
+        """Users and items that occur, and interactions."""
+        return {
+            "users": int(np.count_nonzero(np.bincount(self.users))),
+            "items": int(np.count_nonzero(np.bincount(self.items))),
+            "interactions": len(self),
+        }
+
+    def select(self, keep: np.ndarray, step: Mapping[str, Any]) -> InteractionLog:
+        """The interactions where ``keep`` (bool[N]) holds, with ``step`` and the counts before and after recorded.
+
+        Raises:
+          DataError: nothing is left.
+        """
+        rest = dataclasses.replace(
+            self,
+            users=self.users[keep],
+            items=self.items[keep],
+            times=None if self.times is None else self.times[keep],
+        )
+        if not len(rest):
+            raise DataError(
+                f"filter {step.get('filter')!r} leaves none of {len(self)} interactions: lower its thresholds"
+            )
+        record = {**step, "before": self.counts(), "after": rest.counts()}
+        return dataclasses.replace(rest, steps=(*self.steps, record))
+
+
+def to_dataset(
+    log: InteractionLog,
+    *,
+    meta: Mapping[str, Any],
+    titles: Callable[[Sequence[str]], Sequence[str]] | None = None,
+    attributes: Callable[[Sequence[str]], AttributeTable] | None = None,
+) -> SequenceDataset:
+    """Sequences of a log. Users are numbered by first appearance in the log, items by first appearance in the sequences
+    (S3-Rec's rule). The sort by (user, time) is stable: ties in time keep file order.
+
+    Args:
+      log: at least one interaction.
+      meta: entries for the dataset's ``meta``; the log's steps are added under ``steps``.
+      titles, attributes: given the dataset's item ids in order, the titles or the attributes.
+    """
+    user_codes, users = _by_first_appearance(log.users, len(log.user_ids))
+    order = _stable_order(users, log.times)
+    if order is not None:
+        users = users[order]
+    items = log.items if order is None else log.items[order]
+    item_codes, items = _by_first_appearance(items, len(log.item_ids))
+    timestamps = None
+    if log.times is not None:
+        times = log.times if order is None else log.times[order]
+        timestamps = (times // log.times_per_second if log.times_per_second > 1 else times).astype(np.int64)
+    offsets = np.zeros(len(user_codes) + 1, np.int64)
+    np.cumsum(np.bincount(users, minlength=len(user_codes)), out=offsets[1:])
+    item_ids = log.item_ids.take(item_codes)
+    items += np.int32(1)
+    return SequenceDataset(
+        items=items,
+        offsets=offsets,
+        user_ids=log.user_ids.take(user_codes),
+        item_ids=item_ids,
+        timestamps=timestamps,
+        item_titles=titles(item_ids) if titles else None,
+        attributes=attributes(item_ids) if attributes else None,
+        meta={**meta, "steps": [*meta.get("steps", ()), *log.steps]},
+    )
+
+
+def from_dataset(dataset: SequenceDataset) -> InteractionLog:
+    """The log of a dataset, user after user."""
+    users = np.repeat(np.arange(dataset.n_users, dtype=np.int32), dataset.lengths)
+    return InteractionLog(
+        users=users,
+        items=np.asarray(dataset.items) - np.int32(1),
+        times=None if dataset.timestamps is None else np.asarray(dataset.timestamps),
+        user_ids=StringArray.of(dataset.user_ids),
+        item_ids=StringArray.of(dataset.item_ids),
+    )
+
+
+def _by_first_appearance(codes: np.ndarray, n_codes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Old codes by first appearance, int64[K], and the renumbered codes, int32[N]."""
+    first = np.full(n_codes, len(codes), np.int64)
+    # Of repeated indices NumPy keeps the last assignment; written backwards, that is the first appearance.
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
+    by_appearance = np.argsort(first, kind="stable")
+    kept = by_appearance[: int(np.count_nonzero(first < len(codes)))]
+    renumbered = np.zeros(n_codes, np.int32)
+    renumbered[kept] = np.arange(len(kept), dtype=np.int32)
+    return kept, renumbered[codes]
+
+
+def _stable_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | None:
+    """Order of a stable sort by (user, time), or None where the log is already in it."""
+    if times is None:
+        return None if bool(np.all(users[1:] >= users[:-1])) else np.argsort(users, kind="stable")
+    same = users[1:] == users[:-1]
+    if bool(np.all((users[1:] > users[:-1]) | (same & (times[1:] >= times[:-1])))):
+        return None
+    low, high = int(times.min()), int(times.max())
+    if (int(users.max()) + 1) * (high - low + 1) < 2**63:
+        key = users.astype(np.int64)  # one 64-bit key sorts in half the time and memory of two
+        key *= high - low + 1
+        key += times
+        key -= low
+        return np.argsort(key, kind="stable")
+    return np.lexsort((times, users))
