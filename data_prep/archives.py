@@ -39,8 +39,8 @@ def checked(
         if digest not in sha256 and md5_digest not in md5:
             expected = ", ".join([*(f"sha256 {d}" for d in sha256), *(f"md5 {d}" for d in md5)])
             raise DataError(
-                f"archive {file.name!r} has sha256 {digest} and md5 {md5_digest}, expected {expected}: it is damaged or "
-                "another edition; download it again, or pass verify=False to read it as it is"
+                f"archive {file.name!r} has sha256 {digest} and md5 {md5_digest}, expected {expected}: it is "
+                "damaged or another edition; download it again, or pass verify=False to read it as it is"
             )
     return {"file": file.name, "bytes": len(content), "sha256": digest}
 

@@ -1,11 +1,13 @@
-"""MovieTweetings 100K: ratings that people tweeted in 2013 (https://github.com/sidooms/MovieTweetings, MIT licence).
+"""MovieTweetings 100K: ratings that people tweeted in 2013 (https://github.com/sidooms/MovieTweetings, MIT
+licence).
 
 ``python -m data_prep.movietweetings --raw movietweetings-100K_raw.zip`` rebuilds the files in
-``jaxrec/data/bundled/movietweetings`` byte for byte. They hold plain little-endian ``.npy`` arrays and UTF-8 text, nothing
-compressed, so the bytes depend on no compressor, clock or platform.
+``jaxrec/data/bundled/movietweetings`` byte for byte. They hold plain little-endian ``.npy`` arrays and UTF-8
+text, nothing compressed, so the bytes depend on no compressor, clock or platform.
 
-The rules: every rating counts as an interaction; stable sort by time within a user, ties in file order; iterative 5-core;
-items numbered by first appearance. That leaves 4,333 users, 2,414 items and 68,055 interactions.
+The rules: every rating counts as an interaction; stable sort by time within a user, ties in file order;
+iterative 5-core; items numbered by first appearance. That leaves 4,333 users, 2,414 items and 68,055
+interactions.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def load_movietweetings(archive: PathLike, *, k_core: int = 5, verify: bool = Tr
     """The snapshot as a dataset: ids as "tt0111161", titles as "Name (Year)", genres as attributes.
 
     Args:
-      archive: zip with ``ratings.dat`` (user::imdb id::rating::seconds) and ``movies.dat`` (imdb id::title::genres).
+      archive: zip with ``ratings.dat`` (user::imdb id::rating::seconds) and ``movies.dat`` (imdb
+        id::title::genres).
       k_core: of the iterative filter; 0 keeps everything.
       verify: compare the checksum of the archive.
     """
@@ -42,7 +45,8 @@ def load_movietweetings(archive: PathLike, *, k_core: int = 5, verify: bool = Tr
     dataset = load_dataset(
         ratings.with_columns(imdb.alias("item")).select("user", "item", "timestamp"),
         name="movietweetings",
-        k_core=k_core,
+        filter="k-core" if k_core else "none",
+        min_interactions=k_core,
         item_table=movies.with_columns(("tt" + movies["item"].str.zfill(7)).alias("item")),
         attribute_columns=("genres",),
     )
@@ -74,8 +78,8 @@ def bundle(dataset: SequenceDataset, licence: bytes) -> dict[str, bytes]:
 
 
 def _npy(values: np.ndarray) -> bytes:
-    """A version 1.0 ``.npy`` file of the narrowest unsigned little-endian type. The header is written here, since its
-    padding has differed between NumPy releases."""
+    """A version 1.0 ``.npy`` file of the narrowest unsigned little-endian type. The header is written here,
+    since its padding has differed between NumPy releases."""
     if values.min(initial=0) < 0:
         raise DataError("bundled arrays hold no negative numbers")
     dtype = np.min_scalar_type(int(values.max(initial=0))).newbyteorder("<")

@@ -1,4 +1,5 @@
-"""What makes results on a dataset incomparable, counted: ties in time, duplicates, repeats, short users, unseen items, leaks."""
+"""What makes results on a dataset incomparable, counted: ties in time, duplicates, repeats, short users,
+unseen items, leaks."""
 
 from __future__ import annotations
 
@@ -29,17 +30,17 @@ class Audit:
       duplicate_events: interactions equal to an earlier one in user, item and time.
       tied_interactions: interactions that share their time with another of the same user.
       users_with_ties: users with any.
-      ambiguous_valid_targets, ambiguous_test_targets: leave-one-out targets that another order of the ties would change
-        (the tie holds more than one item). Ties keep the order of the source file.
+      ambiguous_valid_targets, ambiguous_test_targets: leave-one-out targets that another order of the ties
+        would change (the tie holds more than one item). Ties keep the order of the source file.
       leave_one_out_users: users with at least three interactions, who have such targets.
       users_too_short: users with fewer than three: never evaluated by leave-one-out.
       protocol: of the split that the next fields are about.
       items_unseen_in_training: items without a training interaction under that split.
       valid_targets_unseen, test_targets_unseen: targets that are such items.
-      leaking_targets: leave-one-out test targets that some other user's training interaction post-dates: the model has
-        seen a future that it could not have known.
-      later_training_share: mean over the leave-one-out test targets of the share of other users' training interactions
-        that come after the target.
+      leaking_targets: leave-one-out test targets that some other user's training interaction post-dates: the
+        model has seen a future that it could not have known.
+      later_training_share: mean over the leave-one-out test targets of the share of other users' training
+        interactions that come after the target.
       first_time, last_time: seconds since 1970.
     """
 
@@ -140,7 +141,8 @@ def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
         split = split_dataset(dataset)
     elif split.dataset.fingerprint != dataset.fingerprint:
         raise ConfigError(
-            f"split is of dataset {split.dataset.name!r}, not of {dataset.name!r}: split the dataset that is audited"
+            f"split is of dataset {split.dataset.name!r}, not of {dataset.name!r}: "
+            "split the dataset that is audited"
         )
     lengths = dataset.lengths
     users = np.repeat(np.arange(dataset.n_users), lengths)
@@ -182,8 +184,8 @@ def _repeats(users: np.ndarray, items: np.ndarray, n_items: int) -> np.ndarray:
 
 def _about_time(dataset: SequenceDataset, users: np.ndarray, items: np.ndarray) -> dict[str, Any]:
     names = (
-        "duplicate_events", "tied_interactions", "users_with_ties", "ambiguous_valid_targets", "ambiguous_test_targets",
-        "leaking_targets", "later_training_share", "first_time", "last_time",
+        "duplicate_events", "tied_interactions", "users_with_ties", "ambiguous_valid_targets",
+        "ambiguous_test_targets", "leaking_targets", "later_training_share", "first_time", "last_time",
     )  # fmt: skip
     if dataset.timestamps is None:
         return dict.fromkeys(names)
@@ -217,12 +219,14 @@ def _about_time(dataset: SequenceDataset, users: np.ndarray, items: np.ndarray) 
 def _leaks(
     dataset: SequenceDataset, users: np.ndarray, times: np.ndarray, evaluated: np.ndarray, last: np.ndarray
 ) -> tuple[int, float]:
-    """Leave-one-out test targets that others' training data post-date, and the mean share of that data after them."""
+    """Leave-one-out test targets that others' training data post-date, and the mean share of that data after
+    them."""
     if not len(evaluated):
         return 0, 0.0
     trains = np.ones(len(times), bool)
     trains[last] = trains[last - 1] = False
-    # A user's own training interactions are never after the own target, so counting all of them counts the others'.
+    # A user's own training interactions are never after the own target, so counting all of them counts the
+    # others'.
     training_times = np.sort(times[trains])
     own = np.bincount(users[trains], minlength=dataset.n_users)[evaluated]
     after = len(training_times) - np.searchsorted(training_times, times[last], side="right")

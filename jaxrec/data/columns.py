@@ -10,8 +10,9 @@ from jaxrec.errors import DataError
 USUAL_NAMES = {
     "user": ("userid", "user", "uid", "visitorid", "customerid", "reviewerid", "sessionid", "session"),
     "item": (
-        "itemid", "item", "iid", "movieid", "movie", "artistid", "trackid", "songid", "productid", "asin", "parentasin",
-        "businessid", "bookid", "animeid", "gameid", "newsid", "articleid", "locationid", "poiid", "videoid",
+        "itemid", "item", "iid", "movieid", "movie", "artistid", "trackid", "songid", "productid", "asin",
+        "parentasin", "businessid", "bookid", "animeid", "gameid", "newsid", "articleid", "locationid", "poiid",
+        "videoid",
     ),
     "time": (
         "timestamp", "time", "unixtime", "unixreviewtime", "datetime", "date", "ts", "eventtime", "createdat",
@@ -33,7 +34,8 @@ def find_column(role: str, given: str | None, names: Sequence[str], *, required:
       required: whether None may be the answer.
 
     Raises:
-      DataError: the given column is absent, or no or several usual names are present; the message lists the columns.
+      DataError: the given column is absent, or no or several usual names are present; the message lists the
+        columns.
     """
     found = ", ".join(map(repr, names)) or "none"
     if given is not None:

@@ -20,7 +20,8 @@ class AttributeTable:
     """Attributes of items (genres, brands, tags, ...), as compressed sparse rows.
 
     Attributes:
-      offsets: int64[V + 2]; item i owns ``values[offsets[i]:offsets[i + 1]]``. Row 0, the padding item, is empty.
+      offsets: int64[V + 2]; item i owns ``values[offsets[i]:offsets[i + 1]]``. Row 0, the padding item, is
+        empty.
       values: int32[M], attribute ids 1..A (0 is left for padding); ``names[a - 1]`` names attribute a.
       names: A strings.
     """
@@ -49,8 +50,8 @@ class AttributeTable:
 
     @classmethod
     def from_lists(cls, lists: Sequence[Iterable[str]]) -> AttributeTable:
-        """Build from V lists of names, ``lists[i - 1]`` for item i. Attributes are numbered by first appearance;
-        a name that an item lists twice counts once."""
+        """Build from V lists of names, ``lists[i - 1]`` for item i. Attributes are numbered by first
+        appearance; a name that an item lists twice counts once."""
         ids: dict[str, int] = {}
         values: list[int] = []
         offsets = np.zeros(len(lists) + 2, np.int64)
@@ -85,8 +86,8 @@ class SequenceDataset:
     item_titles: Sequence[str] | None = None
     attributes: AttributeTable | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # False only where a saved dataset is opened: its content was checked when it was written, and a scan would
-    # read the whole file.
+    # False only where a saved dataset is opened: its content was checked when it was written, and a scan
+    # would read the whole file.
     check_content: dataclasses.InitVar[bool] = True
 
     def __post_init__(self, check_content: bool) -> None:
@@ -96,7 +97,8 @@ class SequenceDataset:
         self._check_shapes()
         if check_content:
             self._check_content()
-            # What a file said of its content does not hold for arrays that came from elsewhere (dataclasses.replace).
+            # What a file said of its content does not hold for arrays that came from elsewhere
+            # (dataclasses.replace).
             stale = ("fingerprint", "counts", "arrays", "format", "version")
             object.__setattr__(self, "meta", {k: v for k, v in self.meta.items() if k not in stale})
 
@@ -108,9 +110,10 @@ class SequenceDataset:
         ):
             if array is not None and (array.dtype != dtype or array.ndim != 1):
                 raise DataError(
-                    f"{name} must be a one-dimensional {np.dtype(dtype)} array, got {array.dtype} of shape {array.shape}"
+                    f"{name} must be a one-dimensional {np.dtype(dtype)} array, "
+                    f"got {array.dtype} of shape {array.shape}"
                 )
-        for name, values, expected, what in (
+        lengths: tuple[tuple[str, Any, int, str], ...] = (
             ("offsets", self.offsets, len(self.user_ids) + 1, "users + 1"),
             ("timestamps", self.timestamps, len(self.items), "interactions"),
             ("item_titles", self.item_titles, self.n_items, "items"),
@@ -120,7 +123,8 @@ class SequenceDataset:
                 self.n_items + 2,
                 "items + 2",
             ),
-        ):
+        )
+        for name, values, expected, what in lengths:
             if values is not None and len(values) != expected:
                 raise DataError(f"{name} must have {expected} entries ({what}), got {len(values)}")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
@@ -135,8 +139,8 @@ class SequenceDataset:
         wrong = np.flatnonzero((self.items < 1) | (self.items > self.n_items))
         if len(wrong):
             raise DataError(
-                f"items must be 1..{self.n_items} (0 is padding), got {self.items[wrong[0]]} at position {wrong[0]} "
-                f"({len(wrong)} such interactions)"
+                f"items must be 1..{self.n_items} (0 is padding), got {self.items[wrong[0]]} at position "
+                f"{wrong[0]} ({len(wrong)} such interactions)"
             )
         if self.timestamps is not None and len(self.timestamps) > 1:
             backwards = np.diff(self.timestamps) < 0
@@ -146,8 +150,8 @@ class SequenceDataset:
                 place = int(np.flatnonzero(backwards)[0])
                 user = int(np.searchsorted(self.offsets, place, side="right")) - 1
                 raise DataError(
-                    f"timestamps must not decrease within a user, but those of user {self.user_ids[user]!r} do at "
-                    f"position {place + 1}: sort by time first, or use load_dataset, which does"
+                    f"timestamps must not decrease within a user, but those of user "
+                    f"{self.user_ids[user]!r} do at position {place + 1}: sort by time first, or use load_dataset, which does"
                 )
 
     @property
@@ -177,7 +181,8 @@ class SequenceDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of items, offsets, timestamps and original ids; titles and attributes do not enter."""
+        """Hexadecimal SHA-256 of items, offsets, timestamps and original ids; titles and attributes do not
+        enter."""
         return str(self.meta.get("fingerprint") or self.compute_fingerprint())
 
     def compute_fingerprint(self) -> str:
@@ -214,7 +219,8 @@ class SequenceDataset:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write to a directory of ``.npy`` files and ``meta.json``. A directory that holds anything is refused."""
+        """Write to a directory of ``.npy`` files and ``meta.json``. A directory that holds anything is
+        refused."""
         from jaxrec.data.storage import save_dataset
 
         save_dataset(self, directory)
@@ -238,7 +244,8 @@ class SequenceDataset:
 
 
 def _digest(parts: Iterable[tuple[str, np.ndarray | StringArray | None]]) -> str:
-    """SHA-256 over labelled arrays. The label carries type and length, so moved boundaries change the digest."""
+    """SHA-256 over labelled arrays. The label carries type and length, so moved boundaries change the
+    digest."""
     digest = hashlib.sha256()
     for label, part in parts:
         arrays = (part.data, part.offsets) if isinstance(part, StringArray) else (part,)

@@ -1,4 +1,5 @@
-"""Filters of a log: the rules that papers used. Each is recorded in ``meta["steps"]`` with counts before and after."""
+"""Filters of a log: the rules that papers used. Each is recorded in ``meta["steps"]`` with counts before and
+after."""
 
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ class KCore:
 
 @dataclasses.dataclass(frozen=True)
 class OnePass:
-    """SASRec's filter: one pass on the raw counts drops an interaction whose user or item has fewer than ``minimum``.
-    It is not iterated, so shorter users and rarer items remain.
+    """SASRec's filter: one pass on the raw counts drops an interaction whose user or item has fewer than
+    ``minimum``. It is not iterated, so shorter users and rarer items remain.
 
     Attributes:
       minimum: fewest raw interactions of a user and of an item.
@@ -103,7 +104,8 @@ def apply_filters(log: InteractionLog, filters: Sequence[Filter]) -> Interaction
 
 
 def filter_dataset(dataset: SequenceDataset, filters: Sequence[Filter]) -> SequenceDataset:
-    """A smaller dataset; users and items are numbered anew, titles and attributes follow, provenance grows."""
+    """A smaller dataset; users and items are numbered anew, titles and attributes follow, provenance
+    grows."""
     log = apply_filters(from_dataset(dataset), filters)
     inherited = ("name", "source", "columns", "time", "steps")
 

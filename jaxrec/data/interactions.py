@@ -1,4 +1,5 @@
-"""A log of interactions in file order: what readers produce, filters thin out, and `to_dataset` turns into sequences."""
+"""A log of interactions in file order: what readers produce, filters thin out, and `to_dataset` turns into
+sequences."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class InteractionLog:
         }
 
     def select(self, keep: np.ndarray, step: Mapping[str, Any]) -> InteractionLog:
-        """The interactions where ``keep`` (bool[N]) holds, with ``step`` and the counts before and after recorded.
+        """The interactions where ``keep`` (bool[N]) holds, with ``step`` and the counts before and after
+        recorded.
 
         Raises:
           DataError: nothing is left.
@@ -71,8 +73,8 @@ def to_dataset(
     titles: Callable[[Sequence[str]], Sequence[str]] | None = None,
     attributes: Callable[[Sequence[str]], AttributeTable] | None = None,
 ) -> SequenceDataset:
-    """Sequences of a log. Users are numbered by first appearance in the log, items by first appearance in the sequences
-    (S3-Rec's rule). The sort by (user, time) is stable: ties in time keep file order.
+    """Sequences of a log. Users are numbered by first appearance in the log, items by first appearance in the
+    sequences (S3-Rec's rule). The sort by (user, time) is stable: ties in time keep file order.
 
     Args:
       log: at least one interaction.

@@ -45,7 +45,8 @@ class ItemTableOptions:
 
 
 def titles_from(options: ItemTableOptions) -> Callable[[Sequence[str]], Sequence[str]] | None:
-    """A function from item ids to titles ("" where the table lacks the item), or None without a title column."""
+    """A function from item ids to titles ("" where the table lacks the item), or None without a title
+    column."""
     if options.table is None:
         return None
     frame = _open(options.table)
@@ -101,7 +102,8 @@ def _id_column(options: ItemTableOptions, frame: pl.DataFrame) -> str:
     )
     if column is None:
         raise DataError(
-            f"no item id column in item_table: give item_id_column (columns found: {', '.join(map(repr, frame.columns))})"
+            "no item id column in item_table: give item_id_column "
+            f"(columns found: {', '.join(map(repr, frame.columns))})"
         )
     return column
 

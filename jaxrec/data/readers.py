@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ from jaxrec.data.storage import is_dataset_directory, open_dataset
 from jaxrec.data.strings import StringArray
 from jaxrec.data.text import Layout, read_text
 from jaxrec.data.times import TimeUnit, parse_times
-from jaxrec.errors import DataError
+from jaxrec.errors import ConfigError, DataError
 
 
 def load_dataset(
@@ -35,8 +35,8 @@ def load_dataset(
     separator: str | None = None,
     has_header: bool = True,
     layout: Layout = "auto",
-    k_core: int = 0,
-    one_pass: int = 0,
+    filter: Literal["none", "k-core", "one-pass"] = "none",
+    min_interactions: int = 5,
     first_of_pair: bool = False,
     item_table: Any = None,
     item_id_column: str | None = None,
@@ -48,40 +48,42 @@ def load_dataset(
     """Load interactions from anything.
 
     Args:
-      source: "movietweetings" (bundled); the path of a .csv, .tsv (also .gz), .parquet, .arrow, .feather or .ipc file;
-        of a .txt (also .gz) with ``user item`` or ``user item item ...`` a line; of a directory that
-        `SequenceDataset.save` wrote; a Polars, pandas or pyarrow table; a NumPy array [N, 2] or [N, 3] or a structured
-        one; a dict of arrays; or a tuple of arrays (users, items[, times]).
+      source: "movietweetings" (bundled); the path of a .csv, .tsv (also .gz), .parquet, .arrow, .feather or
+        .ipc file; of a .txt (also .gz) with ``user item`` or ``user item item ...`` a line; of a directory
+        that `SequenceDataset.save` wrote; a Polars, pandas or pyarrow table; a NumPy array [N, 2] or [N, 3]
+        or a structured one; a dict of arrays; or a tuple of arrays (users, items[, times]).
       name: of the dataset; by default that of the file.
-      user_column, item_column, time_column: by default the usual names are looked for (user_id, userId, movieId,
-        timestamp, ...). Without any time column the order of the rows is the order of the interactions.
+      user_column, item_column, time_column: by default the usual names are looked for (user_id, userId,
+        movieId, timestamp, ...). Without any time column the order of the rows is the order of the
+        interactions.
       time_unit: of numeric times: "s", "ms", "us", "ns", or "auto" to judge by their size.
       separator, has_header: of delimited text; without a header the columns are column_1, column_2, ...
       layout: of a .txt file: "pairs" (``user item``), "sequences" (``user item item ...``) or "auto".
       first_of_pair: keep only the first row of each (user, item).
-      one_pass: SASRec's filter, once, on raw counts: fewest interactions of a user and an item; 0 = off.
-      k_core: iterative: fewest interactions of a user and an item; 0 = off. The filters run in the order first_of_pair,
-        one_pass, k_core.
+      filter: "k-core" (iterative) or "one-pass" (SASRec's, once, on raw counts), after ``first_of_pair``.
+      min_interactions: fewest interactions of a user and of an item for the filter.
       item_table: a table of items (file, Polars, pandas or pyarrow) for titles and attributes.
       item_id_column, title_column, attribute_columns: its columns; id and title by the usual names.
       attribute_separator: parts the attributes inside one cell, as in "Crime|Drama".
       item_attributes: attributes as a mapping or JSON file {item id: [attribute, ...]}, the form of S3-Rec.
 
     Returns:
-      The dataset. Users are numbered by first appearance in the source, items by first appearance in the sequences;
-      interactions are sorted by (user, time), and ties keep the order of the source.
+      The dataset. Users are numbered by first appearance in the source, items by first appearance in the
+      sequences; interactions are sorted by (user, time), and ties keep the order of the source.
 
     Raises:
-      DataError: a column, a time or an id is missing or unusable, the file is empty or absent, or nothing is left
-        after the filters. The message names the column, counts the rows and gives the first.
+      DataError: a column, a time or an id is missing or unusable, the file is empty or absent, or nothing is
+        left after the filters. The message names the column, counts the rows and gives the first.
     """
-    filters: list[Filter] = []
-    if first_of_pair:
-        filters.append(FirstOfPair())
-    if one_pass:
-        filters.append(OnePass(one_pass))
-    if k_core:
-        filters.append(KCore(k_core))
+    kinds: dict[str, tuple[type[KCore] | type[OnePass], ...]] = {
+        "none": (),
+        "k-core": (KCore,),
+        "one-pass": (OnePass,),
+    }
+    if filter not in kinds:
+        raise ConfigError(f"filter must be one of {', '.join(kinds)}; got {filter!r}")
+    filters: list[Filter] = [FirstOfPair()] if first_of_pair else []
+    filters.extend(kind(min_interactions) for kind in kinds[filter])
     items = ItemTableOptions(
         item_table,
         item_id_column,
@@ -135,8 +137,8 @@ def _open_source(
         path = Path(source)
         if not path.is_file():
             raise DataError(
-                f"no file {str(path)!r}: give an existing file ({UNDERSTOOD}), the directory of a saved dataset, "
-                f"or the name of a bundled one ({', '.join(BUNDLED)})"
+                f"no file {str(path)!r}: give an existing file ({UNDERSTOOD}), the directory of a saved "
+                f"dataset, or the name of a bundled one ({', '.join(BUNDLED)})"
             )
         described = describe_file(path)
         default_name = path.name.split(".")[0]
@@ -147,8 +149,8 @@ def _open_source(
     table = scan_table(source)
     if table is None:
         raise DataError(
-            f"cannot read interactions from {type(source).__name__}: expected a path, a Polars, pandas or pyarrow "
-            "table, a NumPy array, a dict of arrays or a tuple (users, items[, times])"
+            f"cannot read interactions from {type(source).__name__}: expected a path, a Polars, pandas or "
+            "pyarrow table, a NumPy array, a dict of arrays or a tuple (users, items[, times])"
         )
     return table[0], {"table": table[1]}, "table"
 
@@ -191,8 +193,8 @@ def _encode(values: pl.Series, role: str, column: str) -> tuple[np.ndarray, Stri
     missing = values.is_null().arg_true()
     if len(missing):
         raise DataError(
-            f"{role} column {column!r}: {len(missing)} of {len(values)} ids are missing, the first in data row "
-            f"{int(missing[0]) + 1}: drop or repair these rows"
+            f"{role} column {column!r}: {len(missing)} of {len(values)} ids are missing, the first in data "
+            f"row {int(missing[0]) + 1}: drop or repair these rows"
         )
     if values.dtype.is_float():
         whole = values.cast(pl.Int64, strict=False)

@@ -1,4 +1,5 @@
-"""Any table becomes a lazy Polars frame: delimited text, Parquet, Arrow, Polars, pandas, pyarrow and NumPy."""
+"""Any table becomes a lazy Polars frame: delimited text, Parquet, Arrow, Polars, pandas, pyarrow and
+NumPy."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def scan_file(path: Path, separator: str | None, has_header: bool) -> pl.LazyFrame:
-    """A lazy frame of a file. Delimited text keeps every column as text, so that ids such as 0111161 stay whole.
+    """A lazy frame of a file. Delimited text keeps every column as text, so that ids such as 0111161 stay
+    whole.
 
     Raises:
       DataError: empty file, or an extension that is not understood.
@@ -81,8 +83,8 @@ def _from_numpy(array: np.ndarray) -> pl.LazyFrame:
         return pl.DataFrame({name: _series(name, array[name]) for name in array.dtype.names}).lazy()
     if array.ndim != 2 or array.shape[1] not in (2, 3):
         raise DataError(
-            "a NumPy array of interactions must be [N, 2] (user, item) or [N, 3] (user, item, time), or structured; "
-            f"got shape {array.shape}"
+            "a NumPy array of interactions must be [N, 2] (user, item) or [N, 3] (user, item, time), or "
+            f"structured; got shape {array.shape}"
         )
     names = ("user", "item", "time")[: array.shape[1]]
     return pl.DataFrame({name: _series(name, array[:, i]) for i, name in enumerate(names)}).lazy()

@@ -1,4 +1,5 @@
-"""Which interactions train the model and which it is asked for: leave-one-out, leave-last-n and the global temporal split.
+"""Which interactions train the model and which it is asked for: leave-one-out, leave-last-n and the global
+temporal split.
 
 Every part is a stretch of the dataset's log, so a split costs a few integers a user and copies nothing.
 """
@@ -21,17 +22,19 @@ class SplitConfig:
     """How the log is split.
 
     Attributes:
-      protocol: "leave-one-out": of each user with at least three interactions the last is the test target, the one
-        before it the validation target; "leave-last-n": the same with n targets each; "temporal": one moment for all
-        users separates training from validation, and a later one validation from test.
+      protocol: "leave-one-out": of each user with at least three interactions the last is the test target,
+        the one before it the validation target; "leave-last-n": the same with n targets each; "temporal": one
+        moment for all users separates training from validation, and a later one validation from test.
       n: leave-last-n: targets a user in validation and again in test.
       valid_quantile, test_quantile: temporal: the cuts, as quantiles of the times of all interactions.
       valid_time, test_time: temporal: the cuts in seconds since 1970, in place of the quantiles.
-      target: temporal: of a user's interactions in a period predict the "first" (from the history before the period),
-        the "last" (from everything before it), or "all" (as one set, from the history before the period).
-      holdout_users: temporal: users with an interaction at or after the test cut are removed from training altogether;
-        their last interaction is the test target and the one before it, if at or after the cut, the validation target
-        (the protocol of AIRI's Scalable-SASRec). Needs target="last"; the validation cut is not used.
+      target: temporal: of a user's interactions in a period predict the "first" (from the history before the
+        period), the "last" (from everything before it), or "all" (as one set, from the history before the
+        period).
+      holdout_users: temporal: users with an interaction at or after the test cut are removed from training
+        altogether; their last interaction is the test target and the one before it, if at or after the cut,
+        the validation target (the protocol of AIRI's Scalable-SASRec). Needs target="last"; the validation
+        cut is not used.
       drop_unseen_targets: leave out targets that no training interaction has (they are counted either way).
       min_length: users with fewer interactions in all have no evaluation case; their training part stays.
     """
@@ -66,7 +69,8 @@ class SplitConfig:
             )
         if self.valid_time is not None and self.test_time is not None and self.valid_time > self.test_time:
             raise ConfigError(
-                f"split.valid_time must not be after split.test_time, got {self.valid_time} and {self.test_time}"
+                f"split.valid_time must not be after split.test_time, got {self.valid_time} and "
+                f"{self.test_time}"
             )
         if self.min_length < 0:
             raise ConfigError(f"split.min_length must be at least 0, got {self.min_length}")
@@ -106,9 +110,10 @@ class Split:
     Attributes:
       dataset: what was split.
       protocol: name of the protocol.
-      options: the whole `SplitConfig` as a dict; for a temporal split also the cuts that were used, ``valid_cut`` and
-        ``test_cut``, in seconds.
-      train_starts, train_stops: int64[U]; ``dataset.items[start:stop]``, a prefix of the user's interactions, trains.
+      options: the whole `SplitConfig` as a dict; for a temporal split also the cuts that were used,
+        ``valid_cut`` and ``test_cut``, in seconds.
+      train_starts, train_stops: int64[U]; ``dataset.items[start:stop]``, a prefix of the user's interactions,
+        trains.
       valid, test: evaluation cases.
       counts: what became of users, interactions and targets.
     """
@@ -135,7 +140,8 @@ class Split:
 
 
 class _Parts(NamedTuple):
-    """Stretches of each user's log, all int64[U]; the targets of a user without a case are an empty stretch."""
+    """Stretches of each user's log, all int64[U]; the targets of a user without a case are an empty
+    stretch."""
 
     train_stops: np.ndarray
     valid_history_stops: np.ndarray
@@ -203,9 +209,11 @@ def _cuts(dataset: SequenceDataset, config: SplitConfig) -> tuple[int, int]:
             "name the time column when loading it, or use protocol='leave-one-out'"
         )
 
+    times = dataset.timestamps
+
     def cut(time: int | None, quantile: float) -> int:
         # "higher" returns a time that occurs, so the cut is an integer and is reached by an interaction.
-        return int(np.quantile(dataset.timestamps, quantile, method="higher")) if time is None else time
+        return int(np.quantile(times, quantile, method="higher")) if time is None else time
 
     valid_cut, test_cut = (
         cut(config.valid_time, config.valid_quantile),
@@ -240,7 +248,8 @@ def _temporal(
     if config.holdout_users:
         held_out = test_begin < stops
         last = np.maximum(stops - 1, test_begin)
-        # The validation target is the one before the last; without one at or after the cut the stretch is empty.
+        # The validation target is the one before the last; without one at or after the cut the stretch is
+        # empty.
         before_last = np.maximum(last - 1, test_begin)
         return _Parts(
             np.where(held_out, starts, stops),

@@ -1,4 +1,5 @@
-"""A `SequenceDataset` at rest: a directory of ``.npy`` files, which NumPy can memory-map, and one ``meta.json``."""
+"""A `SequenceDataset` at rest: a directory of ``.npy`` files, which NumPy can memory-map, and one
+``meta.json``."""
 
 from __future__ import annotations
 
@@ -92,8 +93,8 @@ def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> 
     )
     if verify and dataset.compute_fingerprint() != meta["fingerprint"]:
         raise DataError(
-            f"dataset {str(path)!r} has changed since it was saved: its fingerprint is not the one in meta.json; "
-            "build it again from the source"
+            f"dataset {str(path)!r} has changed since it was saved: its fingerprint is not the one in "
+            "meta.json; build it again from the source"
         )
     return dataset
 
@@ -117,8 +118,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise DataError(f"{str(path / 'meta.json')!r} has format {found!r}, expected {FORMAT!r}: {advice}")
     if meta.get("version") != VERSION:
         raise DataError(
-            f"dataset {str(path)!r} has version {meta.get('version')!r}, this release reads version {VERSION}: "
-            "build it again from the source"
+            f"dataset {str(path)!r} has version {meta.get('version')!r}, this release reads version "
+            f"{VERSION}: build it again from the source"
         )
     return cast("dict[str, Any]", meta)
 

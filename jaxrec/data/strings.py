@@ -1,7 +1,9 @@
-"""Many short strings in two flat arrays, so that ids and titles of a large dataset stay on disk until they are asked for."""
+"""Many short strings in two flat arrays, so that ids and titles of a large dataset stay on disk until they
+are asked for."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -13,9 +15,10 @@ from jaxrec.errors import DataError
 class StringArray(Sequence[str]):
     """A read-only sequence of strings: UTF-8 ``data`` uint8[bytes] and ``offsets`` int64[n + 1].
 
-    A fixed-width NumPy array pays the width of the longest string for every entry (one long URL among a million ids
-    costs gigabytes); this form pays for what is there, and both arrays can be memory-mapped. An integer index gives a
-    ``str``, a slice or an index array a NumPy array of ``str``; ``numpy.asarray`` gives them all.
+    A fixed-width NumPy array pays the width of the longest string for every entry (one long URL among a
+    million ids costs gigabytes); this form pays for what is there, and both arrays can be memory-mapped. An
+    integer index gives a ``str``, a slice or an index array a NumPy array of ``str``; ``numpy.asarray`` gives
+    them all.
     """
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray):
@@ -81,13 +84,14 @@ class StringArray(Sequence[str]):
         """All strings as a list."""
         blob = bytes(self.data)
         bounds = self.offsets.tolist()
-        return [blob[start:stop].decode() for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return [blob[start:stop].decode() for start, stop in itertools.pairwise(bounds)]
 
     def take(self, index: np.ndarray) -> StringArray:
         """The strings at ``index`` (int[n], not negative), packed anew."""
         lengths = np.diff(self.offsets)[index]
         offsets = np.zeros(len(index) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        # Byte j of the result comes from the start of its string plus its distance from the start of the copy.
+        # Byte j of the result comes from the start of its string plus its distance from the start of the
+        # copy.
         source = np.repeat(self.offsets[:-1][index] - offsets[:-1], lengths) + np.arange(int(offsets[-1]))
         return StringArray(np.asarray(self.data)[source], offsets)

@@ -1,4 +1,5 @@
-"""The two text forms that circulate: ``user item`` a line (SASRec's ml-1m.txt) and ``user item item ...`` a line (S3-Rec)."""
+"""The two text forms that circulate: ``user item`` a line (SASRec's ml-1m.txt) and ``user item item ...`` a
+line (S3-Rec)."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ def _guess_layout(path: Path, lines: Iterable[str]) -> Layout:
         return "pairs"
     if len(widths) == 1:
         raise DataError(
-            f"every line of {str(path)!r} has {widths.pop()} words: a table needs a header and a .csv or .tsv name, "
-            "or columns chosen by number with has_header=False; for one sequence a line give layout='sequences'"
+            f"every line of {str(path)!r} has {widths.pop()} words: for a table give separator "
+            "(and has_header=False if it has no header), for one sequence a line give layout='sequences'"
         )
     return "sequences"
 

@@ -29,14 +29,15 @@ def parse_times(
     Args:
       values: numbers, text (numbers or ISO 8601) or dates.
       column: its name, for messages.
-      unit: of numbers; "auto" judges by their size, on the assumption that the times lie between 1973 and 5138.
+      unit: of numbers; "auto" judges by their size, on the assumption that the times lie between 1973 and
+        5138.
 
     Returns:
       int64[N]; how many of their unit make a second; and what was assumed, for ``meta["time"]``.
 
     Raises:
-      DataError: a time is missing, not a number and not a date, or not finite; the message counts them and names the
-        first row.
+      DataError: a time is missing, not a number and not a date, or not finite; the message counts them and
+        names the first row.
     """
     if unit != "auto" and unit not in PER_SECOND:
         raise ConfigError(f"time_unit must be one of auto, {', '.join(PER_SECOND)}; got {unit!r}")
@@ -62,7 +63,7 @@ def _refuse(bad: pl.Series, values: pl.Series, column: str, what: str) -> None:
         value = "" if what == "missing" else f" ({values[int(rows[0])]!r})"
         raise DataError(
             f"time column {column!r}: {len(rows)} of {len(values)} times are {what}, the first in data row "
-            f"{int(rows[0]) + 1}{value}: repair or drop these rows, or load without a time column to use the file order"
+            f"{int(rows[0]) + 1}{value}: repair or drop these rows"
         )
 
 
@@ -132,7 +133,8 @@ def _coarsest(
 
 
 def _guess(values: np.ndarray) -> str:
-    """Unit of times whose median is between 1973 and 5138; smaller numbers (ordinals, days) pass as seconds."""
+    """Unit of times whose median is between 1973 and 5138; smaller numbers (ordinals, days) pass as
+    seconds."""
     size = float(np.median(np.abs(values.astype(np.float64)))) if len(values) else 0.0
     for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)):
         if size < limit:

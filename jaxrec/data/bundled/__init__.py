@@ -1,4 +1,5 @@
-"""Datasets that ship with the package, read through package resources: a wheel, installed anywhere, has them."""
+"""Datasets that ship with the package, read through package resources: a wheel, installed anywhere, has
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ BUNDLED = ("movietweetings",)
 
 
 def load_bundled(name: str) -> SequenceDataset:
-    """A bundled dataset by name. Its arrays are stored in the narrowest type that holds them and widened here."""
+    """A bundled dataset by name. Its arrays are stored in the narrowest type that holds them and widened
+    here."""
     folder = resources.files(__name__) / name
 
     def array(part: str, dtype: Any) -> np.ndarray:
