@@ -31,3 +31,11 @@ class CheckpointError(JaxrecError, RuntimeError):
 
 class NonFiniteError(JaxrecError, FloatingPointError):
     """The loss, an update or a score stopped being finite."""
+
+
+class Interrupted(JaxrecError):
+    """A signal ended the run after its state was saved; ``signal_number`` says which."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number

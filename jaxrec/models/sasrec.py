@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention import ATTENTION
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
@@ -182,8 +181,3 @@ class SASRec(nn.Module):
             + 2 * width * (int(config.embedding_norm) + int(config.block != "post-norm"))
             + config.layers * layer
         )
-
-
-def known_attention(name: str) -> type[AttentionConfig]:
-    """The configuration class of a registered mechanism; the error lists what exists."""
-    return ATTENTION[name]

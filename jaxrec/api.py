@@ -1,0 +1,100 @@
+"""The calls that a script makes; every command of the command line is one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.evaluation.baselines import evaluate_baselines
+from jaxrec.presets import PRESETS
+from jaxrec.reporting.results import describe_dataset, describe_split, summarize, write_run
+from jaxrec.training.config import RunConfig, load_config, to_dict
+from jaxrec.training.loop import FitResult, seed_params, train
+from jaxrec.training.restore import restore_params
+from jaxrec.training.setup import prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      results: the content of ``results.json``.
+      fit: data, parameters and per-user ranks.
+      workdir: the run directory, or None.
+    """
+
+    results: dict[str, Any]
+    fit: FitResult
+    workdir: Path | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Test metrics, mean over seeds."""
+        return {name: value["mean"] for name, value in self.results["metrics"].items()}
+
+
+def fit(
+    dataset: SequenceDataset | None = None,
+    config: RunConfig | str = "sasrec",
+    workdir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Train, evaluate, and write the run directory.
+
+    Args:
+      dataset: from `load_dataset`; None = the one that ``config.data`` names (by default the bundled MovieTweetings).
+      config: a `RunConfig` or the name of a preset.
+      workdir, resume, overwrite, progress: see `jaxrec.training.loop.train`.
+
+    Raises:
+      JaxrecError: as `jaxrec.training.loop.train`.
+    """
+    if isinstance(config, str):
+        config = PRESETS[config]()
+    done = train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
+    return Run(write_run(done), done, done.workdir)
+
+
+def evaluate(
+    run: str | Path, split: Literal["valid", "test"] = "test", dataset: SequenceDataset | None = None
+) -> dict[str, Any]:
+    """Rank the held-out targets of a saved run again, from its checkpoint.
+
+    Args:
+      run: run directory.
+      split: which held-out part.
+      dataset: in place of the one that the run's configuration names; its fingerprint must be the same.
+
+    Returns:
+      Dataset, split, protocol, metrics (mean, sd and values over seeds) and baselines, as in ``results.json``.
+
+    Raises:
+      CheckpointError: no usable checkpoint, or the dataset is another.
+    """
+    run = Path(run)
+    config = load_config(run / "config.json")
+    setup = prepare(config, dataset)
+    params = restore_params(run, config, setup.encoder, None, fingerprint=setup.dataset.fingerprint)
+    cases = setup.split.cases(split)
+    evaluations = [setup.evaluate(seed_params(params, s), cases) for s in range(len(config.training.seeds))]
+    baselines = evaluate_baselines(
+        setup.split, part=split, ks=config.evaluation.ks, remove_seen=config.evaluation.remove_seen
+    )
+    return {
+        "run": str(run),
+        "part": split,
+        "dataset": describe_dataset(setup),
+        "split": describe_split(setup),
+        "protocol": evaluations[0].protocol,
+        "counts": evaluations[0].counts,
+        "seeds": list(config.training.seeds),
+        "metrics": summarize(evaluations),
+        "baselines": {name: evaluation.metrics for name, evaluation in baselines.items()},
+        "config": to_dict(config),
+    }

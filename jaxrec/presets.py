@@ -1,0 +1,99 @@
+"""Ready configurations. Each is a function whose docstring states what to expect of it, and how that was measured."""
+
+from __future__ import annotations
+
+from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.data.sequences import BatchConfig
+from jaxrec.models.sasrec import SASRecConfig
+from jaxrec.objectives import BinaryCrossEntropyConfig, CrossEntropyConfig
+from jaxrec.registry import Registry
+from jaxrec.training.config import RunConfig, TrainingConfig
+from jaxrec.training.optimizers import OptimizerConfig
+
+
+def sasrec() -> RunConfig:
+    """A modern SASRec: pre-norm, exact cross-entropy over the catalogue, packed batches, L = 50, D = 64."""
+    return RunConfig(
+        batches=BatchConfig(mode="packed", batch_size=32, max_length=50),
+        encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.3),
+        attention=SoftmaxAttentionConfig(heads=1, dropout=0.1),
+        objective=CrossEntropyConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        training=TrainingConfig(epochs=60, evaluate_every=2, patience=5),
+    )
+
+
+def sasrec_original() -> RunConfig:
+    """SASRec as published (Kang & McAuley 2018): original block, one sampled negative, positions from the end, D = 50."""
+    return RunConfig(
+        batches=BatchConfig(mode="padded", batch_size=128, max_length=50, origin="end"),
+        encoder=SASRecConfig(
+            width=50,
+            layers=2,
+            block="original",
+            activation="relu",
+            dropout=0.5,
+            scale_embeddings=True,
+            init="xavier",
+            norm_epsilon=1e-8,
+        ),
+        attention=SoftmaxAttentionConfig(heads=1, dropout=0.5),
+        objective=BinaryCrossEntropyConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        training=TrainingConfig(epochs=200, evaluate_every=5, patience=10),
+    )
+
+
+def sasrec_s3rec() -> RunConfig:
+    """SASRec in the S3-Rec code base, with the loss of Li et al. 2023: post-norm, GELU, two heads, dropout 0.5."""
+    return RunConfig(
+        batches=BatchConfig(mode="padded", batch_size=256, max_length=50, origin="end"),
+        encoder=SASRecConfig(
+            width=64,
+            layers=2,
+            block="post-norm",
+            ffn_width=256,
+            activation="gelu",
+            dropout=0.5,
+            embedding_norm=True,
+            norm_epsilon=1e-12,
+        ),
+        attention=SoftmaxAttentionConfig(heads=2, dropout=0.5),
+        objective=CrossEntropyConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.999),
+        training=TrainingConfig(epochs=200, metric="NDCG@20"),
+    )
+
+
+def sasrec_ml1m() -> RunConfig:
+    """SASRec for long histories such as MovieLens 1M's: L = 200, one head, dropout 0.2."""
+    return RunConfig(
+        batches=BatchConfig(mode="packed", batch_size=128, max_length=200),
+        encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.2),
+        attention=SoftmaxAttentionConfig(heads=1, dropout=0.2),
+        objective=CrossEntropyConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        training=TrainingConfig(epochs=200, evaluate_every=2, patience=10),
+    )
+
+
+def smoke() -> RunConfig:
+    """A few seconds on the bundled data: shows that everything runs, not what it can reach."""
+    return RunConfig(
+        batches=BatchConfig(mode="packed", batch_size=64, max_length=20),
+        encoder=SASRecConfig(width=16, layers=1, dropout=0.1),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        training=TrainingConfig(epochs=2, evaluate_every=1, patience=0),
+    )
+
+
+PRESETS = Registry(
+    "preset",
+    {
+        "sasrec": sasrec,
+        "sasrec-original": sasrec_original,
+        "sasrec-s3rec": sasrec_s3rec,
+        "sasrec-ml1m": sasrec_ml1m,
+        "smoke": smoke,
+    },
+)

@@ -1,0 +1,182 @@
+"""What a run leaves behind: `results.json`, per-user ranks, the items, figures, and a page to look at."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxrec
+from jaxrec.evaluation.baselines import evaluate_baselines
+from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.reporting.page import write_figures, write_page
+from jaxrec.serving.recommender import save_catalogue
+from jaxrec.training.config import to_dict
+from jaxrec.training.loop import FitResult
+from jaxrec.training.setup import Setup
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars")
+
+
+def summarize(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Metric -> mean, sd over seeds (None for a single seed), and the value of each seed."""
+    out = {}
+    for name in evaluations[0].metrics:
+        values = [float(evaluation.metrics[name]) for evaluation in evaluations]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        out[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+    return out
+
+
+def versions() -> dict[str, str]:
+    """Of jaxrec, Python, and the packages that the numbers depend on; with the commit where there is a checkout."""
+    found = {"jaxrec": jaxrec.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    commit = _commit()
+    return {**found, "commit": commit} if commit else found
+
+
+def _commit() -> str | None:
+    root = Path(jaxrec.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def hardware() -> dict[str, Any]:
+    """Devices as JAX sees them, and the processor."""
+    model = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return {
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "backend": jax.default_backend(),
+        "processor": model,
+        "cores": os.cpu_count(),
+    }
+
+
+def describe_split(setup: Setup) -> dict[str, Any]:
+    """Protocol, options and counts of the split."""
+    return {
+        "protocol": setup.split.protocol,
+        "options": dict(setup.split.options),
+        "counts": {name: int(count) for name, count in setup.split.counts.items()},
+    }
+
+
+def describe_dataset(setup: Setup) -> dict[str, Any]:
+    """Name, fingerprint and size of the dataset."""
+    dataset = setup.dataset
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "users": dataset.n_users,
+        "items": dataset.n_items,
+        "interactions": dataset.n_interactions,
+    }
+
+
+def results_of(fit: FitResult) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    setup, ledger = fit.setup, fit.ledger
+    baselines = evaluate_baselines(
+        setup.split, part="test", ks=setup.config.evaluation.ks, remove_seen=setup.config.evaluation.remove_seen
+    )
+    seconds = max(ledger.training_seconds, 1e-9)
+    return {
+        "dataset": describe_dataset(setup),
+        "split": describe_split(setup),
+        "protocol": fit.test[0].protocol,
+        "counts": fit.test[0].counts,
+        "seeds": list(setup.config.training.seeds),
+        "metrics": summarize(fit.test),
+        "valid_metrics": summarize(fit.valid),
+        "baselines": {name: evaluation.metrics for name, evaluation in baselines.items()},
+        "training": {
+            "steps": fit.steps,
+            "epochs": round(fit.steps / setup.plan.steps_per_epoch, 2),
+            "best_steps": ledger.best_step,
+            "fill_rate": round(float(np.mean([stream.fill_rate for stream in setup.streams])), 4),
+            "parameters": int(sum(np.prod(x.shape[1:]) for x in jax.tree.leaves(fit.params))),
+        },
+        "timing": {
+            "compile_seconds": round(ledger.compile_seconds, 3),
+            "training_seconds": round(ledger.training_seconds, 3),
+            "evaluation_seconds": round(ledger.evaluation_seconds, 3),
+            "interactions_per_second": round(ledger.interactions / seconds, 1),
+        },
+        "config": to_dict(setup.config),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def save_ranks(fit: FitResult, directory: Path) -> None:
+    """One file for each part and seed: ranks of every held-out target, with what makes runs comparable."""
+    directory.mkdir(exist_ok=True)
+    for part, evaluations in (("valid", fit.valid), ("test", fit.test)):
+        for seed, evaluation in zip(fit.setup.config.training.seeds, evaluations, strict=True):
+            meta = {
+                "fingerprint": fit.setup.dataset.fingerprint,
+                "split": dict(fit.setup.split.options),
+                "part": part,
+                "seed": seed,
+            }
+            evaluation.save(directory / f"{part}_seed{seed}.npz", meta)
+
+
+def write_run(fit: FitResult) -> dict[str, Any]:
+    """Write everything a finished run leaves in its directory, and return the results.
+
+    With no directory (training in memory) only the results are returned.
+    """
+    results = results_of(fit)
+    if fit.workdir is not None:
+        save_ranks(fit, fit.workdir / "ranks")
+        save_catalogue(fit.setup.dataset, fit.workdir)
+        figures = write_figures(fit, results, fit.workdir)
+        write_page(results, figures, fit.workdir)
+        # Last, so that a results.json means that the rest is there.
+        (fit.workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def format_metrics(results: dict[str, Any]) -> str:
+    """The table that the command line prints: the model beside the baselines."""
+    names = list(results["metrics"])
+    rows = [("", *names)]
+    for baseline, metrics in results["baselines"].items():
+        rows.append((baseline, *(f"{metrics[name]:.4f}" for name in names)))
+    label = f"{results['config']['encoder']['name']} ({results['config']['attention']['name']})"
+    rows.append((label, *(_mean_sd(results["metrics"][name]) for name in names)))
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    dataset, seeds = results["dataset"], results["seeds"]
+    head = (
+        f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "
+        f"{dataset['interactions']:,} interactions; {results['split']['protocol']}, {results['protocol']}"
+    )
+    spread = "mean ± sd over seeds" if len(seeds) > 1 else "one seed: its spread is unknown, use --seeds 5"
+    return "\n".join([head, *lines, f"({spread})"])
+
+
+def _mean_sd(value: dict[str, Any]) -> str:
+    return f"{value['mean']:.4f}" + (f" ± {value['sd']:.4f}" if value["sd"] is not None else "")

@@ -1,0 +1,171 @@
+"""Recommendations from a run directory, for users that training never saw, in original ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.storage import open_dataset, save_dataset
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.encode import encode_histories
+from jaxrec.evaluation.scoring import Catalogue, catalogue, top_k
+from jaxrec.evaluation.seen import SeenItems
+from jaxrec.training.config import RunConfig, load_config
+from jaxrec.training.restore import restore_params
+from jaxrec.training.setup import Forward
+from jaxrec.training.step import Params
+
+#: Inside a run directory: the items' ids, titles and attributes, without any user.
+CATALOGUE = "catalogue"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """The answer to one history.
+
+    Attributes:
+      items: original ids, best first; shorter than asked for only where the catalogue runs out.
+      titles: their titles, or None for a dataset without titles.
+      scores: float32, one each, comparable within the list.
+      unknown: ids of the history that the model does not know; they were passed over.
+    """
+
+    items: list[str]
+    titles: list[str] | None
+    scores: list[float]
+    unknown: list[str]
+
+
+class Recommender:
+    """A trained encoder with its catalogue. Scores come from the same code as the evaluation's ranks.
+
+    >>> recommender = Recommender.load("runs/a")                                   # doctest: +SKIP
+    >>> recommender.recommend([["tt0111161", "tt0468569"]], k=10)[0].titles        # doctest: +SKIP
+    """
+
+    def __init__(self, config: RunConfig, items: SequenceDataset, encoder: nn.Module, params: Params):
+        self.config = config
+        self.items = items
+        self._params = params
+        self._forward = Forward(encoder)
+        self._catalogue: Catalogue = catalogue(
+            encoder.item_table(params), item_chunk=config.evaluation.item_chunk
+        )
+
+    @classmethod
+    def load(cls, run: str | Path, seed: int | None = None) -> Recommender:
+        """The best parameters of a run directory.
+
+        Args:
+          run: directory that `jaxrec train` wrote.
+          seed: which of the run's models; None = the first.
+
+        Raises:
+          ConfigError: no such run, or no such seed in it.
+          CheckpointError: it has no usable checkpoint.
+        """
+        run = Path(run)
+        config = load_config(run / "config.json")
+        seeds = config.training.seeds
+        if seed is not None and seed not in seeds:
+            raise ConfigError(f"seed must be one of the run's {seeds}, got {seed}")
+        items = open_dataset(run / CATALOGUE)
+        encoder = config.encoder.module(
+            config.attention, items.n_items, config.batches.max_length, config.batches.origin
+        )
+        index = 0 if seed is None else seeds.index(seed)
+        return cls(config, items, encoder, restore_params(run, config, encoder, index))
+
+    def recommend(
+        self,
+        histories: Sequence[Iterable[Any]],
+        k: int = 10,
+        *,
+        remove_seen: bool | None = None,
+        timestamps: Sequence[Sequence[int]] | None = None,
+    ) -> list[Recommendation]:
+        """The k best next items for each history.
+
+        Args:
+          histories: original item ids, oldest first; one history a user. Unknown ids are passed over and named in the
+            answer; a history without any known id gets the model's answer to an empty one.
+          k: length of the lists.
+          remove_seen: leave out the items of the history itself; None = as the run was evaluated.
+          timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
+
+        Raises:
+          ConfigError: ``k`` is below 1 or above the catalogue.
+          DataError: a history is a string rather than a list of ids, or timestamps do not fit the histories.
+        """
+        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
+            raise DataError("histories must be a list of lists of item ids, one list a user; got a string")
+        if not 1 <= k <= self.items.n_items:
+            raise ConfigError(f"k must be from 1 to the catalogue's {self.items.n_items} items, got {k}")
+        named = [[str(item) for item in history] for history in histories]
+        ids = [self.items.item_indices(history) for history in named]
+        times = self._times(named, ids, timestamps)
+        known = [numbers[numbers > 0] for numbers in ids]
+        offsets = np.concatenate([[0], np.cumsum([len(numbers) for numbers in known])]).astype(np.int64)
+        log = np.concatenate([*known, np.zeros(1, np.int32)]).astype(np.int32)
+        hidden = encode_histories(
+            self._forward,
+            self._params,
+            log,
+            offsets[:-1],
+            offsets[1:],
+            max_length=self.config.batches.max_length,
+            origin=self.config.batches.origin,
+            tokens_per_batch=max(self.config.batches.max_length, min(len(log), self.config.evaluation.tokens_per_batch)),
+            timestamps=times,
+        )
+        remove = self.config.evaluation.remove_seen if remove_seen is None else remove_seen
+        seen = SeenItems(offsets, log[:-1]) if remove else None
+        scores, best = top_k(hidden, self._catalogue, k, seen)
+        return [
+            self._answer(best[row], scores[row], [name for name, i in zip(named[row], ids[row], strict=True) if i == 0])
+            for row in range(len(named))
+        ]
+
+    def _times(
+        self, named: list[list[str]], ids: list[np.ndarray], timestamps: Sequence[Sequence[int]] | None
+    ) -> np.ndarray | None:
+        if timestamps is None:
+            return None
+        if [len(t) for t in timestamps] != [len(h) for h in named]:
+            raise DataError("timestamps must have one entry for each interaction of each history")
+        kept = [np.asarray(t, np.int64)[i > 0] for t, i in zip(timestamps, ids, strict=True)]
+        flat = np.concatenate([*kept, np.zeros(1, np.int64)])
+        flat[:-1] -= flat[:-1].min(initial=0) if len(flat) > 1 else 0
+        return np.minimum(flat, np.iinfo(np.int32).max).astype(np.int32)
+
+    def _answer(self, best: np.ndarray, scores: np.ndarray, unknown: list[str]) -> Recommendation:
+        real = best > 0
+        chosen = best[real] - 1
+        titles = self.items.item_titles
+        return Recommendation(
+            items=[self.items.item_ids[i] for i in chosen],
+            titles=None if titles is None else [titles[i] for i in chosen],
+            scores=[float(score) for score in scores[real]],
+            unknown=unknown,
+        )
+
+
+def save_catalogue(dataset: SequenceDataset, run: Path) -> None:
+    """Keep the items of ``dataset`` in the run directory, so that the run answers without the interactions."""
+    items_only = dataclasses.replace(
+        dataset,
+        items=np.zeros(0, np.int32),
+        offsets=np.zeros(1, np.int64),
+        user_ids=(),
+        timestamps=None,
+        meta={"name": dataset.name, "source_fingerprint": dataset.fingerprint},
+        check_content=True,
+    )
+    if not (run / CATALOGUE).exists():
+        save_dataset(items_only, run / CATALOGUE)

@@ -1,0 +1,1 @@
+"""Training: configuration, compiled steps, the loop, checkpoints."""

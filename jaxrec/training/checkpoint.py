@@ -1,0 +1,165 @@
+"""Checkpoints: the one file that knows Orbax (its v1 interface).
+
+A checkpoint is a flat dictionary of arrays, named by their path in the tree, and a JSON record: position in the data,
+configuration, dataset fingerprint, early-stopping state. It restores onto any number of devices. What does not match
+is refused in words before anything is loaded; Orbax itself would cast a dtype silently.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jaxrec.errors import CheckpointError
+
+FORMAT = 1
+_policies = ocp.training.preservation_policies
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Array leaves by path, as in ``params/items/table``."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = (getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))) for entry in path)
+    return "/".join(str(part) for part in parts)
+
+
+def abstract(tree: Any) -> Any:
+    """Shape, dtype and sharding of each array of ``tree``: the target of a restore."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under ``directory``: the newest few, and the best by the validation metric.
+
+    Saving is asynchronous: `save` returns once the arrays are copied. A process killed in the middle of a save leaves
+    the previous checkpoint as the latest.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.directory = Path(directory)
+        self._orbax = ocp.training.Checkpointer(
+            self.directory.absolute(),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=_policies.AnyPreservationPolicy(
+                [_policies.LatestN(keep), _policies.BestN(n=1, get_metric_fn=lambda metrics: metrics["score"])]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    def save(self, step: int, tree: Any, record: Mapping[str, Any], score: float) -> None:
+        """Begin to save ``tree`` and the JSON ``record``; ``score`` is the validation metric (greater is better).
+
+        Raises:
+          CheckpointError: this save, or the one before it, failed; complete checkpoints are untouched.
+        """
+        record = {"format": FORMAT, **record}
+        try:
+            self._orbax.wait()
+            self._orbax.save_async(step, flatten(tree), metrics={"score": score}, custom_metadata=record)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Return once everything is on disk; raises CheckpointError if a save failed."""
+        try:
+            self._orbax.wait()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        try:
+            self._orbax.reload()
+            last = self.steps()[-1:]
+        except Exception:
+            last = []
+        kept = f"the checkpoint of step {last[0]} is intact" if last else "no earlier checkpoint exists"
+        return CheckpointError(
+            f"could not save a checkpoint under {self.directory}: {error}. Check the free space and the permissions; "
+            f"{kept}, and the run can be resumed from it."
+        )
+
+    def record(self, step: int | None = None) -> dict[str, Any]:
+        """The JSON record of a checkpoint (the latest by default).
+
+        Raises:
+          CheckpointError: there is none, or it was not written by this library.
+        """
+        return self._metadata(step)[1]
+
+    def _metadata(self, step: int | None) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(
+                f"no complete checkpoint under {self.directory}: expected the checkpoints of a run; start it anew"
+            )
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise CheckpointError(f"no checkpoint of step {step} under {self.directory}; there are {steps}")
+        try:
+            metadata = self._orbax.metadata(step)
+            record, arrays = metadata.custom_metadata, metadata.metadata
+        except Exception as error:
+            raise CheckpointError(f"the checkpoint of step {step} under {self.directory} is damaged: {error}") from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(arrays, dict):
+            raise CheckpointError(
+                f"the checkpoint of step {step} under {self.directory} was not written by jaxrec (or by another "
+                f"version of it): expected format {FORMAT}, got {record.get('format') if record else None}"
+            )
+        return step, record, arrays
+
+    def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """The tree of a checkpoint, laid out as ``target`` (see `abstract`), and its record.
+
+        Raises:
+          CheckpointError: an array is missing, unexpected, or of another shape or dtype (each is named); or damaged.
+        """
+        step, record, saved = self._metadata(step)
+        wanted = flatten(target)
+        problems = [f"{name}: expected by this configuration, absent in the checkpoint" for name in wanted if name not in saved]
+        problems += [f"{name}: in the checkpoint, unknown to this configuration" for name in saved if name not in wanted]
+        for name in wanted.keys() & saved.keys():
+            want = (tuple(wanted[name].shape), str(wanted[name].dtype))
+            have = (tuple(saved[name].shape), str(saved[name].dtype))
+            if want != have:
+                problems.append(f"{name}: expected {want[1]}{list(want[0])}, the checkpoint has {have[1]}{list(have[0])}")
+        if problems:
+            shown = "\n  ".join(sorted(problems)[:8])
+            raise CheckpointError(
+                f"the checkpoint of step {step} under {self.directory} does not fit this configuration "
+                f"({len(problems)} arrays differ):\n  {shown}\nUse the configuration that the run was started with."
+            )
+        try:
+            flat = self._orbax.load(step, wanted)
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise CheckpointError(
+                f"the checkpoint of step {step} under {self.directory} is damaged: {cause}. "
+                f"Others there: {[s for s in self.steps() if s != step]}"
+            ) from error
+        structure = jax.tree_util.tree_structure(target)
+        return jax.tree_util.tree_unflatten(structure, [flat[name] for name in wanted]), record
+
+    def close(self) -> None:
+        """Wait for saves, then release the directory."""
+        self.wait()
+        self._orbax.close()
+
+
+def json_safe(value: Any) -> Any:
+    """``value`` as it comes back from JSON (tuples as lists, NumPy scalars as Python's)."""
+    return json.loads(json.dumps(value, default=lambda x: x.item() if hasattr(x, "item") else str(x)))

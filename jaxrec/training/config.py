@@ -1,0 +1,222 @@
+"""The configuration of a run: frozen dataclasses, composed, and their JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxrec.attention import ATTENTION
+from jaxrec.attention.base import AttentionConfig
+from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers import load_dataset
+from jaxrec.data.sequences import BatchConfig
+from jaxrec.data.splits import SplitConfig
+from jaxrec.errors import ConfigError
+from jaxrec.models import ENCODERS, SASRecConfig
+from jaxrec.objectives import OBJECTIVES, CrossEntropyConfig, ObjectiveConfig
+from jaxrec.registry import Registry
+from jaxrec.training.optimizers import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which interactions, and how they are filtered (see `jaxrec.data.load_dataset`).
+
+    Attributes:
+      source: "movietweetings" (bundled), a CSV/TSV/Parquet/Arrow/text file, or the directory of a saved dataset.
+      user_column: name of the user column; empty = recognised by the usual names.
+      item_column: name of the item column; empty = recognised by the usual names.
+      time_column: name of the time column; empty = recognised by the usual names, or file order where there is none.
+      first_of_pair: keep only the first interaction of a user with an item.
+      one_pass: drop, once, users and items with fewer interactions than this (the original SASRec's filter); 0 = off.
+      k_core: the same until nothing is left to drop; 0 = off.
+      item_table: a file with a row an item, for titles; empty = none.
+      title_column: its column of titles; empty = recognised by the usual names.
+    """
+
+    source: str = "movietweetings"
+    user_column: str = ""
+    item_column: str = ""
+    time_column: str = ""
+    first_of_pair: bool = False
+    one_pass: int = 0
+    k_core: int = 0
+    item_table: str = ""
+    title_column: str = ""
+
+    def load(self) -> SequenceDataset:
+        """The dataset."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "source"}
+        return load_dataset(self.source, **{name: value for name, value in options.items() if value})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long to train, when to look, what to keep.
+
+    Attributes:
+      epochs: most passes over the training data.
+      seeds: one model is trained for each.
+      over_seeds: "vmap" trains them side by side, "map" one after the other in the same compiled program, "auto" picks
+        "vmap" on an accelerator and "map" on a CPU.
+      evaluate_every: epochs between validations (a fraction is fine).
+      metric: validation metric that picks the best parameters and stops training early.
+      patience: validations without a new best before training stops; 0 = never stop early.
+      chunk_steps: most steps in one call of the compiled program.
+      checkpoint_seconds: least time between checkpoints; one is always written at the end and on a signal.
+      keep_checkpoints: how many of the newest to keep besides the best.
+    """
+
+    epochs: float = 100.0
+    seeds: tuple[int, ...] = (0,)
+    over_seeds: Literal["auto", "vmap", "map"] = "auto"
+    evaluate_every: float = 1.0
+    metric: str = "NDCG@10"
+    patience: int = 10
+    chunk_steps: int = 100
+    checkpoint_seconds: float = 30.0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"training.seeds must be distinct and at least one, got {self.seeds}")
+        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
+            raise ConfigError(f"training.seeds must be in [0, 2^32), got {self.seeds}")
+        for field, least in (("chunk_steps", 2), ("keep_checkpoints", 1), ("patience", 0), ("checkpoint_seconds", 0)):
+            if getattr(self, field) < least:
+                raise ConfigError(f"training.{field} must be at least {least}, got {getattr(self, field)}")
+        for field in ("epochs", "evaluate_every"):
+            if getattr(self, field) <= 0:
+                raise ConfigError(f"training.{field} must be above 0, got {getattr(self, field)}")
+        if self.over_seeds not in ("auto", "vmap", "map"):
+            raise ConfigError(f"training.over_seeds must be one of auto, vmap, map; got {self.over_seeds!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on held-out targets.
+
+    Attributes:
+      ks: list lengths K of HR@K and NDCG@K.
+      remove_seen: leave the items of the user's own history out of the ranking.
+      item_chunk: items scored at a time; bounds the memory of ranking.
+      tokens_per_batch: positions encoded at a time.
+    """
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    remove_seen: bool = True
+    item_chunk: int = 4096
+    tokens_per_batch: int = 16384
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ConfigError(f"evaluation.ks must be positive list lengths, got {self.ks}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run's numbers. Presets (`jaxrec.presets`) are functions that return one."""
+
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    batches: BatchConfig = BatchConfig()
+    encoder: SASRecConfig = SASRecConfig()
+    attention: AttentionConfig = SoftmaxAttentionConfig()
+    objective: ObjectiveConfig = CrossEntropyConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        ks = self.evaluation.ks
+        known = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in ks] + ["MRR"]
+        if self.training.metric not in known:
+            raise ConfigError(
+                f"training.metric must be one of {', '.join(known)} (for evaluation.ks = {ks}); "
+                f"got {self.training.metric!r}"
+            )
+
+
+#: Sections whose class is chosen by a registered name.
+NAMED_SECTIONS: dict[str, Registry] = {"encoder": ENCODERS, "attention": ATTENTION, "objective": OBJECTIVES}
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values; sections chosen by name carry it under "name"."""
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        section = getattr(config, field.name)
+        values = dataclasses.asdict(section)
+        if field.name in NAMED_SECTIONS:
+            values = {"name": NAMED_SECTIONS[field.name].name_of(type(section)), **values}
+        out[field.name] = values
+    # Tuples become lists, as they come back from JSON.
+    return json.loads(json.dumps(out))
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`; sections and fields that are absent take their defaults.
+
+    Raises:
+      ConfigError: a section or field does not exist.
+    """
+    sections = {field.name: field for field in dataclasses.fields(RunConfig)}
+    unknown = set(values) - set(sections)
+    if unknown:
+        raise ConfigError(f"unknown section {sorted(unknown)} in the configuration; expected some of {list(sections)}")
+    built = {}
+    for name, given in values.items():
+        given = dict(given)
+        if name in NAMED_SECTIONS:
+            default = NAMED_SECTIONS[name].name_of(type(getattr(RunConfig(), name)))
+            section_class = NAMED_SECTIONS[name][given.pop("name", default)]
+        else:
+            section_class = type(getattr(RunConfig(), name))
+        fields = {field.name for field in dataclasses.fields(section_class)}
+        if set(given) - fields:
+            raise ConfigError(
+                f"unknown field {sorted(set(given) - fields)} in section {name!r}; expected some of {sorted(fields)}"
+            )
+        built[name] = section_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    return RunConfig(**built)
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write ``config`` as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read what `save_config` wrote.
+
+    Raises:
+      ConfigError: the file is missing or is no configuration.
+    """
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} not found: expected the config.json of a run") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+
+
+def config_hash(config: RunConfig) -> str:
+    """A short digest of everything in ``config``."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> (saved, given) wherever two configurations as dictionaries differ."""
+    out: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*saved, *given}):
+        a, b = saved.get(key), given.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out.update(differences(a, b, f"{prefix}{key}."))
+        elif a != b:
+            out[f"{prefix}{key}"] = (a, b)
+    return out

@@ -1,0 +1,105 @@
+"""What a run tells while it runs: a JSONL log, a progress bar, and the reaction to signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Journal:
+    """One JSON object a line; ``path`` None keeps the lines in memory only.
+
+    On resume, lines of steps after the checkpoint are dropped: they will be written again, the same.
+    """
+
+    def __init__(self, path: Path | None, resume_step: int | None = None):
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if path is not None and resume_step is not None and path.exists():
+            self.lines = [line for line in read_journal(path) if line.get("step", 0) <= resume_step]
+        if path is not None:
+            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def write(self, **values: Any) -> None:
+        """Append one line and flush it."""
+        self.lines.append(values)
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last line cut off by a crash is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Progress:
+    """A progress bar over steps on standard error: ETA, real interactions per second, the latest metric."""
+
+    def __init__(self, total_steps: int, done: int, enabled: bool):
+        self._bar = tqdm(
+            total=total_steps,
+            initial=done,
+            unit="step",
+            disable=not enabled,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            delay=1e-9,
+        )
+        self._shown: dict[str, str] = {}
+
+    def advance(self, steps: int, **shown: str) -> None:
+        """Move by ``steps`` and show the latest values."""
+        self._shown.update(shown)
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(steps)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+class StopRequest:
+    """While active, the first SIGINT or SIGTERM sets ``signal_number``; a second one acts at once.
+
+    Outside the main thread, where Python cannot set handlers, it never triggers.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        self._restore()
+        print("\nstopping after this chunk of steps, then saving; once more to stop at once", file=sys.stderr)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()

@@ -1,0 +1,341 @@
+"""The training run, read from top to bottom: prepare, restore, train in chunks, validate, save, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.sequences import Position
+from jaxrec.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, RunExistsError
+from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
+from jaxrec.training.config import RunConfig, differences, load_config, save_config, to_dict
+from jaxrec.training.journal import Journal, Progress, StopRequest
+from jaxrec.training.restore import check_fingerprint
+from jaxrec.training.setup import Setup, prepare
+from jaxrec.training.step import Params, StepMetrics, TrainState, device_rows, initial_state, make_train_chunk
+
+#: Settings that a resumed run may change: they decide when it stops, not what a step does.
+RESUMABLE = ("training.epochs", "training.patience", "training.checkpoint_seconds", "training.keep_checkpoints")
+
+
+@dataclasses.dataclass
+class Ledger:
+    """What a run knows beside its arrays; saved with every checkpoint.
+
+    Attributes:
+      positions: each seed's place in its stream of rows.
+      best: each seed's best validation metric so far, and the step it was reached at.
+      waited: validations of each seed without a new best.
+      stopped: seeds that ran out of patience; their best is final.
+      training_seconds, evaluation_seconds, compile_seconds: accumulated over resumptions.
+      interactions: real training targets processed, all seeds together.
+    """
+
+    positions: list[Position]
+    best: list[float]
+    best_step: list[int]
+    waited: list[int]
+    stopped: list[bool]
+    training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    interactions: float = 0.0
+
+    @classmethod
+    def start(cls, seeds: int) -> Ledger:
+        """Nothing done yet."""
+        return cls([Position()] * seeds, [-math.inf] * seeds, [0] * seeds, [0] * seeds, [False] * seeds)
+
+    @classmethod
+    def load(cls, values: dict[str, Any]) -> Ledger:
+        """From a checkpoint's record."""
+        values = dict(values, positions=[Position(*position) for position in values["positions"]])
+        return cls(**dict(values, best=[-math.inf if b is None else b for b in values["best"]]))
+
+    def dump(self) -> dict[str, Any]:
+        """For a checkpoint's record (JSON knows no infinity)."""
+        values = dataclasses.asdict(self)
+        return json_safe(dict(values, best=[None if b == -math.inf else b for b in self.best]))
+
+    def update(self, scores: list[float], step: int, patience: int) -> np.ndarray:
+        """Take in a validation; bool[S] says which seeds have a new best."""
+        improved = np.zeros(len(scores), bool)
+        for s, score in enumerate(scores):
+            if self.stopped[s]:
+                continue
+            if score > self.best[s]:
+                improved[s] = True
+                self.best[s], self.best_step[s], self.waited[s] = score, step, 0
+            else:
+                self.waited[s] += 1
+                self.stopped[s] = bool(patience) and self.waited[s] >= patience
+        return improved
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """A trained model with its held-out ranks.
+
+    Attributes:
+      setup: data, encoder and configuration.
+      params: best parameters by the validation metric, every array with a leading axis of seeds.
+      valid, test: one `Evaluation` a seed.
+      ledger: best steps and timing.
+      workdir: the run directory, or None.
+      steps: training steps done.
+    """
+
+    setup: Setup
+    params: Params
+    valid: list[Evaluation]
+    test: list[Evaluation]
+    ledger: Ledger
+    workdir: Path | None
+    steps: int
+
+    def seed_params(self, index: int = 0) -> Params:
+        """The parameters of one seed."""
+        return seed_params(self.params, index)
+
+
+def seed_params(params: Params, index: int) -> Params:
+    """One seed's parameters out of the stacked ones."""
+    return jax.tree.map(lambda x: x[index], params)
+
+
+@jax.jit
+def _keep_best(improved: jax.Array, params: Params, best: Params) -> Params:
+    """For each seed the present parameters where they improved, else the best so far."""
+    return jax.tree.map(lambda new, old: jnp.where(improved.reshape((-1,) + (1,) * (new.ndim - 1)), new, old), params, best)
+
+
+def train(
+    config: RunConfig,
+    dataset: SequenceDataset | None = None,
+    workdir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> FitResult:
+    """Train one model a seed and rank the held-out targets with the best parameters of each.
+
+    Args:
+      config: of the run; on resume it may differ from the saved one only in when to stop.
+      dataset: in place of the one that ``config.data`` names.
+      workdir: run directory for the configuration, log, and checkpoints; None trains in memory.
+      resume: continue the run in ``workdir``, to the same bits as if it had not been interrupted.
+      overwrite: delete a run that is already in ``workdir``.
+      progress: show a progress bar on standard error.
+
+    Raises:
+      RunExistsError: ``workdir`` holds a run, and neither ``resume`` nor ``overwrite`` was asked for.
+      CheckpointError: nothing to resume, or it belongs to other data, another configuration or precision.
+      NonFiniteError: the loss stopped being finite.
+      Interrupted: SIGINT or SIGTERM; the state was saved.
+    """
+    # ---- the run directory, refused before any compute
+    directory = None if workdir is None else Path(workdir)
+    if directory is not None:
+        claim_directory(directory, config, resume, overwrite)
+    elif resume:
+        raise ConfigError("resume needs a workdir: expected the directory of a run, got None")
+
+    # ---- data, model, and the state of every seed
+    setup = prepare(config, dataset)
+    seeds = jnp.asarray(config.training.seeds, jnp.uint32)
+    make_state = jax.jit(jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)))
+    state = make_state(seeds)
+    best = jax.tree.map(jnp.copy, state.params)
+    ledger = Ledger.start(len(seeds))
+    step = 0
+
+    # ---- resume
+    store = None
+    if directory is not None:
+        store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
+        if resume and store.steps():
+            record = store.record()
+            check_record(record, config, setup.dataset)
+            (state, best), record = store.restore(abstract((state, best)))
+            ledger, step = Ledger.load(record["ledger"]), record["step"]
+        save_config(config, directory / "config.json")
+    journal = Journal(None if directory is None else directory / "log.jsonl", step if resume else None)
+
+    # ---- compile
+    plan, k = setup.plan, setup.plan.chunk_steps
+    over_seeds = config.training.over_seeds
+    if over_seeds == "auto":
+        over_seeds = "map" if jax.default_backend() == "cpu" else "vmap"
+    chunk = make_train_chunk(setup.encoder, config.objective, setup.optimizer, config.batches, over_seeds)
+
+    def next_rows() -> Any:
+        """The plans of the next chunk; each seed's position moves on."""
+        parts = []
+        for s, stream in enumerate(setup.streams):
+            rows, ledger.positions[s] = stream.take(ledger.positions[s], k * config.batches.batch_size)
+            parts.append(rows)
+        return device_rows(parts, k)
+
+    def save(score: float) -> None:
+        if store is not None and step not in store.steps():
+            record = {
+                "step": step,
+                "config": to_dict(config),
+                "dataset": setup.dataset.fingerprint,
+                "ledger": dict(ledger.dump(), positions=json_safe(saved_positions)),
+            }
+            store.save(step, (state, best), record, score)
+
+    last_saved = time.monotonic()
+    score = float(np.mean(ledger.best)) if step else -1.0
+    finished = all(ledger.stopped) or step >= plan.total_steps
+    bar = Progress(plan.total_steps, step, progress and not finished)
+    compiled = None
+    try:
+        with StopRequest() as stop:
+            saved_positions = list(ledger.positions)
+            rows = None if finished else next_rows()
+            while not finished:
+                # ---- one chunk of steps on the device, while the host plans the next
+                if compiled is None:
+                    started = time.perf_counter()
+                    compiled = chunk.lower(state, rows, setup.resources).compile()
+                    ledger.compile_seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                state, pending = compiled(state, rows, setup.resources)
+                saved_positions = list(ledger.positions)
+                rows = next_rows()
+                metrics: StepMetrics = jax.device_get(pending)
+                seconds = time.perf_counter() - started
+                ledger.training_seconds += seconds
+                ledger.interactions += float(metrics.targets.sum())
+                _check_finite(metrics, step, config, store)
+                step += k
+                journal.write(
+                    step=step,
+                    epoch=round(step / plan.steps_per_epoch, 3),
+                    loss=[round(float(x), 6) for x in metrics.loss.mean(axis=1)],
+                    gradient_norm=[round(float(x), 6) for x in metrics.gradient_norm.mean(axis=1)],
+                    seconds=round(seconds, 4),
+                    interactions_per_second=round(float(metrics.targets.sum()) / seconds, 1),
+                )
+                bar.advance(
+                    k,
+                    loss=f"{metrics.loss.mean():.3f}",
+                    rate=f"{metrics.targets.sum() / seconds:,.0f} int/s",
+                )
+
+                # ---- validation, early stopping, best parameters
+                if step % (k * plan.chunks_per_evaluation) == 0:
+                    started = time.perf_counter()
+                    evaluations = [setup.evaluate(seed_params(state.params, s), setup.split.valid) for s in range(len(seeds))]
+                    scores = [float(evaluation.metrics[config.training.metric]) for evaluation in evaluations]
+                    improved = ledger.update(scores, step, config.training.patience)
+                    best = _keep_best(jnp.asarray(improved), state.params, best)
+                    ledger.evaluation_seconds += time.perf_counter() - started
+                    score = float(np.mean(scores))
+                    journal.write(step=step, valid={config.training.metric: scores}, best=list(ledger.best))
+                    bar.advance(0, **{f"valid {config.training.metric}": f"{score:.4f}"})
+                    finished = all(ledger.stopped) or step >= plan.total_steps
+                    if time.monotonic() - last_saved >= config.training.checkpoint_seconds or finished:
+                        save(score)
+                        last_saved = time.monotonic()
+
+                # ---- a signal: save what is done and say how to go on
+                if stop.signal_number is not None and not finished:
+                    save(score)
+                    if store is not None:
+                        store.wait()
+                    raise Interrupted(_farewell(step, plan.total_steps, directory), stop.signal_number)
+    finally:
+        bar.close()
+        if store is not None:
+            store.close()
+
+    # ---- held-out targets, with each seed's best parameters
+    started = time.perf_counter()
+    valid = [setup.evaluate(seed_params(best, s), setup.split.valid) for s in range(len(seeds))]
+    test = [setup.evaluate(seed_params(best, s), setup.split.test) for s in range(len(seeds))]
+    ledger.evaluation_seconds += time.perf_counter() - started
+    return FitResult(setup, best, valid, test, ledger, directory, step)
+
+
+def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Make ``directory`` ours, or refuse; see `train`."""
+    saved = directory / "config.json"
+    if resume:
+        if not saved.exists():
+            raise CheckpointError(
+                f"nothing to resume in {directory}: expected the config.json of a run; start it without --resume"
+            )
+        changed = differences(to_dict(load_config(saved)), to_dict(config))
+        forbidden = {field: pair for field, pair in changed.items() if field not in RESUMABLE}
+        if config.optimizer.schedule != "constant" and "training.epochs" in changed:
+            forbidden["training.epochs"] = changed["training.epochs"]
+        if forbidden:
+            told = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in forbidden.items())
+            raise CheckpointError(
+                f"cannot resume {directory} with another configuration: {told}. Leave these settings out, or start a "
+                f"new run in another directory"
+            )
+        return
+    if directory.exists() and not directory.is_dir():
+        raise RunExistsError(f"workdir {directory} is a file; expected a directory that is new or empty")
+    if directory.exists() and any(directory.iterdir()):
+        if not overwrite:
+            raise RunExistsError(
+                f"workdir {directory} is not empty: expected a new or empty directory. Continue its run with --resume, "
+                "delete it with --overwrite, or choose another --workdir"
+            )
+        if not saved.exists():
+            raise RunExistsError(
+                f"workdir {directory} holds files but no run (no config.json), so --overwrite leaves it alone; "
+                "empty it yourself or choose another --workdir"
+            )
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def check_record(record: dict[str, Any], config: RunConfig, dataset: SequenceDataset) -> None:
+    """Refuse a checkpoint of other data or of another configuration."""
+    check_fingerprint(record, dataset.fingerprint)
+    changed = {
+        field: pair for field, pair in differences(record["config"], to_dict(config)).items() if field not in RESUMABLE
+    }
+    if changed:
+        told = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in changed.items())
+        raise CheckpointError(f"the checkpoint belongs to another configuration: {told}")
+
+
+def _check_finite(metrics: StepMetrics, step: int, config: RunConfig, store: CheckpointStore | None) -> None:
+    bad = ~np.isfinite(metrics.loss) | ~np.isfinite(metrics.gradient_norm)
+    if not bad.any():
+        return
+    index = int(np.argmax(bad.any(axis=0)))
+    seed = config.training.seeds[int(np.argmax(bad[:, index]))]
+    if store is not None:
+        store.wait()
+    steps = store.steps() if store is not None else []
+    good = f"the last good checkpoint is that of step {steps[-1]}" if steps else "no checkpoint was written yet"
+    raise NonFiniteError(
+        f"loss or gradient stopped being finite at step {step + index + 1} (seed {seed}): loss "
+        f"{metrics.loss[:, index].tolist()}, gradient norm {metrics.gradient_norm[:, index].tolist()}; {good}. "
+        "Lower optimizer.learning_rate or set optimizer.clip_norm"
+    )
+
+
+def _farewell(step: int, total: int, directory: Path | None) -> str:
+    if directory is None:
+        return f"stopped at step {step} of {total}; nothing was saved, as the run has no workdir"
+    return f"stopped at step {step} of {total} and saved; continue with: jaxrec train --workdir {directory} --resume"

@@ -1,0 +1,184 @@
+"""From a configuration to everything a run works with: data, model, compiled functions, and the plan of its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxrec.data.batches import Batch
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.sequences import RowStream
+from jaxrec.data.splits import EvaluationCases, Split, split_dataset
+from jaxrec.errors import DataError
+from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
+from jaxrec.training.config import RunConfig
+from jaxrec.training.step import Params, Resources, initial_state
+
+
+class Forward:
+    """``(params, batch) -> hidden``, dropout off: one object for the whole life of a model, so it compiles once."""
+
+    def __init__(self, encoder: nn.Module):
+        self.encoder = encoder
+
+    def __call__(self, params: Params, batch: Batch) -> Array:
+        return self.encoder.apply({"params": params}, batch, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the steps of a run are cut.
+
+    Attributes:
+      chunk_steps: K, steps in one call of the compiled program.
+      chunks_per_evaluation: calls between validations.
+      evaluations: validations in the whole run, if it does not stop early.
+      steps_per_epoch: a fraction, since batches straddle epochs.
+    """
+
+    chunk_steps: int
+    chunks_per_evaluation: int
+    evaluations: int
+    steps_per_epoch: float
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, if it does not stop early."""
+        return self.chunk_steps * self.chunks_per_evaluation * self.evaluations
+
+
+def plan_steps(config: RunConfig, rows_per_epoch: int) -> Plan:
+    """Cut a run into equal chunks, so that one compilation serves them all; lengths round to the nearest."""
+    training = config.training
+    steps_per_epoch = rows_per_epoch / config.batches.batch_size
+    wanted = max(2, round(training.evaluate_every * steps_per_epoch))
+    chunks = math.ceil(wanted / training.chunk_steps)
+    chunk_steps = max(2, math.ceil(wanted / chunks))
+    evaluations = max(1, round(training.epochs * steps_per_epoch / (chunk_steps * chunks)))
+    return Plan(chunk_steps, chunks, evaluations, steps_per_epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What `prepare` makes of a configuration."""
+
+    config: RunConfig
+    dataset: SequenceDataset
+    split: Split
+    encoder: nn.Module
+    forward: Forward
+    optimizer: optax.GradientTransformation
+    streams: list[RowStream]
+    plan: Plan
+    resources: Resources
+    timestamps: np.ndarray | None
+    known_items: np.ndarray
+
+    def evaluate(self, params: Params, cases: EvaluationCases) -> Evaluation:
+        """Exact ranks over the whole catalogue for one seed's parameters."""
+        config = self.config
+        return evaluate_cases(
+            self.forward,
+            self.encoder.item_table(params),
+            params,
+            cases,
+            self.dataset.items,
+            max_length=config.batches.max_length,
+            origin=config.batches.origin,
+            ks=config.evaluation.ks,
+            remove_seen=config.evaluation.remove_seen,
+            known_items=self.known_items,
+            timestamps=self.timestamps,
+            tokens_per_batch=max(config.evaluation.tokens_per_batch, config.batches.max_length),
+            item_chunk=config.evaluation.item_chunk,
+        )
+
+
+def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
+    """Load, split, build; nothing is trained, compiled or written yet.
+
+    Args:
+      config: of the run.
+      dataset: in place of the one that ``config.data`` names.
+
+    Raises:
+      DataError, ConfigError: what the data or the configuration cannot give.
+    """
+    dataset = config.data.load() if dataset is None else dataset
+    if max(config.evaluation.ks) > dataset.n_items:
+        raise DataError(
+            f"evaluation.ks asks for lists of {max(config.evaluation.ks)}, but the catalogue has {dataset.n_items} items; "
+            "choose shorter lists"
+        )
+    split = split_dataset(dataset, config.split)
+    streams = [
+        RowStream(split.train_starts, split.train_stops, config.batches, seed) for seed in config.training.seeds
+    ]
+    encoder = config.encoder.module(
+        config.attention, dataset.n_items, config.batches.max_length, config.batches.origin
+    )
+    plan = plan_steps(config, streams[0].rows_per_epoch)
+    optimizer = config.optimizer.build(plan.total_steps)
+    jax.eval_shape(lambda seed: initial_state(encoder, optimizer, seed), jnp.uint32(0))  # refuse before any compute
+    timestamps = relative_seconds(dataset)
+    return Setup(
+        config=config,
+        dataset=dataset,
+        split=split,
+        encoder=encoder,
+        forward=Forward(encoder),
+        optimizer=optimizer,
+        streams=streams,
+        plan=plan,
+        resources=device_resources(config, split, timestamps),
+        timestamps=timestamps,
+        known_items=split.item_counts > 0,
+    )
+
+
+def relative_seconds(dataset: SequenceDataset) -> np.ndarray | None:
+    """int32[N] seconds since the first event (clipped at 68 years), or None for a dataset without times."""
+    if dataset.timestamps is None:
+        return None
+    since = dataset.timestamps - dataset.timestamps.min()
+    return np.minimum(since, np.iinfo(np.int32).max).astype(np.int32)
+
+
+def training_mask(split: Split) -> np.ndarray:
+    """bool[N]: which interactions of the log are in the training part."""
+    changes = np.zeros(len(split.dataset.items) + 1, np.int64)
+    np.add.at(changes, split.train_starts, 1)
+    np.add.at(changes, split.train_stops, -1)
+    return np.cumsum(changes[:-1]) > 0
+
+
+def device_resources(config: RunConfig, split: Split, timestamps: np.ndarray | None) -> Resources:
+    """The log and what samplers ask for, on the device."""
+    items = split.dataset.items
+    if len(items) >= 2**31:
+        raise DataError(f"the log has {len(items)} interactions; one device addresses at most 2^31 - 1")
+    seen: dict[str, Any] = {}
+    if config.objective.needs_seen:
+        mask = training_mask(split)
+        users = np.repeat(np.arange(split.dataset.n_users), np.diff(split.dataset.offsets))[mask]
+        values = items[mask]
+        order = np.lexsort((values, users))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=split.dataset.n_users))])
+        seen = {
+            "seen_items": jnp.asarray(values[order], jnp.int32),
+            "seen_offsets": jnp.asarray(offsets, jnp.int32),
+        }
+    return Resources(
+        items=jnp.asarray(np.asarray(items), jnp.int32),
+        timestamps=None if timestamps is None else jnp.asarray(timestamps),
+        item_counts=jnp.asarray(split.item_counts, jnp.float32) if config.objective.needs_counts else None,
+        **seen,
+    )

@@ -1,0 +1,171 @@
+"""The compiled part of training: a chunk of many steps for every seed of a run, in one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from jaxrec.data.batches import Batch, Rows, expand
+from jaxrec.data.sequences import BatchConfig
+from jaxrec.models.base import ItemTable
+from jaxrec.objectives import ObjectiveConfig, SamplingInputs
+
+Params = Any
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. Randomness is ``fold_in(key(seed), step)``, so no generator state is kept.
+
+    Attributes:
+      step: int32[], steps done.
+      seed: uint32[], of the run.
+      params: the encoder's parameters.
+      opt_state: the optimiser's state.
+    """
+
+    step: Array
+    seed: Array
+    params: Params
+    opt_state: Any
+
+
+class Resources(NamedTuple):
+    """What stays on the device for a whole run.
+
+    Attributes:
+      items: int32[N], the log.
+      timestamps: int32[N] seconds since the first event, or None.
+      item_counts: float32[V+1], training interactions of each item, or None where no sampler asks.
+      seen_items: int32[N], each user's training items in ascending order, or None where no sampler asks.
+      seen_offsets: int32[U+1], user u's items are ``seen_items[seen_offsets[u]:seen_offsets[u+1]]``, or None.
+    """
+
+    items: Array
+    timestamps: Array | None = None
+    item_counts: Array | None = None
+    seen_items: Array | None = None
+    seen_offsets: Array | None = None
+
+
+class StepMetrics(NamedTuple):
+    """Of one step, or stacked over steps: float32 scalars."""
+
+    loss: Array
+    targets: Array
+    gradient_norm: Array
+
+
+def initial_state(encoder: nn.Module, optimizer: optax.GradientTransformation, seed: Array) -> TrainState:
+    """Fresh parameters and optimiser state for ``seed`` (uint32[])."""
+    length = 2 if encoder.max_length > 1 else 1
+    blank = Batch(*(jnp.zeros((1, length), jnp.int32) for _ in range(4)), jnp.zeros((1, length), jnp.float32))
+    blank = blank._replace(timestamps=jnp.zeros((1, length), jnp.int32))
+    params = encoder.init(jax.random.key(seed), blank, False)["params"]
+    return TrainState(jnp.int32(0), seed, params, optimizer.init(params))
+
+
+def batch_loss(
+    encoder: nn.Module,
+    objective: ObjectiveConfig,
+    params: Params,
+    batch: Batch,
+    key: Array,
+    resources: Resources,
+) -> tuple[Array, Array]:
+    """Weighted sum of the loss over a batch, and the sum of weights. Training mode: dropout is on."""
+    dropout_key, objective_key = jax.random.split(key)
+    hidden = encoder.apply({"params": params}, batch, True, rngs={"dropout": dropout_key})
+    table: ItemTable = encoder.item_table(params)
+    inputs = SamplingInputs(
+        item_counts=resources.item_counts,
+        users=batch.users.reshape(-1),
+        seen_items=resources.seen_items,
+        seen_offsets=resources.seen_offsets,
+    )
+    return objective(
+        hidden.reshape(-1, hidden.shape[-1]),
+        table,
+        batch.targets.reshape(-1),
+        batch.weights.reshape(-1),
+        objective_key,
+        inputs,
+    )
+
+
+def train_step(
+    encoder: nn.Module,
+    objective: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    batches: BatchConfig,
+    state: TrainState,
+    rows: Rows,
+    resources: Resources,
+) -> tuple[TrainState, StepMetrics]:
+    """One optimiser step on the rows of one batch ([B, S] plan)."""
+    batch = expand(
+        rows,
+        resources.items,
+        max_length=batches.max_length,
+        origin=batches.origin,
+        last_only=batches.last_only,
+        timestamps=resources.timestamps,
+        xp=jnp,
+    )
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+
+    def mean_loss(params: Params) -> tuple[Array, Array]:
+        total, weight = batch_loss(encoder, objective, params, batch, key, resources)
+        return total / jnp.maximum(weight, 1.0), weight
+
+    (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = StepMetrics(loss, weight, optax.global_norm(gradients))
+    return TrainState(state.step + 1, state.seed, params, opt_state), metrics
+
+
+def make_train_chunk(
+    encoder: nn.Module,
+    objective: ObjectiveConfig,
+    optimizer: optax.GradientTransformation,
+    batches: BatchConfig,
+    over_seeds: Literal["vmap", "map"] = "map",
+) -> Callable[[TrainState, Rows, Resources], tuple[TrainState, StepMetrics]]:
+    """A jitted function that runs K steps for each of S seeds; the state is donated.
+
+    ``(state with leading [S], rows with leading [S, K, B], resources) -> (state, metrics [S, K])``. With "vmap" the
+    seeds advance together; with "map" one after the other inside the same program, which holds the activations of one
+    seed at a time.
+
+    K is the length of the rows: every chunk of a run has the same, so the program is compiled once. It should be at
+    least 2: XLA unrolls a loop of one trip and rounds it differently.
+    """
+    step = partial(train_step, encoder, objective, optimizer, batches)
+
+    def chunk(state: TrainState, rows: Rows, resources: Resources) -> tuple[TrainState, StepMetrics]:
+        def one_seed(arguments: tuple[TrainState, Rows]) -> tuple[TrainState, StepMetrics]:
+            return lax.scan(lambda s, r: step(s, r, resources), *arguments)
+
+        if over_seeds == "vmap":
+            return jax.vmap(one_seed)((state, rows))
+        return lax.map(one_seed, (state, rows))
+
+    return jax.jit(chunk, donate_argnums=0)
+
+
+def device_rows(parts: list[Rows], steps: int) -> Rows:
+    """Plans of S seeds, each of ``steps * B`` rows, as arrays [S, K, B, segments] that fit the device (int32)."""
+
+    def stack(field: str) -> np.ndarray:
+        values = np.stack([getattr(part, field) for part in parts]).astype(np.int32)
+        return values.reshape(len(parts), steps, -1, values.shape[-1])
+
+    return Rows(stack("starts"), stack("lengths"), stack("users"))
