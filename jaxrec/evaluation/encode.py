@@ -1,4 +1,6 @@
-"""Hidden state of each history's last position: histories packed into rows, so that no work goes into padding."""
+"""Hidden state of each history's last position: histories packed into rows, so that no work goes into
+padding.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,15 @@ def encode_histories(
 ) -> Array:
     """The state that scores the next item of each history.
 
-    Every batch has the same shape, so one program is compiled for all calls with the same ``apply_fn`` object.
+    Every batch has the same shape, so one program is compiled for all calls with the same ``apply_fn``
+    object.
 
     Args:
       apply_fn: ``(params, Batch) -> hidden [B, L, D]`` with ``train=False``; pass the same object each time.
       params: its parameters.
       items: int32[N], the log.
-      starts, stops: int64[E], history e is ``items[starts[e]:stops[e]]``; its last ``max_length`` interactions are used.
+      starts, stops: int64[E], history e is ``items[starts[e]:stops[e]]``; its last ``max_length``
+        interactions are used.
       max_length: L.
       origin: what positions count from, as in training.
       tokens_per_batch: B * L, which sets the memory of the forward pass.
@@ -50,8 +54,8 @@ def encode_histories(
       users: int32[E], index of the user of each history, for encoders that use it.
 
     Returns:
-      float32[E, D] on the device, in the order of the histories. An empty history has the zero state: its scores are the
-      item biases alone, whatever the encoder would make of padding.
+      float32[E, D] on the device, in the order of the histories. An empty history has the zero state: its
+      scores are the item biases alone, whatever the encoder would make of padding.
 
     Raises:
       ConfigError: ``tokens_per_batch`` holds no row of ``max_length``.
@@ -60,7 +64,8 @@ def encode_histories(
     starts, stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
     if tokens_per_batch < max_length or max_length < 1:
         raise ConfigError(
-            f"tokens_per_batch must be at least max_length (one row), got {tokens_per_batch} for max_length {max_length}"
+            f"tokens_per_batch must be at least max_length (one row), got {tokens_per_batch} for "
+            f"max_length {max_length}"
         )
     if len(starts) and (starts.min() < 0 or stops.max() > len(items) or (stops < starts).any()):
         raise DataError(
@@ -80,7 +85,8 @@ def encode_histories(
     for first in range(0, len(plan.rows.lengths), n_rows):
         rows = _padded(plan.rows.select(slice(first, first + n_rows)), n_rows)
         pieces.append(_last_states(apply_fn, params, rows, log, times, max_length, origin))
-    # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty histories.
+    # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty
+    # histories.
     place = np.full(len(starts), -1, np.int64)
     place[full] = plan.place
     return _gather(pieces, place.astype(np.int32))
@@ -98,7 +104,8 @@ def _plan(
 ) -> _Plan:
     """Pack the histories ``full``, longest first: that fills rows best."""
     order = full[np.argsort(-lengths[full], kind="stable")]
-    # The packed "user" is the number of the history, by which it is found again; the real one is put back after.
+    # The packed "user" is the number of the history, by which it is found again; the real one is put back
+    # after.
     rows = pack(Sequences(starts[order], lengths[order].astype(np.int32), order.astype(np.int32)), max_length)
     width = max(1, int((rows.lengths > 0).sum(axis=1).max(initial=1)))
     width = 1 << (width - 1).bit_length()
@@ -126,7 +133,9 @@ def _last_states(
     max_length: int,
     origin: Origin,
 ) -> Array:
-    """float32[B * S, D]: the state at the last position of each slot (of position 0 where the slot is unused)."""
+    """float32[B * S, D]: the state at the last position of each slot (of position 0 where the slot is
+    unused).
+    """
     batch = expand(
         rows, items, max_length=max_length, origin=origin, with_targets=False, timestamps=timestamps, xp=jnp
     )

@@ -31,7 +31,8 @@ class Evaluation:
       users: int32[E], index of the user of each case.
       targets: int32[T].
       metrics: means over cases.
-      counts: what was evaluated and what was left out: cases, targets, users without targets, targets unseen in training.
+      counts: what was evaluated and what was left out: cases, targets, users without targets, targets unseen
+        in training.
       protocol: what each number means: candidates, seen items, ties.
     """
 
@@ -48,7 +49,9 @@ class Evaluation:
         return metric_values(self.ranks, metric, self.target_offsets)
 
     def save(self, path: str | Path, meta: dict[str, Any] | None = None) -> None:
-        """Write ranks and ``meta`` (dataset fingerprint, split, seed, ...) to one ``.npz`` that `compare_runs` reads."""
+        """Write ranks and ``meta`` (dataset fingerprint, split, seed, ...) to one ``.npz`` that
+        `compare_runs` reads.
+        """
         text = json.dumps(
             {**(meta or {}), "metrics": self.metrics, "counts": self.counts, "protocol": self.protocol},
             sort_keys=True,
@@ -95,14 +98,16 @@ def evaluate_cases(
       cases: `EvaluationCases` of a split.
       items: int32[N], the log that the cases point into.
       ks: cutoffs of the metrics.
-      remove_seen: strike the items of the whole history (not only its last ``max_length``) from the candidates.
+      remove_seen: strike the items of the whole history (not only its last ``max_length``) from the
+        candidates.
       known_items: bool[V+1], which items occur in training; None = not counted.
-      unknown_targets: "keep" ranks targets that never occur in training (they count as what they are, hard); "drop"
-        leaves them out. Counted either way where ``known_items`` is given.
+      unknown_targets: "keep" ranks targets that never occur in training (they count as what they are, hard);
+        "drop" leaves them out. Counted either way where ``known_items`` is given.
       item_chunk, row_chunk, mesh: see `rank_targets`.
 
     Raises:
-      ConfigError: ``unknown_targets="drop"`` without ``known_items``; a cutoff below 1 or above the catalogue.
+      ConfigError: ``unknown_targets="drop"`` without ``known_items``; a cutoff below 1 or above the
+        catalogue.
       DataError: no case with a target is left.
       NonFiniteError: as in `rank_targets`.
     """
@@ -157,7 +162,7 @@ class _Cases:
 def usable_cases(
     cases: Any, known_items: np.ndarray | None = None, unknown_targets: Literal["keep", "drop"] = "keep"
 ) -> tuple[Any, dict[str, int]]:
-    """Cases that have a target, and counts of what they are and of what was left out (see `evaluate_cases`)."""
+    """Cases that have a target, and counts of what they are and of what was left out (`evaluate_cases`)."""
     targets = np.asarray(cases.targets)
     offsets = np.asarray(cases.target_offsets, np.int64)
     sizes = np.diff(offsets)
@@ -179,8 +184,8 @@ def usable_cases(
     rows = np.flatnonzero(sizes)
     if not len(rows):
         raise DataError(
-            f"no case has a target to rank: got {len(sizes)} cases, counts {counts}; split with more held out, "
-            "or keep the targets that training never saw"
+            f"no case has a target to rank: got {len(sizes)} cases, counts {counts}; split with more held "
+            "out, or keep the targets that training never saw"
         )
     chosen = _Cases(
         users=np.asarray(cases.users)[rows],

@@ -1,11 +1,15 @@
 """The compiled parts of scoring: what one device does with its rows and its items.
 
-Every function here sees one batch of rows R and a local part of the table, walked in tiles of ``item_chunk`` rows. The last
-tile is shifted back to stay inside the table, and the columns that it repeats are masked.
+A device has a batch of rows R and a local part of the table, which it walks in tiles of ``item_chunk``
+columns. The last tile is shifted back to stay inside the table, and the columns that it repeats are masked.
+A score is always read
+from the same product, never computed again another way: two ways differ in the last bit, and a target would
+stand ahead of itself.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -15,218 +19,253 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-#: Seen items are struck from a tile in blocks of this many.
-STRIKE_BLOCK = 1024
+#: top-k looks for new entrants in blocks of this many columns; `BLOCK_LEVELS` of them are examined before
+#: all are.
+BLOCK = 64
+BLOCK_LEVELS = (4, 16)
 
 _MINUS_INFINITY = -float("inf")
 
 
-def struck_width(count: int) -> int:
-    """Length of the padded lists of struck items: whole blocks, a power of two of them, so that few programs are built.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is fixed when a scoring program is compiled.
 
-    One spare block lets a block start anywhere before the end."""
-    blocks = -(-count // STRIKE_BLOCK)
-    return STRIKE_BLOCK * (1 + (1 << (blocks - 1).bit_length() if blocks > 0 else 0))
+    Attributes:
+      first_item: lowest candidate: 1, or 0 where padding is rankable (a quirk of older code).
+      last_item: highest candidate, V.
+      item_chunk: columns of a tile.
+      zero_seen: seen items score 0 instead of being removed (a quirk of older code).
+      mesh: axes ``data`` and ``item``, or None for one device.
+    """
+
+    first_item: int
+    last_item: int
+    item_chunk: int
+    zero_seen: bool = False
+    mesh: Mesh | None = None
+
+    @property
+    def axis(self) -> str | None:
+        return None if self.mesh is None else "item"
 
 
 class _Tiles:
-    """Tiles of the local table against the rows of a batch; ``offset`` is the id of the first local row."""
+    """Tiles of the local table against the rows of a batch.
+
+    ``hidden`` [R, D] meets ``vectors`` [local items, D]; with ``vectors`` None, ``hidden`` [R, local items]
+    is the scores.
+    """
 
     def __init__(
-        self,
-        hidden: Array,
-        vectors: Array,
-        bias: Array,
-        offset: Array,
-        n_items: int,
-        item_chunk: int,
-        struck: Any,
+        self, layout: Layout, hidden: Array, vectors: Array | None, bias: Array, struck: tuple[Array, Array]
     ):
+        self.layout = layout
         self.hidden, self.vectors, self.bias = hidden, vectors, bias
-        self.offset, self.n_items, self.item_chunk = offset, n_items, item_chunk
-        self.struck_rows, self.struck_columns, self.struck_offsets = struck
-        self.n_local = vectors.shape[0]
-        self.count = -(-self.n_local // item_chunk)
+        self.struck_rows, self.struck_columns = (part[0, 0] for part in struck)
+        self.n_local = bias.shape[0]
+        self.count = -(-self.n_local // layout.item_chunk)
+        device = jnp.int32(0) if layout.axis is None else lax.axis_index(layout.axis).astype(jnp.int32)
+        self.offset = device * self.n_local  # id of the first local row
 
     def start(self, tile: Array) -> Array:
-        return jnp.minimum(tile * self.item_chunk, self.n_local - self.item_chunk)
+        return jnp.minimum(tile * self.layout.item_chunk, self.n_local - self.layout.item_chunk)
 
     def ids(self, tile: Array) -> Array:
         """int32[C], the item of each column."""
-        return self.offset + self.start(tile) + jnp.arange(self.item_chunk, dtype=jnp.int32)
+        return self.offset + self.start(tile) + jnp.arange(self.layout.item_chunk, dtype=jnp.int32)
 
     def product(self, tile: Array) -> Array:
-        """float32[R, C]: hidden · vectors, without the bias."""
-        block = lax.dynamic_slice_in_dim(self.vectors, self.start(tile), self.item_chunk)
-        return lax.dot_general(
-            self.hidden,
-            block,
-            (((1,), (1,)), ((), ())),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
+        """float32[R, C]: hidden · vectors without the bias, seen items struck."""
+        start, width = self.start(tile), self.layout.item_chunk
+        if self.vectors is None:
+            scores = lax.dynamic_slice_in_dim(self.hidden, start, width, axis=1)
+        else:
+            scores = lax.dot_general(
+                self.hidden,
+                lax.dynamic_slice_in_dim(self.vectors, start, width),
+                (((1,), (1,)), ((), ())),
+                precision=lax.Precision.HIGHEST,
+                preferred_element_type=jnp.float32,
+            )
+        # Padding entries name a row that does not exist. Zero seen means zero after the bias is added.
+        rows, columns = self.struck_rows[tile], self.struck_columns[tile]
+        struck = -self.bias[start + columns] if self.layout.zero_seen else jnp.float32(_MINUS_INFINITY)
+        return scores.at[rows, columns].set(struck, mode="drop")
 
     def bias_of(self, tile: Array) -> Array:
         """float32[C], -inf where the column is no candidate or was in the tile before."""
         ids = self.ids(tile)
-        fresh = (ids >= 1) & (ids <= self.n_items) & (ids >= self.offset + tile * self.item_chunk)
-        bias = lax.dynamic_slice_in_dim(self.bias, self.start(tile), self.item_chunk)
-        return jnp.where(fresh, bias, _MINUS_INFINITY)
-
-    def strike(self, scores: Array, tile: Array) -> Array:
-        """-inf on the seen items of this tile."""
-        first, last = self.struck_offsets[tile], self.struck_offsets[tile + 1]
-
-        def strike_block(block: Array, scores: Array) -> Array:
-            at = first + block * STRIKE_BLOCK
-            rows = lax.dynamic_slice_in_dim(self.struck_rows, at, STRIKE_BLOCK)
-            columns = lax.dynamic_slice_in_dim(self.struck_columns, at, STRIKE_BLOCK)
-            here = at + jnp.arange(STRIKE_BLOCK, dtype=jnp.int32) < last
-            rows = jnp.where(here, rows, scores.shape[0])
-            return scores.at[rows, columns].set(_MINUS_INFINITY, mode="drop")
-
-        n_blocks = (last - first + STRIKE_BLOCK - 1) // STRIKE_BLOCK
-        return lax.fori_loop(jnp.int32(0), n_blocks, strike_block, scores)
+        fresh = ids >= self.offset + tile * self.layout.item_chunk
+        candidate = (ids >= self.layout.first_item) & (ids <= self.layout.last_item)
+        bias = lax.dynamic_slice_in_dim(self.bias, self.start(tile), self.layout.item_chunk)
+        return jnp.where(fresh & candidate, bias, _MINUS_INFINITY)
 
     def target_scores(self, product: Array, tile: Array, targets: Array) -> Array:
         """float32[R]: the target's score where it is a candidate of this tile, else -inf."""
         column = targets - self.offset - self.start(tile)
-        inside = (column >= 0) & (column < self.item_chunk)
-        column = jnp.clip(column, 0, self.item_chunk - 1)
+        inside = (column >= 0) & (column < self.layout.item_chunk)
+        column = jnp.clip(column, 0, self.layout.item_chunk - 1)
         score = jnp.take_along_axis(product, column[:, None], axis=1)[:, 0] + self.bias_of(tile)[column]
         return jnp.where(inside, score, _MINUS_INFINITY)
 
     def ahead(self, product: Array, tile: Array, targets: Array, score: Array) -> Array:
-        """int32[R]: how many items of this tile stand ahead of the target. ``product`` is struck already."""
+        """int32[R]: how many items of this tile stand ahead of the target, whose score is given."""
         scores = product + self.bias_of(tile)[None, :]
         lower = self.ids(tile)[None, :] < targets[:, None]
         better = (scores > score[:, None]) | ((scores == score[:, None]) & lower)
-        # Summed as float32, which the CPU does in vectors; exact because a tile has far fewer than 2**24 columns.
+        # Summed as float32, which the CPU does in vectors; exact because a tile has fewer than 2**24 columns.
         return better.astype(jnp.float32).sum(axis=1).astype(jnp.int32)
 
 
-def _local_rank(tiles: _Tiles, targets: Array, axis: str | None) -> Array:
+def _local_rank(tiles: _Tiles, targets: Array) -> Array:
+    axis = tiles.layout.axis
     numbers = jnp.arange(tiles.count, dtype=jnp.int32)
-    n_rows = tiles.hidden.shape[0]
+    nowhere = jnp.full((tiles.hidden.shape[0],), _MINUS_INFINITY, jnp.float32)
+    nobody = jnp.zeros((tiles.hidden.shape[0],), jnp.int32)
+    if axis is not None:
+        nowhere, nobody = lax.pcast((nowhere, nobody), (axis, "data"), to="varying")
 
     def find(score: Array, tile: Array) -> tuple[Array, None]:
-        here = (targets >= tiles.ids(tile)[0]) & (targets <= tiles.ids(tile)[-1])
+        ids = tiles.ids(tile)
+        here = ((targets >= ids[0]) & (targets <= ids[-1])).any()
         found = lax.cond(
-            here.any(),
-            lambda: tiles.target_scores(tiles.product(tile), tile, targets),
-            lambda: nothing,
+            here, lambda: tiles.target_scores(tiles.product(tile), tile, targets), lambda: nowhere
         )
         return jnp.maximum(score, found), None
 
-    def count(ahead: Array, tile: Array) -> tuple[Array, None]:
-        product = tiles.strike(tiles.product(tile), tile)
-        return ahead + tiles.ahead(product, tile, targets, score), None
+    def across_devices(score: Array) -> Array:
+        return score if axis is None else lax.pmax(score, axis)
 
-    nothing = jnp.full((n_rows,), _MINUS_INFINITY, jnp.float32)
-    zero = jnp.zeros((n_rows,), jnp.int32)
-    if axis is not None:
-        nothing, zero = lax.pcast((nothing, zero), (axis, "data"), to="varying")
-    if tiles.count == 1:
+    if tiles.count == 1:  # one product serves both steps
         product = tiles.product(numbers[0])
-        score = tiles.target_scores(product, numbers[0], targets)
-        score = score if axis is None else lax.pmax(score, axis)
-        ahead = tiles.ahead(tiles.strike(product, numbers[0]), numbers[0], targets, score)
+        score = across_devices(tiles.target_scores(product, numbers[0], targets))
+        ahead = tiles.ahead(product, numbers[0], targets, score)
     else:
-        score, _ = lax.scan(find, nothing, numbers)
-        score = score if axis is None else lax.pmax(score, axis)
-        ahead, _ = lax.scan(count, zero, numbers)
-    ahead = ahead if axis is None else lax.psum(ahead, axis)
-    return ahead + 1
+        score = across_devices(lax.scan(find, nowhere, numbers)[0])
+        ahead, _ = lax.scan(
+            lambda ahead, tile: (ahead + tiles.ahead(tiles.product(tile), tile, targets, score), None),
+            nobody,
+            numbers,
+        )
+    return (ahead if axis is None else lax.psum(ahead, axis)) + 1
 
 
-def _local_best(tiles: _Tiles, k: int, axis: str | None) -> tuple[Array, Array]:
-    n_rows = tiles.hidden.shape[0]
+def _local_best(tiles: _Tiles, k: int) -> tuple[Array, Array]:
+    n_rows, layout = tiles.hidden.shape[0], tiles.layout
+    blocked = layout.item_chunk % BLOCK == 0 and layout.item_chunk // BLOCK > max(BLOCK_LEVELS)
 
     def merge(best: tuple[Array, Array], tile: Array) -> tuple[tuple[Array, Array], None]:
-        scores = tiles.strike(tiles.product(tile), tile) + tiles.bias_of(tile)[None, :]
-        width = min(k, tiles.item_chunk)
-        top, column = lax.top_k(scores, width)
-        ids = jnp.where(top > _MINUS_INFINITY, tiles.ids(tile)[column], 0)
-        return _merge((jnp.concatenate([best[0], top], 1), jnp.concatenate([best[1], ids], 1)), k), None
+        scores = tiles.product(tile) + tiles.bias_of(tile)[None, :]
+        ids = tiles.ids(tile)
+        if not blocked:
+            return _merge_tile(best, scores, ids), None
+        # An item enters the list only by beating its last score, so only blocks whose maximum does are
+        # examined: past the first tiles that is a few of them, and the full top-k of a tile costs more than
+        # its product.
+        peaks = scores.reshape(n_rows, -1, BLOCK).max(axis=2)
+        entrants = (peaks > best[0][:, -1:]).sum(axis=1, dtype=jnp.int32).max()
+        level = sum((entrants > m).astype(jnp.int32) for m in BLOCK_LEVELS)
+        some = [partial(_merge_blocks, count=m) for m in BLOCK_LEVELS]
+        return lax.switch(level, [*some, _merge_whole], best, scores, peaks, ids), None
 
     best = (jnp.full((n_rows, k), _MINUS_INFINITY, jnp.float32), jnp.zeros((n_rows, k), jnp.int32))
-    if axis is not None:
-        best = lax.pcast(best, (axis, "data"), to="varying")
+    if layout.axis is not None:
+        best = lax.pcast(best, (layout.axis, "data"), to="varying")
     best, _ = lax.scan(merge, best, jnp.arange(tiles.count, dtype=jnp.int32))
-    if axis is not None:
-        gathered = tuple(lax.all_gather(part, axis, axis=1, tiled=True) for part in best)
-        best = _merge((gathered[0], gathered[1]), k)
+    if layout.axis is not None:
+        scores, ids = (lax.all_gather(part, layout.axis, axis=1, tiled=True) for part in best)
+        best = _first(scores, ids, k)
     return best
 
 
-def _merge(candidates: tuple[Array, Array], k: int) -> tuple[Array, Array]:
-    """The k best of candidates that are in the order of their ids where scores are equal."""
-    top, place = lax.top_k(candidates[0], k)
-    return top, jnp.take_along_axis(candidates[1], place, axis=1)
+def _merge_tile(best: tuple[Array, Array], scores: Array, ids: Array) -> tuple[Array, Array]:
+    """The list after a tile: scores [R, C] of items ids [C]."""
+    top, column = lax.top_k(scores, min(best[0].shape[1], scores.shape[1]))
+    return _appended(best, top, ids[column])
 
 
-@partial(jax.jit, static_argnames=("n_items", "item_chunk", "mesh"))
+def _merge_whole(best: tuple[Array, Array], scores: Array, peaks: Array, ids: Array) -> tuple[Array, Array]:
+    return _merge_tile(best, scores, ids)
+
+
+def _merge_blocks(
+    best: tuple[Array, Array], scores: Array, peaks: Array, ids: Array, count: int
+) -> tuple[Array, Array]:
+    """The same from the ``count`` blocks with the highest peaks [R, C / BLOCK], which hold all that can
+    enter.
+    """
+    n_rows = scores.shape[0]
+    _, block = lax.top_k(peaks, count)
+    block = jnp.sort(block, axis=1)  # back to the order of ids, on which ties are decided
+    column = block[:, :, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, :]
+    chosen = jnp.take_along_axis(scores.reshape(n_rows, -1, BLOCK), block[:, :, None], axis=1)
+    return _appended(best, chosen.reshape(n_rows, -1), ids[column.reshape(n_rows, -1)])
+
+
+def _appended(best: tuple[Array, Array], scores: Array, ids: Array) -> tuple[Array, Array]:
+    ids = jnp.where(scores > _MINUS_INFINITY, ids, 0)
+    scores, ids = jnp.concatenate([best[0], scores], axis=1), jnp.concatenate([best[1], ids], axis=1)
+    return _first(scores, ids, best[0].shape[1])
+
+
+def _first(scores: Array, ids: Array, k: int) -> tuple[Array, Array]:
+    """The k best of candidates that stand in the order of their ids where scores are equal."""
+    top, place = lax.top_k(scores, k)
+    return top, jnp.take_along_axis(ids, place, axis=1)
+
+
+@partial(jax.jit, static_argnames="layout")
 def rank(
+    layout: Layout,
     hidden: Array,
-    vectors: Array,
+    vectors: Array | None,
     bias: Array,
     targets: Array,
     struck_rows: Array,
     struck_columns: Array,
-    struck_offsets: Array,
-    *,
-    n_items: int,
-    item_chunk: int,
-    mesh: Mesh | None,
 ) -> Array:
     """int32[R], the rank of each row's target; see `jaxrec.evaluation.scoring`."""
 
     def local(hidden: Any, vectors: Any, bias: Any, targets: Any, *struck: Any) -> Array:
-        axis = None if mesh is None else "item"
-        tiles = _tiles(hidden, vectors, bias, struck, n_items, item_chunk, axis)
-        return _local_rank(tiles, targets, axis)
+        return _local_rank(_Tiles(layout, hidden, vectors, bias, struck), targets)
 
-    arguments = (hidden, vectors, bias, targets, struck_rows, struck_columns, struck_offsets)
-    if mesh is None:
+    arguments = (hidden, vectors, bias, targets, struck_rows, struck_columns)
+    if layout.mesh is None:
         return local(*arguments)
-    by_device = P("data", "item", None)
-    in_specs = (P("data", None), P("item", None), P("item"), P("data"), by_device, by_device, by_device)
-    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P("data"))(*arguments)
+    return jax.shard_map(
+        local, mesh=layout.mesh, in_specs=(*_SPECS, P("data"), *_STRUCK), out_specs=P("data")
+    )(*arguments)
 
 
-@partial(jax.jit, static_argnames=("k", "n_items", "item_chunk", "mesh"))
+@partial(jax.jit, static_argnames=("layout", "k"))
 def best(
+    layout: Layout,
     hidden: Array,
-    vectors: Array,
+    vectors: Array | None,
     bias: Array,
     struck_rows: Array,
     struck_columns: Array,
-    struck_offsets: Array,
     *,
     k: int,
-    n_items: int,
-    item_chunk: int,
-    mesh: Mesh | None,
 ) -> tuple[Array, Array]:
     """Scores float32[R, K] and items int32[R, K], best first; see `jaxrec.evaluation.scoring`."""
 
     def local(hidden: Any, vectors: Any, bias: Any, *struck: Any) -> tuple[Array, Array]:
-        axis = None if mesh is None else "item"
-        return _local_best(_tiles(hidden, vectors, bias, struck, n_items, item_chunk, axis), k, axis)
+        return _local_best(_Tiles(layout, hidden, vectors, bias, struck), k)
 
-    arguments = (hidden, vectors, bias, struck_rows, struck_columns, struck_offsets)
-    if mesh is None:
+    arguments = (hidden, vectors, bias, struck_rows, struck_columns)
+    if layout.mesh is None:
         return local(*arguments)
-    by_device = P("data", "item", None)
-    in_specs = (P("data", None), P("item", None), P("item"), by_device, by_device, by_device)
-    out_specs = (P("data", None), P("data", None))
-    # The gathered lists are equal on every item shard, which the checker of varying axes cannot see.
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return mapped(*arguments)
+    # The merged lists are equal on every item shard, which the checker of varying axes cannot see.
+    return jax.shard_map(
+        local,
+        mesh=layout.mesh,
+        in_specs=(*_SPECS, *_STRUCK),
+        out_specs=(P("data", None), P("data", None)),
+        check_vma=False,
+    )(*arguments)
 
 
-def _tiles(
-    hidden: Array, vectors: Array, bias: Array, struck: Any, n_items: int, item_chunk: int, axis: str | None
-) -> _Tiles:
-    offset = jnp.int32(0) if axis is None else lax.axis_index(axis).astype(jnp.int32) * vectors.shape[0]
-    return _Tiles(hidden, vectors, bias, offset, n_items, item_chunk, [part[0, 0] for part in struck])
+_SPECS = (P("data", None), P("item", None), P("item"))
+_STRUCK = (P("data", "item", None, None), P("data", "item", None, None))

@@ -1,14 +1,14 @@
 """Metrics from ranks (one target a case) and from ranks of several targets a case.
 
-All follow the definitions of TREC evaluation with binary relevance, which `ir_measures` implements: for a case with
-targets T and the list of the K best candidates,
+All follow the definitions of TREC evaluation with binary relevance, which `ir_measures` implements: for a
+case with targets T and the list of the K best candidates,
 
     Precision@K = hits / K                 Recall@K = hits / |T|          HR@K = 1 if any hit
     NDCG@K = sum over hits of 1 / log2(1 + rank), divided by the same sum of an ideal list of min(K, |T|) hits
     MRR@K = 1 / rank of the first hit      MAP@K = sum over hits of (hits so far / rank), divided by |T|
 
-With one target HR@K = Recall@K and NDCG@K = 1 / log2(1 + rank) (the definitions of He et al., WWW 2017, and of every
-leave-one-out paper since). Ranks are 1-based; the mean over cases is reported.
+With one target HR@K = Recall@K and NDCG@K = 1 / log2(1 + rank) (the definitions of He et al., WWW 2017, and
+of every leave-one-out paper since). Ranks are 1-based; the mean over cases is reported.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = N
 
     Args:
       ranks: int[T], the rank of each target, 1 = best.
-      metric: "HR@10", "Recall@10", "Precision@10", "NDCG@10", "MRR@10", "MAP@10", or "MRR", "NDCG", "MAP" over the
-        whole catalogue.
+      metric: "HR@10", "Recall@10", "Precision@10", "NDCG@10", "MRR@10", "MAP@10", or "MRR", "NDCG", "MAP"
+        over the whole catalogue.
       offsets: int64[E+1], case e has the targets ``ranks[offsets[e]:offsets[e+1]]``; None = one each.
 
     Raises:
@@ -111,13 +111,12 @@ _WITHOUT_K = ("NDCG", "MRR", "MAP")
 def parse_metric(metric: str) -> tuple[str, int | None]:
     """("NDCG", 10) of "NDCG@10" and ("MRR", None) of "MRR"."""
     name, _, cutoff = metric.partition("@")
-    valid = (name in _AT_K and cutoff.isdecimal() and int(cutoff) >= 1) or (
-        name in _WITHOUT_K and "@" not in metric
-    )
+    with_k = name in _AT_K and cutoff.isdecimal() and int(cutoff) >= 1
+    valid = with_k or (name in _WITHOUT_K and "@" not in metric)
     if not valid:
         raise ConfigError(
-            f"unknown metric {metric!r}: expected one of {', '.join(_AT_K)} with @ and a cutoff such as NDCG@10, "
-            f"or {', '.join(_WITHOUT_K)} without"
+            f"unknown metric {metric!r}: expected one of {', '.join(_AT_K)} with @ and a cutoff such as "
+            f"NDCG@10, or {', '.join(_WITHOUT_K)} without"
         )
     return name, int(cutoff) if cutoff else None
 
@@ -127,7 +126,8 @@ def ranking_metrics(
 ) -> dict[str, float]:
     """Means over cases of the usual metrics: HR, NDCG and MRR at each cutoff, and MRR.
 
-    With several targets in some case also Precision, Recall and MAP at each cutoff (with one target Recall is HR).
+    With several targets in some case also Precision, Recall and MAP at each cutoff (with one target Recall
+    is HR).
 
     Args:
       ranks: int[T], 1 = best.

@@ -1,18 +1,18 @@
 """Exact ranks and exact top-k over the whole catalogue, in float32, streamed in chunks of items.
 
-One batch of rows meets one chunk of items at a time, so memory is ``row_chunk * item_chunk`` scores whatever the size of
-the catalogue, and the chunk is still in the cache when it is counted. The tie rule is that of a stable top-k: greater
-score first, then lower id. A rank and a list come from the same product of the same shape, so the target has rank r if
-and only if it stands at place r of the list.
+One batch of rows meets one chunk of items at a time, so memory is ``row_chunk * item_chunk`` scores whatever
+the size of the catalogue, and the chunk is still in the cache when it is counted. The tie rule is that of a
+stable top-k: greater score first, then lower id. A rank and a list come from the same product of the same
+shape, so the target has rank r if and only if it stands at place r of the list.
 
-On a mesh with axes ``data`` and ``item`` every device does this for its rows and its items; ranks are then summed over
-``item``, and k candidates a device are gathered and merged.
+On a mesh with axes ``data`` and ``item`` every device does this for its rows and its items; ranks are then
+summed over ``item``, and k candidates a device are gathered and merged.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,11 @@ ITEM_CHUNK = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """An item table that was checked and laid out for scoring; build it once with `catalogue` to score many times.
+    """An item table that was checked and laid out for scoring; build it once with `catalogue` to score many
+    times.
 
     Attributes:
-      vectors: float32[padded rows, D], split over ``item`` on a mesh.
+      vectors: float32[padded rows, D], split over ``item`` on a mesh; None = the states are the scores.
       bias: float32[padded rows].
       n_items: V.
       item_chunk: items of one tile on one device.
@@ -44,7 +45,7 @@ class Catalogue:
       largest: bound on the length of ``vectors`` rows (for the overflow check) and on ``bias``.
     """
 
-    vectors: Array
+    vectors: Array | None
     bias: Array
     n_items: int
     item_chunk: int
@@ -62,7 +63,7 @@ class Catalogue:
     @property
     def local_items(self) -> int:
         """Table rows on one device."""
-        return self.vectors.shape[0] // self.item_shards
+        return self.bias.shape[0] // self.item_shards
 
 
 def catalogue(
@@ -71,7 +72,8 @@ def catalogue(
     """Check a table and lay it out for scoring.
 
     Args:
-      table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `Catalogue` passes through.
+      table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `Catalogue`
+        passes through.
       item_chunk: items of one tile; more memory, fewer and larger products.
       mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None.
 
@@ -99,8 +101,16 @@ def catalogue(
     return Catalogue(vectors, bias, n_items, min(item_chunk, local), mesh, largest)
 
 
+def identity_catalogue(n_items: int, *, item_chunk: int = ITEM_CHUNK) -> Catalogue:
+    """For scores that are no product: the "hidden states" are the scores float32[E, V+1] themselves."""
+    bias = jnp.zeros((n_items + 1,), jnp.float32)
+    return Catalogue(None, bias, n_items, min(item_chunk, n_items + 1), None, (0.0, 0.0))
+
+
 def _shard(vectors: Array, bias: Array, mesh: Mesh) -> tuple[Array, Array]:
-    """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their id."""
+    """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their
+    id.
+    """
     extra = -vectors.shape[0] % mesh.shape["item"]
     place = (NamedSharding(mesh, P("item", None)), NamedSharding(mesh, P("item")))
     padded = jax.jit(
@@ -119,8 +129,8 @@ def _largest(x: Any, name: str) -> float:
     largest = float(_largest_magnitude(x))
     if not np.isfinite(largest):
         raise NonFiniteError(
-            f"{name} must be finite to be ranked, got {largest}: the model diverged, or its parameters are damaged; "
-            "restore an earlier checkpoint"
+            f"{name} must be finite to be ranked, got {largest}: the model diverged, or its parameters are "
+            "damaged; restore an earlier checkpoint"
         )
     return largest
 
@@ -144,6 +154,8 @@ def rank_targets(
     item_chunk: int = ITEM_CHUNK,
     row_chunk: int = ROW_CHUNK,
     mesh: Mesh | None = None,
+    seen_rule: Literal["remove", "zero"] = "remove",
+    rank_padding: bool = False,
 ) -> np.ndarray:
     """Rank of one target a row among all items: 1 + #(greater score) + #(equal score and lower id).
 
@@ -155,6 +167,8 @@ def rank_targets(
       item_chunk: items of one tile (ignored for a `Catalogue`).
       row_chunk: rows of one tile and device; a tile takes ``4 * row_chunk * item_chunk`` bytes.
       mesh: see `catalogue` (ignored for a `Catalogue`).
+      seen_rule: "remove", or "zero": seen items, a seen target too, score 0 and stay (see `protocols`).
+      rank_padding: item 0 is a candidate (see `protocols`).
 
     Returns:
       int32[E], 1 = best.
@@ -178,17 +192,19 @@ def rank_targets(
         )
     seen = as_seen(seen, n_rows, items.n_items)
     _check_scores_finite(hidden, items)
-    # Rows sorted by target: the tile that holds the target is computed twice, and then a batch has few such tiles.
+    # Rows sorted by target: the tile that holds the target is computed twice, and then a batch has few such
+    # tiles.
     order = np.argsort(targets, kind="stable")
     ranks = np.empty(n_rows, np.int32)
-    batches = []
+    kept = targets if seen_rule == "remove" else None
+    layout = _layout(items, zero_seen=seen_rule == "zero", first_item=0 if rank_padding else 1)
+    batches, width = [], 64
     for rows, batch in _row_batches(order, items, row_chunk):
-        struck = _struck(seen, batch, items, targets)
+        struck = _struck(seen, batch, items, kept, width)
+        width = struck[0].shape[-1]
         batch_targets = np.where(batch >= 0, targets[batch], 1).astype(np.int32)
-        out = kernels.rank(
-            _take_rows(hidden, batch), items.vectors, items.bias, batch_targets, *struck,
-            n_items=items.n_items, item_chunk=items.item_chunk, mesh=items.mesh,
-        )  # fmt: skip
+        states = _take_rows(hidden, batch)
+        out = kernels.rank(layout, states, items.vectors, items.bias, batch_targets, *struck)
         batches.append((rows, out))
     for rows, out in batches:
         ranks[rows] = np.asarray(out)[: len(rows)]
@@ -214,7 +230,8 @@ def top_k(
       keep: int[E], one item a row that is not removed even when seen (its target), or None.
 
     Returns:
-      Scores float32[E, K] and items int32[E, K]. A row with fewer than K candidates left ends with score -inf, item 0.
+      Scores float32[E, K] and items int32[E, K]. A row with fewer than K candidates left ends with score
+      -inf, item 0.
 
     Raises:
       ConfigError: ``k`` is below 1 or above what the catalogue holds.
@@ -230,18 +247,21 @@ def top_k(
     kept = None if keep is None else np.asarray(keep, np.int32)
     scores = np.empty((n_rows, k), np.float32)
     ids = np.empty((n_rows, k), np.int32)
+    layout, width = _layout(items), 64
     for rows, batch in _row_batches(np.arange(n_rows), items, row_chunk):
-        struck = _struck(seen, batch, items, kept)
-        out = kernels.best(
-            _take_rows(hidden, batch), items.vectors, items.bias, *struck,
-            k=k, n_items=items.n_items, item_chunk=items.item_chunk, mesh=items.mesh,
-        )  # fmt: skip
+        struck = _struck(seen, batch, items, kept, width)
+        width = struck[0].shape[-1]
+        out = kernels.best(layout, _take_rows(hidden, batch), items.vectors, items.bias, *struck, k=k)
         scores[rows], ids[rows] = (np.asarray(part)[: len(rows)] for part in out)
     return scores, ids
 
 
+def _layout(items: Catalogue, zero_seen: bool = False, first_item: int = 1) -> kernels.Layout:
+    return kernels.Layout(first_item, items.n_items, items.item_chunk, zero_seen, items.mesh)
+
+
 def _check_rows(hidden: Any, items: Catalogue, row_chunk: int) -> None:
-    width = items.vectors.shape[1]
+    width = items.n_items + 1 if items.vectors is None else items.vectors.shape[1]
     if np.ndim(hidden) != 2 or hidden.shape[1] != width:
         raise DataError(
             f"hidden must be [rows, {width}] to match the item table, got shape {np.shape(hidden)}"
@@ -251,8 +271,8 @@ def _check_rows(hidden: Any, items: Catalogue, row_chunk: int) -> None:
 
 
 def _row_batches(order: np.ndarray, items: Catalogue, row_chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches of one size: the rows of each, and the same padded with -1. Few rows make a smaller batch, a power of two
-    so that calls of many sizes share few compilations."""
+    """Batches of one size: the rows of each, and the same padded with -1. Few rows make a smaller batch, a
+    power of two so that calls of many sizes share few compilations."""
     if not len(order):
         return []
     per_device = -(-len(order) // items.data_shards)
@@ -272,12 +292,15 @@ def _take_rows(hidden: Any, batch: np.ndarray) -> Any:
 
 
 def _struck(
-    seen: SeenItems, batch: np.ndarray, items: Catalogue, kept: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where -inf goes: rows and columns inside the tiles, sorted by tile, for each device.
+    seen: SeenItems, batch: np.ndarray, items: Catalogue, kept: np.ndarray | None, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where -inf goes: rows and columns inside each tile of each device.
+
+    Args:
+      width: the least P to return; P is a power of two, so that few programs are compiled.
 
     Returns:
-      rows int32[data, item, P], columns int32[data, item, P], and offsets int32[data, item, tiles+1] of the tiles.
+      rows int32[data, item, tiles, P] and columns of the same shape; padding has a row that does not exist.
     """
     data, shards, local = items.data_shards, items.item_shards, items.local_items
     tiles = -(-local // items.item_chunk)
@@ -293,21 +316,14 @@ def _struck(
     column = place - np.minimum(tile * items.item_chunk, local - items.item_chunk)
     group = ((rows // size) * shards + shard) * tiles + tile
     n_groups = data * shards * tiles
-    if n_groups > 1:
-        small = group.astype(np.uint16) if n_groups <= 65536 else group  # 16 bits are sorted by radix
-        by_group = np.argsort(small, kind="stable")
-        rows, column = rows[by_group], column[by_group]
-    counts = np.bincount(group, minlength=n_groups).reshape(data * shards, tiles)
-    offsets = np.zeros((data * shards, tiles + 1), np.int32)
-    np.cumsum(counts, axis=1, out=offsets[:, 1:])
-    width = kernels.struck_width(int(offsets[:, -1].max()))
-    out_rows = np.zeros((data * shards, width), np.int32)
-    out_columns = np.zeros((data * shards, width), np.int32)
-    fill = np.arange(width)[None, :] < offsets[:, -1:]
-    out_rows[fill] = rows % size
-    out_columns[fill] = column
-    return (
-        out_rows.reshape(data, shards, width),
-        out_columns.reshape(data, shards, width),
-        offsets.reshape(data, shards, tiles + 1),
-    )
+    small = group.astype(np.uint16) if n_groups <= 65536 else group  # 16 bits are sorted by radix
+    by_group = np.argsort(small, kind="stable") if n_groups > 1 else slice(None)
+    counts = np.bincount(group, minlength=n_groups)
+    width = max(width, 1 << max(int(counts.max()) - 1, 0).bit_length())
+    fill = np.arange(width)[None, :] < counts[:, None]
+    out_rows = np.full((n_groups, width), size, np.int32)
+    out_columns = np.zeros((n_groups, width), np.int32)
+    out_rows[fill] = (rows % size)[by_group]
+    out_columns[fill] = column[by_group]
+    shape = (data, shards, tiles, width)
+    return out_rows.reshape(shape), out_columns.reshape(shape)

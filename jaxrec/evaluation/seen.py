@@ -1,4 +1,6 @@
-"""Which items a case must not be recommended again, and how they reach the chunk of scores that they are struck from."""
+"""Which items a case must not be recommended again, and how they reach the chunk of scores that they are
+struck from.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class SeenItems(NamedTuple):
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     def without(self, kept_offsets: np.ndarray, kept: np.ndarray, n_items: int) -> SeenItems:
-        """Leave out each row's ``kept[kept_offsets[e]:kept_offsets[e + 1]]``: targets are candidates even when seen."""
+        """Leave out each row's ``kept[kept_offsets[e]:kept_offsets[e + 1]]``: targets are candidates even
+        when seen.
+        """
         rows = self.row_numbers()
         width = np.int64(n_items) + 1
         kept_rows = np.repeat(np.arange(len(kept_offsets) - 1), np.diff(kept_offsets))
@@ -63,14 +67,17 @@ def seen_items(cases: Any, items: np.ndarray) -> SeenItems:
 
 
 def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:
-    """``seen`` as CSR, checked: from `SeenItems`, from padded int[E, S] with 0 = none, or from None = nothing seen."""
+    """``seen`` as CSR, checked: from `SeenItems`, from padded int[E, S] with 0 = none, or from None =
+    nothing seen.
+    """
     if seen is None:
         return SeenItems(np.zeros(n_rows + 1, np.int64), np.zeros(0, np.int32))
     if not isinstance(seen, SeenItems):
         padded = np.asarray(seen)
         if padded.ndim != 2:
             raise DataError(
-                f"seen must be SeenItems or a padded integer array [rows, S] with 0 = none, got shape {padded.shape}"
+                f"seen must be SeenItems or a padded integer array [rows, S] with 0 = none, got shape "
+                f"{padded.shape}"
             )
         counts = (padded != 0).sum(1)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
@@ -81,6 +88,7 @@ def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:
         )
     if len(seen.items) and (seen.items.min() < 1 or seen.items.max() > n_items):
         raise DataError(
-            f"seen must hold item ids from 1 to {n_items}, got {int(seen.items.min())} to {int(seen.items.max())}"
+            f"seen must hold item ids from 1 to {n_items}, got {int(seen.items.min())} to "
+            f"{int(seen.items.max())}"
         )
     return seen
