@@ -11,8 +11,8 @@ USUAL_NAMES = {
     "user": ("userid", "user", "uid", "visitorid", "customerid", "reviewerid", "sessionid", "session"),
     "item": (
         "itemid", "item", "iid", "movieid", "movie", "artistid", "trackid", "songid", "productid", "asin",
-        "parentasin", "businessid", "bookid", "animeid", "gameid", "newsid", "articleid", "locationid", "poiid",
-        "videoid",
+        "parentasin", "businessid", "bookid", "animeid", "gameid", "newsid", "articleid", "locationid",
+        "poiid", "videoid",
     ),
     "time": (
         "timestamp", "time", "unixtime", "unixreviewtime", "datetime", "date", "ts", "eventtime", "createdat",

@@ -151,7 +151,8 @@ class SequenceDataset:
                 user = int(np.searchsorted(self.offsets, place, side="right")) - 1
                 raise DataError(
                     f"timestamps must not decrease within a user, but those of user "
-                    f"{self.user_ids[user]!r} do at position {place + 1}: sort by time first, or use load_dataset, which does"
+                    f"{self.user_ids[user]!r} do at position {place + 1}: "
+                    "sort by time first, or use load_dataset, which does"
                 )
 
     @property
