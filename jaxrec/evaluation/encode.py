@@ -22,6 +22,9 @@ ApplyFn = Callable[[Any, Batch], Array]
 #: Positions in one batch: 64 rows of 200 or 256 rows of 50.
 TOKENS_PER_BATCH = 12_800
 
+#: Logs of fewer interactions are padded to a power of two.
+LONG_LOG = 1 << 18
+
 
 def encode_histories(
     apply_fn: ApplyFn,
@@ -76,9 +79,11 @@ def encode_histories(
     full = np.flatnonzero(lengths > 0)
     owners = np.zeros(len(starts), np.int32) if users is None else np.asarray(users, np.int32)
     plan = _plan(stops - lengths, lengths, owners, full, max_length)
-    n_rows = tokens_per_batch // max_length
-    log = jnp.asarray(np.asarray(items), jnp.int32)
-    times = None if timestamps is None else jnp.asarray(np.asarray(timestamps), jnp.int32)
+    # Few histories make a smaller batch and a short log, each a power of two: few programs for calls of many
+    # sizes.
+    n_rows = min(tokens_per_batch // max_length, _power_of_two(len(plan.rows.lengths)))
+    log = _on_device(items)
+    times = None if timestamps is None else _on_device(timestamps)
     if not len(full):
         return _no_states(apply_fn, params, plan.rows, log, times, max_length, origin, n_rows, len(starts))
     pieces = []
@@ -90,6 +95,22 @@ def encode_histories(
     place = np.full(len(starts), -1, np.int64)
     place[full] = plan.place
     return _gather(pieces, place.astype(np.int32))
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _on_device(values: Any) -> Array:
+    """int32 on the device; a short log is padded to a power of two, a long one is a dataset and always the
+    same.
+    """
+    if isinstance(values, Array):
+        return values.astype(jnp.int32)
+    values = np.asarray(values, np.int32)
+    if len(values) < LONG_LOG:
+        values = np.pad(values, (0, _power_of_two(len(values)) - len(values)))
+    return jnp.asarray(values)
 
 
 class _Plan:
@@ -108,7 +129,7 @@ def _plan(
     # after.
     rows = pack(Sequences(starts[order], lengths[order].astype(np.int32), order.astype(np.int32)), max_length)
     width = max(1, int((rows.lengths > 0).sum(axis=1).max(initial=1)))
-    width = 1 << (width - 1).bit_length()
+    width = _power_of_two(width)
     extra = max(0, width - rows.lengths.shape[1])
     rows = Rows(*(np.pad(part, ((0, 0), (0, extra)))[:, :width] for part in rows))
     used = rows.lengths > 0
@@ -164,8 +185,7 @@ def _no_states(
 ) -> Array:
     """Zero states of the encoder's width, without running it."""
     empty = Rows(*(np.zeros((n, 1), part.dtype) for part in rows))
-    log = jnp.zeros((1,), jnp.int32) if not len(items) else items
     shape = jax.eval_shape(
-        lambda p: _last_states(apply_fn, p, empty, log, times, max_length=length, origin=origin), params
+        lambda p: _last_states(apply_fn, p, empty, items, times, max_length=length, origin=origin), params
     )
     return jnp.zeros((e, shape.shape[-1]), jnp.float32)

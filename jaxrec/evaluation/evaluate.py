@@ -6,12 +6,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxrec.data.batches import Origin
+from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import scoring
 from jaxrec.evaluation.encode import TOKENS_PER_BATCH, ApplyFn, encode_histories
@@ -75,7 +76,7 @@ def evaluate_cases(
     apply_fn: ApplyFn,
     table: ItemTable | Catalogue,
     params: Any,
-    cases: Any,
+    cases: EvaluationCases,
     items: np.ndarray,
     *,
     max_length: int,
@@ -83,7 +84,6 @@ def evaluate_cases(
     ks: Sequence[int] = DEFAULT_KS,
     remove_seen: bool = True,
     known_items: np.ndarray | None = None,
-    unknown_targets: Literal["keep", "drop"] = "keep",
     timestamps: Any = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     item_chunk: int = scoring.ITEM_CHUNK,
@@ -100,20 +100,18 @@ def evaluate_cases(
       ks: cutoffs of the metrics.
       remove_seen: strike the items of the whole history (not only its last ``max_length``) from the
         candidates.
-      known_items: bool[V+1], which items occur in training; None = not counted.
-      unknown_targets: "keep" ranks targets that never occur in training (they count as what they are, hard);
-        "drop" leaves them out. Counted either way where ``known_items`` is given.
+      known_items: bool[V+1], which items occur in training; with it, targets that never do are counted.
+        (They are ranked like all others; the split has an option to leave them out.)
       item_chunk, row_chunk, mesh: see `rank_targets`.
 
     Raises:
-      ConfigError: ``unknown_targets="drop"`` without ``known_items``; a cutoff below 1 or above the
-        catalogue.
+      ConfigError: a cutoff below 1 or above the catalogue.
       DataError: no case with a target is left.
       NonFiniteError: as in `rank_targets`.
     """
     full = catalogue(table, item_chunk=item_chunk, mesh=mesh)
-    _check_cutoffs(ks, full.n_items)
-    cases, counts = usable_cases(cases, known_items, unknown_targets)
+    check_cutoffs(ks, full.n_items)
+    cases, counts = usable_cases(cases, known_items)
     hidden = encode_histories(
         apply_fn,
         params,
@@ -126,13 +124,37 @@ def evaluate_cases(
         timestamps=timestamps,
         users=cases.users,
     )
+    return evaluate_states(
+        hidden, full, cases, counts, items, ks=ks, remove_seen=remove_seen, row_chunk=row_chunk
+    )
+
+
+def evaluate_states(
+    hidden: Any,
+    table: Catalogue,
+    cases: EvaluationCases,
+    counts: dict[str, int],
+    items: np.ndarray,
+    *,
+    ks: Sequence[int],
+    remove_seen: bool,
+    row_chunk: int = scoring.ROW_CHUNK,
+) -> Evaluation:
+    """`evaluate_cases` from the state float32[E, D] of each case on; every case has a target."""
     sizes = np.diff(cases.target_offsets)
-    row_of_target = np.repeat(np.arange(len(sizes)), sizes)
     seen = seen_items(cases, items) if remove_seen else None
-    if len(row_of_target) != len(sizes):
+    if len(cases.targets) != len(sizes):
+        row_of_target = np.repeat(np.arange(len(sizes)), sizes)
         hidden = hidden[row_of_target]
         seen = None if seen is None else seen.select(row_of_target)
-    ranks = rank_targets(hidden, full, cases.targets, seen, row_chunk=row_chunk)
+    ranks = rank_targets(hidden, table, cases.targets, seen, row_chunk=row_chunk)
+    return evaluation_of(ranks, cases, counts, ks=ks, remove_seen=remove_seen)
+
+
+def evaluation_of(
+    ranks: np.ndarray, cases: EvaluationCases, counts: dict[str, int], *, ks: Sequence[int], remove_seen: bool
+) -> Evaluation:
+    """An `Evaluation` of ranks that were computed."""
     return Evaluation(
         ranks=ranks,
         target_offsets=np.asarray(cases.target_offsets, np.int64),
@@ -144,56 +166,34 @@ def evaluate_cases(
     )
 
 
-def _check_cutoffs(ks: Sequence[int], n_items: int) -> None:
+def check_cutoffs(ks: Sequence[int], n_items: int) -> None:
+    """Refuse cutoffs that no list can have."""
     for k in ks:
         if not 1 <= k <= n_items:
             raise ConfigError(f"ks must be cutoffs from 1 to the catalogue's {n_items} items, got {k}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cases:
-    users: np.ndarray
-    history_starts: np.ndarray
-    history_stops: np.ndarray
-    targets: np.ndarray
-    target_offsets: np.ndarray
-
-
 def usable_cases(
-    cases: Any, known_items: np.ndarray | None = None, unknown_targets: Literal["keep", "drop"] = "keep"
-) -> tuple[Any, dict[str, int]]:
-    """Cases that have a target, and counts of what they are and of what was left out (`evaluate_cases`)."""
-    targets = np.asarray(cases.targets)
+    cases: EvaluationCases, known_items: np.ndarray | None = None
+) -> tuple[EvaluationCases, dict[str, int]]:
+    """Cases that have a target, and counts of what they are and what was left out."""
     offsets = np.asarray(cases.target_offsets, np.int64)
     sizes = np.diff(offsets)
-    counts = {"users_without_targets": int((sizes == 0).sum())}
-    keep_target = np.ones(len(targets), bool)
-    if known_items is not None:
-        unknown = ~np.asarray(known_items, bool)[targets]
-        counts["targets_unseen_in_training"] = int(unknown.sum())
-        if unknown_targets == "drop":
-            keep_target = ~unknown
-    elif unknown_targets == "drop":
-        raise ConfigError(
-            "unknown_targets='drop' needs known_items (bool[V+1], which items occur in training), got None"
-        )
-    if unknown_targets not in ("keep", "drop"):
-        raise ConfigError(f"unknown_targets must be 'keep' or 'drop', got {unknown_targets!r}")
-    owner = np.repeat(np.arange(len(sizes)), sizes)[keep_target]
-    sizes = np.bincount(owner, minlength=len(sizes))
     rows = np.flatnonzero(sizes)
+    targets = np.asarray(cases.targets, np.int32)
+    counts = {"cases": len(rows), "targets": len(targets), "users_without_targets": int((sizes == 0).sum())}
+    if known_items is not None:
+        counts["targets_unseen_in_training"] = int((~np.asarray(known_items, bool)[targets]).sum())
     if not len(rows):
         raise DataError(
-            f"no case has a target to rank: got {len(sizes)} cases, counts {counts}; split with more held "
-            "out, or keep the targets that training never saw"
+            f"cases must have a target to rank, got {len(sizes)} cases and none has one: split with more held out"
         )
-    chosen = _Cases(
-        users=np.asarray(cases.users)[rows],
-        history_starts=np.asarray(cases.history_starts)[rows],
-        history_stops=np.asarray(cases.history_stops)[rows],
-        targets=targets[keep_target],
+    chosen = EvaluationCases(
+        users=np.asarray(cases.users, np.int32)[rows],
+        history_starts=np.asarray(cases.history_starts, np.int64)[rows],
+        history_stops=np.asarray(cases.history_stops, np.int64)[rows],
+        targets=targets,
         target_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[rows], dtype=np.int64)]),
     )
-    counts |= {"cases": len(rows), "targets": int(keep_target.sum())}
     counts["cases_with_empty_history"] = int((chosen.history_stops <= chosen.history_starts).sum())
     return chosen, counts
