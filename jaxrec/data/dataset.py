@@ -143,7 +143,7 @@ class SequenceDataset:
                 f"{wrong[0]} ({len(wrong)} such interactions)"
             )
         if self.timestamps is not None and len(self.timestamps) > 1:
-            backwards = np.diff(self.timestamps) < 0
+            backwards = self.timestamps[1:] < self.timestamps[:-1]
             starts = self.offsets[1:-1]
             backwards[starts[(starts > 0) & (starts < len(self.items))] - 1] = False
             if backwards.any():
