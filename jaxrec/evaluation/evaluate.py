@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ class Evaluation:
                 targets=self.targets,
                 meta=np.asarray(text),
             )
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple[Evaluation, dict[str, Any]]:
+        """An evaluation that `save` wrote, and the ``meta`` that was given to it.
+
+        Raises:
+          DataError: the file is not one that `save` wrote.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            meta = json.loads(str(arrays.pop("meta")))
+            own = {name: meta.pop(name) for name in ("metrics", "counts", "protocol")}
+            return cls(**arrays, **own), meta
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path}: expected per-user ranks that a run saved (.npz), got {error}; give the ranks of a finished run"
+            ) from error
 
 
 FULL_PROTOCOL = "full corpus; seen items removed; ties: lower id first"
@@ -186,7 +205,7 @@ def usable_cases(
         counts["targets_unseen_in_training"] = int((~np.asarray(known_items, bool)[targets]).sum())
     if not len(rows):
         raise DataError(
-            f"cases must have a target to rank, got {len(sizes)} cases and none has one: split with more held out"
+            f"cases must have a target to rank, got {len(sizes)} cases and none has one: hold out more"
         )
     chosen = EvaluationCases(
         users=np.asarray(cases.users, np.int32)[rows],

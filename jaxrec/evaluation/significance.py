@@ -1,0 +1,177 @@
+"""Is the difference between two models more than noise? Paired tests over users, with seeds nested.
+
+Models are compared on the same users, so the unit is a user's difference, whose spread is far smaller than
+that of either model. Each model may have several seeds; then a user's value is its mean over seeds, and
+intervals also carry the variation between seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jaxrec.errors import ConfigError, DataError
+
+#: Numbers drawn at once: resamples are made in blocks so that memory does not grow with their count.
+_BLOCK = 4_000_000
+
+
+class Effect(NamedTuple):
+    """Difference of means, B - A.
+
+    Attributes:
+      difference: mean over users and seeds of B minus that of A.
+      low, high: confidence interval of the difference.
+      p_value: two-sided.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+) -> Effect:
+    """Bootstrap over users, and over the seeds of each model where there are several.
+
+    Users are drawn with replacement, the same for both models (Efron and Tibshirani, 1993, chapter 16; for
+    ranking metrics Sakai, SIGIR 2006). Seeds are drawn for each model on its own, and their deviations are
+    widened by sqrt(S / (S - 1)), without which S seeds understate their own variance. The interval is the
+    percentile interval; the p-value is the share of resamples that lie at least as far from the difference
+    as zero does.
+
+    Args:
+      a, b: float[U] or float[S, U], a metric of every user for one or several seeds.
+      resamples: how many.
+      confidence: of the interval, between 0 and 1.
+      seed: of the resampling.
+
+    Raises:
+      DataError: the users differ in number, or there are fewer than two.
+    """
+    a, b = _by_seed(a, b)
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
+    rng = np.random.default_rng(seed)
+    observed = float(b.mean() - a.mean())
+    users = a.shape[1]
+    drawn = np.empty(resamples)
+    block = max(1, _BLOCK // users)
+    for start in range(0, resamples, block):
+        n = min(block, resamples - start)
+        index = rng.integers(0, users, (n, users), dtype=np.int32)
+        means_b, means_a = _resampled_means(b, index), _resampled_means(a, index)
+        drawn[start : start + n] = _nested(means_b, b, rng) - _nested(means_a, a, rng)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    beyond = np.abs(drawn - observed) >= abs(observed) * (1 - 1e-12)
+    return Effect(observed, float(low), float(high), float((1 + beyond.sum()) / (resamples + 1)))
+
+
+def _resampled_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """float64[S, n]: mean of each seed over each drawn set of users."""
+    return np.stack([each[index].mean(axis=1) for each in values])
+
+
+def _nested(means: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float64[n]: mean over seeds drawn with replacement, deviations widened (see `paired_bootstrap`)."""
+    seeds, n = means.shape
+    centre = means.mean(axis=0)
+    if seeds == 1:
+        return centre
+    chosen = rng.integers(0, seeds, (seeds, n))
+    drawn = np.take_along_axis(means, chosen, axis=0).mean(axis=0)
+    return centre + np.sqrt(seeds / (seeds - 1)) * (drawn - centre)
+
+
+def paired_permutation(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of the sign-flip test over users (Fisher's randomisation test; Smucker et al., CIKM
+    2007).
+
+    Under the hypothesis that the two models are alike, a user's difference is as likely positive as
+    negative. With seeds it is the user's mean over seeds that flips: the test speaks about these trained
+    models, `paired_bootstrap` also about training them again.
+
+    Args:
+      a, b, resamples, seed: see `paired_bootstrap`.
+
+    Returns:
+      (1 + #{|flipped mean| >= |mean|}) / (1 + resamples), never 0.
+    """
+    a, b = _by_seed(a, b)
+    difference = b.mean(axis=0) - a.mean(axis=0)
+    moved = difference[difference != 0].astype(np.float64)  # a user without a difference has no sign to flip
+    if not len(moved):
+        return 1.0
+    rng = np.random.default_rng(seed)
+    observed = abs(moved.sum())
+    beyond = 0
+    block = max(1, _BLOCK // len(moved))
+    for start in range(0, resamples, block):
+        n = min(block, resamples - start)
+        bits = np.unpackbits(
+            rng.integers(0, 256, (n, -(-len(moved) // 8)), dtype=np.uint8), axis=1, count=len(moved)
+        )
+        flipped = moved.sum() - 2.0 * (bits.astype(np.float64) @ moved)
+        beyond += int((np.abs(flipped) >= observed * (1 - 1e-12)).sum())
+    return (1 + beyond) / (1 + resamples)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's step-down correction (1979) of several p-values: float64, in their order, at most 1."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def minimal_detectable_difference(
+    a: np.ndarray, b: np.ndarray | None = None, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """The smallest true difference of means that a paired test on these users sees with probability
+    ``power``.
+
+    (z[1 - alpha/2] + z[power]) * standard error of the difference. Where ``b`` is None the comparison is
+    with a model whose results are independent of ``a`` user by user and vary as much, which is the most
+    pessimistic case.
+
+    Args:
+      a, b: float[U] or float[S, U].
+      alpha: level of the two-sided test.
+      power: probability of a significant result.
+    """
+    pessimistic = b is None
+    a, b = _by_seed(a, a if b is None else b)
+    users = a.shape[1]
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    variance = 2 * mean_a.var(ddof=1) if pessimistic else (mean_b - mean_a).var(ddof=1)
+    z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
+    return float(z * np.sqrt(variance / users))
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean over users of float[U] with its normal interval: (mean, low, high); NaN bounds for fewer than two
+    users.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan")
+    half = float(stats.norm.ppf((1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def _by_seed(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.atleast_2d(np.asarray(a, np.float64)), np.atleast_2d(np.asarray(b, np.float64))
+    if a.shape[1] != b.shape[1] or a.shape[1] < 2:
+        raise DataError(
+            f"a and b must hold a value for each of the same users, two at least, "
+            f"got {a.shape[1]} and {b.shape[1]} users"
+        )
+    return a, b
