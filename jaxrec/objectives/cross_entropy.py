@@ -24,19 +24,22 @@ class CrossEntropyConfig(ObjectiveConfig):
       label_smoothing: share of the target's probability that is spread evenly over the V items, in [0, 1).
       temperature: divides the scores.
       cosine: score unit vectors, ``cos(hidden, item) / temperature``.
-      token_chunk: positions scored at a time; 0 = chosen from the shapes.
+      token_chunk: positions scored at a time; 0 = chosen from the shapes and the device.
+      item_tile: items scored at a time; 0 = chosen. Neither changes the result beyond rounding.
     """
 
     label_smoothing: float = 0.0
     temperature: float = 1.0
     cosine: bool = False
     token_chunk: int = 0
+    item_tile: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "label_smoothing", 0, 1, open_high=True)
         check_number(self, "temperature", 0, open_low=True)
         check_number(self, "token_chunk", 0)
+        check_number(self, "item_tile", 0)
 
     def __call__(
         self,
@@ -54,8 +57,22 @@ class CrossEntropyConfig(ObjectiveConfig):
             table,
             targets,
             weights,
-            label_smoothing=self.label_smoothing,
-            dtype=jnp.dtype(self.dtype).name,
+            dtype=self.dtype,
             token_chunk=self.token_chunk,
+            item_tile=self.item_tile,
         )
+        if self.label_smoothing > 0:
+            total = total + self.label_smoothing * _excess(hidden, table, targets, weights)
         return total, jnp.sum(weights)
+
+
+def _excess(hidden: Array, table: ItemTable, targets: Array, weights: Array) -> Array:
+    """Σ w (s_target - mean of all scores): scores enter the loss linearly beside log Z, so a smoothed target costs no
+    more than the mean of the item vectors."""
+    real = weights > 0
+    rows = jnp.where(real, targets, 0)
+    towards = table.vectors[rows] - jnp.mean(table.vectors[1:], axis=0, keepdims=True)
+    excess = jnp.sum(jnp.where(real[:, None], hidden * towards, 0.0), axis=1)
+    if table.bias is not None:
+        excess = excess + jnp.where(real, table.bias[rows] - jnp.mean(table.bias[1:]), 0.0)
+    return jnp.sum(weights * excess)
