@@ -156,13 +156,13 @@ class Comparison:
         for metric in self.metrics:
             least = [each.detectable for each in self.differences if each.metric == metric]
             lines.append(
-                f"With {self.users} users, a difference in {metric} below {min(least):.4f} is unlikely to be seen "
-                "(80 % power, 5 % level)."
+                f"With {self.users} users you cannot expect to see a difference in {metric} below "
+                f"{min(least):.4f} (80 % power, 5 % level)."
             )
         single = [name for name, values in self.values.items() if len(next(iter(values.values()))) == 1]
         if single:
             lines.append(
-                f"One seed only for {', '.join(single)}: the intervals leave out how much another seed would change."
+                f"One seed only for {', '.join(single)}: intervals leave out what another seed would change."
             )
         return lines
 
@@ -231,7 +231,7 @@ def _check_comparable(a: RunRanks, b: RunRanks) -> None:
         if a.meta.get(field) != b.meta.get(field):
             raise DataError(
                 f"runs must have the same {what}, got {_short(a.meta.get(field))} ({a.name}) and "
-                f"{_short(b.meta.get(field))} ({b.name}): their numbers are not comparable; evaluate both on one"
+                f"{_short(b.meta.get(field))} ({b.name}): numbers cannot be compared; evaluate both on one"
             )
     first = a.evaluations[0]
     for other in b.evaluations:
@@ -243,8 +243,8 @@ def _check_comparable(a: RunRanks, b: RunRanks) -> None:
         for field in ("users", "target_offsets", "targets"):
             if not np.array_equal(getattr(first, field), getattr(other, field)):
                 raise DataError(
-                    f"runs must be evaluated on the same {field.replace('_', ' ')}, but {a.name} and {b.name} differ "
-                    f"({len(first.users)} and {len(other.users)} users): evaluate one of them again"
+                    f"runs must be evaluated on the same {field.replace('_', ' ')}, but {a.name} and "
+                    f"{b.name} differ ({len(first.users)} and {len(other.users)} users): evaluate one of them again"
                 )
 
 

@@ -83,7 +83,8 @@ class Evaluation:
             return cls(**arrays, **own), meta
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"{path}: expected per-user ranks that a run saved (.npz), got {error}; give the ranks of a finished run"
+                f"{path}: expected per-user ranks that a run saved (.npz), got {error}; "
+                "give the ranks of a finished run"
             ) from error
 
 
