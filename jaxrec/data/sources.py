@@ -13,7 +13,7 @@ import polars as pl
 
 from jaxrec.errors import DataError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".dat": "::"}
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".ipc", ".feather")
 UNDERSTOOD = ".csv, .tsv (also .gz), .parquet, .arrow, .feather, .ipc, .txt (also .gz)"
@@ -46,12 +46,21 @@ def scan_file(path: Path, separator: str | None, has_header: bool) -> pl.LazyFra
     if suffix in ARROW:
         return pl.scan_ipc(path)
     if suffix in (".csv", ".tsv") or separator is not None:
-        return pl.scan_csv(
-            path, separator=separator or SEPARATORS[suffix], has_header=has_header, infer_schema=False
-        )
+        return scan_delimited(path, separator or SEPARATORS[suffix], has_header)
     raise DataError(
         f"file {str(path)!r} has an unknown extension: understood are {UNDERSTOOD}; or give separator"
     )
+
+
+def scan_delimited(path: Path, separator: str, has_header: bool, quote: str | None = '"') -> pl.LazyFrame:
+    """Delimited text, all columns as text; without a header they are column_1, column_2, ..."""
+    frame = pl.scan_csv(
+        path, separator=separator, has_header=has_header, infer_schema=False, quote_char=quote
+    )
+    if has_header:
+        return frame
+    names = frame.collect_schema().names()
+    return frame.rename({name: f"column_{number}" for number, name in enumerate(names, start=1)})
 
 
 def scan_table(source: Any) -> tuple[pl.LazyFrame, str] | None:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from jaxrec.data.sources import scan_delimited
 from jaxrec.errors import ConfigError, DataError
 
 Layout = Literal["auto", "pairs", "sequences"]
@@ -62,14 +63,7 @@ def _read_pairs(path: Path) -> pl.DataFrame:
     with open_text(path) as file:
         separator = "\t" if "\t" in file.readline() else " "
     try:
-        frame = pl.scan_csv(
-            path,
-            separator=separator,
-            has_header=False,
-            infer_schema=False,
-            quote_char=None,
-            new_columns=["user", "item"],
-        ).collect()
+        frame = scan_delimited(path, separator, has_header=False, quote=None).collect()
     except pl.exceptions.NoDataError:
         raise DataError(f"file {str(path)!r} is empty: expected 'user item' a line") from None
     except pl.exceptions.PolarsError as error:
@@ -79,7 +73,7 @@ def _read_pairs(path: Path) -> pl.DataFrame:
             f"file {str(path)!r} has {frame.width} words on its first line, expected 'user item'; "
             "for one sequence a line give layout='sequences'"
         )
-    return frame
+    return frame.rename({"column_1": "user", "column_2": "item"})
 
 
 def parse_sequences(lines: Iterable[str], name: str) -> pl.DataFrame:

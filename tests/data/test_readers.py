@@ -358,7 +358,7 @@ class TestBadInput:
     def test_unknown_sources(self, tmp_path):
         with pytest.raises(DataError, match=r"no file 'nowhere\.csv'.*bundled one \(movietweetings\)"):
             load_dataset("nowhere.csv")
-        with pytest.raises(DataError, match="unknown extension: understood are .csv"):
+        with pytest.raises(DataError, match=r"unknown extension: understood are \.csv"):
             load_dataset(written(tmp_path / "log.xlsx", "x"))
         with pytest.raises(DataError, match="cannot read interactions from int"):
             load_dataset(3)
