@@ -244,7 +244,7 @@ def _check_comparable(a: RunRanks, b: RunRanks) -> None:
             if not np.array_equal(getattr(first, field), getattr(other, field)):
                 raise DataError(
                     f"runs must be evaluated on the same {field.replace('_', ' ')}, but {a.name} and "
-                    f"{b.name} differ ({len(first.users)} and {len(other.users)} users): evaluate one of them again"
+                    f"{b.name} differ ({len(first.users)} and {len(other.users)} users)"
                 )
 
 

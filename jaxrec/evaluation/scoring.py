@@ -226,7 +226,7 @@ def top_k(
 
     Args:
       hidden, table, seen, item_chunk, row_chunk, mesh: see `rank_targets`.
-      k: length of the lists, from 1 to V (and to a device's share of the table on a mesh).
+      k: length of the lists, from 1 to V.
       keep: int[E], one item a row that is not removed even when seen (its target), or None.
 
     Returns:
