@@ -1,14 +1,24 @@
 """Attention mechanisms: one file each, all with one signature (`AttentionConfig.module`)."""
 
+from jaxrec.attention.awrsr import RefinedAttentionConfig
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, allowed_positions
+from jaxrec.attention.hstu import PointwiseAttentionConfig
+from jaxrec.attention.kernel import KernelAttentionConfig
+from jaxrec.attention.miq import MultiItemQueryAttentionConfig
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.attention.wasserstein import WassersteinAttentionConfig
 from jaxrec.registry import Registry
 
 ATTENTION: Registry[type[AttentionConfig]] = Registry(
     "attention mechanism",
     {
         "softmax": SoftmaxAttentionConfig,
+        "miq": MultiItemQueryAttentionConfig,
+        "awrsr": RefinedAttentionConfig,
+        "kernel": KernelAttentionConfig,
+        "hstu": PointwiseAttentionConfig,
+        "wasserstein": WassersteinAttentionConfig,
     },
 )
 
@@ -18,6 +28,11 @@ __all__ = [
     "AttentionConfig",
     "AttentionContext",
     "AttentionShape",
+    "KernelAttentionConfig",
+    "MultiItemQueryAttentionConfig",
+    "PointwiseAttentionConfig",
+    "RefinedAttentionConfig",
     "SoftmaxAttentionConfig",
+    "WassersteinAttentionConfig",
     "allowed_positions",
 ]

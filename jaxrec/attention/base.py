@@ -13,7 +13,6 @@ from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
 from jaxrec.layers import Initializer
 
-
 XAVIER_UNIFORM: Initializer = nn.initializers.xavier_uniform()
 
 
@@ -119,12 +118,14 @@ class AttentionConfig:
         if shape.width % self.heads:
             raise ConfigError(
                 f"attention.heads must divide the encoder's width: got {self.heads} heads for width "
-                f"{shape.width}; choose heads from {[h for h in range(1, shape.width + 1) if shape.width % h == 0]}"
+                f"{shape.width}; choose heads from "
+                f"{[h for h in range(1, shape.width + 1) if shape.width % h == 0]}"
             )
         if scheme.even_heads and (shape.width // self.heads) % 2:
             raise ConfigError(
                 f"positions {shape.positions!r} need an even width of each head: got "
-                f"{shape.width // self.heads} (width {shape.width}, {self.heads} heads); choose another width, heads or positions"
+                f"{shape.width // self.heads} (width {shape.width}, {self.heads} heads); "
+                f"choose another width, heads or positions"
             )
 
     def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:

@@ -1,6 +1,4 @@
-"""What the mechanisms share: products, projections, masked softmax, dropout of weights, and work in groups of
-rows.
-"""
+"""What the mechanisms share: products, projections, masked softmax, dropout of weights, groups of rows."""
 
 from __future__ import annotations
 
@@ -59,14 +57,12 @@ def merge_heads(x: Array) -> Array:
 
 
 def masked_softmax(scores: Array, allowed: Array) -> Array:
-    """Softmax over the last axis of the allowed entries; exactly 0 elsewhere. Each row must allow
-    something.
-    """
+    """Softmax over the allowed entries of the last axis (one at least); exactly 0 elsewhere."""
     return jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(scores.dtype).min), axis=-1)
 
 
 class Projections(nn.Module):
-    """Queries, keys and values [B, L, H, d] each: ``3 (D^2 + D)`` parameters, as one product where the inputs
+    """Queries, keys and values [B, L, H, d]: ``3 (D^2 + D)`` parameters, one product where the inputs
     agree.
     """
 
@@ -121,9 +117,9 @@ class Rows(NamedTuple):
     """What the core of a mechanism reads of each row; every array has the row axis first.
 
     Attributes:
-      inputs: the mechanism's own arrays.
+      inputs: the mechanism's own arrays, such as queries, keys and values.
       segments, positions, timestamps: as in `AttentionContext`.
-      keep: bool[B, H, queries, keys], the weights that dropout keeps, or None.
+      keep: the weights that dropout keeps, bool of their shape, or None for all.
     """
 
     inputs: tuple[Array, ...]
@@ -152,9 +148,7 @@ def automatic_rows_per_group(rows: int, scores_per_row: int, backend: str, devic
 
 
 def map_rows(function: Callable[[Any], Any], rows_per_group: int, rows: Any) -> Any:
-    """``function(rows)`` over groups of ``rows_per_group`` of the leading axis, recomputed in the backward
-    pass.
-    """
+    """``function(rows)`` over groups of the leading axis, recomputed in the backward pass."""
     total = jax.tree.leaves(rows)[0].shape[0]
     groups, rest = divmod(total, rows_per_group)
     if groups < 2 and not (groups == 1 and rest):
@@ -189,9 +183,7 @@ class Mechanism(nn.Module):
     def position_terms(
         self, context: AttentionContext
     ) -> tuple[Callable[[Array], Array], Callable[[Rows], Array | None]]:
-        """The scheme's rotation of queries and keys [B, L, H, d], and its bias of scores, [1 or B, H, L, L]
-        or None.
-        """
+        """The scheme's rotation of queries and keys [B, L, H, d] and its bias of scores [1 or B, H, L, L]."""
         scheme = self.shape.positions
         bias, table = ScoreBias(scheme, self.config.heads, name="positions")(context.segments.shape[1])
 
@@ -208,9 +200,7 @@ class Mechanism(nn.Module):
     def over_rows(
         self, function: Callable[[Rows], tuple[Array, dict[str, Array]]], rows: Rows, scores_per_row: int
     ) -> Array:
-        """``function(rows)[0]`` in groups; its second value is sown, for plots, when intermediates are asked
-        for.
-        """
+        """``function(rows)[0]`` in groups; its second value is sown when intermediates are asked for."""
         if self.is_mutable_collection("intermediates"):
             out, weights = function(rows)
             for name, value in weights.items():
@@ -231,3 +221,11 @@ def drop_weights(weights: Array, keep: Array | None, probability: float) -> Arra
 def position_count(config: AttentionConfig, shape: AttentionShape) -> int:
     """Parameters of the position scheme inside one layer's attention."""
     return POSITIONS[shape.positions].parameters_per_head * config.heads
+
+
+def index_from_start(segments: Array) -> Array:
+    """int32[B, L]: the index of each position inside its own run of equal ``segments``, 0 = its first."""
+    columns = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
+    before = jnp.concatenate([jnp.full_like(segments[:, :1], -1), segments[:, :-1]], axis=1)
+    starts = jnp.where(segments != before, columns, jnp.int32(0))
+    return columns - jax.lax.cummax(starts, axis=1)

@@ -138,8 +138,8 @@ def interval_bias(table: Array, timestamps: Array | None) -> Array:
     """float32[B, H, L, L] from ``table`` [H, buckets] and ``timestamps`` int32[B, L] in seconds."""
     if timestamps is None:
         raise DataError(
-            "time-interval positions need timestamps: expected Batch.timestamps int32[B, L], got None; choose "
-            "other positions, or load a log with a timestamp column"
+            "time-interval positions need timestamps: expected Batch.timestamps int32[B, L], got None; "
+            "choose other positions, or load a log with a timestamp column"
         )
     seconds = jnp.maximum(timestamps[:, :, None] - timestamps[:, None, :], 0)
     return jnp.moveaxis(table[:, interval_buckets(seconds)], 0, 1)

@@ -1,0 +1,90 @@
+"""Attention weight refinement for sequential recommendation, AWRSR ("Pay Attention to Attention for
+Sequential Recommendation", RecSys 2024, arXiv 2410.21048), on dot-product attention.
+
+The paper's principle is public, its equations are not: learnable matrices map the attention weights into a
+new space, and correlations between weight vectors there give higher-order weights. Everything below that line
+is this project's reading: the shapes of the maps (positions x positions, one set for all heads), the order
+mask, softmax, maps, correlation, mask, softmax, dropout, and what "simple", "value-weighted" and "additive"
+mean. The alternatives are options (`jaxrec.attention.reweighing.ReweighingConfig`); results have to say which
+was used. The paper's fourth mechanism, "stochastic", needs Gaussian attention:
+`jaxrec.attention.wasserstein`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+from jax import Array
+
+from jaxrec.attention.base import AttentionContext, AttentionShape
+from jaxrec.attention.core import (
+    Mechanism,
+    OutputProjection,
+    Projections,
+    Rows,
+    contract,
+    drop_weights,
+    masked_softmax,
+    merge_heads,
+    position_count,
+    projection_count,
+)
+from jaxrec.attention.reweighing import ProfileMaps, ReweighingConfig, reweigh
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinedAttentionConfig(ReweighingConfig):
+    """AWRSR on dot-product attention: attention to attention weights."""
+
+    paper: ClassVar[str] = (
+        "Pay Attention to Attention for Sequential Recommendation, RecSys 2024 (arXiv 2410.21048)"
+    )
+
+    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
+        return RefinedAttention(self, shape, name=name)
+
+    def parameter_count(self, shape: AttentionShape) -> int:
+        own = 3 * (shape.width**2 + shape.width) + self.reweighing_count(shape)
+        return own + projection_count(shape) + position_count(self, shape)
+
+
+class RefinedAttention(Mechanism):
+    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
+
+    Parameters: ``3 (D^2 + D)``, ``D^2 + D`` with an output projection, the position scheme's, and with n the
+    maximum length and r the rank or n: ``2 n r`` for the maps; "value-weighted" with a value map ``3 n^2``,
+      or ``4 n r`` if
+    low-rank; one more for "additive-gated", r more for "additive-bahdanau".
+    Sows ``attention_weights`` (A', those used) and ``first_weights`` (softmax of the scores), float32[B, H,
+    L, L].
+    """
+
+    config: RefinedAttentionConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
+    ) -> Array:
+        config, dtype = self.config, self.shape.dtype
+        batch, length, _ = x.shape
+        turn, bias_of = self.position_terms(context)
+        q, k, v = Projections(config.heads, self.shape, name="projections")(x, queries)
+        maps = ProfileMaps(config, self.shape.max_length, name="profiles")()
+        keep, probability = self.keep_mask((batch, config.heads, length, length), train)
+
+        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+            q, k, v = rows.inputs
+            scores = contract("bihd,bjhd->bhij", q, k, dtype)
+            bias = bias_of(rows)
+            scores = scores if bias is None else scores + bias
+            allowed = rows.allowed()
+            weights = reweigh(config, maps, scores, allowed, rows.positions, dtype)
+            out = contract("bhij,bjhd->bihd", drop_weights(weights, rows.keep, probability), v, dtype)
+            return out, {"attention_weights": weights, "first_weights": masked_softmax(scores, allowed)}
+
+        inputs = (turn(q) * q.shape[-1] ** -0.5, turn(k), v)
+        rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)
+        attended = merge_heads(self.over_rows(core, rows, config.heads * length * length))
+        return OutputProjection(self.shape, name="output")(attended)

@@ -1,0 +1,187 @@
+"""Attention on attention weights (AWRSR): new weights from the correlation of learned maps of the old ones.
+
+Shared by the dot-product host (`jaxrec.attention.awrsr`) and the Wasserstein host
+(`jaxrec.attention.wasserstein`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxrec.attention.base import AttentionConfig, AttentionShape
+from jaxrec.attention.core import contract, masked_softmax
+from jaxrec.errors import ConfigError
+
+Variant = Literal["simple", "value-weighted", "additive", "additive-gated", "additive-bahdanau"]
+Source = Literal["prob", "raw"]
+
+#: Initial weight of the new weights in "additive-gated".
+GATE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class ReweighingConfig(AttentionConfig):
+    """Base of the mechanisms that reweigh attention weights.
+
+    Notation: S the scores, A [B, H, L, L] the weights, whose row i is interaction i's *profile* over earlier
+    positions, ``msoftmax`` the softmax over what the mask allows, n the maximum length, and learned maps
+    ``W_q, W_k, W_v`` over positions in the sequence, the same for all heads; ``R_ij = (A W_q)_i . (A W_k)_j /
+    sqrt(size)``.
+
+    Attributes:
+      variant: the new weights A'. "simple": msoftmax(R). "value-weighted": msoftmax(msoftmax(R) A W_v).
+        "additive": msoftmax(S + R). "additive-gated": (1 - g) msoftmax(S) + g msoftmax(R) with a learned
+        scalar g. "additive-bahdanau": msoftmax(R) with R_ij = v . tanh((A W_q)_i + (A W_k)_j).
+      source: A is "prob" = msoftmax(S), or "raw" = S with what the mask forbids set to 0.
+      rank: r, inner size of low-rank maps; 0 = full n x n maps.
+      value_map: learn W_v; without it "value-weighted" is msoftmax(R) A, two hops along the old weights.
+    """
+
+    variant: Variant = "simple"
+    source: Source = "prob"
+    rank: int = 0
+    value_map: bool = True
+
+    #: Whether this host may leave the weights as they are, or treat profiles as Gaussians.
+    host_variants: ClassVar[tuple[str, ...]] = get_args(Variant)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, value, known in (
+            ("variant", self.variant, self.host_variants),
+            ("source", self.source, get_args(Source)),
+        ):
+            if value not in known:
+                raise ConfigError(f"attention.{field} must be one of {', '.join(known)}; got {value!r}")
+        if self.rank < 0:
+            raise ConfigError(f"attention.rank must be 0 (full maps) or a size, got {self.rank}")
+
+    def check(self, shape: AttentionShape) -> None:
+        super().check(shape)
+        if self.rank > shape.max_length:
+            raise ConfigError(
+                f"attention.rank must be at most the maximum length: got rank {self.rank} for histories of "
+                f"at most {shape.max_length}; use a lower rank, or 0 for full maps"
+            )
+
+    def map_names(self) -> tuple[str, ...]:
+        """Names of the maps [n, size] that the variant learns."""
+        if self.variant == "value-weighted" and self.value_map:
+            return ("query", "key", "value", "value_out") if self.rank else ("query", "key", "value")
+        return ("query", "key")
+
+    def reweighing_count(self, shape: AttentionShape) -> int:
+        """Parameters of the maps, the gate and the Bahdanau vector."""
+        size = self.rank or shape.max_length
+        extra = {"additive-gated": 1, "additive-bahdanau": size}.get(self.variant, 0)
+        return len(self.map_names()) * shape.max_length * size + extra
+
+
+class ProfileMaps(nn.Module):
+    """Parameters of `reweigh`: ``{name: float32[n, size]}``, and "gate" or "vector" where the variant has
+    one.
+
+    Full maps start at the identity plus normal noise of 0.02. Low-rank maps start at one random projection
+    (plus noise), which keeps the inner products of profiles on average.
+    """
+
+    config: Any
+    max_length: int
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        config, n = self.config, self.max_length
+        size = config.rank or n
+        names = config.map_names()
+
+        def init(key: Array, extent: tuple[int, ...], dtype: Any) -> Array:
+            base_key, noise_key = jax.random.split(key)
+            base = (
+                jax.random.normal(base_key, (n, size), dtype) * size**-0.5
+                if config.rank
+                else jnp.eye(n, dtype=dtype)
+            )
+            return base[None] + 0.02 * jax.random.normal(noise_key, extent, dtype)
+
+        stacked = self.param("maps", init, (len(names), n, size), jnp.float32)
+        out = dict(zip(names, stacked, strict=True))
+        if config.variant == "additive-gated":
+            start = jnp.log(GATE / (1.0 - GATE))
+            out["gate"] = self.param("gate", nn.initializers.constant(start), (), jnp.float32)
+        if config.variant == "additive-bahdanau":
+            out["vector"] = self.param("vector", nn.initializers.normal(size**-0.5), (size,), jnp.float32)
+        return out
+
+
+def mapped(profiles: Array, kernel: Array, positions: Array, dtype: Any) -> Array:
+    """Profiles [B, H, L, L] through a map [n, size] whose rows are positions in the sequence: [B, H, L,
+    size].
+
+    ``positions`` int32[B, L] say which row belongs to a column, so a sequence is mapped the same wherever it
+    lies.
+    """
+    return contract("bhij,bjr->bhir", profiles, kernel[positions], dtype)
+
+
+def reweigh(
+    config: ReweighingConfig,
+    maps: Mapping[str, Array],
+    scores: Array,
+    allowed: Array,
+    positions: Array,
+    dtype: Any,
+) -> Array:
+    """New weights A' [B, H, L, L] from scores S [B, H, L, L]; see `ReweighingConfig`.
+
+    Causal by construction: profiles are zero at what the mask forbids before they are mapped (raw scores
+    would carry the future into the maps), and whatever a map spreads over positions is masked again.
+    """
+    old = masked_softmax(scores, allowed)
+    profiles = old if config.source == "prob" else jnp.where(allowed, scores, 0.0)
+    query = mapped(profiles, maps["query"], positions, dtype)
+    key = mapped(profiles, maps["key"], positions, dtype)
+    scale = query.shape[-1] ** -0.5
+    if config.variant == "additive-bahdanau":
+        return masked_softmax(_bahdanau(query, key, maps["vector"]), allowed)
+    correlation = contract("bhir,bhjr->bhij", query * scale, key, dtype)
+    if config.variant == "additive":
+        return masked_softmax(scores + correlation, allowed)
+    new = masked_softmax(correlation, allowed)
+    if config.variant == "simple":
+        return new
+    if config.variant == "additive-gated":
+        gate = jax.nn.sigmoid(maps["gate"])
+        return (1.0 - gate) * old + gate * new
+    if not config.value_map:
+        hops = contract("bhik,bhkj->bhij", new, profiles, dtype)
+        # Two hops along probabilities are probabilities, and causal; raw scores have to become so.
+        return hops if config.source == "prob" else masked_softmax(hops, allowed)
+    if config.rank:
+        value = mapped(profiles, maps["value"], positions, dtype)
+        spread = contract("bhjr,bkr->bhjk", value, maps["value_out"][positions], dtype)
+    else:
+        pairs = maps["value"][positions[:, :, None], positions[:, None, :]]
+        spread = contract("bhij,bjk->bhik", profiles, pairs, dtype)
+    return masked_softmax(contract("bhik,bhkj->bhij", new, spread, dtype), allowed)
+
+
+def _bahdanau(query: Array, key: Array, vector: Array) -> Array:
+    """``sum_c vector_c tanh(query_ic + key_jc)`` [B, H, L, L], one c at a time: the tanh of all c would be L
+    times larger.
+    """
+
+    def add(total: Array, column: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        query_c, key_c, vector_c = column
+        return total + vector_c * jnp.tanh(query_c[..., :, None] + key_c[..., None, :]), None
+
+    columns = (jnp.moveaxis(query, -1, 0), jnp.moveaxis(key, -1, 0), vector)
+    start = jnp.zeros((*query.shape[:-1], key.shape[-2]), jnp.float32)
+    total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, columns)
+    return total
