@@ -239,8 +239,8 @@ class _Source:
     item_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
     time_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
     first_of_pair: Annotated[bool, tyro.conf.arg(help="keep only the first interaction of a user with an item")] = False
-    one_pass: Annotated[int, tyro.conf.arg(help="drop rarer users and items, once")] = 0
-    k_core: Annotated[int, tyro.conf.arg(help="drop rarer users and items until none is left")] = 0
+    filter: Annotated[Literal["none", "k-core", "one-pass"], tyro.conf.arg(help="drop rare users and items")] = "none"
+    min_interactions: Annotated[int, tyro.conf.arg(help="of a user and of an item, for the filter")] = 5
 
     def load(self) -> Any:
         from jaxrec.training.config import DataConfig

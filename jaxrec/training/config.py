@@ -33,8 +33,9 @@ class DataConfig:
       item_column: name of the item column; empty = recognised by the usual names.
       time_column: name of the time column; empty = recognised by the usual names, or file order where there is none.
       first_of_pair: keep only the first interaction of a user with an item.
-      one_pass: drop, once, users and items with fewer interactions than this (the original SASRec's filter); 0 = off.
-      k_core: the same until nothing is left to drop; 0 = off.
+      filter: drop users and items with fewer than ``min_interactions``: "one-pass" once (the original SASRec's),
+        "k-core" until none is left, "none" never.
+      min_interactions: threshold of the filter.
       item_table: a file with a row an item, for titles; empty = none.
       title_column: its column of titles; empty = recognised by the usual names.
     """
@@ -44,8 +45,8 @@ class DataConfig:
     item_column: str = ""
     time_column: str = ""
     first_of_pair: bool = False
-    one_pass: int = 0
-    k_core: int = 0
+    filter: Literal["none", "k-core", "one-pass"] = "none"
+    min_interactions: int = 5
     item_table: str = ""
     title_column: str = ""
 

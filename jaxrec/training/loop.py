@@ -179,13 +179,10 @@ def train(
         over_seeds = "map" if jax.default_backend() == "cpu" else "vmap"
     chunk = make_train_chunk(setup.encoder, config.objective, setup.optimizer, config.batches, over_seeds)
 
-    def next_rows() -> Any:
-        """The plans of the next chunk; each seed's position moves on."""
-        parts = []
-        for s, stream in enumerate(setup.streams):
-            rows, ledger.positions[s] = stream.take(ledger.positions[s], k * config.batches.batch_size)
-            parts.append(rows)
-        return device_rows(parts, k)
+    def rows_from(positions: list[Position]) -> tuple[Any, list[Position]]:
+        """The plans of the chunk that begins at each seed's position, and the positions after it."""
+        taken = [stream.take(p, k * config.batches.batch_size) for stream, p in zip(setup.streams, positions, strict=True)]
+        return device_rows([rows for rows, _ in taken], k), [position for _, position in taken]
 
     def save(score: float) -> None:
         if store is not None and step not in store.steps():
@@ -193,7 +190,7 @@ def train(
                 "step": step,
                 "config": to_dict(config),
                 "dataset": setup.dataset.fingerprint,
-                "ledger": dict(ledger.dump(), positions=json_safe(saved_positions)),
+                "ledger": ledger.dump(),
             }
             store.save(step, (state, best), record, score)
 
@@ -204,8 +201,7 @@ def train(
     compiled = None
     try:
         with StopRequest() as stop:
-            saved_positions = list(ledger.positions)
-            rows = None if finished else next_rows()
+            rows, after = (None, ledger.positions) if finished else rows_from(ledger.positions)
             while not finished:
                 # ---- one chunk of steps on the device, while the host plans the next
                 if compiled is None:
@@ -214,8 +210,8 @@ def train(
                     ledger.compile_seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 state, pending = compiled(state, rows, setup.resources)
-                saved_positions = list(ledger.positions)
-                rows = next_rows()
+                ledger.positions = after
+                rows, after = rows_from(after)
                 metrics: StepMetrics = jax.device_get(pending)
                 seconds = time.perf_counter() - started
                 ledger.training_seconds += seconds

@@ -128,7 +128,7 @@ def train_step(
     (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(loss, weight, optax.global_norm(gradients))
+    metrics = StepMetrics(loss, weight, optax.tree.norm(gradients))
     return TrainState(state.step + 1, state.seed, params, opt_state), metrics
 
 

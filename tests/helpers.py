@@ -1,0 +1,51 @@
+"""Small datasets and configurations that many tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxrec.data import SequenceDataset
+from jaxrec.data.sequences import BatchConfig
+from jaxrec.models import SASRecConfig
+from jaxrec.training.config import EvaluationConfig, RunConfig, TrainingConfig
+
+
+def small_dataset(n_users: int = 60, n_items: int = 40, seed: int = 0, times: bool = True) -> SequenceDataset:
+    """Users who walk through the catalogue in steps of one or two: easy to learn, quick to train on."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(3, 25, n_users)
+    items = []
+    for length in lengths:
+        walk = generator.integers(0, n_items) + np.cumsum(generator.integers(1, 3, length))
+        items.append(walk % n_items + 1)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    timestamps = np.concatenate([np.sort(generator.integers(0, 10**6, length)) for length in lengths])
+    return SequenceDataset(
+        np.concatenate(items).astype(np.int32),
+        offsets,
+        user_ids=[f"u{i}" for i in range(n_users)],
+        item_ids=[f"i{i}" for i in range(n_items)],
+        timestamps=timestamps.astype(np.int64) if times else None,
+        item_titles=[f"Item {i}" for i in range(n_items)],
+        meta={"name": "walks"},
+    )
+
+
+def small_config(**sections: dict[str, Any]) -> RunConfig:
+    """A run of a second or two; ``sections`` replace fields, as in ``small_config(training={"epochs": 2})``."""
+    config = RunConfig(
+        batches=BatchConfig(batch_size=4, max_length=16),
+        encoder=SASRecConfig(width=16, layers=1, dropout=0.2),
+        training=TrainingConfig(epochs=6, evaluate_every=1, patience=0, checkpoint_seconds=0),
+        evaluation=EvaluationConfig(ks=(5, 10), tokens_per_batch=256),
+    )
+    return replace(config, **sections)
+
+
+def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """``config`` with fields of its sections replaced."""
+    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(config, **changed)

@@ -1,0 +1,264 @@
+import json
+import signal
+import threading
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from jaxrec.data.sequences import BatchConfig
+from jaxrec.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
+from jaxrec.training import loop
+from jaxrec.training.journal import Journal, read_journal
+from jaxrec.training.loop import train
+from jaxrec.training.setup import plan_steps, prepare
+from jaxrec.training.step import TrainState, device_rows, make_train_chunk
+from tests.helpers import replace, small_config, small_dataset
+
+DATASET = small_dataset()
+
+
+def quiet(config, workdir=None, **options):
+    return train(config, DATASET, workdir, progress=False, **options)
+
+
+def assert_same_run(a, b):
+    """Parameters and ranks to the bit, and everything but the clock in the ledger."""
+    chex.assert_trees_all_equal(a.params, b.params)
+    for x, y in zip([*a.valid, *a.test], [*b.valid, *b.test], strict=True):
+        np.testing.assert_array_equal(x.ranks, y.ranks)
+    assert (a.ledger.best, a.ledger.best_step, a.ledger.positions) == (b.ledger.best, b.ledger.best_step, b.ledger.positions)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return quiet(small_config(), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_training_learns(uninterrupted):
+    chance = 10 / DATASET.n_items
+    assert uninterrupted.test[0].metrics["HR@10"] > 1.5 * chance
+    losses = [line["loss"][0] for line in read_journal(uninterrupted.workdir / "log.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_rerun_is_the_same_to_the_bit(uninterrupted):
+    assert_same_run(uninterrupted, quiet(small_config()))
+
+
+class StopAfter:
+    """A stop request that triggers after so many looks at it."""
+
+    def __init__(self, looks):
+        self.left = looks
+
+    def __call__(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    @property
+    def signal_number(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else None
+
+
+@pytest.mark.parametrize("looks", [0, 2, 3])
+def test_resumed_run_is_the_uninterrupted_one_to_the_bit(uninterrupted, tmp_path, monkeypatch, looks):
+    monkeypatch.setattr(loop, "StopRequest", StopAfter(looks))
+    with pytest.raises(Interrupted, match=r"stopped at step \d+ of \d+ and saved; continue with: jaxrec train --workdir"):
+        quiet(small_config(), tmp_path / "run")
+    monkeypatch.undo()
+    resumed = quiet(small_config(), tmp_path / "run", resume=True)
+    assert_same_run(uninterrupted, resumed)
+    without_clock = [
+        [{k: v for k, v in line.items() if "second" not in k} for line in read_journal(run.workdir / "log.jsonl")]
+        for run in (uninterrupted, resumed)
+    ]
+    assert without_clock[0] == without_clock[1]
+
+
+def test_resume_after_the_end_only_reports(uninterrupted):
+    assert_same_run(uninterrupted, quiet(small_config(), uninterrupted.workdir, resume=True))
+
+
+def test_more_epochs_on_resume(tmp_path):
+    longer = replace(small_config(), training={"epochs": 9})
+    whole = quiet(longer)
+    quiet(small_config(), tmp_path / "run")
+    assert_same_run(whole, quiet(longer, tmp_path / "run", resume=True))
+
+
+def test_refused_resumes(uninterrupted, tmp_path):
+    run = uninterrupted.workdir
+    with pytest.raises(CheckpointError, match=r"another configuration: encoder\.width: saved 16, given 32"):
+        quiet(small_config(encoder={"width": 32}), run, resume=True)
+    with pytest.raises(CheckpointError, match="trained on a dataset with fingerprint"):
+        train(small_config(), small_dataset(seed=1), run, resume=True, progress=False)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        quiet(small_config(), tmp_path / "absent", resume=True)
+    with pytest.raises(ConfigError, match="resume needs a workdir"):
+        quiet(small_config(), resume=True)
+    cosine = small_config(optimizer={"schedule": "cosine"})
+    quiet(cosine, tmp_path / "cosine")
+    with pytest.raises(CheckpointError, match=r"training\.epochs: saved 6, given 9"):
+        quiet(replace(cosine, training={"epochs": 9}), tmp_path / "cosine", resume=True)
+
+
+def test_existing_run_is_not_overwritten_unasked(uninterrupted, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.workdir.rglob("*") if path.is_file()}
+    with pytest.raises(RunExistsError, match=r"is not empty.*--resume.*--overwrite.*another --workdir"):
+        quiet(small_config(), uninterrupted.workdir)
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.workdir.rglob("*") if path.is_file()}
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter1.tex").write_text("precious")
+    with pytest.raises(RunExistsError, match="holds files but no run"):
+        quiet(small_config(), foreign, overwrite=True)
+    assert (foreign / "chapter1.tex").read_text() == "precious"
+    with pytest.raises(RunExistsError, match="is a file"):
+        quiet(small_config(), foreign / "chapter1.tex")
+
+
+def test_overwrite(tmp_path):
+    quiet(small_config(training={"epochs": 1}), tmp_path / "run")
+    second = quiet(small_config(training={"epochs": 2}), tmp_path / "run", overwrite=True)
+    assert json.loads((second.workdir / "config.json").read_text())["training"]["epochs"] == 2
+
+
+def test_non_finite_loss_names_step_and_checkpoint(tmp_path):
+    wild = small_config(optimizer={"algorithm": "sgd", "learning_rate": 1e30})
+    with pytest.raises(NonFiniteError, match=r"at step \d+ \(seed 0\).*no checkpoint was written.*clip_norm"):
+        quiet(wild, tmp_path / "run")
+
+
+@pytest.mark.parametrize("over_seeds", ["map", "vmap"])
+def test_several_seeds_are_the_single_runs(uninterrupted, over_seeds):
+    """Each seed of one program is the run of that seed alone, up to rounding of batched products."""
+    config = small_config(training={"seeds": (1, 0), "over_seeds": over_seeds, "epochs": 2})
+    both = quiet(config)
+    for index, seed in enumerate((1, 0)):
+        alone = quiet(replace(config, training={"seeds": (seed,)}))
+        chex.assert_trees_all_close(both.seed_params(index), alone.seed_params(), atol=1e-4)
+    assert not np.allclose(both.params["items"]["table"][0], both.params["items"]["table"][1])
+
+
+def test_patience_stops_each_seed_and_freezes_its_best():
+    ledger = loop.Ledger.start(2)
+    assert ledger.update([0.1, 0.5], 10, patience=2).tolist() == [True, True]
+    assert ledger.update([0.2, 0.4], 20, patience=2).tolist() == [True, False]
+    assert ledger.update([0.3, 0.3], 30, patience=2).tolist() == [True, False]
+    assert ledger.stopped == [False, True]
+    assert ledger.update([0.2, 0.9], 40, patience=2).tolist() == [False, False]
+    assert (ledger.best, ledger.best_step) == ([0.3, 0.5], [30, 10])
+    assert loop.Ledger.load(json.loads(json.dumps(ledger.dump()))) == ledger
+    assert loop.Ledger.load(json.loads(json.dumps(loop.Ledger.start(1).dump()))) == loop.Ledger.start(1)
+
+
+@pytest.mark.parametrize("mode", ["packed", "padded", "prefix"])
+def test_one_compilation_for_a_whole_run(mode, monkeypatch):
+    """Every chunk, across epochs of differing numbers of rows, has the shapes of the first."""
+    traces = []
+    from jaxrec.training import step
+
+    original = step.train_step
+    monkeypatch.setattr(step, "train_step", lambda *a: traces.append(1) or original(*a))
+    quiet(small_config(batches={"mode": mode}, training={"epochs": 4}))
+    assert len(traces) == 1
+
+
+def test_chunks_of_any_length_give_the_same_state():
+    """One chunk of eight steps, two of four, or three and five: the same bits."""
+    setup = prepare(small_config(), DATASET)
+    from jaxrec.training.step import initial_state
+
+    chunk = make_train_chunk(setup.encoder, setup.config.objective, setup.optimizer, setup.config.batches)
+    stream = setup.streams[0]
+
+    def run(lengths):
+        state = jax.vmap(lambda s: initial_state(setup.encoder, setup.optimizer, s))(np.array([7], np.uint32))
+        position = loop.Position()
+        for k in lengths:
+            rows, position = stream.take(position, k * 4)
+            state, _ = chunk(state, device_rows([rows], k), setup.resources)
+        return state
+
+    whole = run([8])
+    assert isinstance(whole, TrainState)
+    assert int(whole.step[0]) == 8
+    chex.assert_trees_all_equal(whole, run([4, 4]), run([3, 5]))
+
+
+def test_packed_and_padded_batches_have_the_same_gradient():
+    """The same sequences, packed or padded, give the same loss and gradient without dropout."""
+    from jaxrec.data.batches import expand, pack, pad
+    from jaxrec.data.sequences import training_sequences
+    from jaxrec.training.step import batch_loss, initial_state
+
+    setup = prepare(small_config(encoder={"dropout": 0.0}), DATASET)
+    state = initial_state(setup.encoder, setup.optimizer, np.uint32(0))
+    sequences = training_sequences(setup.split.train_starts, setup.split.train_stops, 16)
+
+    def loss_and_gradient(rows):
+        batch = expand(rows, np.asarray(DATASET.items), max_length=16)
+        key = jax.random.key(0)
+        loss = lambda p: batch_loss(setup.encoder, setup.config.objective, p, batch, key, setup.resources)[0]  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(state.params)
+
+    chex.assert_trees_all_close(loss_and_gradient(pack(sequences, 16)), loss_and_gradient(pad(sequences)), rtol=2e-4, atol=2e-4)
+
+
+def test_plan_cuts_runs_into_equal_chunks():
+    config = small_config(batches={"batch_size": 10}, training={"epochs": 10, "evaluate_every": 2, "chunk_steps": 7})
+    plan = plan_steps(config, rows_per_epoch=105)
+    assert (plan.chunk_steps, plan.chunks_per_evaluation) == (7, 3)
+    assert plan.evaluations * 21 == plan.total_steps == 105
+    assert plan_steps(config, rows_per_epoch=1).chunk_steps == 2, "a loop of one trip rounds differently"
+
+
+def test_signals_are_seen_and_handlers_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with loop.StopRequest() as stop:
+        assert stop.signal_number is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal_number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is before, "a second signal acts at once"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_training_outside_the_main_thread():
+    outcome = []
+    thread = threading.Thread(target=lambda: outcome.append(quiet(small_config(training={"epochs": 1}))))
+    thread.start()
+    thread.join()
+    assert outcome[0].steps > 0
+
+
+def test_journal_drops_what_will_be_written_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = Journal(path)
+    for step in (2, 4, 6):
+        first.write(step=step)
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')
+    assert [line["step"] for line in read_journal(path)] == [2, 4, 6]
+    assert [line["step"] for line in Journal(path, resume_step=4).lines] == [2, 4]
+    assert [line["step"] for line in read_journal(path)] == [2, 4]
+
+
+def test_lists_longer_than_the_catalogue_are_refused():
+    with pytest.raises(DataError, match=r"evaluation\.ks asks for lists of 50, but the catalogue has 40 items"):
+        quiet(small_config(evaluation={"ks": (10, 50)}))
+
+
+def test_batches_shorter_than_the_chunk_are_refused():
+    with pytest.raises(ConfigError, match=r"training\.chunk_steps must be at least 2, got 1"):
+        small_config(training={"chunk_steps": 1})
+    with pytest.raises(ConfigError, match=r"training\.metric must be one of HR@5.*got 'NDCG@20'"):
+        small_config(training={"metric": "NDCG@20"})
+    assert BatchConfig(mode="prefix").last_only
