@@ -57,7 +57,7 @@ def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = N
     ranks = np.asarray(ranks)
     if len(ranks) and ranks.min() < 1:
         raise DataError(f"ranks must be at least 1 (1 = best), got {ranks.min()}")
-    if offsets is None or len(offsets) == len(ranks) + 1:
+    if offsets is None or _one_each(offsets):
         single = {
             "HR": lambda: hits(ranks, _cutoff(k)),
             "Recall": lambda: hits(ranks, _cutoff(k)),
@@ -68,6 +68,10 @@ def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = N
         }
         return single[name]()
     return _several_targets(ranks, name, k, np.asarray(offsets, np.int64))
+
+
+def _one_each(offsets: np.ndarray) -> bool:
+    return bool((np.diff(offsets) == 1).all())
 
 
 def _cutoff(k: int | None) -> int:
@@ -137,7 +141,7 @@ def ranking_metrics(
     Returns:
       {"HR@5": ..., "NDCG@5": ..., "MRR@5": ..., ..., "MRR": ...}; NaN where there is no case.
     """
-    several = offsets is not None and len(offsets) != len(ranks) + 1
+    several = offsets is not None and not _one_each(offsets)
     names = ["HR", "NDCG", "MRR"] + (["Precision", "Recall", "MAP"] if several else [])
     metrics = [f"{name}@{k}" for k in ks for name in names] + ["MRR"]
     values = {metric: metric_values(ranks, metric, offsets) for metric in metrics}

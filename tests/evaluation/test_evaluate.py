@@ -1,0 +1,150 @@
+"""From histories to metrics: packing changes nothing, what is left out is counted, files come back."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation import encode
+from jaxrec.evaluation.encode import encode_histories
+from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
+from jaxrec.models.base import ItemTable
+from tests.evaluation import oracle
+
+N_ITEMS, WIDTH, LENGTH = 40, 6, 8
+
+
+def apply_fn(params, batch):
+    """A causal running sum inside each segment, so that a state depends on the whole history and on nothing
+    else.
+    """
+    vectors = params[batch.items] * (1 + batch.positions[..., None].astype(jnp.float32))
+    if batch.timestamps is not None:
+        vectors = vectors + batch.timestamps[..., None].astype(jnp.float32)
+    index = jnp.arange(batch.items.shape[1])
+    same = (batch.segments[:, :, None] == batch.segments[:, None, :]) & (index[:, None] >= index[None])[None]
+    return jnp.einsum("bij,bjd->bid", same.astype(jnp.float32), vectors)
+
+
+def expected(params, items, starts, stops, origin="start", times=None):
+    states = np.zeros((len(starts), WIDTH))
+    for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        first = max(start, stop - LENGTH)
+        for place, i in enumerate(range(first, stop)):
+            position = place if origin == "start" else stop - 1 - i
+            states[row] += params[items[i]] * (1 + position) + (0 if times is None else times[i])
+    return states
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(0, 14, 25)
+    lengths[[3, 7]] = 0, 1
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = rng.integers(1, N_ITEMS + 1, offsets[-1]).astype(np.int32)
+    return rng.normal(size=(N_ITEMS + 1, WIDTH)).astype(np.float32), items, offsets[:-1], offsets[1:]
+
+
+@pytest.mark.parametrize("origin", ["start", "end"])
+@pytest.mark.parametrize("tokens", [LENGTH, 3 * LENGTH + 2, 1000])
+def test_states_are_those_of_each_history_alone(data, origin, tokens):
+    params, items, starts, stops = data
+    times = np.arange(len(items), dtype=np.int32)
+    options = {"max_length": LENGTH, "origin": origin, "tokens_per_batch": tokens}
+    got = encode_histories(apply_fn, params, items, starts, stops, timestamps=times, **options)
+    np.testing.assert_allclose(
+        got, expected(params, items, starts, stops, origin, times), rtol=1e-5, atol=1e-5
+    )
+    got = encode_histories(apply_fn, params, jnp.asarray(items), starts, stops, **options)
+    np.testing.assert_allclose(got, expected(params, items, starts, stops, origin), rtol=1e-5, atol=1e-5)
+
+
+def test_empty_histories_have_the_zero_state(data):
+    params, items, starts, _ = data
+    got = encode_histories(apply_fn, params, items, starts[:4], starts[:4], max_length=LENGTH)
+    np.testing.assert_array_equal(got, np.zeros((4, WIDTH), np.float32))
+    got = encode_histories(apply_fn, params, np.zeros(0, np.int32), [0, 0], [0, 0], max_length=LENGTH)
+    assert got.shape == (2, WIDTH)
+
+
+def test_calls_of_many_sizes_share_few_programs(data):
+    params, items, starts, stops = data
+    encode_histories(apply_fn, params, items, starts, stops, max_length=LENGTH)
+    before = encode._last_states._cache_size()
+    for n in (25, 24, 22):
+        encode_histories(apply_fn, params, items[: stops[n - 1]], starts[:n], stops[:n], max_length=LENGTH)
+    assert encode._last_states._cache_size() <= before + 1
+
+
+def test_bad_histories_are_refused(data):
+    params, items, starts, stops = data
+    with pytest.raises(
+        ConfigError, match=r"tokens_per_batch must be at least max_length .* got 7 for max_length 8"
+    ):
+        encode_histories(apply_fn, params, items, starts, stops, max_length=8, tokens_per_batch=7)
+    with pytest.raises(DataError, match=r"histories must lie inside the log of \d+ interactions"):
+        encode_histories(apply_fn, params, items, starts, stops + 1, max_length=8)
+
+
+@pytest.mark.parametrize("remove_seen", [True, False])
+@pytest.mark.parametrize("several", [False, True])
+def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
+    params, items, starts, stops = data
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 4, len(starts)) if several else np.ones(len(starts), int)
+    targets = [rng.choice(np.arange(1, N_ITEMS + 1), n, replace=False) for n in sizes]
+    cases = make_cases(starts, stops, targets)
+    known = np.arange(N_ITEMS + 1) % 5 != 0
+    got = evaluate_cases(
+        apply_fn,
+        ItemTable(params),
+        params,
+        cases,
+        items,
+        max_length=LENGTH,
+        remove_seen=remove_seen,
+        known_items=known,
+    )
+    # Values of the same float32 states: what is under test here is who is ranked among whom.
+    states = np.asarray(encode_histories(apply_fn, params, items, starts, stops, max_length=LENGTH))
+    want = []
+    for row, own in enumerate(targets):
+        struck = [i for i in items[starts[row] : stops[row]] if i not in own] if remove_seen else []
+        scores = oracle.strike(oracle.score_matrix(states[row : row + 1], params), [struck])
+        want += [oracle.ranks(scores, [target])[0] for target in own]
+    np.testing.assert_array_equal(got.ranks, want)
+    assert got.ranks.dtype == np.int32
+    assert got.counts["cases"] == (sizes > 0).sum() == len(got.users)
+    assert got.counts["targets"] == len(want)
+    assert got.counts["users_without_targets"] == (sizes == 0).sum()
+    assert got.counts["targets_unseen_in_training"] == sum(t % 5 == 0 for own in targets for t in own)
+    assert got.protocol.startswith("full corpus; seen items " + ("removed" if remove_seen else "kept"))
+    assert got.metrics["HR@5"] == pytest.approx(got.values("HR@5").mean())
+    assert ("Precision@5" in got.metrics) == several
+
+
+def test_what_is_saved_comes_back(data, make_cases, tmp_path):
+    params, items, starts, stops = data
+    cases = make_cases(starts, stops, [[1]] * len(starts))
+    saved = evaluate_cases(apply_fn, ItemTable(params), params, cases, items, max_length=LENGTH)
+    saved.save(tmp_path / "ranks.npz", {"fingerprint": "f", "split": {"protocol": "leave-one-out"}})
+    loaded, meta = Evaluation.load(tmp_path / "ranks.npz")
+    assert meta == {"fingerprint": "f", "split": {"protocol": "leave-one-out"}}
+    np.testing.assert_array_equal(loaded.ranks, saved.ranks)
+    assert (loaded.metrics, loaded.counts, loaded.protocol) == (saved.metrics, saved.counts, saved.protocol)
+    (tmp_path / "bad.npz").write_bytes(b"not ranks")
+    with pytest.raises(DataError, match="expected per-user ranks that a run saved"):
+        Evaluation.load(tmp_path / "bad.npz")
+    with pytest.raises(DataError, match="expected per-user ranks that a run saved"):
+        Evaluation.load(tmp_path / "absent.npz")
+
+
+def test_bad_requests_are_refused(data, make_cases):
+    params, items, starts, stops = data
+    cases = make_cases(starts, stops, [[1]] * len(starts))
+    with pytest.raises(ConfigError, match="ks must be cutoffs from 1 to the catalogue's 40 items, got 41"):
+        evaluate_cases(apply_fn, ItemTable(params), params, cases, items, max_length=LENGTH, ks=(5, 41))
+    empty = make_cases(starts, stops, [[]] * len(starts))
+    with pytest.raises(DataError, match="cases must have a target to rank, got 25 cases and none has one"):
+        evaluate_cases(apply_fn, ItemTable(params), params, empty, items, max_length=LENGTH)

@@ -1,0 +1,115 @@
+"""Candidates drawn and ranked as each protocol says, against sets and loops."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.protocols import (
+    SIDE_BY_SIDE,
+    Candidates,
+    protocol_ranks,
+    rank_among,
+    sample_negatives,
+    side_by_side,
+)
+from jaxrec.evaluation.scoring import rank_targets
+from jaxrec.evaluation.seen import as_seen
+from jaxrec.models.base import ItemTable
+from tests.evaluation import oracle
+
+
+def problem(n_rows=20, n_items=60, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden, vectors, bias = oracle.whole_numbers(rng, n_rows, n_items, 4)
+    targets = rng.integers(1, n_items + 1, n_rows).astype(np.int32)
+    seen = rng.integers(0, n_items + 1, (n_rows, 8)).astype(np.int32)
+    return hidden, ItemTable(vectors, bias), targets, seen
+
+
+@pytest.mark.parametrize("negatives", [3, 15, 51])
+def test_negatives_are_different_unseen_and_not_the_target(negatives):
+    _, _, targets, seen = problem()
+    weights = np.ones(61)
+    weights[0] = 0
+    drawn = sample_negatives(negatives, targets, as_seen(seen, 20, 60), weights, seed=1)
+    assert drawn.shape == (20, negatives)
+    for row in range(20):
+        own = set(drawn[row].tolist())
+        assert len(own) == negatives
+        assert not own & {0, int(targets[row]), *seen[row].tolist()}
+    again = sample_negatives(negatives, targets, as_seen(seen, 20, 60), weights, seed=1)
+    np.testing.assert_array_equal(drawn, again)
+    assert (sample_negatives(negatives, targets, as_seen(seen, 20, 60), weights, seed=2) != drawn).any()
+
+
+def test_negatives_follow_the_weights():
+    """One negative a row: frequencies against the weights by a chi-square test."""
+    weights = np.array([0, 1, 2, 3, 4, 0, 10], float)
+    rows = 20_000
+    drawn = sample_negatives(1, np.full(rows, 6), as_seen(None, rows, 6), weights, seed=0)
+    found = np.bincount(drawn[:, 0], minlength=7)
+    assert found[[0, 5, 6]].sum() == 0
+    assert stats.chisquare(found[1:5], rows * weights[1:5] / 10).pvalue > 0.001
+
+
+def test_too_few_unseen_items_are_refused():
+    _, _, targets, seen = problem()
+    with pytest.raises(DataError, match=r"negatives=60 asks for more items than row \d+ has left: 5\d of 60"):
+        sample_negatives(60, targets, as_seen(seen, 20, 60), np.r_[0, np.ones(60)])
+
+
+def test_rank_among_drawn_items_equals_the_oracle():
+    hidden, table, targets, seen = problem()
+    negatives = sample_negatives(9, targets, as_seen(seen, 20, 60), np.r_[0, np.ones(60)])
+    scores = oracle.score_matrix(hidden, table.vectors, table.bias)
+    want = []
+    for row, target in enumerate(targets):
+        among = np.sort(np.append(negatives[row], target))
+        listed = among[np.argsort(-scores[row, among], kind="stable")]
+        want.append(int(np.flatnonzero(listed == target)[0]) + 1)
+    np.testing.assert_array_equal(rank_among(hidden, table, targets, negatives), want)
+
+
+def test_each_protocol_is_what_its_name_says():
+    hidden, table, targets, seen = problem()
+    counts = np.arange(61)
+
+    def ranks(protocol):
+        return protocol_ranks(protocol, hidden, table, targets, seen, counts)
+
+    np.testing.assert_array_equal(ranks(Candidates()), rank_targets(hidden, table, targets, seen))
+    np.testing.assert_array_equal(ranks(Candidates(seen="keep")), rank_targets(hidden, table, targets))
+    old = rank_targets(hidden, table, targets, seen, seen_rule="zero", rank_padding=True)
+    np.testing.assert_array_equal(ranks(Candidates(seen="zero", rank_padding=True)), old)
+    every = Candidates("sampled", negatives=51)
+    assert (ranks(every) <= rank_targets(hidden, table, targets)).all()
+    names = [protocol.name for protocol in SIDE_BY_SIDE]
+    assert len(set(names)) == len(names)
+    assert names[0] == "full corpus; seen items removed"
+    assert (
+        Candidates("sampled", sampler="popularity", seed=3).name == "sampled: 99 popularity negatives, seed 3"
+    )
+
+
+def test_a_report_says_what_each_choice_does():
+    hidden, table, targets, seen = problem()
+    protocols = (
+        Candidates(),
+        Candidates(seen="keep"),
+        Candidates("sampled", negatives=20, sampler="popularity"),
+    )
+    rows = side_by_side(hidden, table, targets, seen, np.arange(61), protocols, ks=(5,))
+    assert [row.name for row in rows] == [protocol.name for protocol in protocols]
+    assert rows[0].difference["HR@5"] == 0
+    assert rows[2].difference["HR@5"] == pytest.approx(rows[2].metrics["HR@5"] - rows[0].metrics["HR@5"])
+
+
+def test_bad_protocols_are_refused():
+    with pytest.raises(ConfigError, match=r"candidates\.seen must be one of remove, keep, zero, got 'drop'"):
+        Candidates(seen="drop")
+    with pytest.raises(ConfigError, match=r"candidates\.negatives must be at least 1, got 0"):
+        Candidates(negatives=0)
+    hidden, table, targets, seen = problem()
+    with pytest.raises(ConfigError, match="needs item_counts"):
+        protocol_ranks(Candidates("sampled", sampler="popularity"), hidden, table, targets, seen)
