@@ -1,5 +1,4 @@
-"""The files that S3-Rec published: ``user item item ...`` a line, attributes as JSON, and 99 sampled
-negatives a user."""
+"""S3-Rec's files: ``user item item ...`` a line, attributes as JSON, and 99 sampled negatives a user."""
 
 from __future__ import annotations
 

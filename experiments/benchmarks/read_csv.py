@@ -39,8 +39,8 @@ def write_log(path: Path, rows: int, users: int, items: int, text_ids: bool) -> 
             )
             if text_ids:
                 frame = frame.with_columns(
-                    "visitor-" + pl.col("user_id").cast(pl.String).str.zfill(12),
-                    "article-" + pl.col("item_id").cast(pl.String).str.zfill(12),
+                    pl.format(f"{prefix}-{{}}", pl.col(column).cast(pl.String).str.zfill(12)).alias(column)
+                    for column, prefix in (("user_id", "visitor"), ("item_id", "article"))
                 )
             frame.write_csv(file, include_header=start == 0)
 
@@ -49,13 +49,16 @@ def read_log(path: Path) -> dict[str, float | int]:
     """Seconds and peak memory of one `load_dataset` in this process."""
     from jaxrec.data import load_dataset
 
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     dataset = load_dataset(path)
     seconds = time.perf_counter() - begin
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         **dataset.counts,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(
+            time.process_time() - cpu, 2
+        ),  # far less than cores x seconds: the machine was busy
         "interactions_per_second": round(dataset.n_interactions / seconds),
         "peak_rss_mib": round(peak_kib / 1024),
     }

@@ -1,5 +1,4 @@
-"""What makes results on a dataset incomparable, counted: ties in time, duplicates, repeats, short users,
-unseen items, leaks."""
+"""What makes results on a dataset incomparable, counted: ties in time, repeats, unseen items, leaks."""
 
 from __future__ import annotations
 
@@ -17,7 +16,8 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Findings of `audit`. Fields about time are None where the dataset has no timestamps.
+    """Findings of `audit`. Fields about time are None where the dataset has no timestamps; times are whole
+    seconds, so where the source was finer, ties are counted that its order had settled.
 
     Attributes:
       name, fingerprint: of the dataset.
@@ -219,8 +219,7 @@ def _about_time(dataset: SequenceDataset, users: np.ndarray, items: np.ndarray) 
 def _leaks(
     dataset: SequenceDataset, users: np.ndarray, times: np.ndarray, evaluated: np.ndarray, last: np.ndarray
 ) -> tuple[int, float]:
-    """Leave-one-out test targets that others' training data post-date, and the mean share of that data after
-    them."""
+    """Leave-one-out test targets that others' training data post-date, and how much of it."""
     if not len(evaluated):
         return 0, 0.0
     trains = np.ones(len(times), bool)

@@ -182,8 +182,8 @@ class SequenceDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of items, offsets, timestamps and original ids; titles and attributes do not
-        enter."""
+        """Hexadecimal SHA-256 of items, offsets, timestamps and original ids (not of titles and
+        attributes)."""
         return str(self.meta.get("fingerprint") or self.compute_fingerprint())
 
     def compute_fingerprint(self) -> str:
@@ -220,8 +220,7 @@ class SequenceDataset:
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write to a directory of ``.npy`` files and ``meta.json``. A directory that holds anything is
-        refused."""
+        """Write to a directory of ``.npy`` files and ``meta.json``, which must be empty or new."""
         from jaxrec.data.storage import save_dataset
 
         save_dataset(self, directory)
@@ -245,8 +244,7 @@ class SequenceDataset:
 
 
 def _digest(parts: Iterable[tuple[str, np.ndarray | StringArray | None]]) -> str:
-    """SHA-256 over labelled arrays. The label carries type and length, so moved boundaries change the
-    digest."""
+    """SHA-256 over arrays, labelled with type and length, so that moved boundaries change it."""
     digest = hashlib.sha256()
     for label, part in parts:
         arrays = (part.data, part.offsets) if isinstance(part, StringArray) else (part,)

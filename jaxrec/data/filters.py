@@ -1,4 +1,4 @@
-"""Filters of a log: the rules that papers used. Each is recorded in ``meta["steps"]`` with counts before and
+"""Filters of a log: the rules that papers used, recorded in ``meta["steps"]`` with counts before and
 after."""
 
 from __future__ import annotations
@@ -104,10 +104,9 @@ def apply_filters(log: InteractionLog, filters: Sequence[Filter]) -> Interaction
 
 
 def filter_dataset(dataset: SequenceDataset, filters: Sequence[Filter]) -> SequenceDataset:
-    """A smaller dataset; users and items are numbered anew, titles and attributes follow, provenance
-    grows."""
+    """A smaller dataset; users and items are numbered anew, titles and attributes follow."""
     log = apply_filters(from_dataset(dataset), filters)
-    inherited = ("name", "source", "columns", "time", "steps")
+    inherited = ("name", "source", "columns", "time", "order", "license", "steps")
 
     def titles(item_ids: Sequence[str]) -> Sequence[str]:
         assert dataset.item_titles is not None

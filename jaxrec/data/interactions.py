@@ -93,6 +93,8 @@ def to_dataset(
         timestamps = (times // log.times_per_second if log.times_per_second > 1 else times).astype(np.int64)
     offsets = np.zeros(len(user_codes) + 1, np.int64)
     np.cumsum(np.bincount(users, minlength=len(user_codes)), out=offsets[1:])
+    keys = "user" if log.times is None else "user and time"
+    order_note = {"rule": f"stable sort by {keys}; ties keep source order", "rows_moved": order is not None}
     item_ids = log.item_ids.take(item_codes)
     items += np.int32(1)
     return SequenceDataset(
@@ -103,7 +105,7 @@ def to_dataset(
         timestamps=timestamps,
         item_titles=titles(item_ids) if titles else None,
         attributes=attributes(item_ids) if attributes else None,
-        meta={**meta, "steps": [*meta.get("steps", ()), *log.steps]},
+        meta={"order": order_note, **meta, "steps": [*meta.get("steps", ()), *log.steps]},
     )
 
 

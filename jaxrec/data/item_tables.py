@@ -45,8 +45,7 @@ class ItemTableOptions:
 
 
 def titles_from(options: ItemTableOptions) -> Callable[[Sequence[str]], Sequence[str]] | None:
-    """A function from item ids to titles ("" where the table lacks the item), or None without a title
-    column."""
+    """A function from item ids to titles ("" where there is none), or None without a title column."""
     if options.table is None:
         return None
     frame = _open(options.table)

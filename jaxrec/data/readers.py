@@ -17,7 +17,7 @@ from jaxrec.data.filters import Filter, FirstOfPair, KCore, OnePass, apply_filte
 from jaxrec.data.interactions import InteractionLog, to_dataset
 from jaxrec.data.item_tables import ItemTableOptions, attributes_from, titles_from
 from jaxrec.data.sources import UNDERSTOOD, describe_file, scan_file, scan_table, suffix_of
-from jaxrec.data.storage import is_dataset_directory, open_dataset
+from jaxrec.data.storage import open_dataset
 from jaxrec.data.strings import StringArray
 from jaxrec.data.text import Layout, read_text
 from jaxrec.data.times import TimeUnit, parse_times
@@ -124,7 +124,7 @@ def _ready_made(source: Any) -> SequenceDataset | None:
         return load_bundled(source)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if path.is_dir() or is_dataset_directory(path):
+        if path.is_dir():
             return open_dataset(path)
     return None
 

@@ -1,5 +1,4 @@
-"""Any table becomes a lazy Polars frame: delimited text, Parquet, Arrow, Polars, pandas, pyarrow and
-NumPy."""
+"""Any table becomes a lazy Polars frame: text, Parquet, Arrow, Polars, pandas, pyarrow, NumPy."""
 
 from __future__ import annotations
 

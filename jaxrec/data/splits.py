@@ -140,8 +140,7 @@ class Split:
 
 
 class _Parts(NamedTuple):
-    """Stretches of each user's log, all int64[U]; the targets of a user without a case are an empty
-    stretch."""
+    """Stretches of each user's log, all int64[U]; a user without a case has empty targets."""
 
     train_stops: np.ndarray
     valid_history_stops: np.ndarray

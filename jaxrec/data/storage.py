@@ -1,5 +1,4 @@
-"""A `SequenceDataset` at rest: a directory of ``.npy`` files, which NumPy can memory-map, and one
-``meta.json``."""
+"""A `SequenceDataset` at rest: a directory of memory-mappable ``.npy`` files and one ``meta.json``."""
 
 from __future__ import annotations
 
@@ -54,11 +53,6 @@ def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) ->
         "arrays": {name: {"dtype": array.dtype.str, "length": len(array)} for name, array in arrays.items()},
     }
     (path / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def is_dataset_directory(path: Path) -> bool:
-    """Whether ``path`` looks like a saved dataset."""
-    return (path / "meta.json").is_file()
 
 
 def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:

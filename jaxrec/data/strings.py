@@ -1,5 +1,4 @@
-"""Many short strings in two flat arrays, so that ids and titles of a large dataset stay on disk until they
-are asked for."""
+"""Many short strings in two flat arrays: ids and titles of a large dataset stay on disk until asked for."""
 
 from __future__ import annotations
 

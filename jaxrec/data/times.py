@@ -133,8 +133,7 @@ def _coarsest(
 
 
 def _guess(values: np.ndarray) -> str:
-    """Unit of times whose median is between 1973 and 5138; smaller numbers (ordinals, days) pass as
-    seconds."""
+    """Unit of times whose median is between 1973 and 5138; smaller numbers (ordinals) pass as seconds."""
     size = float(np.median(np.abs(values.astype(np.float64)))) if len(values) else 0.0
     for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)):
         if size < limit:

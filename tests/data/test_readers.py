@@ -55,6 +55,10 @@ class TestSources:
         assert len(data.meta["source"]["sha256"]) == 64
         assert data.meta["columns"] == {"user": "user_id", "item": "item_id", "time": "timestamp"}
         assert data.meta["time"]["unit"] == "s"
+        assert data.meta["order"] == {
+            "rule": "stable sort by user and time; ties keep source order",
+            "rows_moved": True,
+        }
 
     def test_polars(self):
         check(load_dataset(FRAME))
@@ -111,6 +115,7 @@ class TestSources:
         }
         assert data.timestamps is None
         assert "order of the rows" in data.meta["time"]["assumed"]
+        assert load_dataset(([1, 1, 2], [5, 4, 5])).meta["order"]["rows_moved"] is False
 
     def test_large_times_sort_by_two_keys(self):
         big = 2**62
