@@ -1,0 +1,131 @@
+"""Runs compared from files, refused where they are not comparable, and printed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxrec.errors import DataError
+from jaxrec.evaluation.beyond import breakdown, history_length_groups
+from jaxrec.evaluation.compare import compare_runs, load_run
+from jaxrec.evaluation.evaluate import evaluation_of
+from jaxrec.evaluation.stability import Perturbation, Stability
+from jaxrec.evaluation.tables import cell, mean_and_deviation, to_latex, to_markdown
+from jaxrec.reporting.comparison import effect_figure, group_figure, save_figure, stability_figure
+
+META = {"fingerprint": "abc", "split": {"protocol": "leave-one-out"}, "part": "test"}
+USERS = 300
+
+
+@pytest.fixture
+def save(tmp_path, make_cases):
+    def save(name, best, seeds=2, meta=None, users=USERS, remove_seen=True, shift=0):
+        """Runs whose targets stand among the first ``best`` items."""
+        paths = []
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            targets = [[1 + (user + shift) % 50] for user in range(users)]
+            cases = make_cases(np.zeros(users), np.ones(users), targets)
+            ranks = 1 + (rng.random(users) * best).astype(np.int32)
+            evaluation = evaluation_of(ranks, cases, {"cases": users}, ks=(10,), remove_seen=remove_seen)
+            paths.append(tmp_path / f"{name}{seed}.npz")
+            evaluation.save(paths[-1], {**META, **(meta or {}), "seed": seed})
+        return load_run(name, paths)
+
+    return save
+
+
+def test_a_better_run_is_found_better(save):
+    got = compare_runs([save("base", 100), save("better", 50), save("same", 101)], resamples=500)
+    assert got.users == USERS
+    better, same = (
+        next(d for d in got.differences if d.b == name and d.metric == "HR@10") for name in ("better", "same")
+    )
+    assert better.difference == pytest.approx(
+        np.diff([np.mean(got.values[n]["HR@10"]) for n in ("base", "better")])[0]
+    )
+    assert better.low > 0
+    assert better.p_permutation == pytest.approx(1 / 501)
+    assert better.p_holm == pytest.approx(2 / 501)
+    assert same.low <= 0 <= same.high
+    assert same.p_holm >= same.p_permutation > 0.05
+    assert better.relative == pytest.approx(better.difference / np.mean(got.values["base"]["HR@10"]))
+
+
+def test_tables_say_what_was_measured(save):
+    got = compare_runs([save("base", 100), save("one_seed", 50, seeds=1)], ("HR@10",), resamples=200)
+    text = got.to_markdown()
+    assert "300 users; full corpus; seen items removed; ties: lower id first" in text
+    assert "±" in text
+    assert "(1 seed)" in text
+    assert "With 300 users you cannot expect to see a difference in HR@10 below 0.0" in text
+    assert "One seed only for one_seed" in text
+    assert r"one\_seed - base" in got.to_latex()
+    alone = compare_runs([save("base", 100)])
+    assert alone.differences == []
+    assert "base" in alone.to_markdown()
+    assert "toprule" in alone.to_latex()
+
+
+def test_runs_that_are_not_comparable_are_refused(save):
+    base = save("base", 100)
+    refused = {
+        "same dataset fingerprint, got abc .* and xyz": save("a", 100, meta={"fingerprint": "xyz"}),
+        r"same split, got .*leave-one-out.* and .*temporal": save(
+            "b", 100, meta={"split": {"protocol": "temporal"}}
+        ),
+        "same part of the split, got test .* and valid": save("c", 100, meta={"part": "valid"}),
+        "same protocol, got 'full corpus; seen items removed": save("d", 100, remove_seen=False),
+        r"same users, but base and e differ \(300 and 299 users\)": save("e", 100, users=USERS - 1),
+        "same targets, but base and f differ": save("f", 100, shift=1),
+        "runs must have different names, got base, base": base,
+    }
+    for message, run in refused.items():
+        with pytest.raises(DataError, match=message):
+            compare_runs([base, run])
+    with pytest.raises(DataError, match="at least one run to compare, got none"):
+        compare_runs([])
+    with pytest.raises(DataError, match="run 'x' has no saved ranks"):
+        load_run("x", [])
+
+
+def test_seeds_of_one_run_must_be_of_one_dataset(save, tmp_path):
+    save("a", 100, seeds=1)
+    save("b", 100, seeds=1, meta={"fingerprint": "xyz"})
+    with pytest.raises(
+        DataError, match=r"same dataset fingerprint, got abc \(x\) and xyz \(x \(another seed\)\)"
+    ):
+        load_run("x", [tmp_path / "a0.npz", tmp_path / "b0.npz"])
+
+
+def test_tables():
+    header, rows = ["run", "HR"], [["a|b_1", 0.123456], ["c", None], ["d", float("nan")]]
+    assert to_markdown(header, rows) == (
+        "| run    |     HR |\n| ------ | -----: |\n"
+        "| a\\|b_1 | 0.1235 |\n| c      |      - |\n| d      |      - |\n"
+    )
+    latex = to_latex(header, rows)
+    assert latex.startswith(
+        "\\begin{tabular}{lr}\n\\toprule\nrun & HR \\\\\n\\midrule\na|b\\_1 & 0.1235 \\\\\n"
+    )
+    assert mean_and_deviation([0.1, 0.2], 3) == "0.150 ± 0.071"
+    assert mean_and_deviation([0.1], 2) == "0.10 (1 seed)"
+    assert (cell(3), cell("x"), cell(np.float32(0.5), 1)) == ("3", "x", "0.5")
+
+
+def test_figures_are_drawn(save, tmp_path):
+    runs = [save("base", 100), save("better", 50)]
+    save_figure(effect_figure(compare_runs(runs, resamples=100)), tmp_path / "effect.png")
+    groups, names = history_length_groups(np.arange(USERS), edges=(10, 100))
+    by_run = {run.name: breakdown(run.values("HR@10").mean(axis=0), groups, names) for run in runs}
+    save_figure(group_figure(by_run, "HR@10", "history length"), tmp_path / "groups.pdf")
+    ranks = np.arange(1, USERS + 1, dtype=np.int32)
+    one = Stability(
+        Perturbation("drop"), np.full(USERS, 0.7), np.full(USERS, 0.6), ranks, ranks, np.arange(USERS + 1), 10
+    )
+    other = dataclasses.replace(one, overlap=np.full(USERS, 0.9))
+    save_figure(stability_figure({"base": [one], "better": [other]}), tmp_path / "stability.svg")
+    for name in ("effect.png", "groups.pdf", "stability.svg"):
+        assert (tmp_path / name).stat().st_size > 1000
+    with pytest.raises(DataError, match="two runs at least to draw differences"):
+        effect_figure(compare_runs(runs[:1]))

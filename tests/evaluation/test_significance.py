@@ -1,0 +1,111 @@
+"""Tests that reject, and intervals that cover, as often as they say; corrections by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.significance import (
+    holm,
+    mean_interval,
+    minimal_detectable_difference,
+    paired_bootstrap,
+    paired_permutation,
+)
+
+
+def hits(rng, *shape):
+    return (rng.random(shape) < 0.2).astype(float)
+
+
+def test_p_values_are_uniform_where_models_are_alike():
+    rng = np.random.default_rng(0)
+    bootstrap, permutation = [], []
+    for trial in range(200):
+        a, b = rng.normal(size=(2, 80))
+        bootstrap.append(paired_bootstrap(a, b, resamples=300, seed=trial).p_value)
+        permutation.append(paired_permutation(a, b, resamples=300, seed=trial))
+    for p_values in (bootstrap, permutation):
+        assert stats.kstest(p_values, "uniform").pvalue > 0.01
+        assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.1
+
+
+def test_intervals_cover_the_truth_with_seeds_nested():
+    """Seeds differ as much as users do: an interval over users alone would miss most of the time."""
+    rng = np.random.default_rng(1)
+    covered, users_alone, trials, truth = 0, 0, 120, 0.1
+    for trial in range(trials):
+        users = rng.normal(size=(1, 200))
+        a = users + 0.1 * rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(5, 200))
+        b = users + 0.1 * rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(5, 200)) + truth
+        effect = paired_bootstrap(a, b, resamples=400, seed=trial)
+        covered += effect.low <= truth <= effect.high
+        plain = paired_bootstrap(a.mean(axis=0), b.mean(axis=0), resamples=400, seed=trial)
+        users_alone += plain.low <= truth <= plain.high
+    assert covered / trials > 0.85
+    assert users_alone / trials < 0.6
+
+
+def test_bootstrap_of_one_seed_agrees_with_the_normal_interval():
+    rng = np.random.default_rng(2)
+    a = hits(rng, 2000)
+    b = np.where(rng.random(2000) < 0.9, a, hits(rng, 2000))
+    effect = paired_bootstrap(a, b, resamples=4000)
+    error = (b - a).std(ddof=1) / np.sqrt(2000)
+    assert effect.difference == pytest.approx((b - a).mean())
+    assert effect.low == pytest.approx((b - a).mean() - 1.96 * error, abs=0.15 * error)
+    assert effect.high == pytest.approx((b - a).mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_permutation_equals_every_flip_of_a_small_case():
+    difference = np.array([3.0, 1.0, -2.0, 4.0, 0.0, 2.5])
+    flips = np.array([[1 if flip >> i & 1 else -1 for i in range(6)] for flip in range(64)])
+    exact = (np.abs(flips @ difference) >= abs(difference.sum()) - 1e-9).mean()
+    got = paired_permutation(np.zeros(6), difference, resamples=20_000)
+    assert got == pytest.approx(exact, abs=0.012)
+
+
+def test_a_clear_difference_is_found_and_none_is_not():
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=(3, 400))
+    assert paired_bootstrap(a, a + 0.3, resamples=500).p_value < 0.01
+    assert paired_permutation(a, a + 0.3, resamples=500) == pytest.approx(1 / 501)
+    same = paired_bootstrap(a[0], a[0], resamples=100)
+    assert same == (0.0, 0.0, 0.0, 1.0)
+    assert paired_permutation(a, a) == 1.0
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.5, 0.9]), [1.0, 1.0])
+    assert holm([]).shape == (0,)
+
+
+def test_the_detectable_difference_is_detected_in_four_of_five():
+    rng = np.random.default_rng(4)
+    least = minimal_detectable_difference(np.zeros(100), rng.normal(size=100))
+    a = np.zeros(100)
+    spread = rng.normal(size=(600, 100))
+    least = np.mean([minimal_detectable_difference(a, each) for each in spread])
+    found = stats.ttest_1samp(spread + least, 0, axis=1).pvalue < 0.05
+    assert 0.74 < found.mean() < 0.86
+    one = hits(rng, 1090)
+    assert minimal_detectable_difference(one) == pytest.approx(
+        2.8016 * np.sqrt(2 * one.var(ddof=1) / 1090), rel=1e-4
+    )
+
+
+def test_mean_interval():
+    mean, low, high = mean_interval(np.array([0.0, 1.0, 1.0, 0.0]))
+    assert mean == 0.5
+    assert high - low == pytest.approx(2 * 1.95996 * np.sqrt(1 / 3) / 2, rel=1e-4)
+    assert np.isnan(mean_interval(np.zeros(0))[0])
+
+
+def test_bad_values_are_refused():
+    with pytest.raises(DataError, match="of the same users, two at least, got 3 and 4 users"):
+        paired_bootstrap(np.zeros(3), np.zeros(4))
+    with pytest.raises(DataError, match="two at least, got 1 and 1 users"):
+        paired_permutation(np.zeros(1), np.zeros(1))
+    with pytest.raises(ConfigError, match="confidence must be between 0 and 1, got 95"):
+        paired_bootstrap(np.zeros(3), np.zeros(3), confidence=95)
