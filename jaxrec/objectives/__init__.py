@@ -2,21 +2,37 @@
 
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs
 from jaxrec.objectives.cross_entropy import CrossEntropyConfig
-from jaxrec.objectives.pointwise import BinaryCrossEntropyConfig
+from jaxrec.objectives.listwise import InBatchConfig, SampledSoftmaxConfig, ScalableCrossEntropyConfig
+from jaxrec.objectives.pairwise import BPRConfig, BPRMaxConfig, TOP1MaxConfig
+from jaxrec.objectives.pointwise import BinaryCrossEntropyConfig, GeneralizedBinaryCrossEntropyConfig
 from jaxrec.registry import Registry
 
 OBJECTIVES: Registry[type[ObjectiveConfig]] = Registry(
     "objective",
     {
         "cross-entropy": CrossEntropyConfig,
+        "sampled-softmax": SampledSoftmaxConfig,
         "bce": BinaryCrossEntropyConfig,
+        "gbce": GeneralizedBinaryCrossEntropyConfig,
+        "bpr": BPRConfig,
+        "bpr-max": BPRMaxConfig,
+        "top1-max": TOP1MaxConfig,
+        "in-batch": InBatchConfig,
+        "scalable-cross-entropy": ScalableCrossEntropyConfig,
     },
 )
 
 __all__ = [
     "OBJECTIVES",
+    "BPRConfig",
+    "BPRMaxConfig",
     "BinaryCrossEntropyConfig",
     "CrossEntropyConfig",
+    "GeneralizedBinaryCrossEntropyConfig",
+    "InBatchConfig",
     "ObjectiveConfig",
+    "SampledSoftmaxConfig",
     "SamplingInputs",
+    "ScalableCrossEntropyConfig",
+    "TOP1MaxConfig",
 ]

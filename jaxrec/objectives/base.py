@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -34,8 +34,8 @@ class SamplingInputs(NamedTuple):
 class ObjectiveConfig:
     """A loss on hidden states. Calling it gives the weighted sum of the loss and the sum of the weights.
 
-    A position without a target has target 0 or weight 0; it adds nothing to either sum, nor to any gradient. The mean
-    loss of a batch is the quotient of the two sums (of their totals over all devices).
+    A position without a target has target 0 or weight 0; it adds nothing to either sum, nor to any gradient.
+    The mean loss of a batch is the quotient of the two sums (of their totals over all devices).
 
     Attributes:
       dtype: operands of matrix products, "float32" or "bfloat16"; sums and the loss are float32 in both.
@@ -43,11 +43,18 @@ class ObjectiveConfig:
 
     dtype: Precision = "float32"
 
-    needs_counts: ClassVar[bool] = False
-    needs_seen: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         check_choice(self, "dtype", ("float32", "bfloat16"))
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether ``inputs.item_counts`` must be given."""
+        return False
+
+    @property
+    def needs_seen(self) -> bool:
+        """Whether ``inputs.users``, ``seen_items`` and ``seen_offsets`` must be given."""
+        return False
 
     def __call__(
         self,
@@ -101,7 +108,8 @@ def check_number(
     if not (above and below):
         left, right = "(" if open_low else "[", ")" if open_high or high == float("inf") else "]"
         raise ConfigError(
-            f"{type(config).__name__}.{field}: expected a number in {left}{low:g}, {high:g}{right}, got {value!r}"
+            f"{type(config).__name__}.{field}: expected a number in "
+            f"{left}{low:g}, {high:g}{right}, got {value!r}"
         )
 
 

@@ -1,7 +1,7 @@
 """Exact softmax cross-entropy over the whole catalogue.
 
-With it every position of a sequence is a target: the "F" ("cumulative") loss of Li et al. (arXiv 2301.00979). For the
-variant they compare with, weight the last position alone (the batch's ``last_only``).
+With it every position of a sequence is a target: the "F" ("cumulative") loss of Li et al. (arXiv 2301.00979).
+For the variant they compare with, weight the last position alone (the batch's ``last_only``).
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class CrossEntropyConfig(ObjectiveConfig):
 
 
 def _excess(hidden: Array, table: ItemTable, targets: Array, weights: Array) -> Array:
-    """Σ w (s_target - mean of all scores): scores enter the loss linearly beside log Z, so a smoothed target costs no
+    """Σ w (s_target - mean of all scores): scores enter the loss linearly beside log Z, so a smoothed target
+    costs no
     more than the mean of the item vectors."""
     real = weights > 0
     rows = jnp.where(real, targets, 0)

@@ -17,8 +17,8 @@ _ROUNDS_TO_INTEGER = 1.5 * 2**23  # added to a small whole number, leaves it in 
 def exponential(x: Array, drop: Array, dtype: str) -> Array:
     """``exp(x)``, 0 where ``drop`` is set, in ``dtype`` ("float32" or "bfloat16"); for x at most 80.
 
-    The relative error is at most 2e-7 + 1e-7 |x| before rounding to ``dtype`` (no more than what rounding x itself
-    costs); below exp(-87) the result stays at that, 1e-38.
+    The relative error is at most 2e-7 + 1e-7 |x| before rounding to ``dtype`` (no more than what rounding x
+    itself costs); below exp(-87) the result stays at that, 1e-38.
     """
     return lax.platform_dependent(
         x, drop, cpu=lambda x, drop: _bits(x, drop, dtype), default=lambda x, drop: _plain(x, drop, dtype)

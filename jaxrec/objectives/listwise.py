@@ -1,0 +1,201 @@
+"""Softmax losses over less than the catalogue: sampled softmax, in-batch InfoNCE, scalable cross-entropy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxrec.layers import matmul
+from jaxrec.models.base import ItemTable
+from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs, check_number, real_weights, scaled
+from jaxrec.objectives.sampled import CHUNK_BYTES, SampledObjectiveConfig, Scores, sum_over_chunks
+from jaxrec.objectives.samplers import needed
+
+
+def _softmax_loss(positive: Array, negative: Array, valid: Array) -> Array:
+    """``log(exp(s⁺) + Σ_valid exp(s⁻)) - s⁺`` of each row: float32[c]."""
+    gaps = jnp.where(valid, negative - positive[:, None], -jnp.inf)
+    zero = jnp.zeros((gaps.shape[0], 1), gaps.dtype)
+    return jax.nn.logsumexp(jnp.concatenate([zero, gaps], axis=1), axis=1)
+
+
+@dataclass(frozen=True)
+class SampledSoftmaxConfig(SampledObjectiveConfig):
+    """Cross-entropy over the target and the negatives, whose sum estimates the catalogue's without bias.
+
+    Each negative's score is lowered by the logarithm of how often it was expected among the draws ("logQ",
+    Bengio & Senécal 2008), so Σ exp is unbiased; the target, which is always there, is not. Exact where
+    n_negatives >= V.
+
+    Attributes:
+      log_q: False leaves the scores as they are, as in Klenitskiy & Vasilev (RecSys 2023).
+    """
+
+    n_negatives: int = 256
+    shared: bool = True
+    log_q: bool = True
+
+    def position_losses(self, scores: Scores, n_items: int) -> Array:
+        negative = scores.negative - scores.log_expected if self.log_q else scores.negative
+        return _softmax_loss(scores.positive, negative, scores.valid)
+
+
+@dataclass(frozen=True)
+class InBatchConfig(ObjectiveConfig):
+    """InfoNCE with the batch's other targets as negatives; copies of the position's own target are left out.
+
+    Attributes:
+      log_q: lower each score, the target's too, by the logarithm of the item's share of the training
+        interactions (Yi et al., RecSys 2019), since popular items are negatives more often. Needs
+        ``item_counts``.
+      temperature: divides the scores.
+      cosine: score unit vectors.
+    """
+
+    log_q: bool = True
+    temperature: float = 1.0
+    cosine: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "temperature", 0, open_low=True)
+
+    @property
+    def needs_counts(self) -> bool:
+        return self.log_q
+
+    def __call__(
+        self,
+        hidden: Array,
+        table: ItemTable,
+        targets: Array,
+        weights: Array,
+        rng: Array,
+        inputs: SamplingInputs | None = None,
+    ) -> tuple[Array, Array]:
+        weights = real_weights(targets, weights)
+        hidden, (vectors, bias) = scaled(hidden, table, self.temperature, self.cosine)
+        offsets = jnp.zeros(targets.shape, jnp.float32) if bias is None else bias[targets]
+        if self.log_q:
+            counts = needed(inputs, "item_counts", "InBatchConfig.log_q").astype(jnp.float32)
+            share = jnp.maximum(counts[targets], 1.0) / jnp.maximum(jnp.sum(counts[1:]), 1.0)
+            offsets = offsets - jnp.log(share)
+        candidates = vectors[targets]
+        there = weights > 0
+
+        def loss(part: Any) -> Array:
+            h, y, w, own, own_offset = part
+            scores = matmul(h, candidates.T, jnp.dtype(self.dtype)) + offsets[None, :]
+            valid = there[None, :] & (targets[None, :] != y[:, None])
+            positive = jnp.sum(h * own, axis=1) + own_offset
+            real = w > 0
+            scores = jnp.where(real[:, None] & valid, scores, 0.0)
+            losses = _softmax_loss(jnp.where(real, positive, 0.0), scores, valid)
+            return jnp.sum(jnp.where(real, w * losses, 0.0))
+
+        chunk = max(1, CHUNK_BYTES // (4 * max(1, targets.shape[0])))
+        return sum_over_chunks(loss, (hidden, targets, weights, candidates, offsets), chunk), jnp.sum(weights)
+
+
+@dataclass(frozen=True)
+class ScalableCrossEntropyConfig(ObjectiveConfig):
+    """SCE (Mezentsev et al., RecSys 2024): cross-entropy inside buckets of hidden states and items that lie
+    close.
+
+    Each of b random directions collects the positions and the items with the largest projection on it. A
+    position's loss runs over its target and the items of its bucket; of several buckets, the one with the
+    largest loss counts. Positions in no bucket add nothing, to the sum of weights either.
+
+    Attributes:
+      n_buckets: b; 0 = 2 √N.
+      bucket_positions: positions of a bucket; 0 = 2 √N.
+      bucket_items: items of a bucket.
+      mix: directions are random mixtures of the hidden states instead of random vectors.
+      temperature: divides the scores.
+      cosine: score unit vectors.
+    """
+
+    n_buckets: int = 0
+    bucket_positions: int = 0
+    bucket_items: int = 256
+    mix: bool = True
+    temperature: float = 1.0
+    cosine: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "n_buckets", 0)
+        check_number(self, "bucket_positions", 0)
+        check_number(self, "bucket_items", 1)
+        check_number(self, "temperature", 0, open_low=True)
+
+    def __call__(
+        self,
+        hidden: Array,
+        table: ItemTable,
+        targets: Array,
+        weights: Array,
+        rng: Array,
+        inputs: SamplingInputs | None = None,
+    ) -> tuple[Array, Array]:
+        weights = real_weights(targets, weights)
+        hidden, (vectors, bias) = scaled(hidden, table, self.temperature, self.cosine)
+        n, n_items = targets.shape[0], vectors.shape[0] - 1
+        default = 2 * math.ceil(math.sqrt(max(n, 1)))
+        n_buckets = self.n_buckets or default
+        positions, items = self._buckets(hidden, vectors, weights, rng, n_buckets, default, n_items)
+        biases = jnp.zeros((n_items + 1,), jnp.float32) if bias is None else bias
+
+        def of_bucket(part: tuple[Array, Array]) -> Array:
+            position, item = part
+            h, y, real = hidden[position], targets[position], weights[position] > 0
+            scores = matmul(h, vectors[item].T, jnp.dtype(self.dtype)) + biases[item][None, :]
+            positive = jnp.sum(h * vectors[y], axis=1) + biases[y]
+            valid = item[None, :] != y[:, None]
+            scores = jnp.where(real[:, None] & valid, scores, 0.0)
+            losses = _softmax_loss(jnp.where(real, positive, 0.0), scores, valid)
+            return jnp.where(real, losses, -1.0)
+
+        losses = lax.map(jax.checkpoint(of_bucket), (positions, items))
+        flat = jnp.broadcast_to(positions, losses.shape).reshape(-1)
+        # -1 is below every loss: what stays there was in no bucket.
+        worst = jnp.full((n,), -1.0, jnp.float32).at[flat].max(lax.stop_gradient(losses).reshape(-1))
+        is_worst = (losses.reshape(-1) == worst[flat]) & (worst[flat] >= 0)
+        copies = jnp.zeros((n,), jnp.float32).at[flat].add(is_worst.astype(jnp.float32))
+        share = jnp.where(is_worst, weights[flat] / jnp.maximum(copies[flat], 1.0), 0.0)
+        covered = jnp.where(worst >= 0, weights, 0.0)
+        return jnp.sum(share * jnp.where(is_worst, losses.reshape(-1), 0.0)), jnp.sum(covered)
+
+    def _buckets(
+        self,
+        hidden: Array,
+        vectors: Array,
+        weights: Array,
+        rng: Array,
+        n_buckets: int,
+        default: int,
+        n_items: int,
+    ) -> tuple[Array, Array]:
+        """(positions int32[b, x], items int32[b, y]) of each bucket."""
+        hidden, vectors = lax.stop_gradient(hidden), lax.stop_gradient(vectors)
+        n = hidden.shape[0]
+        x = min(self.bucket_positions or default, n)
+        y = min(self.bucket_items, n_items)
+        real = weights > 0
+        clean = jnp.where(real[:, None], hidden, 0.0)
+        if self.mix:
+            directions = jax.random.normal(rng, (n_buckets, n)) @ clean
+        else:
+            directions = jax.random.normal(rng, (n_buckets, hidden.shape[1]))
+
+        def choose(direction: Array) -> tuple[Array, Array]:
+            near = jnp.where(real, clean @ direction, -jnp.inf)
+            item = (vectors @ direction).at[0].set(-jnp.inf)
+            return lax.top_k(near, x)[1].astype(jnp.int32), lax.top_k(item, y)[1].astype(jnp.int32)
+
+        return lax.map(choose, directions, batch_size=16)

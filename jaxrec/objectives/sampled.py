@@ -1,0 +1,172 @@
+"""What objectives with sampled negatives share: options, scores, and memory bounded by chunks of
+positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxrec.layers import matmul
+from jaxrec.models.base import ItemTable
+from jaxrec.objectives.base import (
+    ObjectiveConfig,
+    SamplingInputs,
+    check_choice,
+    check_number,
+    real_weights,
+    scaled,
+)
+from jaxrec.objectives.samplers import SAMPLERS, Request, draw
+
+CHUNK_BYTES = (
+    32 * 2**20
+)  # of the negatives' vectors (or, where they are shared, scores) of one chunk of positions
+
+
+class Scores(NamedTuple):
+    """Scores of c positions: of the target [c], of n negatives [c, n], and which of those count.
+
+    ``log_expected [c or 1, n]`` is the logarithm of how often a negative was expected among the draws.
+    """
+
+    positive: Array
+    negative: Array
+    valid: Array
+    log_expected: Array
+
+
+@dataclass(frozen=True)
+class SampledObjectiveConfig(ObjectiveConfig):
+    """Base of the objectives that compare the target with sampled negatives.
+
+    Attributes:
+      n_negatives: draws for each position, or for the whole batch if ``shared``. V or more means every item
+        once.
+      sampler: "uniform", "popularity", "mixed", "in-batch" or "hard" (see `jaxrec.objectives.samplers`).
+      shared: one draw for all positions of the batch: one matrix product instead of a gather for each
+        position.
+      alpha: power of the item counts ("popularity" and "mixed").
+      uniform_share: share of uniform draws ("mixed").
+      exclude_seen: leave out the user's own items, too.
+      temperature: divides the scores.
+      cosine: score unit vectors.
+      dtype: operands of the product with shared negatives; scores of single positions are float32 sums
+        always.
+    """
+
+    n_negatives: int = 1
+    sampler: str = "uniform"
+    shared: bool = False
+    alpha: float = 0.75
+    uniform_share: float = 0.5
+    exclude_seen: bool = False
+    temperature: float = 1.0
+    cosine: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "sampler", tuple(SAMPLERS))
+        check_number(self, "n_negatives", 1)
+        check_number(self, "uniform_share", 0, 1)
+        check_number(self, "temperature", 0, open_low=True)
+
+    @property
+    def needs_counts(self) -> bool:
+        return self.sampler in ("popularity", "mixed")
+
+    @property
+    def needs_seen(self) -> bool:
+        return self.exclude_seen
+
+    def position_losses(self, scores: Scores, n_items: int) -> Array:
+        """The loss of each of c positions, float32[c]."""
+        raise TypeError(
+            f"{type(self).__name__} is a base class: choose one from jaxrec.objectives.OBJECTIVES"
+        )
+
+    def __call__(
+        self,
+        hidden: Array,
+        table: ItemTable,
+        targets: Array,
+        weights: Array,
+        rng: Array,
+        inputs: SamplingInputs | None = None,
+    ) -> tuple[Array, Array]:
+        weights = real_weights(targets, weights)
+        hidden, table = scaled(hidden, table, self.temperature, self.cosine)
+        n_items = table.vectors.shape[0] - 1
+        request = Request(
+            lax.stop_gradient(hidden),
+            table,
+            targets,
+            weights,
+            rng,
+            inputs,
+            self.n_negatives,
+            self.shared,
+            self.alpha,
+            self.uniform_share,
+        )
+        negatives = draw(self.sampler, request, self.exclude_seen)
+        one_draw = negatives.items.shape[0] == 1 and targets.shape[0] != 1
+        common = _rows(table, negatives.items[0]) if one_draw else None
+
+        def loss(part: Any) -> Array:
+            h, y, w, valid, items, log_expected = part
+            vector, bias = _rows(table, y)
+            positive = jnp.sum(h * vector, axis=-1)
+            positive = positive if bias is None else positive + bias
+            if common is not None:
+                negative = matmul(h, common.vectors.T, jnp.dtype(self.dtype))
+                negative = negative if common.bias is None else negative + common.bias[None, :]
+                log_expected = negatives.log_expected
+            else:
+                vectors, biases = _rows(table, items)
+                negative = jnp.sum(h[:, None, :] * vectors, axis=-1)
+                negative = negative if biases is None else negative + biases
+            scores = Scores(positive, negative, valid, log_expected)
+            # Where nothing is to be predicted, scores are made harmless before the loss, not after: 0 * inf
+            # is not 0.
+            real = w > 0
+            scores = scores._replace(
+                positive=jnp.where(real, positive, 0.0),
+                negative=jnp.where(real[:, None] & valid, negative, 0.0),
+            )
+            return jnp.sum(jnp.where(real, w * self.position_losses(scores, n_items), 0.0))
+
+        own = (None, None) if one_draw else (negatives.items, negatives.log_expected)
+        width = self.n_negatives * (1 if one_draw else hidden.shape[1])
+        parts = (hidden, targets, weights, negatives.valid, *own)
+        return sum_over_chunks(loss, parts, max(1, CHUNK_BYTES // (4 * width))), jnp.sum(weights)
+
+
+def _rows(table: ItemTable, items: Array) -> ItemTable:
+    """Vectors and biases of items: float32 gathers, so that their gradients are summed in float32."""
+    return ItemTable(table.vectors[items], None if table.bias is None else table.bias[items])
+
+
+def sum_over_chunks(loss: Callable[[Any], Array], parts: Any, chunk: int) -> Array:
+    """Σ loss(chunk of parts): chunks of at most ``chunk`` rows of each array; the backward pass computes each
+    again.
+    """
+    n = jax.tree.leaves(parts)[0].shape[0]
+    if n <= chunk:
+        return loss(parts)
+    n_chunks = -(-n // chunk)
+
+    def split(x: Array) -> Array:
+        padding = [(0, n_chunks * chunk - n)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape((n_chunks, chunk, *x.shape[1:]))
+
+    def body(total: Array, part: Any) -> tuple[Array, None]:
+        return total + loss(part), None
+
+    total, _ = lax.scan(jax.checkpoint(body), jnp.zeros((), jnp.float32), jax.tree.map(split, parts))
+    return total
