@@ -1,6 +1,6 @@
 """The command line: every command is a call that a script could make."""
 
-from __future__ import annotations
+# Annotations are evaluated here, not deferred: tyro reads the options of `train` from a class made at run time.
 
 import dataclasses
 import datetime
@@ -21,8 +21,6 @@ COMMANDS = {
     "audit": "what in a log of interactions makes results fragile",
     "prepare": "read a log once and save it as memory-mapped arrays",
 }
-
-Flag = tyro.conf.FlagConversionOff
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,8 +95,8 @@ def _train(arguments: list[str]) -> int:
     resuming = "--resume" in arguments
     if resuming and not workdir:
         raise JaxrecError("--resume needs --workdir: the directory of the run to continue")
-    preset = _value_of("preset", arguments, "sasrec")
-    base = load_config(Path(workdir) / "config.json") if resuming and workdir else PRESETS[preset]()
+    preset_name = _value_of("preset", arguments, "sasrec")
+    base = load_config(Path(workdir) / "config.json") if resuming else PRESETS[preset_name]()
     for section, registry in NAMED_SECTIONS.items():
         present = registry.name_of(type(getattr(base, section)))
         chosen = _value_of(section, arguments, present)
@@ -115,8 +113,8 @@ def _train(arguments: list[str]) -> int:
     class Train:
         """Train on interactions, rank the held-out targets, and write a run directory."""
 
-        config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = base
-        preset: Annotated[str, tyro.conf.arg(help=f"starting configuration: {', '.join(PRESETS)}")] = preset
+        config: Annotated[RunConfig, tyro.conf.arg(name="")] = base
+        preset: Annotated[str, tyro.conf.arg(help=f"starting configuration: {', '.join(PRESETS)}")] = preset_name
         source: Annotated[
             str, tyro.conf.arg(name="data", help="csv, tsv, parquet, arrow or text file, saved dataset, or movietweetings")
         ] = base.data.source
@@ -130,7 +128,6 @@ def _train(arguments: list[str]) -> int:
         quiet: Annotated[bool, tyro.conf.arg(help="no progress bar")] = False
         json: Annotated[bool, tyro.conf.arg(help="print the results as one JSON object on the last line")] = False
 
-    # Sections keep their prefix (--optimizer.learning-rate) though the configuration as a whole has none.
     given = _parse(Train, arguments, "train")
     config = given.config
     if given.source != base.data.source:

@@ -161,7 +161,7 @@ def write_run(fit: FitResult) -> dict[str, Any]:
 
 def format_metrics(results: dict[str, Any]) -> str:
     """The table that the command line prints: the model beside the baselines."""
-    names = list(results["metrics"])
+    names = [name for name in results["metrics"] if not name.startswith("MRR@")]
     rows = [("", *names)]
     for baseline, metrics in results["baselines"].items():
         rows.append((baseline, *(f"{metrics[name]:.4f}" for name in names)))
