@@ -117,6 +117,20 @@ class TestSources:
         assert "order of the rows" in data.meta["time"]["assumed"]
         assert load_dataset(([1, 1, 2], [5, 4, 5])).meta["order"]["rows_moved"] is False
 
+    @pytest.mark.parametrize("timed", [True, False])
+    def test_ties_keep_the_order_of_the_file(self, timed):
+        """Long enough that an unstable sort would show."""
+        rng = np.random.default_rng(0)
+        users, items, times = (rng.integers(0, high, 3000) for high in (4, 900, 5))
+        data = load_dataset((users, items, times) if timed else (users, items))
+        expected: dict[str, list[tuple]] = {}
+        for user, item, time in zip(users.tolist(), items.tolist(), times.tolist(), strict=True):
+            expected.setdefault(str(user), []).append((str(item), time if timed else None))
+        if timed:
+            expected = {user: sorted(log, key=lambda event: event[1]) for user, log in expected.items()}
+        assert contents(data) == expected
+        assert list(data.user_ids) == list(expected)
+
     def test_large_times_sort_by_two_keys(self):
         big = 2**62
         frame = pl.DataFrame({"user": [1, 2, 1], "item": ["a", "b", "c"], "time": [big, -big, -big]})
