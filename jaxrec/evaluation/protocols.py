@@ -26,6 +26,9 @@ from jaxrec.models.base import ItemTable
 #: Candidate vectors gathered at once by the sampled protocol, as float32 numbers.
 _GATHERED = 1 << 23
 
+#: Marks, rows by items, held at once while negatives are drawn.
+_MARKED = 1 << 23
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
@@ -140,59 +143,59 @@ def sample_negatives(
     """int32[E, negatives]: different items a row, neither seen nor the target, drawn one after another by
     weight.
 
-    Drawn for all rows at once and drawn again where taken; rows that are still short after some rounds (a
-    user who has seen nearly everything) are drawn by the Gumbel method, which has the same distribution.
+    Many rows are drawn at once, and drawn again where taken; a row that is still short after some rounds (a
+    user who has seen nearly everything) is drawn by the Gumbel method, which has the same distribution.
 
     Raises:
       DataError: a row has fewer items to draw from than ``negatives``.
     """
-    n_rows, width = len(targets), np.int64(len(weights))
-    taken = np.concatenate([np.arange(n_rows) * width + targets, seen.row_numbers() * width + seen.items])
-    taken = np.unique(taken)
-    drawable = weights[taken % width] > 0
-    left = int((weights > 0).sum()) - np.bincount(taken[drawable] // width, minlength=n_rows)
-    if n_rows and left.min() < negatives:
-        raise DataError(
-            f"candidates.negatives={negatives} asks for more items than row {int(left.argmin())} has left: "
-            f"{int(left.min())} of {int((weights > 0).sum())} are unseen; ask for fewer or rank all items"
-        )
+    targets = np.asarray(targets)
+    drawable = int((weights > 0).sum())
     rng = np.random.default_rng(seed)
     cumulative = np.cumsum(weights / weights.sum())
-    drawn = np.zeros((n_rows, negatives), np.int64)
-    open_slots = np.ones(drawn.shape, bool)
+    drawn = np.empty((len(targets), negatives), np.int32)
+    size = max(1, _MARKED // len(weights))
+    for start in range(0, len(targets), size):
+        rows = np.arange(start, min(start + size, len(targets)))
+        part = seen.select(rows)
+        taken = np.zeros((len(rows), len(weights)), bool)
+        taken[:, weights == 0] = True
+        taken[part.row_numbers(), part.items] = True
+        taken[np.arange(len(rows)), targets[rows]] = True
+        left = len(weights) - taken.sum(axis=1)
+        if left.min() < negatives:
+            raise DataError(
+                f"candidates.negatives={negatives} asks for more items than row {start + int(left.argmin())} "
+                f"has left: {int(left.min())} of {drawable} are unseen; ask for fewer or rank all items"
+            )
+        drawn[rows] = _draw(negatives, taken, cumulative, weights, rng)
+    return drawn
+
+
+def _draw(
+    negatives: int, taken: np.ndarray, cumulative: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """int64[R, negatives] of items that are not taken bool[R, V+1], which is changed."""
+    drawn = np.zeros((len(taken), negatives), np.int64)
+    # Who drew an item last; never read before it is written.
+    holder = np.empty(taken.shape, np.int32)
+    unchanged = taken.copy()
+    rows, slots = (part.reshape(-1) for part in np.indices(drawn.shape))
     for _ in range(20):
-        places = np.flatnonzero(open_slots)
-        if not len(places):
-            break
-        items = np.searchsorted(cumulative, rng.random(len(places)), side="right").clip(1, len(weights) - 1)
-        keys = places // negatives * width + items
-        fresh = ~_contains(taken, keys)
-        fresh[fresh] = _first_of_each(keys[fresh])
-        drawn.reshape(-1)[places[fresh]] = items[fresh]
-        open_slots.reshape(-1)[places[fresh]] = False
-        taken = np.union1d(taken, keys[fresh])
-    offsets = np.searchsorted(seen.row_numbers(), np.arange(n_rows + 1))
+        if not len(rows):
+            return drawn
+        items = np.searchsorted(cumulative, rng.random(len(rows)), side="right").clip(1, len(weights) - 1)
+        holder[rows, items] = slots
+        fresh = (holder[rows, items] == slots) & ~taken[rows, items]
+        drawn[rows[fresh], slots[fresh]] = items[fresh]
+        taken[rows[fresh], items[fresh]] = True
+        rows, slots = rows[~fresh], slots[~fresh]
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights)
-    for row in np.flatnonzero(open_slots.any(axis=1)):
-        keys = log_weights + rng.gumbel(size=len(weights))
-        keys[seen.items[offsets[row] : offsets[row + 1]]] = -np.inf
-        keys[targets[row]] = -np.inf
+    for row in np.unique(rows):
+        keys = np.where(unchanged[row], -np.inf, log_weights + rng.gumbel(size=len(weights)))
         drawn[row] = np.argsort(-keys, kind="stable")[:negatives]
-    return drawn.astype(np.int32)
-
-
-def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """bool: which values occur in an ordered array."""
-    place = np.minimum(np.searchsorted(ordered, values), max(len(ordered) - 1, 0))
-    return ordered[place] == values if len(ordered) else np.zeros(len(values), bool)
-
-
-def _first_of_each(values: np.ndarray) -> np.ndarray:
-    """bool: the first occurrence of each distinct value."""
-    first = np.zeros(len(values), bool)
-    first[np.unique(values, return_index=True)[1]] = True
-    return first
+    return drawn
 
 
 def rank_among(
