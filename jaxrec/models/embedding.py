@@ -19,12 +19,12 @@ class ItemEmbedding(nn.Module):
 
     n_items: int
     width: int
-    init: Initializer
+    table_init: Initializer
 
     @nn.compact
     def __call__(self, items: Array) -> Array:
         def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-            return self.init(key, shape, dtype).at[0].set(0.0)
+            return self.table_init(key, shape, dtype).at[0].set(0.0)
 
         table = self.param("table", init, (self.n_items + 1, self.width), jnp.float32)
         # "fill" answers an id beyond the table with NaN where plain indexing would silently take the last row.
@@ -46,12 +46,12 @@ class PositionEmbedding(nn.Module):
     max_length: int
     width: int
     learned: bool
-    init: Initializer
+    table_init: Initializer
 
     @nn.compact
     def __call__(self, positions: Array) -> Array:
         if self.learned:
-            table = self.param("table", self.init, (self.max_length, self.width), jnp.float32)
+            table = self.param("table", self.table_init, (self.max_length, self.width), jnp.float32)
         else:
             table = sinusoids(self.max_length, self.width)
         return jnp.take(table, positions, axis=0, mode="fill")
