@@ -162,7 +162,11 @@ class MultiItemQueryAttention(Mechanism):
         else:
             dummies = Dummies(window - 1, width, name="dummies")()
         project = nn.vmap(
-            Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=window
+            Dense,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=window,
         )(width, kernel_init=self.shape.kernel_init, dtype=dtype, name="query_window")
         source = x if queries is None else queries
         asked = slide_window(project(source), project(dummies), index_from_start(context.segments))

@@ -61,7 +61,7 @@ def t5_bucket(distance):
 def interval_bucket(seconds):
     if seconds < 2:
         return seconds
-    exponent = int(math.floor(math.log2(seconds)))
+    exponent = math.floor(math.log2(seconds))
     return 2 * exponent + (1 if seconds >= 1.5 * 2**exponent else 0)
 
 

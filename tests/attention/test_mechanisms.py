@@ -11,15 +11,13 @@ import pytest
 from tests.attention.oracles import ORACLES
 from tests.attention.variants import (
     MAX_LENGTH,
+    QUICK,
     VARIANTS,
     Layout,
     abstract_parameters,
     apply,
     random_parameters,
 )
-
-# Tiny shapes, compiled once each: optimising them would take longer than running them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
@@ -32,7 +30,9 @@ class Run:
         own, common = abstract_parameters(variant)
         self.own, self.common = random_parameters(own, 1), random_parameters(common, 2)
         # Directions of the loss: one weight a number of the "long" sequence's output.
-        self.weights = np.random.default_rng(3).normal(size=self.layout.states["long"].shape).astype(np.float32)
+        self.weights = (
+            np.random.default_rng(3).normal(size=self.layout.states["long"].shape).astype(np.float32)
+        )
 
         def forward(own, common, x, asked):
             context_of = functools.partial(self.layout.context, variant)
@@ -41,20 +41,15 @@ class Run:
         @functools.partial(jax.jit, compiler_options=QUICK)
         def everything(own, common, x, asked):
             hidden, pull = jax.vjp(forward, own, common, x, asked)
-            loss = jnp.zeros_like(hidden).at[0].set(self.weights)
             one_time = jnp.eye(MAX_LENGTH)[:, :, None] * self.weights[None]
 
-            def pull_time(weights):
-                _, _, x_bar, asked_bar = pull(jnp.zeros_like(hidden).at[0].set(weights))
-                return x_bar[0], asked_bar[0]
-
-            return hidden, pull(loss), *jax.vmap(pull_time)(one_time)
+            # Gradients of the loss at each time (leading axis); their sum is the gradient of the loss.
+            return hidden, jax.vmap(lambda weights: pull(jnp.zeros_like(hidden).at[0].set(weights)))(one_time)
 
         inputs = (self.own, self.common, jnp.asarray(self.layout.x), jnp.asarray(self.layout.asked))
-        hidden, gradients, by_time, asked_by_time = everything(*inputs)
-        self.hidden = np.asarray(hidden)
-        self.gradients = jax.tree.map(np.asarray, gradients)
-        self.by_time, self.asked_by_time = np.asarray(by_time), np.asarray(asked_by_time)
+        hidden, by_time = jax.tree.map(np.asarray, everything(*inputs))
+        self.hidden, self.by_time, self.asked_by_time = hidden, by_time[2][:, 0], by_time[3][:, 0]
+        self.gradients = jax.tree.map(lambda gradient: gradient.sum(axis=0), by_time)
 
     def oracle(self, name, own=None, common=None, states=None, asked=None):
         layout, variant = self.layout, self.variant
@@ -74,7 +69,7 @@ class Run:
         return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def run_of(variant):
     return Run(variant)
 
@@ -109,7 +104,9 @@ def test_gradients_equal_the_oracle_s_finite_differences(variant):
     for index, leaf in enumerate(leaves):
         direction = rng.normal(size=leaf.shape)
         step = 1e-5
-        ends = [loss([*leaves[:index], leaf + sign * step * direction, *leaves[index + 1 :]]) for sign in (1, -1)]
+        ends = [
+            loss([*leaves[:index], leaf + sign * step * direction, *leaves[index + 1 :]]) for sign in (1, -1)
+        ]
         expected = (ends[0] - ends[1]) / (2 * step)
         np.testing.assert_allclose((gradients[index] * direction).sum(), expected, rtol=1e-3, atol=1e-4)
 
@@ -167,15 +164,18 @@ def test_bfloat16_is_close(variant):
     run = run_of(variant)
     context_of = functools.partial(run.layout.context, variant)
 
-    @jax.jit
-    def forward(own, x, asked):
-        return apply(variant, own, run.common, x, asked, context_of, dtype=jnp.bfloat16)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def forward_and_gradient(x):
+        asked = jnp.asarray(run.layout.asked)
+        hidden, pull = jax.vjp(
+            lambda x: apply(variant, run.own, run.common, x, asked, context_of, dtype=jnp.bfloat16), x
+        )
+        return hidden, pull(jnp.zeros_like(hidden).at[0].set(run.weights))[0]
 
-    hidden, pull = jax.vjp(forward, run.own, jnp.asarray(run.layout.x), jnp.asarray(run.layout.asked))
+    hidden, gradient = forward_and_gradient(jnp.asarray(run.layout.x))
     assert hidden.dtype == jnp.float32
     real = run.layout.segments > 0
     np.testing.assert_allclose(hidden[real], run.hidden[real], atol=0.05 * np.abs(run.hidden[real]).max())
-    gradient = pull(jnp.zeros_like(hidden).at[0].set(run.weights))[1]
     assert gradient.dtype == jnp.float32
     expected = run.gradients[2]
     np.testing.assert_allclose(gradient, expected, atol=0.1 * np.abs(expected).max())
@@ -183,12 +183,12 @@ def test_bfloat16_is_close(variant):
 
 @pytest.mark.parametrize("variant", representative(), ids=str)
 def test_dropout_groups_weights_and_compilations(variant):
-    """Dropout acts only while training and is the same in any groups; weights come out; one trace serves a run."""
+    """Dropout acts while training only, the same in any groups; weights come out; one trace serves a run."""
     run = run_of(variant)
     context_of = functools.partial(run.layout.context, variant)
     traces = []
 
-    @functools.partial(jax.jit, static_argnums=(0, 2, 3))
+    @functools.partial(jax.jit, static_argnums=(0, 2, 3), compiler_options=QUICK)
     def forward(rows_per_group, key, train, weights):
         traces.append(rows_per_group)
         options = (*variant.options, ("dropout", 0.5), ("rows_per_group", rows_per_group))

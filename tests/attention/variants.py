@@ -1,6 +1,7 @@
 """The table that drives the tests: every mechanism with its options. A new mechanism adds its lines here."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,16 @@ import numpy as np
 
 from jaxrec.attention import ATTENTION, AttentionConfig, AttentionContext, AttentionShape
 
+# Tiny shapes, compiled once each: optimising them would take longer than running them.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 MAX_LENGTH = 6
 WIDTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One line: mechanism, options, position scheme, what positions count from, and the host's shape options."""
+    """One line: mechanism, options, position scheme, what positions count from, and options of the host."""
 
     mechanism: str
     options: tuple = ()
@@ -44,7 +48,9 @@ class Variant:
         return "-".join([self.mechanism, options, *host])
 
 
-def line(mechanism, positions="none", origin="start", separate_queries=False, output_projection=True, **options):
+def line(
+    mechanism, positions="none", origin="start", separate_queries=False, output_projection=True, **options
+):
     return Variant(mechanism, tuple(options.items()), positions, origin, separate_queries, output_projection)
 
 
@@ -61,7 +67,9 @@ VARIANTS = (
     line("miq", query_window=6, query_level="last", heads=1),
     line("miq", "relative-bias", query_window=3, query_level="pooled", dummies_as_keys=True),
     line("miq", "rotary", query_window=3, query_level="sum", dummies_as_keys=True, share_dummies=True),
-    line("miq", "learned", separate_queries=True, output_projection=False, query_window=2, query_level="none"),
+    line(
+        "miq", "learned", separate_queries=True, output_projection=False, query_window=2, query_level="none"
+    ),
     line("miq", origin="end", query_window=4, rows_per_group=3),
     line("awrsr"),
     line("awrsr", "rotary", source="raw", rank=3),
@@ -79,7 +87,9 @@ VARIANTS = (
     line("kernel", origin="end", upper="full", lower="full"),
     line("kernel", origin="end", upper="banded", lower="toeplitz", bandwidth=3, share_lower=True),
     line("kernel", "rotary", upper="toeplitz", lower="toeplitz", per_head=True, rows_per_group=2),
-    line("kernel", "alibi", share_upper=True, share_lower=True, separate_queries=True, output_projection=False),
+    line(
+        "kernel", "alibi", share_upper=True, share_lower=True, separate_queries=True, output_projection=False
+    ),
     line("hstu"),
     line("hstu", "time-interval", separate_queries=True),
     line("hstu", "rotary", distance_bias=False, heads=1),
@@ -92,12 +102,12 @@ VARIANTS = (
 
 
 class Layout:
-    """Sequences of lengths 6, 3 and 1 in one batch: alone, padded left and right, packed beside others, and nothing.
+    """Sequences of lengths 6, 3 and 1 in one batch: alone, padded left and right, packed, and an empty row.
 
     ``where[name]`` lists the (row, columns) at which the sequence lies.
     """
 
-    LENGTHS = {"long": 6, "middle": 3, "single": 1}
+    LENGTHS: ClassVar = {"long": 6, "middle": 3, "single": 1}
     ROWS = (
         ((0, "long"),),
         ((0, "middle"),),
@@ -157,7 +167,9 @@ def abstract_parameters(variant: Variant):
     return jax.eval_shape(init, common).get("params", {}), common
 
 
-def apply(variant: Variant, own, common, x, asked, context_of, train=False, key=None, dtype=jnp.float32, **keywords):
+def apply(
+    variant: Variant, own, common, x, asked, context_of, train=False, key=None, dtype=jnp.float32, **keywords
+):
     """The mechanism on a batch; ``context_of(shared)`` gives its context."""
     config, shape = variant.config, variant.shape(dtype)
     sharing = config.shared_module(shape)

@@ -1,0 +1,304 @@
+"""Refusals, special cases that must coincide, initialisation, and groups of rows."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.attention import (
+    ATTENTION,
+    POSITIONS,
+    AttentionContext,
+    AttentionShape,
+    KernelAttentionConfig,
+    MultiItemQueryAttentionConfig,
+    PointwiseAttentionConfig,
+    RefinedAttentionConfig,
+    SoftmaxAttentionConfig,
+    WassersteinAttentionConfig,
+)
+from jaxrec.attention.core import automatic_rows_per_group, contract, index_from_start, map_rows
+from jaxrec.attention.kernel import kernel_matrices
+from jaxrec.attention.miq import slide_window
+from jaxrec.attention.positions import interval_buckets
+from jaxrec.errors import ConfigError, DataError, UnknownNameError
+from tests.attention.variants import QUICK
+
+QUICK_JIT = {"compiler_options": QUICK}
+SHAPE = AttentionShape(width=8, max_length=6)
+SEGMENTS = jnp.asarray([[1, 1, 1, 1, 1, 1], [0, 1, 1, 2, 2, 2], [1, 1, 2, 0, 0, 0]], jnp.int32)
+CONTEXT = AttentionContext(index_from_start(SEGMENTS), SEGMENTS)
+X = jax.random.normal(jax.random.key(0), (3, 6, 8))
+
+
+def initialised(config, shape=SHAPE):
+    module = config.module(shape)
+    return module, jax.jit(module.init, **QUICK_JIT)(jax.random.key(1), X, CONTEXT)["params"]
+
+
+def applied(module, params, x=X, context=CONTEXT, **keywords):
+    """One compiled call; without compilation each operation would be compiled alone."""
+    call = jax.jit(
+        lambda params, x, context: module.apply({"params": params}, x, context, **keywords), **QUICK_JIT
+    )
+    return call(params, x, context)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SoftmaxAttentionConfig(heads=0), r"attention\.heads must be at least 1, got 0"),
+        (
+            lambda: SoftmaxAttentionConfig(heads=3).check(SHAPE),
+            r"must divide .* 3 heads for width 8; .*\[1, 2, 4, 8\]",
+        ),
+        (lambda: SoftmaxAttentionConfig(dropout=1.0), r"attention\.dropout must be in \[0, 1\), got 1\.0"),
+        (lambda: SoftmaxAttentionConfig(rows_per_group=-1), r"rows_per_group must be 0 .* got -1"),
+        (lambda: MultiItemQueryAttentionConfig(query_window=0), r"query_window must be at least 1, got 0"),
+        (
+            lambda: MultiItemQueryAttentionConfig(query_window=7).check(SHAPE),
+            r"window of 7 for histories of at most 6; shorten the window or lengthen",
+        ),
+        (
+            lambda: MultiItemQueryAttentionConfig(query_level="max"),
+            r"query_level must be one of mean, .*got 'max'",
+        ),
+        (
+            lambda: KernelAttentionConfig(upper="dense"),
+            r"attention\.upper must be one of identity, .*got 'dense'",
+        ),
+        (
+            lambda: KernelAttentionConfig(lower="dense"),
+            r"attention\.lower must be one of identity, .*got 'dense'",
+        ),
+        (lambda: KernelAttentionConfig(bandwidth=0), r"bandwidth must be at least 1, got 0"),
+        (
+            lambda: RefinedAttentionConfig(variant="best"),
+            r"attention\.variant must be one of simple, .*got 'best'",
+        ),
+        (lambda: RefinedAttentionConfig(variant="stochastic"), r"must be one of simple, .*got 'stochastic'"),
+        (lambda: RefinedAttentionConfig(source="logits"), r"attention\.source must be one of prob, raw"),
+        (lambda: RefinedAttentionConfig(rank=-1), r"attention\.rank must be 0 .* got -1"),
+        (lambda: RefinedAttentionConfig(rank=7).check(SHAPE), r"got rank 7 for histories of at most 6"),
+        (lambda: WassersteinAttentionConfig(heads=8).check(SHAPE), r"divide half of .* 8 heads for width 8"),
+        (
+            lambda: WassersteinAttentionConfig().check(dataclasses.replace(SHAPE, positions="rotary")),
+            r"'rotary' are defined for dot products",
+        ),
+        (
+            lambda: SoftmaxAttentionConfig(heads=8).check(dataclasses.replace(SHAPE, positions="rotary")),
+            r"even width of each head: got 1 \(width 8, 8 heads\)",
+        ),
+    ],
+)
+def test_refusals_name_the_field_and_the_value(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def test_unknown_names_list_what_exists():
+    with pytest.raises(
+        UnknownNameError, match=r"unknown attention mechanism 'mic': .*miq.* Did you mean 'miq'"
+    ):
+        ATTENTION["mic"]
+    with pytest.raises(
+        UnknownNameError, match=r"unknown position scheme 'rope': expected one of alibi, learned"
+    ):
+        SoftmaxAttentionConfig().check(dataclasses.replace(SHAPE, positions="rope"))
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_kernel_with_additive_positions_warns(positions):
+    with pytest.warns(
+        UserWarning, match=f"additive '{positions}' positions, which its authors found to interfere"
+    ):
+        KernelAttentionConfig().check(dataclasses.replace(SHAPE, positions=positions))
+
+
+def test_timestamps_asked_for_where_there_are_none():
+    module = SoftmaxAttentionConfig().module(dataclasses.replace(SHAPE, positions="time-interval"))
+    with pytest.raises(DataError, match=r"expected Batch\.timestamps int32\[B, L\], got None"):
+        jax.eval_shape(module.init, jax.random.key(0), X, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "config", [KernelAttentionConfig(share_lower=True), MultiItemQueryAttentionConfig(share_dummies=True)]
+)
+def test_sharing_needs_an_encoder_that_shares(config):
+    with pytest.raises(ConfigError, match=r"share_\w+ is on, but the encoder passes no shared parameters"):
+        jax.eval_shape(config.module(SHAPE).init, jax.random.key(0), X, CONTEXT)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_configurations_round_trip_through_json_and_cite_their_paper(name):
+    config = ATTENTION[name](heads=2, dropout=0.1)
+    assert ATTENTION[name](**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert "arXiv" in config.paper
+    assert config.default_positions in POSITIONS
+
+
+def test_miq_with_one_query_and_no_query_level_is_softmax_attention():
+    module, params = initialised(MultiItemQueryAttentionConfig(heads=2, query_window=1, query_level="none"))
+    window, pair = params["query_window"], params["keys_values"]
+    kernel = jnp.concatenate([window["kernel"][0], pair["kernel"]], axis=1)
+    bias = jnp.concatenate([window["bias"][0], pair["bias"]])
+    same = {"projections": {"kernel": kernel, "bias": bias}, "output": params["output"]}
+    softmax = SoftmaxAttentionConfig(heads=2).module(SHAPE)
+    np.testing.assert_allclose(applied(module, params), applied(softmax, same), atol=1e-6)
+
+
+@pytest.mark.parametrize("structure", ["identity", "toeplitz", "full", "banded"])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_kernel_starts_as_softmax_attention_without_positions(structure, per_head):
+    config = KernelAttentionConfig(heads=2, upper=structure, lower=structure, bandwidth=3, per_head=per_head)
+    module, params = initialised(config)
+    softmax = SoftmaxAttentionConfig(heads=2).module(SHAPE)
+    same = {name: params[name] for name in ("projections", "output")}
+    np.testing.assert_array_equal(applied(module, params), applied(softmax, same))
+    for matrix in kernel_matrices(config, 6, params.get("kernel", {})):
+        np.testing.assert_array_equal(matrix, np.broadcast_to(np.eye(6), matrix.shape))
+
+
+def test_kernel_matrices_are_upper_and_lower_triangular():
+    config = KernelAttentionConfig(upper="toeplitz", lower="full")
+    kernels = {"upper": np.arange(1.0, 5.0)[None], "lower": np.arange(1.0, 11.0)[None]}
+    upper, lower = kernel_matrices(config, 4, kernels)
+    np.testing.assert_array_equal(upper[0], [[1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(lower[0], [[1, 0, 0, 0], [2, 3, 0, 0], [4, 5, 6, 0], [7, 8, 9, 10]])
+
+
+def test_gated_awrsr_starts_near_softmax_attention():
+    module, params = initialised(RefinedAttentionConfig(variant="additive-gated"))
+    softmax = SoftmaxAttentionConfig().module(SHAPE)
+    same = {name: params[name] for name in ("projections", "output")}
+    _, sown = applied(module, params, mutable=["intermediates"])
+    _, expected = applied(softmax, same, mutable=["intermediates"])
+    weights = sown["intermediates"]["attention_weights"][0]
+    first = sown["intermediates"]["first_weights"][0]
+    np.testing.assert_array_equal(first, expected["intermediates"]["attention_weights"][0])
+    assert 0.0 < np.abs(weights - first).max() < 0.1
+
+
+def test_query_window_by_vmap_equals_the_batched_einsum():
+    module, params = initialised(MultiItemQueryAttentionConfig(query_window=3, query_level="none"))
+    kernel, bias = params["query_window"]["kernel"], params["query_window"]["bias"]
+    assert kernel.shape == (3, 8, 8)
+    assert len({float(slot.std()) for slot in kernel}) == 3  # each slot has its own initial values
+    expected = jnp.einsum("bld,mde->mble", X, kernel) + bias[:, None, None]
+    _, sown = module.apply(
+        {"params": params}, X, CONTEXT, capture_intermediates=True, mutable=["intermediates"]
+    )
+    np.testing.assert_allclose(sown["intermediates"]["query_window"]["__call__"][0], expected, atol=1e-5)
+
+
+def test_window_slides_over_dummies_then_items():
+    items = jnp.arange(1.0, 7.0).reshape(1, 1, 6, 1) * jnp.ones((3, 1, 1, 1))
+    dummies = jnp.asarray([[-1.0], [-2.0]])[None] * jnp.ones((3, 1, 1))
+    segments = jnp.asarray([[0, 1, 1, 1, 2, 2]], jnp.int32)
+    slide = jax.jit(lambda *inputs: slide_window(*inputs[:2], index_from_start(inputs[2])), **QUICK_JIT)
+    window = slide(items, dummies, segments)[..., 0]
+    np.testing.assert_array_equal(
+        window[:, 0, 1:].T, [[-1, -2, 2], [-2, 2, 3], [2, 3, 4], [-1, -2, 5], [-2, 5, 6]]
+    )
+
+
+def test_query_weights_come_out_and_sum_to_one():
+    module, params = initialised(MultiItemQueryAttentionConfig(query_window=3))
+    _, sown = applied(module, params, mutable=["intermediates"])
+    weights = sown["intermediates"]["query_weights"][0]
+    assert weights.shape == (3, 6, 3)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-6)
+    assert sown["intermediates"]["attention_weights"][0].shape == (3, 1, 3, 6, 6)
+
+
+def test_rows_shorter_than_the_window_or_than_the_maximum_length():
+    for config in (
+        MultiItemQueryAttentionConfig(query_window=5),
+        KernelAttentionConfig(),
+        RefinedAttentionConfig(),
+    ):
+        module, params = initialised(config)
+        whole = applied(module, params)
+        for length in (1, 2):
+            context = AttentionContext(CONTEXT.positions[:1, :length], SEGMENTS[:1, :length])
+            part = applied(module, params, X[:1, :length], context)
+            np.testing.assert_allclose(part, whole[:1, :length], atol=1e-6)
+
+
+def test_projections_are_initialised_for_their_own_fan():
+    """Fused kernels must not be initialised as if D mapped to 3 D."""
+    ones = dataclasses.replace(
+        SHAPE, width=64, kernel_init=nn.initializers.variance_scaling(1, "fan_avg", "normal")
+    )
+    x, context = jnp.ones((1, 2, 64)), AttentionContext(*[jnp.ones((1, 2), jnp.int32)] * 2)
+    for config in (SoftmaxAttentionConfig(), MultiItemQueryAttentionConfig(query_window=2)):
+        params = jax.jit(config.module(ones).init, **QUICK_JIT)(jax.random.key(0), x, context)["params"]
+        for name in ("projections", "keys_values", "query_window"):
+            if name in params:
+                assert params[name]["kernel"].std() == pytest.approx(64**-0.5, rel=0.05)
+
+
+def test_interval_buckets_double():
+    seconds = jnp.asarray([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 2**31 - 1], jnp.int32)
+    np.testing.assert_array_equal(interval_buckets(seconds), [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 61])
+
+
+def test_distances_do_not_depend_on_what_positions_count_from():
+    """In place of the columns, the positions give the same distances within a sequence."""
+    ends = jnp.asarray([[5, 4, 3, 2, 1, 0], [0, 1, 0, 2, 1, 0], [1, 0, 0, 0, 0, 0]], jnp.int32)
+    allowed = CONTEXT.allowed()
+    columns = jnp.arange(6)[None, :, None] - jnp.arange(6)[None, None, :]
+    real = allowed & (SEGMENTS > 0)[:, :, None]
+    starts = CONTEXT.positions
+    for distance in (starts[:, :, None] - starts[:, None, :], ends[:, None, :] - ends[:, :, None]):
+        np.testing.assert_array_equal(jnp.where(real, distance, 0), jnp.where(real, columns, 0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "scores", "backend", "devices", "expected"),
+    [
+        (128, 40_000, "cpu", 1, 16),
+        (128, 200_000, "cpu", 1, 4),
+        (128, 100, "cpu", 1, 128),
+        (127, 40_000, "cpu", 1, 25),
+        (8, 5_000_000, "cpu", 1, 1),
+        (128, 40_000, "cpu", 8, 128),
+        (128, 40_000, "gpu", 1, 128),
+    ],
+)
+def test_automatic_groups(rows, scores, backend, devices, expected):
+    assert automatic_rows_per_group(rows, scores, backend, devices) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 9])
+def test_groups_of_rows_change_nothing(size):
+    rows = {"a": jnp.arange(14.0).reshape(7, 2), "none": None}
+
+    def loss(rows):
+        return map_rows(lambda group: jnp.sin(group["a"]) * 2.0, size, rows).sum()
+
+    np.testing.assert_allclose(
+        map_rows(lambda group: jnp.sin(group["a"]), size, rows), jnp.sin(rows["a"]), rtol=1e-6
+    )
+    np.testing.assert_allclose(jax.grad(loss)(rows)["a"], 2.0 * jnp.cos(rows["a"]), rtol=1e-5)
+
+
+def test_groups_of_rows_under_vmap():
+    module, params = initialised(PointwiseAttentionConfig(rows_per_group=2))
+    twice = jnp.stack([X, 2.0 * X])
+    mapped = jax.jit(jax.vmap(lambda x: module.apply({"params": params}, x, CONTEXT)), **QUICK_JIT)(twice)
+    np.testing.assert_allclose(mapped[1], applied(module, params, twice[1]), atol=1e-5)
+
+
+def test_bfloat16_products_are_bfloat16_in_the_backward_pass_too():
+    def loss(x, y):
+        return contract("bij,bjk->bik", x, y, jnp.bfloat16).sum()
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(jnp.ones((2, 4, 4)), jnp.ones((2, 4, 4))).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 2
+    assert all("xbf16>, tensor" in line and "xf32>" in line.split("->")[1] for line in products)
