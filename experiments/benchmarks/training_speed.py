@@ -21,7 +21,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-KEYS = ("interactions_per_second", "epoch_seconds", "step_seconds", "compile_seconds", "fill_rate", "peak_rss_mib")
+KEYS = (
+    "interactions_per_second",
+    "epoch_seconds",
+    "step_seconds",
+    "compile_seconds",
+    "fill_rate",
+    "peak_rss_mib",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +71,14 @@ def configuration(options: Options, mode: str = "") -> Any:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=options.data))
     for section in ("attention", "objective"):
         if getattr(options, section):
-            config = dataclasses.replace(config, **{section: NAMED_SECTIONS[section][getattr(options, section)]()})
-    batches = {"mode": mode or options.mode, "batch_size": options.batch_size, "max_length": options.max_length}
+            config = dataclasses.replace(
+                config, **{section: NAMED_SECTIONS[section][getattr(options, section)]()}
+            )
+    batches = {
+        "mode": mode or options.mode,
+        "batch_size": options.batch_size,
+        "max_length": options.max_length,
+    }
     batches = {name: value for name, value in batches.items() if value}
     config = dataclasses.replace(config, batches=dataclasses.replace(config.batches, **batches))
     if options.dtype:
@@ -92,7 +105,9 @@ class Trial:
         self.setup = prepare(configuration(options, mode), dataset)
         setup = self.setup
         chunk = make_train_chunk(setup.encoder, setup.config.objective, setup.optimizer, setup.config.batches)
-        self.state = jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed))(jnp.zeros(1, jnp.uint32))
+        self.state = jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed))(
+            jnp.zeros(1, jnp.uint32)
+        )
         self.position = Position()
         started = time.perf_counter()
         self._chunk = chunk.lower(self.state, self._rows(), setup.resources).compile()
@@ -165,7 +180,8 @@ def main(options: Options) -> dict[str, Any]:
         **reports[mode],
         "mode": mode,
         "padded": reports["padded"],
-        "speedup_over_padded": reports[mode]["interactions_per_second"] / reports["padded"]["interactions_per_second"],
+        "speedup_over_padded": reports[mode]["interactions_per_second"]
+        / reports["padded"]["interactions_per_second"],
         "dataset": setup.dataset.name,
         "targets_per_epoch": setup.streams[0].targets_per_epoch,
         "options": dataclasses.asdict(options),
@@ -180,4 +196,6 @@ if __name__ == "__main__":
     for name in (result["mode"], "padded"):
         figures = result if name == result["mode"] else result["padded"]
         print(name, *(f"{key} {figures[key]:,.4g}" for key in KEYS), sep="\n  ", file=sys.stderr)
-    print(json.dumps(result) if given.json else f"{result['speedup_over_padded']:.2f} times as fast as padded")
+    print(
+        json.dumps(result) if given.json else f"{result['speedup_over_padded']:.2f} times as fast as padded"
+    )

@@ -29,6 +29,7 @@ WORK_BYTES = (
 )  # for the exponentials of one chunk, the gradient of the items and their copy, on a CPU
 CACHED_BYTES = 16 * 2**20  # exponentials of a chunk, where that leaves SMALL_CHUNK positions or more
 SMALL_CHUNK, LARGE_CHUNK = 128, 640
+MOST_TILES = 32  # of one pass, which is unrolled over them
 DEVICE_CHUNK_BYTES = 512 * 2**20  # on accelerators
 
 
@@ -109,7 +110,7 @@ def choose_settings(
     if not single_pass:
         chunk = LARGE_CHUNK if on_cpu else 8192
     tile = min(item_tile or (ITEM_TILE if single_pass or not on_cpu else 2048), rows)
-    single_pass = single_pass and -(-rows // tile) <= 32
+    single_pass = single_pass and -(-rows // tile) <= MOST_TILES
     return Settings(dtype, max(1, min(_rounded(chunk), n)), tile, single_pass, axis_name, n_items)
 
 

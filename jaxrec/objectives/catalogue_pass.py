@@ -74,7 +74,7 @@ class CataloguePass:
         self.dtype = jnp.dtype(settings.dtype)
         self.chunk, self.rows = settings.token_chunk, vectors.shape[0]
         n = hidden.shape[0]
-        self.padded = -(-n // self.chunk) * self.chunk
+        self.padded = max(1, -(-n // self.chunk)) * self.chunk
         self.axes = _axes(hidden)
         real = weights > 0
         counts = jnp.cumsum(real, dtype=jnp.int32)

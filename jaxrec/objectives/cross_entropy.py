@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxrec.models.base import ItemTable
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs, check_number, real_weights, scaled
@@ -50,6 +50,23 @@ class CrossEntropyConfig(ObjectiveConfig):
         rng: Array,
         inputs: SamplingInputs | None = None,
     ) -> tuple[Array, Array]:
+        return self.sharded(hidden, table, targets, weights)
+
+    def sharded(
+        self,
+        hidden: Array,
+        table: ItemTable,
+        targets: Array,
+        weights: Array,
+        *,
+        axis_name: str | None = None,
+        n_items: int | None = None,
+    ) -> tuple[Array, Array]:
+        """The same inside `jax.shard_map` with the rows of the table sharded over the mesh axis ``axis_name``.
+
+        See `jaxrec.objectives.catalogue.catalogue_cross_entropy` for what each device gives. Both sums are those of
+        the positions given; positions sharded over another axis are summed over it by the caller.
+        """
         weights = real_weights(targets, weights)
         hidden, table = scaled(hidden, table, self.temperature, self.cosine)
         total = catalogue_cross_entropy(
@@ -60,20 +77,42 @@ class CrossEntropyConfig(ObjectiveConfig):
             dtype=self.dtype,
             token_chunk=self.token_chunk,
             item_tile=self.item_tile,
+            axis_name=axis_name,
+            n_items=n_items,
         )
         if self.label_smoothing > 0:
-            total = total + self.label_smoothing * _excess(hidden, table, targets, weights)
+            excess = _excess(hidden, table, targets, weights, axis_name, n_items)
+            total = total + self.label_smoothing * excess
         return total, jnp.sum(weights)
 
 
-def _excess(hidden: Array, table: ItemTable, targets: Array, weights: Array) -> Array:
+def _excess(
+    hidden: Array,
+    table: ItemTable,
+    targets: Array,
+    weights: Array,
+    axis_name: str | None,
+    n_items: int | None,
+) -> Array:
     """Σ w (s_target - mean of all scores): scores enter the loss linearly beside log Z, so a smoothed target
-    costs no
-    more than the mean of the item vectors."""
+    costs no more than the mean of the item vectors.
+    """
+    vectors, bias = table
+    n_rows = vectors.shape[0]
+    v = n_rows - 1 if n_items is None else n_items
+    first = jnp.int32(0) if axis_name is None else lax.axis_index(axis_name).astype(jnp.int32) * n_rows
+    item = first + jnp.arange(n_rows, dtype=jnp.int32)
+    candidate = (item > 0) & (item <= v)
+    row = targets - first
     real = weights > 0
-    rows = jnp.where(real, targets, 0)
-    towards = table.vectors[rows] - jnp.mean(table.vectors[1:], axis=0, keepdims=True)
-    excess = jnp.sum(jnp.where(real[:, None], hidden * towards, 0.0), axis=1)
-    if table.bias is not None:
-        excess = excess + jnp.where(real, table.bias[rows] - jnp.mean(table.bias[1:]), 0.0)
-    return jnp.sum(weights * excess)
+    own = real & (row >= 0) & (row < n_rows)
+    row = jnp.where(own, row, 0)
+
+    mean = jnp.sum(jnp.where(candidate[:, None], vectors, 0.0), axis=0) / v
+    towards = jnp.where(own[:, None], vectors[row], 0.0) - mean[None, :]
+    excess = jnp.sum(jnp.where(real[:, None], hidden, 0.0) * towards, axis=1)
+    if bias is not None:
+        mean_bias = jnp.sum(jnp.where(candidate, bias, 0.0)) / v
+        excess = excess + jnp.where(own, bias[row], 0.0) - mean_bias
+    total = jnp.sum(weights * excess)
+    return total if axis_name is None else lax.psum(total, axis_name)

@@ -1,0 +1,99 @@
+"""One device and eight agree, with positions sharded, items sharded, and both."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxrec.models.base import ItemTable
+from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.objectives.catalogue import catalogue_cross_entropy
+
+N, V, D = 24, 21, 4
+ROWS = 24  # V + 1 padded to a multiple of the shards
+
+
+def problem(scale):
+    rng = np.random.default_rng(0)
+    hidden = scale * rng.normal(size=(N, D))
+    vectors = rng.normal(size=(ROWS, D))
+    vectors[V + 1 :] = 9.0  # padding rows must not count
+    targets = rng.integers(1, V + 1, N)
+    weights = rng.uniform(0.5, 2, N) * (rng.uniform(size=N) < 0.7)
+    bias = rng.normal(size=ROWS)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, vectors, bias, weights)]
+    return arrays[0], arrays[1], arrays[2], jnp.asarray(targets, jnp.int32), arrays[3]
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4)], ids=["data", "item", "both"])
+@pytest.mark.parametrize(
+    ("scale", "tile", "smoothing"),
+    [(1.0, 0, 0.1), (200.0, 0, 0.0), (1.0, 1, 0.0)],
+    ids=["smoothed", "extreme", "two passes"],
+)
+def test_eight_devices_equal_one(shape, scale, tile, smoothing, monkeypatch):
+    if tile:
+        monkeypatch.setattr("jaxrec.objectives.catalogue.MOST_TILES", 1)
+    mesh = jax.make_mesh(shape, ("data", "item"), axis_types=(AxisType.Auto,) * 2)
+    hidden, vectors, bias, targets, weights = problem(scale)
+
+    def local(hidden, vectors, bias, targets, weights):
+        config = CrossEntropyConfig(token_chunk=2, item_tile=tile, label_smoothing=smoothing)
+        table = ItemTable(vectors, bias)
+        total, _ = config.sharded(hidden, table, targets, weights, axis_name="item", n_items=V)
+        return jax.lax.psum(total, "data")
+
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P("data"), P("item"), P("item"), P("data"), P("data")),
+        out_specs=P(),
+    )
+
+    def alone(hidden, vectors, bias, targets, weights):
+        table = ItemTable(vectors[: V + 1], bias[: V + 1])
+        return CrossEntropyConfig(label_smoothing=smoothing)(hidden, table, targets, weights, None)[0]
+
+    case = (hidden, vectors, bias, targets, weights)
+    got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2, 4)))(*case)
+    want = jax.jit(jax.value_and_grad(alone, (0, 1, 2, 4)))(*case)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    for a, b in zip(got[1], want[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+def test_gradient_inside_the_shards_equals_one_device():
+    mesh = jax.make_mesh((2, 4), ("data", "item"), axis_types=(AxisType.Auto,) * 2)
+    hidden, vectors, bias, targets, weights = problem(1.0)
+
+    def local(hidden, vectors, bias, targets, weights):
+        def loss(hidden, vectors):
+            table = ItemTable(vectors, bias)
+            return catalogue_cross_entropy(hidden, table, targets, weights, axis_name="item", n_items=V)
+
+        return jax.grad(loss, (0, 1))(hidden, vectors)
+
+    got = jax.jit(
+        jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(P("data"), P("item"), P("item"), P("data"), P("data")),
+            out_specs=(P("data"), P("item")),
+        )
+    )(hidden, vectors, bias, targets, weights)
+
+    def alone(hidden, vectors):
+        table = ItemTable(vectors[: V + 1], bias[: V + 1])
+        return catalogue_cross_entropy(hidden, table, targets, weights)
+
+    want = jax.grad(alone, (0, 1))(hidden, vectors)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max()))
+
+
+def test_axis_name_needs_the_number_of_items():
+    hidden, vectors, bias, targets, weights = problem(1.0)
+    with pytest.raises(ValueError, match=r"n_items: expected the number of items .* got None; give V"):
+        catalogue_cross_entropy(hidden, ItemTable(vectors, bias), targets, weights, axis_name="item")
