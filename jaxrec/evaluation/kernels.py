@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 #: top-k looks for new entrants in blocks of this many columns; `BLOCK_LEVELS` of them are examined before
@@ -233,9 +233,10 @@ def rank(
     arguments = (hidden, vectors, bias, targets, struck_rows, struck_columns)
     if layout.mesh is None:
         return local(*arguments)
-    return jax.shard_map(
+    mapped = jax.shard_map(
         local, mesh=layout.mesh, in_specs=(*_SPECS, P("data"), *_STRUCK), out_specs=P("data")
-    )(*arguments)
+    )
+    return _everywhere(mapped(*arguments), layout.mesh)
 
 
 @partial(jax.jit, static_argnames=("layout", "k"))
@@ -258,13 +259,19 @@ def best(
     if layout.mesh is None:
         return local(*arguments)
     # The merged lists are equal on every item shard, which the checker of varying axes cannot see.
-    return jax.shard_map(
+    mapped = jax.shard_map(
         local,
         mesh=layout.mesh,
         in_specs=(*_SPECS, *_STRUCK),
         out_specs=(P("data", None), P("data", None)),
         check_vma=False,
-    )(*arguments)
+    )
+    return _everywhere(mapped(*arguments), layout.mesh)
+
+
+def _everywhere(values: Any, mesh: Mesh) -> Any:
+    """A copy of a small result on every device, so that every process can read all of it."""
+    return lax.with_sharding_constraint(values, NamedSharding(mesh, P()))
 
 
 _SPECS = (P("data", None), P("item", None), P("item"))

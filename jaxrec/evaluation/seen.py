@@ -32,17 +32,20 @@ class SeenItems(NamedTuple):
         """int64: the row of each entry of ``items``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def without(self, kept_offsets: np.ndarray, kept: np.ndarray, n_items: int) -> SeenItems:
+    def without(self, kept_offsets: np.ndarray, kept: np.ndarray) -> SeenItems:
         """Leave out each row's ``kept[kept_offsets[e]:kept_offsets[e + 1]]``: targets are candidates even
-        when seen.
-        """
+        when seen."""
         rows = self.row_numbers()
-        width = np.int64(n_items) + 1
-        kept_rows = np.repeat(np.arange(len(kept_offsets) - 1), np.diff(kept_offsets))
-        keep = ~np.isin(rows * width + self.items, kept_rows * width + kept)
-        counts = np.bincount(rows[keep], minlength=len(self.offsets) - 1)
+        sizes = np.diff(kept_offsets)
+        stays = np.ones(len(rows), bool)
+        for nth in range(int(sizes.max(initial=0))):  # few targets a row: cheaper than sorting the histories
+            has = sizes > nth
+            target = np.zeros(len(sizes), np.int32)
+            target[has] = kept[kept_offsets[:-1][has] + nth]
+            stays &= self.items != target[rows]
+        counts = np.bincount(rows[stays], minlength=len(sizes))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        return SeenItems(offsets, self.items[keep])
+        return SeenItems(offsets, self.items[stays])
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -62,8 +65,7 @@ def seen_items(cases: Any, items: np.ndarray) -> SeenItems:
     counts = np.asarray(cases.history_stops) - np.asarray(cases.history_starts)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
     history = SeenItems(offsets, np.asarray(items[ranges(cases.history_starts, counts)], np.int32))
-    largest = max(int(history.items.max(initial=0)), int(np.max(cases.targets, initial=0)))
-    return history.without(cases.target_offsets, cases.targets, largest)
+    return history.without(np.asarray(cases.target_offsets), np.asarray(cases.targets))
 
 
 def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:

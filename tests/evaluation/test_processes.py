@@ -1,0 +1,64 @@
+"""Two processes with two devices each give the answer of one device."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys
+import jax
+import numpy as np
+
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+from jaxrec.evaluation.scoring import catalogue, rank_targets, top_k
+from jaxrec.models.base import ItemTable
+from tests.evaluation import oracle
+
+rng = np.random.default_rng(0)
+hidden, vectors, bias = oracle.whole_numbers(rng, 11, 50, 4)
+targets = rng.integers(1, 51, 11).astype(np.int32)
+seen = rng.integers(0, 51, (11, 5))
+struck = oracle.strike(oracle.score_matrix(hidden, vectors, bias), seen, targets)
+assert jax.device_count() == 4 and jax.local_device_count() == 2
+for shape in ((2, 2), (1, 4), (4, 1)):
+    mesh = jax.make_mesh(shape, ("data", "item"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    table = catalogue(ItemTable(vectors, bias), item_chunk=7, mesh=mesh)
+    np.testing.assert_array_equal(rank_targets(hidden, table, targets, seen), oracle.ranks(struck, targets))
+    items = top_k(hidden, table, 9, seen, keep=targets)[1]
+    np.testing.assert_array_equal(items, oracle.order(struck)[:, :9])
+print("equal")
+"""
+
+
+def test_two_processes_give_the_same_answer():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    root = Path(__file__).resolve().parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, port, str(number)],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+        assert "equal" in output
