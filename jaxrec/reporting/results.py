@@ -154,8 +154,10 @@ def write_run(fit: FitResult) -> dict[str, Any]:
         save_catalogue(fit.setup.dataset, fit.workdir)
         figures = write_figures(fit, results, fit.workdir)
         write_page(results, figures, fit.workdir)
-        # Last, so that a results.json means that the rest is there.
-        (fit.workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        # Last and at once, so that a results.json means that the rest is there.
+        unfinished = fit.workdir / "results.json.unfinished"
+        unfinished.write_text(json.dumps(results, indent=2) + "\n")
+        unfinished.replace(fit.workdir / "results.json")
     return results
 
 

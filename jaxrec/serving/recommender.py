@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,15 @@ class Recommender:
         seeds = config.training.seeds
         if seed is not None and seed not in seeds:
             raise ConfigError(f"seed must be one of the run's {seeds}, got {seed}")
+        if not (run / CATALOGUE).is_dir():
+            raise ConfigError(f"the run in {run} is not finished: finish it with jaxrec train --workdir {run} --resume")
         items = open_dataset(run / CATALOGUE)
         encoder = config.encoder.module(
             config.attention, items.n_items, config.batches.max_length, config.batches.origin
         )
         index = 0 if seed is None else seeds.index(seed)
-        return cls(config, items, encoder, restore_params(run, config, encoder, index))
+        fingerprint = items.meta["source_fingerprint"]
+        return cls(config, items, encoder, restore_params(run, config, encoder, index, fingerprint=fingerprint))
 
     def recommend(
         self,
@@ -140,8 +144,8 @@ class Recommender:
         if [len(t) for t in timestamps] != [len(h) for h in named]:
             raise DataError("timestamps must have one entry for each interaction of each history")
         kept = [np.asarray(t, np.int64)[i > 0] for t, i in zip(timestamps, ids, strict=True)]
-        flat = np.concatenate([*kept, np.zeros(1, np.int64)])
-        flat[:-1] -= flat[:-1].min(initial=0) if len(flat) > 1 else 0
+        # Only intervals within a history matter, so each counts from its own first interaction.
+        flat = np.concatenate([*(t - t.min(initial=np.iinfo(np.int64).max) for t in kept), np.zeros(1, np.int64)])
         return np.minimum(flat, np.iinfo(np.int32).max).astype(np.int32)
 
     def _answer(self, best: np.ndarray, scores: np.ndarray, unknown: list[str]) -> Recommendation:
@@ -157,7 +161,12 @@ class Recommender:
 
 
 def save_catalogue(dataset: SequenceDataset, run: Path) -> None:
-    """Keep the items of ``dataset`` in the run directory, so that the run answers without the interactions."""
+    """Keep the items of ``dataset`` in the run directory, so that the run answers without the interactions.
+
+    The directory appears whole or not at all: a process may be killed while it writes.
+    """
+    if (run / CATALOGUE / "meta.json").exists():
+        return
     items_only = dataclasses.replace(
         dataset,
         items=np.zeros(0, np.int32),
@@ -167,5 +176,9 @@ def save_catalogue(dataset: SequenceDataset, run: Path) -> None:
         meta={"name": dataset.name, "source_fingerprint": dataset.fingerprint},
         check_content=True,
     )
-    if not (run / CATALOGUE).exists():
-        save_dataset(items_only, run / CATALOGUE)
+    unfinished = run / f"{CATALOGUE}.unfinished"
+    for leftover in (unfinished, run / CATALOGUE):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    save_dataset(items_only, unfinished)
+    unfinished.rename(run / CATALOGUE)
