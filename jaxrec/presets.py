@@ -14,7 +14,7 @@ from jaxrec.training.optimizers import OptimizerConfig
 def sasrec() -> RunConfig:
     """A modern SASRec: pre-norm, exact cross-entropy over the catalogue, packed batches, L = 50, D = 64."""
     return RunConfig(
-        batches=BatchConfig(mode="packed", batch_size=32, max_length=50),
+        batches=BatchConfig(mode="packed", batch_size=32, max_length=50, origin="end"),
         encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.3),
         attention=SoftmaxAttentionConfig(heads=1, dropout=0.1),
         objective=CrossEntropyConfig(),
@@ -68,12 +68,12 @@ def sasrec_s3rec() -> RunConfig:
 def sasrec_ml1m() -> RunConfig:
     """SASRec for long histories such as MovieLens 1M's: L = 200, one head, dropout 0.2."""
     return RunConfig(
-        batches=BatchConfig(mode="packed", batch_size=128, max_length=200),
+        batches=BatchConfig(mode="packed", batch_size=128, max_length=200, origin="end"),
         encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.2),
         attention=SoftmaxAttentionConfig(heads=1, dropout=0.2),
         objective=CrossEntropyConfig(),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        training=TrainingConfig(epochs=200, evaluate_every=2, patience=10),
+        training=TrainingConfig(epochs=100, evaluate_every=2, patience=5),
     )
 
 
