@@ -2,14 +2,18 @@
 
     python -m experiments.benchmarks.cross_entropy --json
 
-Loss and gradients of hidden states and items, D = 64, every position real. All variants of a case take turns, so that
-their ratios hold on a machine that is not quiet. Figures of a case:
+Loss and gradients of hidden states and items, D = 64, every position real. All variants of a case take turns,
+so that their ratios hold on a machine that is not quiet. Figures of a case:
 
-- ``time_ratio``, ``time_ratio_bf16``: median time over that of the plain version (null where the latter does not fit);
-- ``temp_mib``: peak temporary memory that the compiler plans, beyond inputs and gradients; ``_plain`` for the plain one;
-- ``fraction_of_floor``: time of three matrix products, in [256 x 64] by [64 x 2048] tiles as measured here, plus one
-  exponential a score, over the time taken; ``_bf16`` with products of bfloat16 operands on both sides;
-- ``loss_error_bf16``, ``gradient_error_bf16``: relative to float32, of the loss, and in norm, of both gradients.
+- ``time_ratio``, ``time_ratio_bf16``: median time over that of the plain version (null where the latter does
+  not fit);
+- ``temp_mib``: peak temporary memory that the compiler plans, beyond inputs and gradients; ``_plain`` for the
+  plain one;
+- ``fraction_of_floor``: time of three matrix products, in [256 x 64] by [64 x 2048] tiles as measured here,
+  plus one exponential a score, over the time taken; ``_bf16`` with products of bfloat16 operands on both
+  sides;
+- ``loss_error_bf16``, ``gradient_error_bf16``: relative to float32, of the loss, and in norm, of both
+  gradients.
 """
 
 from __future__ import annotations
@@ -71,7 +75,9 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def floor_of_tiles(dtype: str, rounds: int = 40) -> Callable[[], Array]:
-    """Runs ``rounds`` times three products of a [256 x 2048] tile and its exponential; each waits for the last."""
+    """Runs ``rounds`` times three products of a [256 x 2048] tile and its exponential; each waits for the
+    last.
+    """
     rng = np.random.default_rng(1)
     operand = jnp.asarray(rng.standard_normal((256, WIDTH), np.float32))
     items = jnp.asarray(rng.standard_normal((WIDTH, 2048), np.float32)).astype(dtype)

@@ -69,6 +69,8 @@ def catalogue_cross_entropy(
         raise ValueError(
             "n_items: expected the number of items over all shards with axis_name, got None; give V"
         )
+    if hidden.shape[0] == 0:
+        return jnp.zeros((), jnp.float32)
     settings = choose_settings(
         hidden.shape[0],
         rows,

@@ -74,7 +74,7 @@ class CataloguePass:
         self.dtype = jnp.dtype(settings.dtype)
         self.chunk, self.rows = settings.token_chunk, vectors.shape[0]
         n = hidden.shape[0]
-        self.padded = max(1, -(-n // self.chunk)) * self.chunk
+        self.padded = -(-n // self.chunk) * self.chunk
         self.axes = _axes(hidden)
         real = weights > 0
         counts = jnp.cumsum(real, dtype=jnp.int32)
@@ -85,7 +85,7 @@ class CataloguePass:
         self.order = order.at[self.place].set(
             jnp.arange(n, dtype=jnp.int32), mode="drop", unique_indices=False
         )
-        n_real = counts[-1] if n else jnp.int32(0)
+        n_real = counts[-1]
         self.n_chunks = _same_for_all((n_real + self.chunk - 1) // self.chunk)
         norms = jnp.sqrt(jnp.max(jnp.sum(jnp.square(vectors.astype(self.dtype).astype(jnp.float32)), axis=1)))
         self.largest_norm = norms

@@ -62,10 +62,11 @@ class CrossEntropyConfig(ObjectiveConfig):
         axis_name: str | None = None,
         n_items: int | None = None,
     ) -> tuple[Array, Array]:
-        """The same inside `jax.shard_map` with the rows of the table sharded over the mesh axis ``axis_name``.
+        """The same inside `jax.shard_map` with the rows of the table sharded over the mesh axis
+        ``axis_name``.
 
-        See `jaxrec.objectives.catalogue.catalogue_cross_entropy` for what each device gives. Both sums are those of
-        the positions given; positions sharded over another axis are summed over it by the caller.
+        See `jaxrec.objectives.catalogue.catalogue_cross_entropy` for what each device gives. Both sums are
+        those of the positions given; positions sharded over another axis are summed over it by the caller.
         """
         weights = real_weights(targets, weights)
         hidden, table = scaled(hidden, table, self.temperature, self.cosine)

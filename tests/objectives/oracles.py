@@ -1,4 +1,4 @@
-"""Slow float64 NumPy versions of the losses, written from the formulas of the papers, and numeric gradients."""
+"""Slow float64 NumPy versions of the losses, from the formulas of the papers, and numeric gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact cross-entropy against the formula in float64: values, gradients, chunking, extremes, precision."""
+"""The exact cross-entropy against its formula: values, gradients, chunking, extremes, precision."""
 
 from functools import partial
 
@@ -66,24 +66,23 @@ def check(config, case, tolerance=1e-5):
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
 
 
-# (positions, items) at a time: dividing N and V, not dividing, one (V tiles of one item also take the two-pass form),
-# more than there are, and chosen.
+# (positions, items) at a time: dividing N and V, not dividing, one (V tiles of one item also take the
+# two-pass form), more than there are, and chosen.
 @pytest.mark.parametrize("chunks", [(0, 0), (13, 41), (5, 7), (4, 1), (1, 10), (99, 99)])
 def test_equals_the_formula_for_any_chunking(chunks):
     check(CrossEntropyConfig(token_chunk=chunks[0], item_tile=chunks[1]), problem())
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "with_bias"),
     [
-        {"label_smoothing": 0.2},
-        {"temperature": 0.3},
-        {"cosine": True, "temperature": 0.5},
-        {"label_smoothing": 0.1, "cosine": True},
+        ({"label_smoothing": 0.2}, True),
+        ({"temperature": 0.3}, True),
+        ({"cosine": True, "temperature": 0.5}, False),
+        ({"label_smoothing": 0.1, "cosine": True}, True),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 def test_options_equal_the_formula(options, with_bias):
     check(CrossEntropyConfig(token_chunk=4, item_tile=16, **options), problem(with_bias=with_bias))
 
@@ -113,7 +112,7 @@ def test_a_confident_position_keeps_its_small_loss_and_gradient():
             table, target = ItemTable(vectors), jnp.array([1], jnp.int32)
             return CrossEntropyConfig(dtype=dtype)(hidden, table, target, jnp.ones(1), None)[0]
 
-        value, gradient = jax.value_and_grad(loss)(hidden)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(hidden)
         np.testing.assert_allclose(value, np.exp(-25.0), rtol=1e-2 if dtype == "bfloat16" else 1e-5)
         np.testing.assert_allclose(gradient[0, 0], -np.exp(-25.0), rtol=1e-2 if dtype == "bfloat16" else 1e-5)
 
@@ -171,7 +170,7 @@ def test_gradient_of_the_weights_is_the_loss_of_the_position():
 
     rows = oracles.scores(hidden, vectors, None)
     want = oracles.cross_entropy(rows, targets)
-    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(weights, jnp.float32)), want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.asarray(weights, jnp.float32)), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tile", [0, 1], ids=["one pass", "two passes"])
@@ -225,7 +224,10 @@ def test_gradient_of_a_popular_item_is_summed_in_float32(dtype):
     def loss(vectors):
         return CrossEntropyConfig(dtype=dtype)(hidden, ItemTable(vectors), targets, jnp.ones(n), None)[0]
 
-    np.testing.assert_allclose(jax.grad(loss)(vectors)[:, 0], [0, n, -n], rtol=1e-5)
+    gradient = jax.jit(jax.grad(loss))(vectors)[:, 0]
+    assert gradient[2] == -n
+    # As an operand, each unit may be rounded, but not their sum: in bfloat16 it would stop at 256.
+    np.testing.assert_allclose(gradient[1], n, rtol=1e-5 if dtype == "float32" else 2**-8)
 
 
 def test_memory_stays_bounded_for_a_million_items():
