@@ -10,10 +10,9 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import describe_dataset, describe_split, summarize, write_run
-from jaxrec.training.config import RunConfig, load_config, to_dict
-from jaxrec.training.loop import FitResult, seed_params, train
-from jaxrec.training.restore import restore_params
-from jaxrec.training.setup import prepare
+from jaxrec.studies import open_run
+from jaxrec.training.config import RunConfig, to_dict
+from jaxrec.training.loop import FitResult, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +76,10 @@ def evaluate(
     Raises:
       CheckpointError: no usable checkpoint, or the dataset is another.
     """
-    run = Path(run)
-    config = load_config(run / "config.json")
-    setup = prepare(config, dataset)
-    params = restore_params(run, config, setup.encoder, None, fingerprint=setup.dataset.fingerprint)
+    opened = open_run(run, dataset)
+    setup, config = opened.setup, opened.config
     cases = setup.split.cases(split)
-    evaluations = [setup.evaluate(seed_params(params, s), cases) for s in range(len(config.training.seeds))]
+    evaluations = [setup.evaluate(opened.of_seed(s), cases) for s in range(len(config.training.seeds))]
     baselines = evaluate_baselines(
         setup.split, part=split, ks=config.evaluation.ks, remove_seen=config.evaluation.remove_seen
     )

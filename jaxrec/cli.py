@@ -4,7 +4,6 @@
 
 import dataclasses
 import datetime
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxrec.cli_common import emit, parse
 from jaxrec.errors import Interrupted, JaxrecError
 
 COMMANDS = {
@@ -20,7 +20,12 @@ COMMANDS = {
     "recommend": "the next items for one history, from a saved run",
     "audit": "what in a log of interactions makes results fragile",
     "prepare": "read a log once and save it as memory-mapped arrays",
+    "compare": "is the difference between runs real? paired tests over users and seeds",
+    "protocols": "one run under every evaluation protocol in use",
+    "stability": "how far lists move when histories are perturbed",
+    "attention": "list the attention mechanisms, or draw what a run attends to",
 }
+STUDIES = ("compare", "protocols", "stability", "attention")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"jaxrec: unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        if command in STUDIES:
+            from jaxrec import cli_studies
+
+            return getattr(cli_studies, command)(rest)
         return globals()[f"_{command}"](rest)
     except Interrupted as interruption:
         print(f"jaxrec: {interruption}", file=sys.stderr)
@@ -61,11 +70,6 @@ def _usage() -> str:
     return "usage: jaxrec COMMAND [OPTIONS]\n\ncommands:\n" + "\n".join(lines) + "\n\n`jaxrec COMMAND --help` lists the options."
 
 
-def _emit(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """A result for people, or for programs: with ``--json`` the last line of standard output is one JSON object."""
-    print(json.dumps(result) if as_json else text, flush=True)
-
-
 def _value_of(option: str, arguments: list[str], default: str) -> str:
     """The value of ``--option X`` or ``--option=X`` before the real parsing, which depends on it."""
     for index, argument in enumerate(arguments):
@@ -74,17 +78,6 @@ def _value_of(option: str, arguments: list[str], default: str) -> str:
         if argument.startswith(f"--{option}="):
             return argument.split("=", 1)[1]
     return default
-
-
-def _parse(form: Any, arguments: list[str], command: str, default: Any = None) -> Any:
-    kwargs = {} if default is None else {"default": default}
-    return tyro.cli(
-        form,
-        args=arguments,
-        prog=f"jaxrec {command}",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
-        **kwargs,
-    )
 
 
 def _train(arguments: list[str]) -> int:
@@ -128,7 +121,7 @@ def _train(arguments: list[str]) -> int:
         quiet: Annotated[bool, tyro.conf.arg(help="no progress bar")] = False
         json: Annotated[bool, tyro.conf.arg(help="print the results as one JSON object on the last line")] = False
 
-    given = _parse(Train, arguments, "train")
+    given = parse(Train, arguments, "train")
     config = given.config
     if given.source != base.data.source:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.source))
@@ -149,7 +142,7 @@ def _train(arguments: list[str]) -> int:
         f"everything is in {directory}: open {directory / 'report.html'}\n"
         f"next: jaxrec recommend {directory} --history ITEM ITEM -k 10"
     )
-    _emit({**run.results, "workdir": str(directory)}, told, given.json)
+    emit({**run.results, "workdir": str(directory)}, told, given.json)
     return 0
 
 
@@ -181,7 +174,7 @@ class Evaluate:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    given = _parse(Evaluate, arguments, "evaluate")
+    given = parse(Evaluate, arguments, "evaluate")
 
     from jaxrec.api import evaluate
     from jaxrec.reporting.results import format_metrics
@@ -191,7 +184,7 @@ def _evaluate(arguments: list[str]) -> int:
     if given.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.data))
     result = evaluate(given.run, given.split, config.data.load())
-    _emit(result, f"{given.split}\n{format_metrics(result)}", given.json)
+    emit(result, f"{given.split}\n{format_metrics(result)}", given.json)
     return 0
 
 
@@ -208,7 +201,7 @@ class Recommend:
 
 
 def _recommend(arguments: list[str]) -> int:
-    given = _parse(Recommend, arguments, "recommend")
+    given = parse(Recommend, arguments, "recommend")
 
     from jaxrec.serving import Recommender
 
@@ -225,7 +218,7 @@ def _recommend(arguments: list[str]) -> int:
         if len(answer.unknown) == len(given.history):
             note += "; nothing of the history is known, so this is what the model answers to an empty one"
         print(note, file=sys.stderr)
-    _emit(dataclasses.asdict(answer), "\n".join(lines), given.json)
+    emit(dataclasses.asdict(answer), "\n".join(lines), given.json)
     return 0
 
 
@@ -254,12 +247,12 @@ class Audit(_Source):
 
 
 def _audit(arguments: list[str]) -> int:
-    given = _parse(Audit, arguments, "audit")
+    given = parse(Audit, arguments, "audit")
 
     from jaxrec.data import audit
 
     findings = audit(given.load())
-    _emit(findings.to_dict(), str(findings), given.json)
+    emit(findings.to_dict(), str(findings), given.json)
     return 0
 
 
@@ -272,7 +265,7 @@ class Prepare(_Source):
 
 
 def _prepare(arguments: list[str]) -> int:
-    given = _parse(Prepare, arguments, "prepare")
+    given = parse(Prepare, arguments, "prepare")
     dataset = given.load()
     dataset.save(given.out)
     summary = {
@@ -286,7 +279,7 @@ def _prepare(arguments: list[str]) -> int:
         f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions saved in {given.out}\n"
         f"next: jaxrec train --data {given.out}"
     )
-    _emit(summary, text, given.json)
+    emit(summary, text, given.json)
     return 0
 
 

@@ -90,7 +90,7 @@ class SASRec(nn.Module):
 
     Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
     ``max_length * D`` for learned positions, ``2 D`` for the embedding norm and for the final norm (not in post-norm),
-    and for each layer the attention's own, ``4 D`` for two norms and ``2 D F + F + D`` for a feed-forward width F.
+    what the attention shares between layers, and for each layer the attention's own, ``4 D`` for two norms and ``2 D F + F + D`` for a feed-forward width F.
     """
 
     config: SASRecConfig
@@ -142,7 +142,10 @@ class SASRec(nn.Module):
             x = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")(x)
         x = zero_padding(Dropout(config.dropout)(x, train), batch.segments)
 
-        context = AttentionContext(batch.positions, batch.segments, batch.timestamps)
+        shared = self.attention.shared_module(shape, name="shared_attention")
+        context = AttentionContext(
+            batch.positions, batch.segments, batch.timestamps, None if shared is None else shared()
+        )
         block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
         for layer in range(config.layers):
             x = block(
@@ -179,5 +182,6 @@ class SASRec(nn.Module):
             (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
             + (self.max_length * width if self.positions == "learned" else 0)
             + 2 * width * (int(config.embedding_norm) + int(config.block != "post-norm"))
+            + self.attention.shared_parameter_count(shape)
             + config.layers * layer
         )

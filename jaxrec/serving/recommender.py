@@ -53,7 +53,8 @@ class Recommender:
     def __init__(self, config: RunConfig, items: SequenceDataset, encoder: nn.Module, params: Params):
         self.config = config
         self.items = items
-        self._params = params
+        self.encoder = encoder
+        self.params = params
         self._forward = Forward(encoder)
         self._catalogue: Catalogue = catalogue(
             encoder.item_table(params), item_chunk=config.evaluation.item_chunk
@@ -119,7 +120,7 @@ class Recommender:
         log = np.concatenate([*known, np.zeros(1, np.int32)]).astype(np.int32)
         hidden = encode_histories(
             self._forward,
-            self._params,
+            self.params,
             log,
             offsets[:-1],
             offsets[1:],
