@@ -1,0 +1,160 @@
+"""Compare variants of one configuration fairly: same data, split, budget and seeds; chosen on validation; tested once.
+
+A study is a list of variants, each with the candidate settings that its tuning budget allows. Every candidate trains
+with the first seed and is judged on validation; the best trains with all seeds and is ranked on the test targets.
+Differences to the first variant are paired over users, with seeds nested. A variant that is already in the output
+directory is not trained again, so an interrupted study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxrec.api import fit
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.studies import compare
+from jaxrec.training.config import RunConfig, config_hash
+from jaxrec.training.loop import train
+
+Settings = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+      name: in the table.
+      sections: what differs from the base: {section: the whole section, or {field: value}}.
+      candidates: tuning budget: further differences to choose from on validation; one = no tuning.
+    """
+
+    name: str
+    sections: Settings
+    candidates: Sequence[Settings] = ({},)
+
+
+def apply(config: RunConfig, sections: Settings) -> RunConfig:
+    """``config`` with sections replaced, or fields of them."""
+    changed = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, Mapping) else value
+        for name, value in sections.items()
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def tuned(base: RunConfig, variant: Variant, dataset: SequenceDataset, log: Path) -> tuple[RunConfig, list[dict[str, Any]]]:
+    """The best candidate by validation with the first seed, and what each candidate reached."""
+    configs = [apply(apply(base, variant.sections), candidate) for candidate in variant.candidates]
+    if len(configs) == 1:
+        return configs[0], []
+    tried = []
+    for candidate, config in zip(variant.candidates, configs, strict=True):
+        file = log / f"{config_hash(config)}.json"
+        if not file.exists():
+            one = apply(config, {"training": {"seeds": base.training.seeds[:1]}})
+            done = train(one, dataset, progress=False)
+            file.write_text(json.dumps({"valid": done.valid[0].metrics[base.training.metric]}))
+        tried.append({"candidate": _plain(candidate), **json.loads(file.read_text())})
+    best = max(range(len(tried)), key=lambda i: tried[i]["valid"])
+    return configs[best], tried
+
+
+def _plain(candidate: Settings) -> dict[str, Any]:
+    return {name: value if isinstance(value, Mapping) else dataclasses.asdict(value) for name, value in candidate.items()}
+
+
+def study(
+    base: RunConfig,
+    variants: Sequence[Variant],
+    dataset: SequenceDataset,
+    out: Path,
+    metrics: Sequence[str] = ("HR@10", "NDCG@10"),
+) -> dict[str, Any]:
+    """Train every variant under ``out`` and compare them with the first; returns what the tables need."""
+    (out / "tuning").mkdir(parents=True, exist_ok=True)
+    rows, runs = [], []
+    for variant in variants:
+        run = out / variant.name.replace(" ", "-")
+        config, tried = tuned(base, variant, dataset, out / "tuning")
+        if not (run / "results.json").exists():
+            fit(dataset, config, run, resume=(run / "config.json").exists(), progress=False)
+        results = json.loads((run / "results.json").read_text())
+        runs.append(run)
+        row = {
+            "name": variant.name,
+            "tried": tried,
+            **{key: results[key] for key in ("metrics", "valid_metrics", "timing", "training", "config")},
+        }
+        rows.append(row)
+        print(
+            f"{variant.name}: valid {results['valid_metrics'][base.training.metric]['mean']:.4f}, test "
+            + ", ".join(f"{m} {results['metrics'][m]['mean']:.4f} ± {results['metrics'][m]['sd'] or 0:.4f}" for m in metrics)
+            + f", {results['timing']['training_seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    comparison = compare(runs, metrics)
+    return {
+        "dataset": results["dataset"],
+        "split": results["split"],
+        "protocol": results["protocol"],
+        "baselines": results["baselines"],
+        "seeds": results["seeds"],
+        "versions": results["versions"],
+        "hardware": results["hardware"],
+        "variants": rows,
+        "markdown": comparison.to_markdown(),
+        "differences": [dataclasses.asdict(each) for each in comparison.differences],
+    }
+
+
+def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> None:
+    """Commit-ready records: ``path``.json with everything, ``path``.md to read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({**result, "command": command}, indent=1) + "\n")
+    versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    tuning = [
+        f"- {row['name']}: " + "; ".join(f"{json.dumps(t['candidate'])} {t['valid']:.4f}" for t in row["tried"])
+        for row in result["variants"]
+        if row["tried"]
+    ]
+    baselines = [
+        f"- {name}: " + ", ".join(f"{metric} {values[metric]:.4f}" for metric in ("HR@10", "NDCG@10"))
+        for name, values in result["baselines"].items()
+    ]
+    costs = [
+        f"| {row['name']} | {row['training']['parameters']:,} | {row['timing']['training_seconds'] / len(result['seeds']):.0f} "
+        f"| {row['valid_metrics']['NDCG@10']['mean']:.4f} |"
+        for row in result["variants"]
+    ]
+    lines = [
+        f"# {title}",
+        "",
+        f"`{command}`",
+        "",
+        f"{result['dataset']['name']}: {result['dataset']['users']:,} users, {result['dataset']['items']:,} items, "
+        f"{result['dataset']['interactions']:,} interactions (fingerprint `{result['dataset']['fingerprint'][:16]}`). "
+        f"{result['split']['protocol']}; {result['protocol']}. Seeds {result['seeds']}. Settings and stopping were chosen "
+        "on validation; test targets were ranked once.",
+        "",
+        result["markdown"],
+        "",
+        "Without training:",
+        "",
+        *baselines,
+        "",
+        "| variant | parameters | training seconds a seed | validation NDCG@10 |",
+        "|---|---|---|---|",
+        *costs,
+        "",
+        *(["Tuning (validation, first seed):", "", *tuning, ""] if tuning else []),
+        f"Run with {versions}; {result['hardware']['processor']}, {result['hardware']['cores']} cores, "
+        f"{', '.join(result['hardware']['devices'])}.",
+    ]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
