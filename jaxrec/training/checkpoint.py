@@ -35,7 +35,9 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def abstract(tree: Any) -> Any:
     """Shape, dtype and sharding of each array of ``tree``: the target of a restore."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
+    )
 
 
 class CheckpointStore:
@@ -46,16 +48,34 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: Path, keep: int = 2):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        """Open ``directory``, or make it.
+
+        Raises:
+          CheckpointError: it cannot be made or read, or the record of a checkpoint in it is damaged.
+        """
+        # Orbax logs what it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = Path(directory)
-        self._orbax = ocp.training.Checkpointer(
-            self.directory.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.AnyPreservationPolicy(
-                [_policies.LatestN(keep), _policies.BestN(n=1, get_metric_fn=lambda metrics: metrics["score"])]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        if self.directory.exists() and not self.directory.is_dir():
+            raise CheckpointError(
+                f"{self.directory} is a file: expected the directory of a run's checkpoints"
+            )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.directory.absolute(),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=_policies.AnyPreservationPolicy(
+                    [
+                        _policies.LatestN(keep),
+                        _policies.BestN(n=1, get_metric_fn=lambda metrics: metrics["score"]),
+                    ]
+                ),
+                cleanup_tmp_directories=True,
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot open the checkpoints under {self.directory}: {_in_short(error)}. {self._advice()}"
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -89,7 +109,7 @@ class CheckpointStore:
             last = []
         kept = f"the checkpoint of step {last[0]} is intact" if last else "no earlier checkpoint exists"
         return CheckpointError(
-            f"could not save a checkpoint under {self.directory}: {error}. Check the free space and the permissions; "
+            f"could not save a checkpoint under {self.directory}: {_in_short(error)}. Check the free space and the permissions; "
             f"{kept}, and the run can be resumed from it."
         )
 
@@ -114,12 +134,15 @@ class CheckpointStore:
             metadata = self._orbax.metadata(step)
             record, arrays = metadata.custom_metadata, metadata.metadata
         except Exception as error:
-            raise CheckpointError(f"the checkpoint of step {step} under {self.directory} is damaged: {error}") from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(arrays, dict):
+            raise self._damaged(step, error) from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise CheckpointError(
-                f"the checkpoint of step {step} under {self.directory} was not written by jaxrec (or by another "
-                f"version of it): expected format {FORMAT}, got {record.get('format') if record else None}"
+                f"the checkpoint of step {step} under {self.directory} is damaged, or was not written by jaxrec, or by "
+                f"another version of it: expected format {FORMAT}, got {record.get('format') if record else None}; "
+                f"{self._without(step)}"
             )
+        if not isinstance(arrays, dict):
+            raise self._damaged(step, ValueError("the list of its arrays cannot be read"))
         return step, record, arrays
 
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -130,13 +153,23 @@ class CheckpointStore:
         """
         step, record, saved = self._metadata(step)
         wanted = flatten(target)
-        problems = [f"{name}: expected by this configuration, absent in the checkpoint" for name in wanted if name not in saved]
-        problems += [f"{name}: in the checkpoint, unknown to this configuration" for name in saved if name not in wanted]
+        problems = [
+            f"{name}: expected by this configuration, absent in the checkpoint"
+            for name in wanted
+            if name not in saved
+        ]
+        problems += [
+            f"{name}: in the checkpoint, unknown to this configuration"
+            for name in saved
+            if name not in wanted
+        ]
         for name in wanted.keys() & saved.keys():
             want = (tuple(wanted[name].shape), str(wanted[name].dtype))
             have = (tuple(saved[name].shape), str(saved[name].dtype))
             if want != have:
-                problems.append(f"{name}: expected {want[1]}{list(want[0])}, the checkpoint has {have[1]}{list(have[0])}")
+                problems.append(
+                    f"{name}: expected {want[1]}{list(want[0])}, the checkpoint has {have[1]}{list(have[0])}"
+                )
         if problems:
             shown = "\n  ".join(sorted(problems)[:8])
             raise CheckpointError(
@@ -146,18 +179,48 @@ class CheckpointStore:
         try:
             flat = self._orbax.load(step, wanted)
         except Exception as error:
-            cause = error.__cause__ or error
-            raise CheckpointError(
-                f"the checkpoint of step {step} under {self.directory} is damaged: {cause}. "
-                f"Others there: {[s for s in self.steps() if s != step]}"
-            ) from error
+            raise self._damaged(step, error) from error
         structure = jax.tree_util.tree_structure(target)
         return jax.tree_util.tree_unflatten(structure, [flat[name] for name in wanted]), record
+
+    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint of step {step} under {self.directory} is damaged: {_in_short(error)}; {self._without(step)}"
+        )
+
+    def _without(self, step: int) -> str:
+        """How to go on without the checkpoint of ``step``."""
+        others = [s for s in self.steps() if s != step]
+        return (
+            f"delete {self.directory / str(step)} to go on from step {others[-1]}"
+            if others
+            else "start the run anew"
+        )
+
+    def _advice(self) -> str:
+        """Which checkpoint cannot be read, where it is one: Orbax opens all or none."""
+        for pattern in ("*/_CHECKPOINT_METADATA", "*/metrics/metrics"):
+            for record in sorted(self.directory.glob(pattern)):
+                try:
+                    json.loads(record.read_text())
+                except (OSError, ValueError):
+                    checkpoint = self.directory / record.relative_to(self.directory).parts[0]
+                    return f"The record {record} is damaged: delete {checkpoint} to use the others"
+        return "Check the permissions and the free space"
 
     def close(self) -> None:
         """Wait for saves, then release the directory."""
         self.wait()
         self._orbax.close()
+
+
+def _in_short(error: BaseException) -> str:
+    """The first line of what lies at the root of ``error``: TensorStore appends pages of its internal state."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = (str(error).strip().splitlines() or [""])[0]
+    text = text.split(" See full TensorStore details")[0][:300].rstrip(" .")
+    return text or type(error).__name__
 
 
 def json_safe(value: Any) -> Any:

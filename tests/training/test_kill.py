@@ -21,7 +21,16 @@ from tests.helpers import small_dataset
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ["--preset", "smoke", "--quiet", "--json", "--batches.batch-size", "4", "--batches.max-length", "16"]
+OPTIONS = [
+    "--preset",
+    "smoke",
+    "--quiet",
+    "--json",
+    "--batches.batch-size",
+    "4",
+    "--batches.max-length",
+    "16",
+]
 OPTIONS += ["--training.epochs", "24", "--training.checkpoint-seconds", "0", "--evaluation.ks", "5", "10"]
 PATIENCE_SECONDS = 240  # a hang is told from a slow machine
 
@@ -43,7 +52,9 @@ class Workplace:
     def start(self, workdir, resume):
         command = [sys.executable, "-m", "jaxrec.cli", "train", "--workdir", str(workdir)]
         # A resumed run takes its settings from the directory.
-        command += ["--resume", "--quiet", "--json"] if resume else ["--data", str(self.folder / "data"), *OPTIONS]
+        command += (
+            ["--resume", "--quiet", "--json"] if resume else ["--data", str(self.folder / "data"), *OPTIONS]
+        )
         return subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -127,7 +138,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(workplace, uninter
     resumed = workplace.finish(run, resume=True)
     assert_same_bits(whole, run)
     assert without_clock(resumed) == without_clock(results)
-    lines = [[(line["step"], line.get("loss")) for line in read_journal(d / "log.jsonl")] for d in (whole, run)]
+    lines = [
+        [(line["step"], line.get("loss")) for line in read_journal(d / "log.jsonl")] for d in (whole, run)
+    ]
     assert lines[0] == lines[1], "no step of the log is missing or told twice"
 
 
@@ -140,7 +153,9 @@ def test_signals_save_say_how_to_resume_and_exit_with_their_number(workplace, un
         _, err = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == status
         assert "Traceback" not in err
-        told = re.search(r"^jaxrec: stopped at step (\d+) of \d+ and saved; continue with: jaxrec (.*)$", err, re.M)
+        told = re.search(
+            r"^jaxrec: stopped at step (\d+) of \d+ and saved; continue with: jaxrec (.*)$", err, re.M
+        )
         assert told, err
         assert told[2] == f"train --workdir {run} --resume"
         store = CheckpointStore(run / "checkpoints")
