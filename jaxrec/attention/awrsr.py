@@ -74,7 +74,7 @@ class RefinedAttention(Mechanism):
         maps = ProfileMaps(config, self.shape.max_length, name="profiles")()
         keep, probability = self.keep_mask((batch, config.heads, length, length), train)
 
-        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, _: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = rows.inputs
             scores = contract("bihd,bjhd->bhij", q, k, dtype)
             bias = bias_of(rows)

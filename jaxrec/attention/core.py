@@ -13,18 +13,32 @@ from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, allowed_positions
 from jaxrec.attention.positions import POSITIONS, ScoreBias, interval_bias, rotate
-from jaxrec.layers import Dense, dropout_mask
+from jaxrec.layers import Dense, dropout_mask, matmul
 
 #: Scores held at once by the automatic choice of `rows_per_group`.
 GROUP_SCORES = 1_000_000
+#: Stretches of time that the core treats one by one on a CPU, and the least length of one.
+CHUNKS = 4
+CHUNK_LENGTH = 16
+
+
+def operand_dtype(dtype: Any, backend: str) -> Any:
+    """The precision in which `contract` may hold its operands.
+
+    On a CPU float32 alone: XLA refuses some transposed batched bfloat16 products only when they run
+    ("Unsupported element type for DotThunk"), and groups of rows in float32 are faster there than bfloat16
+    is. `jaxrec.layers.matmul`, with its two-dimensional products, keeps to ``dtype``.
+    """
+    return jnp.float32 if backend == "cpu" else dtype
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def contract(equation: str, x: Array, y: Array, dtype: Any) -> Array:
     """``einsum(equation, x, y)`` with operands in ``dtype`` and sums in float32, forward and backward.
 
-    Every index must appear in two of the three terms.
+    Every index must appear in two of the three terms. See `operand_dtype` for what a CPU does.
     """
+    dtype = operand_dtype(dtype, jax.default_backend())
     return jnp.einsum(equation, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
 
 
@@ -61,6 +75,81 @@ def masked_softmax(scores: Array, allowed: Array) -> Array:
     return jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(scores.dtype).min), axis=-1)
 
 
+def causal_chunks(length: int, backend: str) -> int:
+    """How many stretches of time to treat one by one: a CPU gains by not scoring what the mask forbids."""
+    return max(1, min(CHUNKS, length // CHUNK_LENGTH)) if backend == "cpu" else 1
+
+
+class Extra(NamedTuple):
+    """Keys outside the row that every query may see.
+
+    Attributes:
+      queries: [B, L * M, H, d], what meets these keys.
+      keys, values: [E, H, d].
+    """
+
+    queries: Array
+    keys: Array
+    values: Array
+
+
+def softmax_core(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    segments: Array,
+    bias: Array | None,
+    keep: Array | None,
+    probability: float,
+    dtype: Any,
+    chunks: int,
+    slots: int = 1,
+    extra: Extra | None = None,
+) -> tuple[Array, Array]:
+    """Causal softmax attention, one stretch of time after another against the keys up to its end.
+
+    Args:
+      q: [B, L * M, H, d], M = ``slots`` queries at each time, adjacent.
+      k, v: [B, L, H, d].
+      segments: int32[B, L].
+      bias: of the scores, [1 or B, H, L, L], or None.
+      keep: the weights that dropout keeps, bool[B, H, L, M, E + L], or None; kept with ``probability``.
+      dtype: of the operands of products.
+      chunks: number of stretches; the result does not depend on it.
+      extra: E more keys, before the row's own, or None.
+
+    Returns:
+      [B, L * M, H, d], and the weights [B, H, stretch, M, E + L] before dropout of the last stretch (all
+      times where ``chunks`` is 1).
+    """
+    batch, length, heads, _ = k.shape
+    outside = 0 if extra is None else extra.keys.shape[0]
+    allowed = allowed_positions(segments)
+    outs = []
+    for chunk in range(chunks):
+        start, stop = chunk * length // chunks, (chunk + 1) * length // chunks
+        asking = slice(start * slots, stop * slots)
+        size = (batch, heads, stop - start, slots)
+        scores = contract("bihd,bjhd->bhij", q[:, asking], k[:, :stop], dtype).reshape(*size, stop)
+        if bias is not None:
+            scores = scores + bias[:, :, start:stop, None, :stop]
+        seen = jnp.broadcast_to(allowed[:, None, start:stop, None, :stop], scores.shape)
+        if extra is not None:
+            more = contract("bihd,jhd->bhij", extra.queries[:, asking], extra.keys, dtype)
+            scores = jnp.concatenate([more.reshape(*size, outside), scores], axis=-1)
+            seen = jnp.concatenate([jnp.ones((*size, outside), jnp.bool_), seen], axis=-1)
+        weights = masked_softmax(scores, seen)
+        dropped = drop_weights(
+            weights, None if keep is None else keep[:, :, start:stop, :, : outside + stop], probability
+        ).reshape(batch, heads, (stop - start) * slots, outside + stop)
+        out = contract("bhij,bjhd->bihd", dropped[..., outside:], v[:, :stop], dtype)
+        if extra is not None:
+            out = out + contract("bhij,jhd->bihd", dropped[..., :outside], extra.values, dtype)
+        outs.append(out)
+    return (outs[0] if chunks == 1 else jnp.concatenate(outs, axis=1)), weights
+
+
 class Projections(nn.Module):
     """Queries, keys and values [B, L, H, d]: ``3 (D^2 + D)`` parameters, one product where the inputs
     agree.
@@ -82,9 +171,8 @@ class Projections(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (3 * width,), jnp.float32)
 
         def affine(inputs: Array, start: int, stop: int) -> Array:
-            return contract("bld,de->ble", inputs, kernel[:, start:stop], self.shape.dtype) + bias[
-                start:stop
-            ].reshape(1, 1, -1)
+            columns = slice(start, stop)
+            return matmul(inputs, kernel[:, columns], self.shape.dtype) + bias[columns].reshape(1, 1, -1)
 
         if queries is None:
             parts = jnp.split(affine(x, 0, 3 * width), 3, axis=-1)
@@ -198,11 +286,13 @@ class Mechanism(nn.Module):
         return turn, bias_of
 
     def over_rows(
-        self, function: Callable[[Rows], tuple[Array, dict[str, Array]]], rows: Rows, scores_per_row: int
+        self, function: Callable[[Rows, int], tuple[Array, dict[str, Array]]], rows: Rows, scores_per_row: int
     ) -> Array:
-        """``function(rows)[0]`` in groups; its second value is sown when intermediates are asked for."""
+        """``function(rows, chunks)[0]`` in groups; its second value is sown when intermediates are asked
+        for.
+        """
         if self.is_mutable_collection("intermediates"):
-            out, weights = function(rows)
+            out, weights = function(rows, 1)
             for name, value in weights.items():
                 self.sow("intermediates", name, value)
             return out
@@ -210,7 +300,8 @@ class Mechanism(nn.Module):
         size = self.config.rows_per_group or automatic_rows_per_group(
             total, scores_per_row, jax.default_backend(), jax.device_count()
         )
-        return map_rows(lambda group: function(group)[0], min(size, total), rows)
+        chunks = causal_chunks(rows.segments.shape[1], jax.default_backend())
+        return map_rows(lambda group: function(group, chunks)[0], min(size, total), rows)
 
 
 def drop_weights(weights: Array, keep: Array | None, probability: float) -> Array:

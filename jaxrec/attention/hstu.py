@@ -91,7 +91,7 @@ class PointwiseAttention(Mechanism):
             by_distance = table[:, distances(length)][None]
         keep, probability = self.keep_mask((batch, heads, length, length), train)
 
-        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, _: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = rows.inputs
             scores = contract("bihd,bjhd->bhij", q, k, dtype)
             for bias in (by_distance, bias_of(rows)):

@@ -33,11 +33,10 @@ from jaxrec.attention.core import (
     Projections,
     Rows,
     contract,
-    drop_weights,
-    masked_softmax,
     merge_heads,
     position_count,
     projection_count,
+    softmax_core,
 )
 from jaxrec.attention.positions import POSITIONS, distances
 from jaxrec.errors import ConfigError
@@ -215,22 +214,29 @@ class KernelAttention(Mechanism):
         if config.kernels(shared=True):
             option = "share_upper" if config.share_upper else "share_lower"
             kernels.update(config.from_shared(context, option))
-        keep, probability = self.keep_mask((batch, config.heads, length, length), train)
+        keep, probability = self.keep_mask((batch, config.heads, length, 1, length), train)
 
         def mixed(name: str, structure: Structure, x: Array, rows: Rows) -> Array:
             if structure == "identity":
                 return x
             return mix(x, mixing_weights(structure, kernels[name], rows.positions), rows.allowed(), dtype)
 
-        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = rows.inputs
             k = mixed("upper", config.upper, k, rows)
             v = mixed("lower", config.lower, v, rows)
-            scores = contract("bihd,bjhd->bhij", q, k, dtype)
-            bias = bias_of(rows)
-            weights = masked_softmax(scores if bias is None else scores + bias, rows.allowed())
-            out = contract("bhij,bjhd->bihd", drop_weights(weights, rows.keep, probability), v, dtype)
-            return out, {"attention_weights": weights}
+            out, weights = softmax_core(
+                q,
+                k,
+                v,
+                segments=rows.segments,
+                bias=bias_of(rows),
+                keep=rows.keep,
+                probability=probability,
+                dtype=dtype,
+                chunks=chunks,
+            )
+            return out, {"attention_weights": weights[:, :, :, 0]}
 
         inputs = (turn(q) * q.shape[-1] ** -0.5, turn(k), v)
         rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)

@@ -28,20 +28,19 @@ from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
 from jaxrec.attention.core import (
+    Extra,
     Mechanism,
     OutputProjection,
     Rows,
     contract,
-    drop_weights,
     index_from_start,
-    masked_softmax,
-    merge_heads,
     position_count,
     projection_count,
+    softmax_core,
     split_heads,
 )
 from jaxrec.errors import ConfigError
-from jaxrec.layers import Dense
+from jaxrec.layers import Dense, matmul
 
 QueryLevel = Literal["mean", "last", "pooled", "sum", "none"]
 
@@ -114,27 +113,61 @@ class Dummies(nn.Module):
         return self.param("vectors", nn.initializers.normal(0.02), (self.count, self.width), jnp.float32)
 
 
+class SlotMap(nn.Module):
+    """The affine map of one slot of the window; `QueryWindow` has one of its own for each slot."""
+
+    shape: AttentionShape
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        width = self.shape.width
+        kernel = self.param("kernel", self.shape.kernel_init, (width, width), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (width,), jnp.float32)
+
+
+class QueryWindow(nn.Module):
+    """Query Window Matrix: ``[..., D] -> [..., m, D]``, a projection for each slot; ``m (D^2 + D)``
+    parameters.
+
+    `nn.vmap` over the m slots defines them (each initialised alone); they are applied as one matrix product,
+    since mapping the product too makes its backward pass sum m gradients of the inputs.
+    """
+
+    window: int
+    shape: AttentionShape
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        maps = nn.vmap(
+            SlotMap, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=self.window
+        )
+        kernels, biases = maps(self.shape, name="slots")()
+        width = self.shape.width
+        side_by_side = jnp.moveaxis(kernels, 0, 1).reshape(width, self.window * width)
+        out = matmul(x, side_by_side, self.shape.dtype).reshape(*x.shape[:-1], self.window, width)
+        return out + biases.reshape((1,) * (x.ndim - 1) + (self.window, width))
+
+
 def slide_window(items: Array, dummies: Array, index: Array) -> Array:
-    """Place the window's vectors at each time: ``[m, B, L, D], [m, m-1, D], int32[B, L] -> [m, B, L, D]``.
+    """Place the window's vectors at each time: ``[B, L, m, D], [m-1, m, D], int32[B, L] -> [B, L, m, D]``.
 
     Slot j (from 0) of time t takes item ``t - (m - 1 - j)`` of the same sequence, or dummy ``t + j`` where
     the sequence has not begun by then. ``index`` is t, counted from the sequence's start.
     """
-    window, batch, length, width = items.shape
-    slots, starts = [], []
+    batch, length, window, width = items.shape
+    slots = []
+    early = jax.nn.one_hot(index, window - 1, dtype=jnp.float32)
     for slot in range(window):
         back = min(window - 1 - slot, length)
         shifted = jnp.concatenate(
-            [jnp.zeros((batch, back, width), items.dtype), items[slot, :, : length - back]], axis=1
+            [jnp.zeros((batch, back, width), items.dtype), items[:, : length - back, slot]], axis=1
         )
-        slots.append(jnp.where((index >= window - 1 - slot)[..., None], shifted, 0.0))
-        # Row t of this slot's table is dummy t + slot; none once the slot has reached the first item.
-        starts.append(jnp.pad(dummies[slot, slot:], ((0, slot), (0, 0))))
-    moved = jnp.stack(slots)
-    if window == 1:
-        return moved
-    early = jax.nn.one_hot(index, window - 1, dtype=jnp.float32)
-    return moved + contract("ble,med->mbld", early, jnp.stack(starts), jnp.float32)
+        placed = jnp.where((index >= window - 1 - slot)[..., None], shifted, 0.0)
+        if slot < window - 1:
+            # Row t of this slot's table is dummy t + slot; none once the slot has reached the first item.
+            placed = placed + matmul(early, jnp.pad(dummies[slot:, slot], ((0, slot), (0, 0))))
+        slots.append(placed)
+    return jnp.stack(slots, axis=2)
 
 
 class MultiItemQueryAttention(Mechanism):
@@ -161,48 +194,43 @@ class MultiItemQueryAttention(Mechanism):
             dummies = config.from_shared(context, "share_dummies")
         else:
             dummies = Dummies(window - 1, width, name="dummies")()
-        project = nn.vmap(
-            Dense,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=None,
-            axis_size=window,
-        )(width, kernel_init=self.shape.kernel_init, dtype=dtype, name="query_window")
+        project = QueryWindow(window, self.shape, name="query_window")
         source = x if queries is None else queries
         asked = slide_window(project(source), project(dummies), index_from_start(context.segments))
         asked = split_heads(asked, heads) * (width // heads) ** -0.5
         pair = Dense(2 * width, kernel_init=self._pair_init, dtype=dtype, name="keys_values")
         k, v = (split_heads(part, heads) for part in jnp.split(pair(x), 2, axis=-1))
 
-        turned = jax.vmap(turn)(asked)
-        inputs = [jnp.moveaxis(turned, 0, 1), turn(k), v]
+        def flat(q: Array) -> Array:
+            # Times and slots as one axis: each product of the core is one matrix product a row and head.
+            return q.reshape(batch, length * window, heads, width // heads)
+
+        inputs = [flat(jax.vmap(turn, 2, 2)(asked)), turn(k), v]
         n_dummies = window - 1 if config.dummies_as_keys else 0
         if n_dummies:
             # Dummies have no place in the row: they meet the queries before these are rotated.
-            inputs.append(jnp.moveaxis(asked, 0, 1))
+            inputs.append(flat(asked))
             dummy_k, dummy_v = (split_heads(part, heads) for part in jnp.split(pair(dummies), 2, axis=-1))
-        keep, probability = self.keep_mask((batch, heads, window, length, n_dummies + length), train)
+        keep, probability = self.keep_mask((batch, heads, length, window, n_dummies + length), train)
         level = self._query_level_maps() if config.query_level != "none" else None
 
-        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = rows.inputs[:3]
-            scores = contract("bmihd,bjhd->bhmij", q, k, dtype)
-            bias = bias_of(rows)
-            if bias is not None:
-                scores = scores + bias[:, :, None]
-            allowed = rows.allowed()[:, :, None]
-            if n_dummies:
-                extra = contract("bmihd,jhd->bhmij", rows.inputs[3], dummy_k, dtype)
-                scores = jnp.concatenate([extra, scores], axis=-1)
-                seen = jnp.ones((*allowed.shape[:-1], n_dummies), jnp.bool_)
-                allowed = jnp.concatenate([seen, allowed], axis=-1)
-            weights = masked_softmax(scores, allowed)
-            dropped = drop_weights(weights, rows.keep, probability)
-            answers = contract("bhmij,bjhd->bmihd", dropped[..., n_dummies:], v, dtype)
-            if n_dummies:
-                answers = answers + contract("bhmij,jhd->bmihd", dropped[..., :n_dummies], dummy_v, dtype)
-            out, alpha = self._weigh(merge_heads(answers), level)
-            return out, {"attention_weights": weights, "query_weights": alpha}
+            answers, weights = softmax_core(
+                q,
+                k,
+                v,
+                segments=rows.segments,
+                bias=bias_of(rows),
+                keep=rows.keep,
+                probability=probability,
+                dtype=dtype,
+                chunks=chunks,
+                slots=window,
+                extra=Extra(rows.inputs[3], dummy_k, dummy_v) if n_dummies else None,
+            )
+            out, alpha = self._weigh(answers.reshape(-1, length, window, width), level)
+            return out, {"attention_weights": jnp.moveaxis(weights, 3, 2), "query_weights": alpha}
 
         rows = Rows(tuple(inputs), context.segments, context.positions, context.timestamps, keep)
         attended = self.over_rows(core, rows, heads * window * length * length)
@@ -225,24 +253,20 @@ class MultiItemQueryAttention(Mechanism):
         return contract("ac,bc->ab", w_k, w_q, jnp.float32) * width**-0.5, w_v
 
     def _weigh(self, answers: Array, level: tuple[Array, Array] | None) -> tuple[Array, Array]:
-        """The m answers [B, m, L, D] to one [B, L, D], and their weights [B, L, m]."""
-        batch, window, length, _ = answers.shape
+        """The m answers [B, L, m, D] to one [B, L, D], and their weights [B, L, m]."""
+        batch, length, window, _ = answers.shape
         if level is None:
-            return answers.mean(axis=1), jnp.full((batch, length, window), 1.0 / window)
+            return answers.mean(axis=2), jnp.full((batch, length, window), 1.0 / window)
         product, w_v = level
         dtype, kind = self.shape.dtype, self.config.query_level
-        # alpha weighs the answers before W'_V, which is linear: one map of the sum rather than m maps.
         if kind in ("last", "pooled"):
-            asking = answers[:, -1] if kind == "last" else answers.mean(axis=1)
-            asking = contract("bla,ac->blc", asking, product, dtype)
-            logits = jnp.sum(asking[:, None] * answers, axis=-1)
-            alpha = jax.nn.softmax(logits, axis=1)
+            asking = answers[:, :, -1] if kind == "last" else answers.mean(axis=2)
+            logits = contract("bla,blja->blj", matmul(asking, product, dtype), answers, dtype)
+            alpha = jax.nn.softmax(logits, axis=-1)
         else:
-            asking = contract("bmla,ac->bmlc", answers, product, dtype)
-            logits = jnp.stack(
-                [jnp.sum(asking * answers[:, j, None], axis=-1) for j in range(window)], axis=-1
-            )
+            logits = contract("blia,blja->blij", matmul(answers, product, dtype), answers, dtype)
             each = jax.nn.softmax(logits, axis=-1)
-            alpha = jnp.moveaxis(each.mean(axis=1) if kind == "mean" else each.sum(axis=1), -1, 1)
-        mixed = jnp.sum(alpha[..., None] * answers, axis=1)
-        return contract("bla,ac->blc", mixed, w_v, dtype), jnp.moveaxis(alpha, 1, -1)
+            alpha = each.mean(axis=2) if kind == "mean" else each.sum(axis=2)
+        # alpha weighs the answers before W'_V, which is linear: one map of the sum rather than m maps.
+        mixed = jnp.sum(alpha[..., None] * answers, axis=2)
+        return matmul(mixed, w_v, dtype), alpha

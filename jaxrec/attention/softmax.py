@@ -14,12 +14,10 @@ from jaxrec.attention.core import (
     OutputProjection,
     Projections,
     Rows,
-    contract,
-    drop_weights,
-    masked_softmax,
     merge_heads,
     position_count,
     projection_count,
+    softmax_core,
 )
 
 
@@ -53,15 +51,22 @@ class SoftmaxAttention(Mechanism):
         turn, bias_of = self.position_terms(context)
         q, k, v = Projections(heads, self.shape, name="projections")(x, queries)
         scale = q.shape[-1] ** -0.5
-        keep, probability = self.keep_mask((batch, heads, length, length), train)
+        keep, probability = self.keep_mask((batch, heads, length, 1, length), train)
 
-        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = rows.inputs
-            scores = contract("bihd,bjhd->bhij", q, k, dtype)
-            bias = bias_of(rows)
-            weights = masked_softmax(scores if bias is None else scores + bias, rows.allowed())
-            out = contract("bhij,bjhd->bihd", drop_weights(weights, rows.keep, probability), v, dtype)
-            return out, {"attention_weights": weights}
+            out, weights = softmax_core(
+                q,
+                k,
+                v,
+                segments=rows.segments,
+                bias=bias_of(rows),
+                keep=rows.keep,
+                probability=probability,
+                dtype=dtype,
+                chunks=chunks,
+            )
+            return out, {"attention_weights": weights[:, :, :, 0]}
 
         inputs = (turn(q) * scale, turn(k), v)
         rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)

@@ -152,7 +152,7 @@ class WassersteinAttention(Mechanism):
         keep, probability = self.keep_mask((batch, heads, length, length), train)
         scale = (half.width // heads) ** -0.5
 
-        def core(rows: Rows) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, _: int) -> tuple[Array, dict[str, Array]]:
             q, k, mean_v, cov_v = rows.inputs
             scores = negative_distances(q, k, "bhid,bhjd->bhij", dtype) * scale
             bias = bias_of(rows)

@@ -165,7 +165,7 @@ def miq_attention(variant, params, x, queries, places, timestamps, shared):
     m, (n, width) = config.query_window, x.shape
     dummies = shared if config.share_dummies else params["dummies"]["vectors"]
     extended = np.concatenate([dummies, x if queries is None else queries])
-    window = params["query_window"]
+    window = params["query_window"]["slots"]
     kernel, bias = params["keys_values"]["kernel"], params["keys_values"]["bias"]
     k, v = np.split(x @ kernel + bias, 2, axis=1)
     dummy_k, dummy_v = np.split(dummies @ kernel + bias, 2, axis=1)

@@ -20,12 +20,23 @@ from jaxrec.attention import (
     RefinedAttentionConfig,
     SoftmaxAttentionConfig,
     WassersteinAttentionConfig,
+    core,
 )
-from jaxrec.attention.core import automatic_rows_per_group, contract, index_from_start, map_rows
+from jaxrec.attention.core import (
+    Extra,
+    automatic_rows_per_group,
+    causal_chunks,
+    contract,
+    index_from_start,
+    map_rows,
+    operand_dtype,
+    softmax_core,
+)
 from jaxrec.attention.kernel import kernel_matrices
-from jaxrec.attention.miq import slide_window
+from jaxrec.attention.miq import QueryWindow, slide_window
 from jaxrec.attention.positions import interval_buckets
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
+from jaxrec.layers import Dense
 from tests.attention.variants import QUICK
 
 QUICK_JIT = {"compiler_options": QUICK}
@@ -143,7 +154,7 @@ def test_configurations_round_trip_through_json_and_cite_their_paper(name):
 
 def test_miq_with_one_query_and_no_query_level_is_softmax_attention():
     module, params = initialised(MultiItemQueryAttentionConfig(heads=2, query_window=1, query_level="none"))
-    window, pair = params["query_window"], params["keys_values"]
+    window, pair = params["query_window"]["slots"], params["keys_values"]
     kernel = jnp.concatenate([window["kernel"][0], pair["kernel"]], axis=1)
     bias = jnp.concatenate([window["bias"][0], pair["bias"]])
     same = {"projections": {"kernel": kernel, "bias": bias}, "output": params["output"]}
@@ -183,27 +194,36 @@ def test_gated_awrsr_starts_near_softmax_attention():
     assert 0.0 < np.abs(weights - first).max() < 0.1
 
 
-def test_query_window_by_vmap_equals_the_batched_einsum():
-    module, params = initialised(MultiItemQueryAttentionConfig(query_window=3, query_level="none"))
-    kernel, bias = params["query_window"]["kernel"], params["query_window"]["bias"]
-    assert kernel.shape == (3, 8, 8)
-    assert len({float(slot.std()) for slot in kernel}) == 3  # each slot has its own initial values
-    expected = jnp.einsum("bld,mde->mble", X, kernel) + bias[:, None, None]
-    _, sown = module.apply(
-        {"params": params}, X, CONTEXT, capture_intermediates=True, mutable=["intermediates"]
-    )
-    np.testing.assert_allclose(sown["intermediates"]["query_window"]["__call__"][0], expected, atol=1e-5)
+def test_query_window_by_vmap_equals_the_batched_product():
+    window = QueryWindow(3, SHAPE)
+    params = jax.jit(window.init, **QUICK_JIT)(jax.random.key(0), X)["params"]
+    assert params["slots"]["kernel"].shape == (3, 8, 8)
+    assert (
+        len({float(slot.std()) for slot in params["slots"]["kernel"]}) == 3
+    )  # each slot is initialised alone
+    mapped = nn.vmap(
+        Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=2, axis_size=3
+    )(8)
+
+    def both(apply):
+        return jax.jit(
+            jax.value_and_grad(lambda p, x: jnp.sin(apply({"params": p}, x)).sum(), (0, 1)), **QUICK_JIT
+        )
+
+    value, (own, by_input) = both(window.apply)(params, X)
+    expected, (slots, by_input_expected) = both(mapped.apply)(params["slots"], X)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(by_input, by_input_expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), own["slots"], slots)
 
 
 def test_window_slides_over_dummies_then_items():
-    items = jnp.arange(1.0, 7.0).reshape(1, 1, 6, 1) * jnp.ones((3, 1, 1, 1))
-    dummies = jnp.asarray([[-1.0], [-2.0]])[None] * jnp.ones((3, 1, 1))
+    items = jnp.arange(1.0, 7.0).reshape(1, 6, 1, 1) * jnp.ones((1, 1, 3, 1))
+    dummies = jnp.asarray([-1.0, -2.0]).reshape(2, 1, 1) * jnp.ones((1, 3, 1))
     segments = jnp.asarray([[0, 1, 1, 1, 2, 2]], jnp.int32)
     slide = jax.jit(lambda *inputs: slide_window(*inputs[:2], index_from_start(inputs[2])), **QUICK_JIT)
-    window = slide(items, dummies, segments)[..., 0]
-    np.testing.assert_array_equal(
-        window[:, 0, 1:].T, [[-1, -2, 2], [-2, 2, 3], [2, 3, 4], [-1, -2, 5], [-2, 5, 6]]
-    )
+    window = slide(items, dummies, segments)[0, 1:, :, 0]
+    np.testing.assert_array_equal(window, [[-1, -2, 2], [-2, 2, 3], [2, 3, 4], [-1, -2, 5], [-2, 5, 6]])
 
 
 def test_query_weights_come_out_and_sum_to_one():
@@ -239,7 +259,8 @@ def test_projections_are_initialised_for_their_own_fan():
         params = jax.jit(config.module(ones).init, **QUICK_JIT)(jax.random.key(0), x, context)["params"]
         for name in ("projections", "keys_values", "query_window"):
             if name in params:
-                assert params[name]["kernel"].std() == pytest.approx(64**-0.5, rel=0.05)
+                found = params[name].get("slots", params[name])
+                assert found["kernel"].std() == pytest.approx(64**-0.5, rel=0.05)
 
 
 def test_interval_buckets_double():
@@ -274,6 +295,48 @@ def test_automatic_groups(rows, scores, backend, devices, expected):
     assert automatic_rows_per_group(rows, scores, backend, devices) == expected
 
 
+def test_stretches_of_time_only_where_they_pay():
+    assert [causal_chunks(length, "cpu") for length in (1, 31, 32, 50, 200)] == [1, 1, 2, 3, 4]
+    assert causal_chunks(200, "gpu") == 1
+
+
+@pytest.mark.parametrize("chunks", [2, 3, 4])
+def test_stretches_of_time_change_nothing(chunks):
+    """Values, gradients and dropout, with two queries a time, a bias, and a key that all see."""
+    keys = iter(jax.random.split(jax.random.key(2), 8))
+    q, more = (jax.random.normal(next(keys), (3, 12, 2, 4)) for _ in range(2))
+    k, v = (jax.random.normal(next(keys), (3, 6, 2, 4)) for _ in range(2))
+    outside = [jax.random.normal(next(keys), (1, 2, 4)) for _ in range(2)]
+    bias = jax.random.normal(next(keys), (1, 2, 6, 6))
+    keep = jax.random.bernoulli(next(keys), 0.7, (3, 2, 6, 2, 7))
+
+    def loss(chunks, q, k, v, bias, extra):
+        out, _ = softmax_core(
+            q,
+            k,
+            v,
+            segments=SEGMENTS,
+            bias=bias,
+            keep=keep,
+            probability=0.7,
+            dtype=jnp.float32,
+            chunks=chunks,
+            slots=2,
+            extra=extra,
+        )
+        return jnp.sin(out).sum(), out
+
+    gradient = jax.jit(
+        jax.grad(loss, argnums=(1, 2, 3, 4, 5), has_aux=True), static_argnums=0, compiler_options=QUICK
+    )
+    inputs = (q, k, v, bias, Extra(more, *outside))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        gradient(chunks, *inputs),
+        gradient(1, *inputs),
+    )
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 9])
 def test_groups_of_rows_change_nothing(size):
     rows = {"a": jnp.arange(14.0).reshape(7, 2), "none": None}
@@ -294,7 +357,11 @@ def test_groups_of_rows_under_vmap():
     np.testing.assert_allclose(mapped[1], applied(module, params, twice[1]), atol=1e-5)
 
 
-def test_bfloat16_products_are_bfloat16_in_the_backward_pass_too():
+def test_bfloat16_products_are_bfloat16_in_the_backward_pass_too(monkeypatch):
+    assert operand_dtype(jnp.bfloat16, "gpu") == jnp.bfloat16
+    assert operand_dtype(jnp.bfloat16, "cpu") == jnp.float32
+    monkeypatch.setattr(core, "operand_dtype", lambda dtype, backend: dtype)
+
     def loss(x, y):
         return contract("bij,bjk->bik", x, y, jnp.bfloat16).sum()
 

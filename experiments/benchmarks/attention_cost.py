@@ -1,0 +1,232 @@
+"""What each attention mechanism costs against softmax attention: time and memory of a training step, and of
+one layer.
+
+    python -m experiments.benchmarks.attention_cost --json
+    python -m experiments.benchmarks.attention_cost --mechanisms miq kernel-toeplitz --rounds 5
+
+Shapes are those of ML-1M by default: 128 histories of 200 interactions, width 64, two layers, exact
+cross-entropy over 3,416 items, Adam. Mechanisms take turns within each round, so ratios hold where the
+machine's speed drifts; a ratio is the median over the rounds of this round's time divided by softmax
+attention's in the same round. Memory is what the compiled step needs beside its arguments, as the compiler
+reports it: exact, and the same on every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import tyro
+
+MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax": ("softmax", {}),
+    "softmax-rotary": ("softmax", {}),
+    "softmax-relative-bias": ("softmax", {}),
+    "miq": ("miq", {"query_window": 5}),
+    "miq-2": ("miq", {"query_window": 2}),
+    "kernel-toeplitz": ("kernel", {"upper": "toeplitz", "lower": "toeplitz"}),
+    "kernel-toeplitz-full": ("kernel", {"upper": "toeplitz", "lower": "full"}),
+    "awrsr-simple": ("awrsr", {"variant": "simple"}),
+    "awrsr-simple-rank-16": ("awrsr", {"variant": "simple", "rank": 16}),
+    "awrsr-value-weighted": ("awrsr", {"variant": "value-weighted"}),
+    "awrsr-additive": ("awrsr", {"variant": "additive"}),
+    "hstu": ("hstu", {}),
+    "wasserstein": ("wasserstein", {}),
+    "wasserstein-stochastic": ("wasserstein", {"variant": "stochastic"}),
+}
+#: Bounds on the ratio of step times that the project sets itself.
+BOUNDS = {"miq": 2.0, "kernel-toeplitz": 1.3, "awrsr-simple": 2.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Cost of attention mechanisms against softmax attention.
+
+    Attributes:
+      mechanisms: names to measure beside softmax; empty = all.
+      rows: histories of a batch.
+      max_length: interactions of each.
+      width: of the encoder.
+      layers: of the encoder.
+      n_items: of the catalogue.
+      dtype: operands of matrix products, "float32" or "bfloat16".
+      rounds: measurements of each mechanism.
+      repeats: steps of one measurement.
+      json: print one JSON object.
+    """
+
+    mechanisms: tuple[str, ...] = ()
+    rows: int = 128
+    max_length: int = 200
+    width: int = 64
+    layers: int = 2
+    n_items: int = 3416
+    dtype: str = "float32"
+    rounds: int = 9
+    repeats: int = 2
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+class Trial:
+    """One mechanism: a compiled training step, and one layer of attention forward and forward plus
+    backward.
+    """
+
+    def __init__(self, name: str, options: Options):
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+        import optax
+
+        from jaxrec.attention import ATTENTION, AttentionContext
+        from jaxrec.data.batches import Batch
+        from jaxrec.models import SASRecConfig
+        from jaxrec.objectives import OBJECTIVES
+
+        mechanism, settings = MECHANISMS[name]
+        attention = ATTENTION[mechanism](**settings)
+        positions = name.removeprefix("softmax-") if name.startswith("softmax-") else "auto"
+        config = SASRecConfig(
+            width=options.width, layers=options.layers, positions=positions, dtype=options.dtype, dropout=0.2
+        )
+        encoder = config.module(attention, options.n_items, options.max_length)
+        objective = OBJECTIVES["cross-entropy"](dtype=options.dtype)
+        optimizer = optax.adam(1e-3)
+        size = (options.rows, options.max_length)
+        rng = np.random.default_rng(0)
+        items = jnp.asarray(rng.integers(1, options.n_items + 1, size), jnp.int32)
+        places = jnp.broadcast_to(jnp.arange(size[1], dtype=jnp.int32), size)
+        ones = jnp.ones(size, jnp.int32)
+        times = jnp.asarray(np.cumsum(rng.integers(0, 1000, size), axis=1), jnp.int32)
+        batch = Batch(items, places, ones, jnp.roll(items, -1, axis=1), jnp.ones(size), times, ones * 0)
+        params = jax.jit(encoder.init)(jax.random.key(0), batch)["params"]
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+
+        def step(params: Any, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, jax.Array]:
+            def loss(params: Any) -> jax.Array:
+                hidden = encoder.apply({"params": params}, batch, True, rngs={"dropout": key})
+                total, weight = objective(
+                    hidden.reshape(-1, hidden.shape[-1]),
+                    encoder.item_table(params),
+                    batch.targets.reshape(-1),
+                    batch.weights.reshape(-1),
+                    key,
+                )
+                return total / weight
+
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state, value
+
+        layer = attention.module(encoder.attention_shape())
+        context = AttentionContext(places, ones, times)
+        x = jax.random.normal(jax.random.key(1), (*size, options.width))
+
+        def forward(own: Any, x: jax.Array) -> jax.Array:
+            return layer.apply({"params": own}, x, context)
+
+        def backward(own: Any, x: jax.Array, direction: jax.Array) -> Any:
+            out, pull = jax.vjp(forward, own, x)
+            return out, pull(direction)
+
+        own = params["layer_0"]["attention"]
+        arguments: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+            "step": (step, (params, optimizer.init(params), batch, jax.random.key(2))),
+            "layer_forward": (forward, (own, x)),
+            "layer_forward_backward": (backward, (own, x, jnp.ones_like(x))),
+        }
+        self.calls = {}
+        self.memory_mib = {}
+        for part, (function, inputs) in arguments.items():
+            compiled = jax.jit(function).lower(*inputs).compile()
+            self.memory_mib[part] = compiled.memory_analysis().temp_size_in_bytes / 2**20
+            self.calls[part] = (compiled, inputs)
+        self.seconds: dict[str, list[float]] = {part: [] for part in self.calls}
+        self.repeats = options.repeats
+
+    def round(self, record: bool) -> None:
+        """Measure each part once."""
+        import jax
+
+        for part, (compiled, inputs) in self.calls.items():
+            started = time.perf_counter()
+            for _ in range(self.repeats):
+                out = compiled(*inputs)
+            jax.block_until_ready(out)
+            if record:
+                self.seconds[part].append((time.perf_counter() - started) / self.repeats)
+
+
+def report(trial: Trial, baseline: Trial, bound: float | None) -> dict[str, Any]:
+    """Times, memory and ratios of one mechanism."""
+    ratios = {
+        part: statistics.median(
+            a / b for a, b in zip(trial.seconds[part], baseline.seconds[part], strict=True)
+        )
+        for part in trial.seconds
+    }
+    return {
+        "step_ratio": ratios["step"],
+        "memory_ratio": trial.memory_mib["step"] / baseline.memory_mib["step"],
+        "bound": bound,
+        "within_bound": None if bound is None else ratios["step"] <= bound,
+        "layer_forward_ratio": ratios["layer_forward"],
+        "layer_forward_backward_ratio": ratios["layer_forward_backward"],
+        "milliseconds": {part: 1000 * statistics.median(values) for part, values in trial.seconds.items()},
+        "memory_mib": trial.memory_mib,
+        "parameters": trial.parameters,
+    }
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure all mechanisms in turns."""
+    from jaxrec.reporting.results import hardware, versions
+
+    unknown = set(options.mechanisms) - set(MECHANISMS)
+    if unknown:
+        raise SystemExit(f"unknown mechanisms {sorted(unknown)}: expected some of {', '.join(MECHANISMS)}")
+    names = dict.fromkeys(("softmax", *(options.mechanisms or MECHANISMS)))
+    trials = {name: Trial(name, options) for name in names}
+    for number in range(options.rounds + 1):
+        for trial in trials.values():
+            trial.round(record=number > 0)
+    return {
+        "mechanisms": {
+            name: report(trial, trials["softmax"], BOUNDS.get(name)) for name, trial in trials.items()
+        },
+        "options": dataclasses.asdict(options),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a Markdown table (times in milliseconds)."""
+    columns = ("mechanism", "step", "step ratio", "bound", "memory ratio", "layer", "layer, backward too")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, figures in result["mechanisms"].items():
+        took = figures["milliseconds"]
+        cells = (
+            name,
+            f"{took['step']:.0f}",
+            f"{figures['step_ratio']:.2f}",
+            str(figures["bound"] or ""),
+            f"{figures['memory_ratio']:.2f}",
+            f"{took['layer_forward']:.1f}",
+            f"{took['layer_forward_backward']:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    given = tyro.cli(Options)
+    outcome = main(given)
+    print(table(outcome), file=sys.stderr if given.json else sys.stdout)
+    if given.json:
+        print(json.dumps(outcome))
