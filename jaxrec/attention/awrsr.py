@@ -16,6 +16,7 @@ import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
 from jaxrec.attention.base import AttentionContext, AttentionShape
@@ -30,6 +31,7 @@ from jaxrec.attention.core import (
     merge_heads,
     position_count,
     projection_count,
+    stretches,
 )
 from jaxrec.attention.reweighing import ProfileMaps, ReweighingConfig, reweigh
 
@@ -74,15 +76,21 @@ class RefinedAttention(Mechanism):
         maps = ProfileMaps(config, self.shape.max_length, name="profiles")()
         keep, probability = self.keep_mask((batch, config.heads, length, length), train)
 
-        def core(rows: Rows, _: int) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = rows.inputs
-            scores = contract("bihd,bjhd->bhij", q, k, dtype)
-            bias = bias_of(rows)
-            scores = scores if bias is None else scores + bias
-            allowed = rows.allowed()
-            weights = reweigh(config, maps, scores, allowed, rows.positions, dtype)
-            out = contract("bhij,bjhd->bihd", drop_weights(weights, rows.keep, probability), v, dtype)
-            return out, {"attention_weights": weights, "first_weights": masked_softmax(scores, allowed)}
+            bias, allowed = bias_of(rows), rows.allowed()
+            outs, earlier = [], None
+            for start, stop in stretches(length, chunks):
+                scores = contract("bihd,bjhd->bhij", q[:, start:stop], k[:, :stop], dtype)
+                scores = scores if bias is None else scores + bias[:, :, start:stop, :stop]
+                seen = allowed[:, :, start:stop, :stop]
+                weights, earlier = reweigh(config, maps, scores, seen, rows.positions, dtype, earlier)
+                keep = None if rows.keep is None else rows.keep[:, :, start:stop, :stop]
+                dropped = drop_weights(weights, keep, probability)
+                outs.append(contract("bhij,bjhd->bihd", dropped, v[:, :stop], dtype))
+            # Weights are asked for in one stretch only (`Mechanism.over_rows`).
+            shown = {"attention_weights": weights, "first_weights": masked_softmax(scores, seen)}
+            return jnp.concatenate(outs, axis=1), shown
 
         inputs = (turn(q) * q.shape[-1] ** -0.5, turn(k), v)
         rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)

@@ -80,6 +80,11 @@ def causal_chunks(length: int, backend: str) -> int:
     return max(1, min(CHUNKS, length // CHUNK_LENGTH)) if backend == "cpu" else 1
 
 
+def stretches(length: int, chunks: int) -> list[tuple[int, int]]:
+    """(start, stop) of each stretch of time."""
+    return [(chunk * length // chunks, (chunk + 1) * length // chunks) for chunk in range(chunks)]
+
+
 class Extra(NamedTuple):
     """Keys outside the row that every query may see.
 
@@ -127,8 +132,7 @@ def softmax_core(
     outside = 0 if extra is None else extra.keys.shape[0]
     allowed = allowed_positions(segments)
     outs = []
-    for chunk in range(chunks):
-        start, stop = chunk * length // chunks, (chunk + 1) * length // chunks
+    for start, stop in stretches(length, chunks):
         asking = slice(start * slots, stop * slots)
         size = (batch, heads, stop - start, slots)
         scores = contract("bihd,bjhd->bhij", q[:, asking], k[:, :stop], dtype).reshape(*size, stop)

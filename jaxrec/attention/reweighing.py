@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -130,6 +130,18 @@ def mapped(profiles: Array, kernel: Array, positions: Array, dtype: Any) -> Arra
     return contract("bhij,bjr->bhir", profiles, kernel[positions], dtype)
 
 
+class Mapped(NamedTuple):
+    """What later times need of earlier ones, in order of time (third axis).
+
+    Attributes:
+      keys: mapped profiles [B, H, times, size].
+      values: rows that "value-weighted" sums [B, H, times, L], or None for the other variants.
+    """
+
+    keys: Array
+    values: Array | None
+
+
 def reweigh(
     config: ReweighingConfig,
     maps: Mapping[str, Array],
@@ -137,44 +149,72 @@ def reweigh(
     allowed: Array,
     positions: Array,
     dtype: Any,
-) -> Array:
-    """New weights A' [B, H, L, L] from scores S [B, H, L, L]; see `ReweighingConfig`.
+    earlier: Mapped | None = None,
+) -> tuple[Array, Mapped]:
+    """New weights A' from scores S, both [B, H, times, keys]; see `ReweighingConfig`.
 
     Causal by construction: profiles are zero at what the mask forbids before they are mapped (raw scores
     would carry the future into the maps), and whatever a map spreads over positions is masked again.
+
+    Args:
+      config: which variant.
+      maps: from `ProfileMaps`.
+      scores: of one stretch of times against the keys up to its end (all times and keys, if in one stretch).
+      allowed: the mask, of the same shape (1 for heads).
+      positions: int32[B, L].
+      dtype: of the operands of products.
+      earlier: what the stretches before this one returned.
+
+    Returns:
+      The new weights, and what the next stretch needs.
     """
+    stop = scores.shape[-1]
+    places = positions[:, :stop]
     old = masked_softmax(scores, allowed)
     profiles = old if config.source == "prob" else jnp.where(allowed, scores, 0.0)
-    query = mapped(profiles, maps["query"], positions, dtype)
-    key = mapped(profiles, maps["key"], positions, dtype)
-    scale = query.shape[-1] ** -0.5
+    query = mapped(profiles, maps["query"], places, dtype)
+    own = Mapped(
+        mapped(profiles, maps["key"], places, dtype), _values(config, maps, profiles, positions, dtype)
+    )
+    known = (
+        own if earlier is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), earlier, own)
+    )
     if config.variant == "additive-bahdanau":
-        return masked_softmax(_bahdanau(query, key, maps["vector"]), allowed)
-    correlation = contract("bhir,bhjr->bhij", query * scale, key, dtype)
+        return masked_softmax(_bahdanau(query, known.keys, maps["vector"]), allowed), known
+    correlation = contract("bhir,bhjr->bhij", query * query.shape[-1] ** -0.5, known.keys, dtype)
     if config.variant == "additive":
-        return masked_softmax(scores + correlation, allowed)
+        return masked_softmax(scores + correlation, allowed), known
     new = masked_softmax(correlation, allowed)
-    if config.variant == "simple":
-        return new
     if config.variant == "additive-gated":
         gate = jax.nn.sigmoid(maps["gate"])
-        return (1.0 - gate) * old + gate * new
+        return (1.0 - gate) * old + gate * new, known
+    if known.values is None:
+        return new, known
+    hops = contract("bhik,bhkj->bhij", new, known.values[..., :stop], dtype)
+    # Two hops along probabilities are probabilities, and causal; anything else has to become so.
+    already = config.source == "prob" and not config.value_map
+    return (hops if already else masked_softmax(hops, allowed)), known
+
+
+def _values(
+    config: ReweighingConfig, maps: Mapping[str, Array], profiles: Array, positions: Array, dtype: Any
+) -> Array | None:
+    """Profiles as "value-weighted" sums them [B, H, times, L]: mapped by W_v, or as they are."""
+    if config.variant != "value-weighted":
+        return None
+    stop, length = profiles.shape[-1], positions.shape[1]
     if not config.value_map:
-        hops = contract("bhik,bhkj->bhij", new, profiles, dtype)
-        # Two hops along probabilities are probabilities, and causal; raw scores have to become so.
-        return hops if config.source == "prob" else masked_softmax(hops, allowed)
+        return jnp.pad(profiles, ((0, 0), (0, 0), (0, 0), (0, length - stop)))
     if config.rank:
-        value = mapped(profiles, maps["value"], positions, dtype)
-        spread = contract("bhjr,bkr->bhjk", value, maps["value_out"][positions], dtype)
-    else:
-        pairs = maps["value"][positions[:, :, None], positions[:, None, :]]
-        spread = contract("bhij,bjk->bhik", profiles, pairs, dtype)
-    return masked_softmax(contract("bhik,bhkj->bhij", new, spread, dtype), allowed)
+        inner = mapped(profiles, maps["value"], positions[:, :stop], dtype)
+        return contract("bhjr,bkr->bhjk", inner, maps["value_out"][positions], dtype)
+    pairs = maps["value"][positions[:, :stop, None], positions[:, None, :]]
+    return contract("bhij,bjk->bhik", profiles, pairs, dtype)
 
 
 def _bahdanau(query: Array, key: Array, vector: Array) -> Array:
-    """``sum_c vector_c tanh(query_ic + key_jc)`` [B, H, L, L], one c at a time: the tanh of all c would be L
-    times larger.
+    """``sum_c vector_c tanh(query_ic + key_jc)``, one c at a time: the tanh of all c would be L times
+    larger.
     """
 
     def add(total: Array, column: tuple[Array, Array, Array]) -> tuple[Array, None]:

@@ -39,7 +39,7 @@ from jaxrec.attention.core import (
     position_count,
     projection_count,
 )
-from jaxrec.attention.reweighing import ProfileMaps, ReweighingConfig, mapped, reweigh
+from jaxrec.attention.reweighing import Mapped, ProfileMaps, ReweighingConfig, mapped, reweigh
 from jaxrec.errors import ConfigError
 
 WassersteinVariant = Literal[
@@ -108,14 +108,14 @@ def stochastic_weights(
     allowed: Array,
     positions: Array,
     dtype: Any,
-) -> Array:
+) -> tuple[Array, Mapped]:
     """AWRSR's "stochastic" weights from the scores [B, H, L, L]; see the module's docstring."""
     profiles = masked_softmax(scores, allowed) if config.source == "prob" else jnp.where(allowed, scores, 0.0)
     mean = mapped(profiles, maps["query"], positions, dtype)
     deviation = root(positive(mapped(profiles, maps["key"], positions, dtype)))
     gaussians = jnp.concatenate([mean, deviation], axis=-1)
     distances = negative_distances(gaussians, gaussians, "bhir,bhjr->bhij", dtype)
-    return masked_softmax(distances * mean.shape[-1] ** -0.5, allowed)
+    return masked_softmax(distances * mean.shape[-1] ** -0.5, allowed), Mapped(gaussians, None)
 
 
 class WassersteinAttention(Mechanism):
@@ -152,7 +152,7 @@ class WassersteinAttention(Mechanism):
         keep, probability = self.keep_mask((batch, heads, length, length), train)
         scale = (half.width // heads) ** -0.5
 
-        def core(rows: Rows, _: int) -> tuple[Array, dict[str, Array]]:
+        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
             q, k, mean_v, cov_v = rows.inputs
             scores = negative_distances(q, k, "bhid,bhjd->bhij", dtype) * scale
             bias = bias_of(rows)
@@ -162,7 +162,7 @@ class WassersteinAttention(Mechanism):
                 weights = masked_softmax(scores, allowed)
             else:
                 new = stochastic_weights if config.variant == "stochastic" else reweigh
-                weights = new(config, maps, scores, allowed, rows.positions, dtype)
+                weights, _ = new(config, maps, scores, allowed, rows.positions, dtype)
             dropped = drop_weights(weights, rows.keep, probability)
             out_mean = contract("bhij,bjhd->bihd", dropped, mean_v, dtype)
             out_covariance = contract("bhij,bjhd->bihd", dropped**2, cov_v, dtype)

@@ -337,6 +337,25 @@ def test_stretches_of_time_change_nothing(chunks):
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": "simple"},
+        {"variant": "value-weighted"},
+        {"variant": "value-weighted", "value_map": False, "source": "raw"},
+        {"variant": "value-weighted", "rank": 2},
+        {"variant": "additive-bahdanau", "rank": 2},
+    ],
+    ids=str,
+)
+def test_awrsr_in_stretches_of_time(options, monkeypatch):
+    """Two stretches give what one gives, which is what the oracle saw."""
+    module, params = initialised(RefinedAttentionConfig(heads=2, **options))
+    whole = applied(module, params)
+    monkeypatch.setattr(core, "causal_chunks", lambda length, backend: 2)
+    np.testing.assert_allclose(applied(module, params), whole, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 9])
 def test_groups_of_rows_change_nothing(size):
     rows = {"a": jnp.arange(14.0).reshape(7, 2), "none": None}
