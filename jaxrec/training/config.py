@@ -112,7 +112,7 @@ class EvaluationConfig:
     ks: tuple[int, ...] = (5, 10, 20)
     remove_seen: bool = True
     item_chunk: int = 4096
-    tokens_per_batch: int = 16384
+    tokens_per_batch: int = 6400
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
