@@ -13,6 +13,7 @@ from jaxrec.reporting.results import describe_dataset, describe_split, summarize
 from jaxrec.studies import open_run
 from jaxrec.training.config import RunConfig, to_dict
 from jaxrec.training.loop import FitResult, train
+from jaxrec.training.setup import prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,9 @@ def fit(
     """
     if isinstance(config, str):
         config = PRESETS[config]()
+    if overwrite:
+        # Refuse what cannot work while the run that would be deleted is still there.
+        dataset = prepare(config, dataset).dataset
     done = train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
     return Run(write_run(done), done, done.workdir)
 

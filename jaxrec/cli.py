@@ -62,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader went away (as in `jaxrec ... | head`); nothing is wrong with the run.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A full disk, a directory without permission, a file that vanished.
+        print(f"jaxrec: {error}; check the path, the permissions and the free space", file=sys.stderr)
+        return 1
 
 
 def _usage() -> str:
@@ -86,6 +90,8 @@ def _train(arguments: list[str]) -> int:
 
     workdir = _value_of("workdir", arguments, "")
     resuming = "--resume" in arguments
+    if resuming and "--overwrite" in arguments:
+        raise JaxrecError("--resume and --overwrite exclude each other: continue the run, or delete it and start anew")
     if resuming and not workdir:
         raise JaxrecError("--resume needs --workdir: the directory of the run to continue")
     preset_name = _value_of("preset", arguments, "sasrec")

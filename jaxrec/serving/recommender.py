@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from jaxrec.attention import POSITIONS
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.storage import open_dataset, save_dataset
 from jaxrec.errors import ConfigError, DataError
@@ -55,6 +56,7 @@ class Recommender:
         self.items = items
         self.encoder = encoder
         self.params = params
+        self._needs_times = POSITIONS[encoder.positions].needs_timestamps
         self._forward = Forward(encoder)
         self._catalogue: Catalogue = catalogue(
             encoder.item_table(params), item_chunk=config.evaluation.item_chunk
@@ -106,12 +108,17 @@ class Recommender:
 
         Raises:
           ConfigError: ``k`` is below 1 or above the catalogue.
-          DataError: a history is a string rather than a list of ids, or timestamps do not fit the histories.
+          DataError: a history is a string rather than a list of ids, or timestamps do not fit the histories or are needed.
         """
         if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
             raise DataError("histories must be a list of lists of item ids, one list a user; got a string")
         if not 1 <= k <= self.items.n_items:
             raise ConfigError(f"k must be from 1 to the catalogue's {self.items.n_items} items, got {k}")
+        if timestamps is None and self._needs_times:
+            raise DataError(
+                "this model needs the time of each interaction (positions 'time-interval'): give timestamps=, a list of "
+                "seconds since 1970 for each history"
+            )
         named = [[str(item) for item in history] for history in histories]
         ids = [self.items.item_indices(history) for history in named]
         times = self._times(named, ids, timestamps)

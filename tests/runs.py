@@ -1,0 +1,51 @@
+"""What tests of whole runs share: the command line in this process, and the promotion of types that optax needs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+from jaxrec.cli import main
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standard_promotion():
+    """optax promotes types itself (an int32 step count against float32 decay)."""
+    before = jax.config.jax_numpy_dtype_promotion
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", before)
+
+
+class Outcome(NamedTuple):
+    """Of a command: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of standard output."""
+        assert self.status == 0, self.err
+        return json.loads(self.out.splitlines()[-1], parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def jaxrec(*arguments: object) -> Outcome:
+    """``jaxrec ARGUMENTS`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())

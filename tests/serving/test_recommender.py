@@ -1,0 +1,171 @@
+"""Recommendations agree with the evaluation's ranks, since one scorer serves both."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import jaxrec
+from jaxrec.data.storage import open_dataset
+from jaxrec.errors import CheckpointError, ConfigError, DataError
+from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.serving import Recommender
+from jaxrec.serving.recommender import CATALOGUE, save_catalogue
+from tests.helpers import small_config, small_dataset
+from tests.runs import standard_promotion  # noqa: F401
+
+DATASET = small_dataset()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = small_config(training={"epochs": 2, "seeds": (3, 1)})
+    return jaxrec.fit(DATASET, config, tmp_path_factory.mktemp("serving") / "run", progress=False)
+
+
+def histories_of(cases, dataset):
+    ids = np.asarray(dataset.item_ids)
+    return [
+        list(ids[dataset.items[a:b] - 1])
+        for a, b in zip(cases.history_starts, cases.history_stops, strict=True)
+    ]
+
+
+def assert_lists_agree_with_ranks(lists, ranks, targets, dataset, k):
+    """The target has rank r <= k if, and only if, it stands at place r of the list."""
+    assert len(lists) == len(ranks)
+    inside = 0
+    for answer, rank, target in zip(lists, ranks, targets, strict=True):
+        name = dataset.item_ids[target - 1]
+        place = answer.items.index(name) + 1 if name in answer.items else None
+        assert place == (rank if rank <= k else None)
+        inside += place is not None
+    assert inside > 0, "a test that no target reaches would prove nothing"
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+@pytest.mark.parametrize("seed", [3, 1])
+def test_a_target_of_rank_r_stands_at_place_r(run, part, seed):
+    cases = run.fit.setup.split.cases(part)
+    evaluation, meta = Evaluation.load(run.workdir / "ranks" / f"{part}_seed{seed}.npz")
+    assert meta["seed"] == seed
+    lists = Recommender.load(run.workdir, seed).recommend(histories_of(cases, DATASET), k=12)
+    assert_lists_agree_with_ranks(lists, evaluation.ranks, cases.targets, DATASET, 12)
+
+
+@pytest.mark.slow
+def test_agreement_on_the_bundled_data(tmp_path):
+    """Every user of the real dataset, with seen items kept as well as removed."""
+    dataset = jaxrec.load_dataset("movietweetings")
+    config = jaxrec.PRESETS["smoke"]()
+    for remove_seen in (True, False):
+        evaluation = dataclasses.replace(config.evaluation, remove_seen=remove_seen)
+        training = dataclasses.replace(config.training, epochs=1)
+        changed = dataclasses.replace(config, evaluation=evaluation, training=training)
+        done = jaxrec.fit(dataset, changed, tmp_path / str(remove_seen), progress=False)
+        cases = done.fit.setup.split.test
+        lists = Recommender.load(done.workdir).recommend(histories_of(cases, dataset), k=20)
+        assert_lists_agree_with_ranks(lists, done.fit.test[0].ranks, cases.targets, dataset, 20)
+
+
+def test_one_history_or_many_give_the_same_list(run):
+    recommender = Recommender.load(run.workdir)
+    histories = [["i1", "i3"], ["i7"], ["i2"] * 30, []]
+    together = recommender.recommend(histories, k=8)
+    for history, answer in zip(histories, together, strict=True):
+        alone = recommender.recommend([history], k=8)[0]
+        assert alone.items == answer.items
+        np.testing.assert_allclose(alone.scores, answer.scores, rtol=1e-5, atol=1e-5)
+        assert not set(history) & set(answer.items)
+    assert recommender.recommend([], k=8) == []
+
+
+def test_answer_in_original_ids_with_titles(run):
+    answer = Recommender.load(run.workdir).recommend([("i1", "i3")], k=5)[0]
+    assert answer.titles == [f"Item {item[1:]}" for item in answer.items]
+    assert len(set(answer.items)) == 5
+    assert all(isinstance(score, float) for score in answer.scores)
+    assert Recommender.load(run.workdir).recommend([["i1", "i3"]], k=5)[0] == answer
+
+
+def test_unknown_items_are_passed_over(run):
+    recommender = Recommender.load(run.workdir)
+    mixed, known, strangers, nobody = recommender.recommend(
+        [["i1", "?", 7, "i3"], ["i1", "i3"], ["?"], []], k=5
+    )
+    assert mixed.unknown == ["?", "7"]
+    assert mixed.items == known.items
+    assert known.unknown == []
+    assert strangers.unknown == ["?"]
+    assert strangers.items == nobody.items
+
+
+def test_the_whole_catalogue_without_the_history(run):
+    recommender = Recommender.load(run.workdir)
+    rest = recommender.recommend([["i1", "i2"]], k=40)[0]
+    assert set(rest.items) == {f"i{i}" for i in range(40)} - {"i1", "i2"}
+    everything = recommender.recommend([["i1", "i2"]], k=40, remove_seen=False)[0]
+    assert len(everything.items) == 40
+    assert [item for item in everything.items if item not in ("i1", "i2")] == rest.items
+
+
+def test_refusals(run, tmp_path):
+    recommender = Recommender.load(run.workdir)
+    for k in (0, 41):
+        with pytest.raises(ConfigError, match=f"k must be from 1 to the catalogue's 40 items, got {k}"):
+            recommender.recommend([["i1"]], k=k)
+    for wrong in ("i1", ["i1", "i2"]):
+        with pytest.raises(DataError, match="histories must be a list of lists of item ids"):
+            recommender.recommend(wrong)
+    with pytest.raises(DataError, match="timestamps must have one entry for each interaction"):
+        recommender.recommend([["i1", "i2"]], timestamps=[[1]])
+    with pytest.raises(ConfigError, match=r"seed must be one of the run's \(3, 1\), got 0"):
+        Recommender.load(run.workdir, seed=0)
+    with pytest.raises(ConfigError, match=r"config\.json not found: expected the config\.json of a run"):
+        Recommender.load(tmp_path)
+
+
+def test_unfinished_and_mixed_up_runs(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run.workdir, copy)
+    shutil.rmtree(copy / CATALOGUE)
+    with pytest.raises(
+        ConfigError, match=r"is not finished: finish it with jaxrec train --workdir .*copy --resume"
+    ):
+        Recommender.load(copy)
+    save_catalogue(small_dataset(seed=5), copy)
+    with pytest.raises(CheckpointError, match="trained on a dataset with fingerprint"):
+        Recommender.load(copy)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"no checkpoints in .*copy"):
+        Recommender.load(copy)
+
+
+def test_time_interval_models_need_times(tmp_path):
+    config = small_config(training={"epochs": 1}, encoder={"positions": "time-interval"})
+    done = jaxrec.fit(DATASET, config, tmp_path / "run", progress=False)
+    recommender = Recommender.load(done.workdir)
+    with pytest.raises(DataError, match=r"needs the time of each interaction.*timestamps="):
+        recommender.recommend([["i1"]], k=3)
+    cases = done.fit.setup.split.test
+    spans = list(zip(cases.history_starts, cases.history_stops, strict=True))
+    times = [[int(t) for t in DATASET.timestamps[a:b]] for a, b in spans]
+    lists = recommender.recommend(histories_of(cases, DATASET), k=12, timestamps=times)
+    assert_lists_agree_with_ranks(lists, done.fit.test[0].ranks, cases.targets, DATASET, 12)
+    shifted = [[t + 10**9 for t in history] for history in times]
+    assert recommender.recommend(histories_of(cases, DATASET), k=12, timestamps=shifted) == lists, (
+        "only intervals matter"
+    )
+
+
+def test_catalogue_holds_items_and_no_users(tmp_path):
+    (tmp_path / CATALOGUE).mkdir()
+    (tmp_path / CATALOGUE / "items.npy").write_bytes(b"half")
+    save_catalogue(DATASET, tmp_path)
+    kept = open_dataset(tmp_path / CATALOGUE)
+    assert (kept.n_users, kept.n_items, len(kept.items)) == (0, 40, 0)
+    assert list(kept.item_ids) == list(DATASET.item_ids)
+    assert kept.meta["source_fingerprint"] == DATASET.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == [CATALOGUE]

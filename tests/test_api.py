@@ -1,0 +1,103 @@
+"""The calls that a script makes, and every registered part through them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import jaxrec
+from jaxrec.attention import ATTENTION
+from jaxrec.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from jaxrec.models import ENCODERS
+from jaxrec.objectives import OBJECTIVES
+from jaxrec.training.config import load_config
+from tests.helpers import replace, small_config, small_dataset
+from tests.runs import standard_promotion  # noqa: F401
+
+DATASET = small_dataset(n_users=20, n_items=30)
+#: One chunk of steps, tiny shapes: what is asked is whether the parts fit together.
+ONE_CHUNK = replace(
+    small_config(), batches={"batch_size": 4, "max_length": 8}, encoder={"width": 8}, training={"epochs": 1}
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return jaxrec.fit(DATASET, ONE_CHUNK, tmp_path_factory.mktemp("api") / "run", progress=False)
+
+
+def assert_trained(run):
+    assert run.results["training"]["steps"] > 0
+    assert all(0.0 <= value <= 1.0 for value in run.metrics.values())
+    assert len(run.fit.test[0].ranks) == DATASET.n_users
+    json.dumps(run.results, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_every_attention_mechanism_trains(name):
+    import dataclasses
+
+    assert_trained(
+        jaxrec.fit(DATASET, dataclasses.replace(ONE_CHUNK, attention=ATTENTION[name]()), progress=False)
+    )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains(name):
+    import dataclasses
+
+    assert_trained(
+        jaxrec.fit(DATASET, dataclasses.replace(ONE_CHUNK, objective=OBJECTIVES[name]()), progress=False)
+    )
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_trains(name):
+    import dataclasses
+
+    encoder = ENCODERS[name](width=8, layers=1)
+    assert_trained(jaxrec.fit(DATASET, dataclasses.replace(ONE_CHUNK, encoder=encoder), progress=False))
+
+
+def test_run_directory_and_memory_agree(run):
+    in_memory = jaxrec.fit(DATASET, ONE_CHUNK, progress=False)
+    assert in_memory.workdir is None
+    assert in_memory.metrics == run.metrics
+    assert json.loads((run.workdir / "results.json").read_text()) == run.results
+    assert load_config(run.workdir / "config.json") == ONE_CHUNK
+
+
+def test_evaluate_reproduces_the_results(run):
+    again = jaxrec.evaluate(run.workdir, "test", DATASET)
+    for key in ("metrics", "baselines", "dataset", "split", "protocol", "counts", "seeds", "config"):
+        assert again[key] == run.results[key], key
+    assert jaxrec.evaluate(run.workdir, "valid", DATASET)["metrics"] == run.results["valid_metrics"]
+
+
+def test_refusals(run, tmp_path):
+    with pytest.raises(CheckpointError, match="trained on a dataset with fingerprint"):
+        jaxrec.evaluate(run.workdir, "test", small_dataset(seed=9))
+    with pytest.raises(ConfigError, match=r"config\.json not found"):
+        jaxrec.evaluate(tmp_path)
+    with pytest.raises(UnknownNameError, match=r"unknown preset 'sasrek'.*Did you mean 'sasrec'"):
+        jaxrec.fit(DATASET, "sasrek")
+    longer = replace(ONE_CHUNK, evaluation={"ks": (10, 31)})
+    before = sorted(run.workdir.rglob("*"))
+    with pytest.raises(DataError, match=r"lists of 31, but the catalogue has 30 items"):
+        jaxrec.fit(DATASET, longer, run.workdir, overwrite=True, progress=False)
+    assert sorted(run.workdir.rglob("*")) == before, "a refused call deletes nothing"
+
+
+def test_public_names():
+    assert set(jaxrec.__all__) <= set(dir(jaxrec))
+    for name in jaxrec.__all__:
+        assert getattr(jaxrec, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        jaxrec.nothing  # noqa: B018
+
+
+def test_metrics_are_means_over_seeds():
+    done = jaxrec.fit(DATASET, replace(ONE_CHUNK, training={"seeds": (0, 1)}), progress=False)
+    values = done.results["metrics"]["HR@10"]["values"]
+    assert done.metrics["HR@10"] == pytest.approx(np.mean(values))
+    assert len(done.fit.test) == 2

@@ -1,0 +1,414 @@
+"""Every command, on the bundled data and on small files."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import jaxrec as package
+from jaxrec.cli import COMMANDS
+from jaxrec.data import load_dataset
+from jaxrec.training import loop
+from tests.helpers import small_dataset
+from tests.runs import jaxrec, standard_promotion  # noqa: F401
+
+#: Small enough for a test, with every part at work.
+SMALL = ["--preset", "smoke", "--quiet", "--batches.batch-size", "4", "--batches.max-length", "16"]
+SMALL += ["--evaluation.ks", "5", "10"]
+
+
+def interactions():
+    """The small dataset as a table of raw interactions."""
+    dataset = small_dataset()
+    users = np.repeat([f"u{i}" for i in range(dataset.n_users)], np.diff(dataset.offsets))
+    return pl.DataFrame(
+        {
+            "user_id": users,
+            "item_id": [dataset.item_ids[i - 1] for i in dataset.items],
+            "timestamp": np.asarray(dataset.timestamps) + 1_500_000_000,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    table = interactions()
+    table.write_csv(folder / "log.csv")
+    table.write_csv(folder / "log.tsv", separator="\t")
+    table.write_parquet(folder / "log.parquet")
+    table.rename({"user_id": "who", "item_id": "what", "timestamp": "when"}).write_csv(folder / "odd.csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """A finished run of the README's main command, with the smallest preset."""
+    run = tmp_path_factory.mktemp("bundled") / "run"
+    return run, jaxrec("train", "--preset", "smoke", "--workdir", run, "--json")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, files):
+    """A finished run on the small CSV, two seeds."""
+    run = tmp_path_factory.mktemp("small") / "run"
+    return run, jaxrec("train", "--data", files / "log.csv", "--workdir", run, *SMALL, "--seeds", 2, "--json")
+
+
+def refused(outcome, *words):
+    """One line on standard error, exit status 1, nothing on standard output."""
+    assert outcome.status == 1, outcome
+    assert outcome.err.startswith("jaxrec: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    for word in words:
+        assert word in outcome.err
+    return True
+
+
+class TestTrain:
+    def test_main_job_leaves_a_run_directory(self, bundled):
+        run, outcome = bundled
+        results = json.loads((run / "results.json").read_text())
+        told = outcome.json
+        assert told.pop("workdir") == str(run)
+        assert told == results
+        assert results["dataset"]["users"] == 4333
+        assert results["dataset"]["fingerprint"] == load_dataset("movietweetings").fingerprint
+        assert results["split"]["protocol"] == "leave-one-out"
+        assert set(results["baselines"]) == {"popularity", "markov"}
+        assert results["baselines"]["popularity"]["HR@10"] == pytest.approx(0.146, abs=0.001)
+        assert results["metrics"]["HR@10"]["mean"] > 10 * 10 / 2414, "ten times chance"
+        assert results["timing"].keys() >= {"compile_seconds", "training_seconds", "interactions_per_second"}
+        assert results["versions"].keys() >= {"jaxrec", "jax", "python"}
+        for name in (
+            "config.json",
+            "log.jsonl",
+            "report.html",
+            "ranks/test_seed0.npz",
+            "ranks/valid_seed0.npz",
+        ):
+            assert (run / name).stat().st_size > 0
+        assert {path.name for path in (run / "figures").iterdir()} == {
+            "training.png",
+            "by_history_length.png",
+            "by_popularity.png",
+        }
+
+    def test_progress_tells_rate_and_metric(self, bundled):
+        _, outcome = bundled
+        assert "int/s" in outcome.err
+        assert "valid NDCG@10" in outcome.err
+
+    def test_table_for_people(self, files, tmp_path):
+        outcome = jaxrec("train", "--data", files / "log.parquet", "--workdir", tmp_path / "run", *SMALL)
+        assert outcome.status == 0, outcome.err
+        assert "popularity" in outcome.out
+        assert "markov" in outcome.out
+        assert "one seed: its spread is unknown" in outcome.out
+        assert f"next: jaxrec recommend {tmp_path / 'run'}" in outcome.out
+        assert outcome.err == "", "quiet"
+
+    def test_formats_give_the_same_dataset(self, small, files, tmp_path):
+        expected = small[1].json["dataset"]["fingerprint"]
+        for name in ("log.tsv", "log.parquet"):
+            out = tmp_path / name
+            assert jaxrec("prepare", files / name, "--out", out, "--json").json["fingerprint"] == expected
+        options = ["--user-column", "who", "--item-column", "what", "--time-column", "when"]
+        prepared = jaxrec("prepare", files / "odd.csv", *options, "--out", tmp_path / "odd", "--json")
+        assert prepared.json["fingerprint"] == expected
+
+    def test_seeds_are_summarised(self, small):
+        metric = small[1].json["metrics"]["NDCG@10"]
+        assert len(metric["values"]) == 2
+        assert metric["mean"] == pytest.approx(np.mean(metric["values"]))
+        assert metric["sd"] == pytest.approx(np.std(metric["values"], ddof=1))
+        assert small[1].json["seeds"] == [0, 1]
+
+    def test_resume_from_the_directory_alone(self, files, tmp_path, monkeypatch):
+        run = tmp_path / "run"
+        options = [*SMALL, "--training.checkpoint-seconds", "0", "--training.epochs", "4", "--json"]
+        whole = jaxrec("train", "--data", files / "log.csv", "--workdir", tmp_path / "whole", *options).json
+
+        class StopAtOnce(loop.StopRequest):
+            signal_number = signal.SIGTERM
+
+            def __init__(self):
+                self._previous = {}
+
+        monkeypatch.setattr(loop, "StopRequest", StopAtOnce)
+        stopped = jaxrec("train", "--data", files / "log.csv", "--workdir", run, *options)
+        monkeypatch.undo()
+        assert stopped.status == 128 + signal.SIGTERM
+        assert f"continue with: jaxrec train --workdir {run} --resume" in stopped.err
+        refused(jaxrec("recommend", run, "--history", "i1"), "not finished", "--resume")
+        resumed = jaxrec("train", "--workdir", run, "--resume", "--quiet", "--json").json
+        assert resumed["metrics"] == whole["metrics"]
+        assert resumed["config"] == whole["config"]
+
+    def test_refuses_a_directory_that_holds_a_run(self, small, files):
+        run, _ = small
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+        again = ["train", "--data", files / "log.csv", "--workdir", run, *SMALL]
+        refused(jaxrec(*again), "is not empty", "--resume", "--overwrite")
+        refused(jaxrec(*again, "--resume", "--overwrite"), "exclude each other")
+        refused(
+            jaxrec("train", "--workdir", run, "--resume", "--encoder.width", "8"),
+            "encoder.width: saved 16, given 8",
+        )
+        refused(jaxrec("train", "--workdir", run, "--resume", "--data", "movietweetings"), "data.source")
+        assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+    def test_overwrite(self, files, tmp_path):
+        run = tmp_path / "run"
+        command = ["train", "--data", files / "log.csv", "--workdir", run, *SMALL, "--json"]
+        jaxrec(*command)
+        changed = jaxrec(*command, "--overwrite", "--training.epochs", "1").json
+        assert changed["config"]["training"]["epochs"] == 1
+        assert json.loads((run / "results.json").read_text())["config"]["training"]["epochs"] == 1
+
+    def test_parts_are_chosen_by_name_with_their_options(self, files, tmp_path):
+        options = [
+            "--attention",
+            "hstu",
+            "--attention.heads",
+            "2",
+            "--objective",
+            "bce",
+            "--objective.n-negatives",
+            "2",
+        ]
+        run = jaxrec(
+            "train", "--data", files / "log.csv", "--workdir", tmp_path / "run", *SMALL, *options, "--json"
+        )
+        config = run.json["config"]
+        assert (config["attention"]["name"], config["attention"]["heads"]) == ("hstu", 2)
+        assert (config["objective"]["name"], config["objective"]["n_negatives"]) == ("bce", 2)
+
+
+class TestEvaluate:
+    def test_agrees_with_the_results_to_the_last_digit(self, bundled, small):
+        for run, outcome in (bundled, small):
+            for part, key in (("test", "metrics"), ("valid", "valid_metrics")):
+                again = jaxrec("evaluate", run, "--split", part, "--json").json
+                assert again["metrics"] == outcome.json[key]
+                assert again["part"] == part
+        assert jaxrec("evaluate", bundled[0], "--json").json["baselines"] == bundled[1].json["baselines"]
+
+    def test_table_for_people(self, small):
+        outcome = jaxrec("evaluate", small[0])
+        assert outcome.out.startswith("test\nlog: 60 users, 40 items")
+        assert "mean ± sd over seeds" in outcome.out
+
+    def test_the_data_may_have_moved_but_not_changed(self, small, files, tmp_path):
+        run, outcome = small
+        again = jaxrec("evaluate", run, "--data", files / "log.parquet", "--json").json
+        assert again["metrics"] == outcome.json["metrics"]
+        refused(jaxrec("evaluate", run, "--data", "movietweetings"), "fingerprint", "give the same file")
+
+
+class TestRecommend:
+    def test_a_new_user(self, bundled):
+        outcome = jaxrec("recommend", bundled[0], "--history", "tt0111161", "tt0468569", "-k", "10")
+        lines = outcome.out.splitlines()
+        assert len(lines) == 10
+        assert lines[0].split()[0] == "1"
+        assert "(20" in lines[0] or "(19" in lines[0], "the title tells the year"
+        assert outcome.err == ""
+        answer = jaxrec("recommend", bundled[0], "--history", "tt0111161", "tt0468569", "--json").json
+        assert [line.split()[1] for line in lines] == answer["items"]
+        assert not {"tt0111161", "tt0468569"} & set(answer["items"])
+        assert answer["scores"] == sorted(answer["scores"], reverse=True)
+
+    def test_unknown_items_are_named_and_passed_over(self, small):
+        run, _ = small
+        mixed = jaxrec("recommend", run, "--history", "i1", "nope", "i3", "--json")
+        assert mixed.json["unknown"] == ["nope"]
+        assert "not in the catalogue, passed over: nope" in mixed.err
+        assert (
+            mixed.json["items"] == jaxrec("recommend", run, "--history", "i1", "i3", "--json").json["items"]
+        )
+        strangers = jaxrec("recommend", run, "--history", "x", "y", "--json")
+        assert len(strangers.json["items"]) == 10
+        assert "nothing of the history is known" in strangers.err
+
+    def test_seed_and_seen_items(self, small):
+        run, _ = small
+        by_seed = [
+            jaxrec("recommend", run, "--history", "i1", "--seed", s, "--json").json["scores"] for s in (0, 1)
+        ]
+        assert by_seed[0] != by_seed[1]
+        everything = jaxrec("recommend", run, "--history", "i1", "i2", "-k", 40, "--json").json["items"]
+        assert len(everything) == 38
+        with_seen = jaxrec("recommend", run, "--history", "i1", "i2", "-k", 40, "--keep-seen", "--json").json[
+            "items"
+        ]
+        assert sorted(with_seen) == sorted(f"i{i}" for i in range(40))
+
+    def test_refusals(self, small, tmp_path):
+        run, _ = small
+        refused(
+            jaxrec("recommend", run, "--history", "i1", "-k", 41),
+            "k must be from 1 to the catalogue's 40 items",
+        )
+        refused(jaxrec("recommend", run, "--history", "i1", "-k", 0), "k must be from 1")
+        refused(
+            jaxrec("recommend", run, "--history", "i1", "--seed", 9),
+            "seed must be one of the run's (0, 1), got 9",
+        )
+        refused(jaxrec("recommend", tmp_path, "--history", "i1"), "config.json not found")
+
+
+class TestDataCommands:
+    def test_audit(self, files):
+        outcome = jaxrec("audit", "movietweetings", "--json")
+        assert "4,333" in jaxrec("audit", "movietweetings").out
+        assert isinstance(outcome.json, dict)
+        assert "40" in jaxrec("audit", files / "log.csv").out
+
+    def test_prepare_then_train(self, files, small, tmp_path):
+        saved = tmp_path / "saved"
+        outcome = jaxrec("prepare", files / "log.csv", "--out", saved)
+        assert f"next: jaxrec train --data {saved}" in outcome.out
+        run = jaxrec(
+            "train", "--data", saved, "--workdir", tmp_path / "run", *SMALL, "--seeds", 2, "--json"
+        ).json
+        assert run["metrics"] == small[1].json["metrics"]
+        refused(jaxrec("prepare", files / "log.csv", "--out", saved), "not empty")
+
+    def test_filters(self, files, tmp_path):
+        strict = ["--filter", "k-core", "--min-interactions", "8"]
+        counts = [
+            jaxrec(
+                "prepare", files / "log.csv", *options, "--out", tmp_path / str(len(options)), "--json"
+            ).json["users"]
+            for options in ([], strict)
+        ]
+        assert counts[1] < counts[0]
+
+
+def broken_files(folder):
+    """Name of a broken file -> (its text, words of the message)."""
+    cases = {
+        "columns.csv": ("a,b\n1,2\n", ["user", "column"]),
+        "empty.csv": ("", ["empty"]),
+        "headers.csv": ("user_id,item_id,timestamp\n", ["empty", "no rows"]),
+        "times.csv": ("user_id,item_id,timestamp\nu,i,soon\nu,j,later\n", ["timestamp"]),
+        "gaps.csv": ("user_id,item_id,timestamp\nu,i,1\nu,j,\n", ["timestamp", "row"]),
+        "lonely.csv": (
+            "user_id,item_id,timestamp\n" + "".join(f"u{n},i{n},{n}\n" for n in range(12)),
+            ["interactions"],
+        ),
+    }
+    for name, (text, _) in cases.items():
+        (folder / name).write_text(text)
+    return {name: words for name, (_, words) in cases.items()}
+
+
+def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
+    for name, words in broken_files(tmp_path).items():
+        run = tmp_path / f"run-{name}"
+        refused(jaxrec("train", "--data", tmp_path / name, "--workdir", run, *SMALL), *words)
+        assert not run.exists() or not list(run.iterdir()), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--preset", "sasrek"], ["unknown preset 'sasrek'", "Did you mean 'sasrec'"]),
+        (["train", "--attention", "softmaxx"], ["unknown attention mechanism", "Did you mean 'softmax'"]),
+        (["train", "--objective", "hinge"], ["unknown objective 'hinge'", "cross-entropy"]),
+        (["train", "--resume"], ["--resume needs --workdir"]),
+        (["train", "--resume", "--workdir", "/nonexistent/run"], ["config.json not found"]),
+        (["train", "--data", "/nonexistent/log.csv", "--workdir", "RUN"], ["no file '/nonexistent/log.csv'"]),
+        (["train", "--workdir", "RUN", "--seeds", "0"], ["training.seeds", "at least one"]),
+        (["train", "--preset", "smoke", "--workdir", "RUN", "--attention.heads", "3"], ["heads must divide"]),
+        (["train", "--preset", "smoke", "--workdir", "/dev/null/run"], ["/dev/null"]),
+        (["evaluate", "/nonexistent"], ["config.json not found"]),
+        (["audit", "/nonexistent.csv"], ["no file"]),
+        (["compare", "/nonexistent/a", "/nonexistent/b"], ["/nonexistent"]),
+        (["protocols", "/nonexistent"], ["config.json not found"]),
+        (["stability", "/nonexistent"], ["config.json not found"]),
+    ],
+)
+def test_bad_requests_are_refused_in_words(arguments, words, tmp_path):
+    run = tmp_path / "run"
+    refused(jaxrec(*[str(run) if a == "RUN" else a for a in arguments]), *words)
+    assert not run.exists() or not list(run.iterdir())
+
+
+def test_refused_overwrite_loses_nothing(small, tmp_path):
+    """Bad input beside --overwrite: the run that is there must survive."""
+    run, _ = small
+    before = sorted(run.rglob("*"))
+    refused(
+        jaxrec("train", "--data", tmp_path / "absent.csv", "--workdir", run, "--overwrite", *SMALL), "no file"
+    )
+    assert sorted(run.rglob("*")) == before
+
+
+def test_studies_of_finished_runs(small, tmp_path):
+    run, _ = small
+    shutil.copytree(run, tmp_path / "twin")
+    compared = jaxrec("compare", run, tmp_path / "twin", "--json").json
+    assert {
+        d["effect"]["difference"] if "effect" in d else d["difference"] for d in compared["differences"]
+    } == {0.0}
+    assert len(jaxrec("protocols", run, "--json").json["protocols"]) > 1
+    steady = jaxrec("stability", run, "-k", 5, "--json")
+    assert steady.json["runs"]
+    assert "softmax" in jaxrec("attention", "--json").json["mechanisms"]
+    drawn = jaxrec("attention", run, "--history", "i1", "i2", "i3", "--out", tmp_path / "figures", "--json")
+    assert drawn.json["figures"]
+    assert all(Path(path).stat().st_size > 0 for path in drawn.json["figures"].values())
+
+
+def test_help_version_and_unknown_commands():
+    usage = jaxrec("--help")
+    assert usage.status == 0
+    assert jaxrec().out == usage.out
+    for command in COMMANDS:
+        assert f"  {command}" in usage.out
+        told = jaxrec(command, "--help")
+        assert told.status == 0
+        assert f"usage: jaxrec {command}" in told.out
+    assert jaxrec("--version").out == f"jaxrec {package.__version__}\n"
+    unknown = jaxrec("fly")
+    assert unknown.status == 2
+    assert "unknown command 'fly': expected one of train" in unknown.err
+    wrong = jaxrec("train", "--bogus")
+    assert wrong.status == 2
+    assert "--bogus" in wrong.err
+
+
+def test_every_option_of_train_has_a_text():
+    told = jaxrec("train", "--help").out
+    assert "--optimizer.learning-rate" in told
+    assert "training.checkpoint-seconds" in told
+
+
+def test_as_a_process():
+    """Without JAX for what needs none: help answers at once."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = "import sys; from jaxrec.cli import main; status = main(['--help']); print('jax' in sys.modules, status)"
+    done = subprocess.run(
+        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.endswith("False 0\n"), done.stderr
+    piped = subprocess.run(
+        [sys.executable, "-m", "jaxrec.cli", "audit", "movietweetings", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert piped.returncode == 0, piped.stderr
+    assert isinstance(json.loads(piped.stdout.splitlines()[-1]), dict)
