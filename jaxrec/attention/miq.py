@@ -197,7 +197,8 @@ class MultiItemQueryAttention(Mechanism):
         project = QueryWindow(window, self.shape, name="query_window")
         source = x if queries is None else queries
         asked = slide_window(project(source), project(dummies), index_from_start(context.segments))
-        asked = split_heads(asked, heads) * (width // heads) ** -0.5
+        asked = split_heads(asked, heads)
+        scale = (width // heads) ** -0.5  # of the keys, which are fewer than the queries
         pair = Dense(2 * width, kernel_init=self._pair_init, dtype=dtype, name="keys_values")
         k, v = (split_heads(part, heads) for part in jnp.split(pair(x), 2, axis=-1))
 
@@ -205,7 +206,7 @@ class MultiItemQueryAttention(Mechanism):
             # Times and slots as one axis: each product of the core is one matrix product a row and head.
             return q.reshape(batch, length * window, heads, width // heads)
 
-        inputs = [flat(jax.vmap(turn, 2, 2)(asked)), turn(k), v]
+        inputs = [flat(jax.vmap(turn, 2, 2)(asked)), turn(k) * scale, v]
         n_dummies = window - 1 if config.dummies_as_keys else 0
         if n_dummies:
             # Dummies have no place in the row: they meet the queries before these are rotated.
@@ -227,7 +228,7 @@ class MultiItemQueryAttention(Mechanism):
                 dtype=dtype,
                 chunks=chunks,
                 slots=window,
-                extra=Extra(rows.inputs[3], dummy_k, dummy_v) if n_dummies else None,
+                extra=Extra(rows.inputs[3], dummy_k * scale, dummy_v) if n_dummies else None,
             )
             out, alpha = self._weigh(answers.reshape(-1, length, window, width), level)
             return out, {"attention_weights": jnp.moveaxis(weights, 3, 2), "query_weights": alpha}
