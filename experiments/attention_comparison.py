@@ -68,7 +68,10 @@ def variants(dropout: float = 0.1) -> list[Variant]:
         of("awrsr value-weighted", RefinedAttentionConfig(dropout=dropout, variant="value-weighted")),
         of("awrsr additive", RefinedAttentionConfig(dropout=dropout, variant="additive")),
         of("kernel toeplitz full", KernelAttentionConfig(dropout=dropout, upper="toeplitz", lower="full")),
-        of("kernel toeplitz toeplitz", KernelAttentionConfig(dropout=dropout, upper="toeplitz", lower="toeplitz")),
+        of(
+            "kernel toeplitz toeplitz",
+            KernelAttentionConfig(dropout=dropout, upper="toeplitz", lower="toeplitz"),
+        ),
         of("hstu", PointwiseAttentionConfig(dropout=dropout)),
     ]
 
@@ -94,7 +97,12 @@ def main(options: Options) -> None:
     result = study(base, chosen, dataset, Path(options.out))
     command = "python -m experiments.attention_comparison " + shlex.join(sys.argv[1:])
     name = dataset.name.lower().replace(" ", "-")
-    write(result, f"Attention mechanisms on {dataset.name}", command.strip(), Path(f"experiments/results/attention_{name}"))
+    write(
+        result,
+        f"Attention mechanisms on {dataset.name}",
+        command.strip(),
+        Path(f"experiments/results/attention_{name}"),
+    )
 
 
 if __name__ == "__main__":

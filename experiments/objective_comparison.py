@@ -76,7 +76,12 @@ def main(options: Options) -> None:
     result = study(base, variants(options), dataset, Path(options.out))
     command = "python -m experiments.objective_comparison " + shlex.join(sys.argv[1:])
     name = dataset.name.lower().replace(" ", "-")
-    write(result, f"Objectives on {dataset.name}", command.strip(), Path(f"experiments/results/objectives_{name}"))
+    write(
+        result,
+        f"Objectives on {dataset.name}",
+        command.strip(),
+        Path(f"experiments/results/objectives_{name}"),
+    )
 
 
 if __name__ == "__main__":

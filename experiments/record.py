@@ -38,20 +38,29 @@ def main(options: Options) -> None:
     results = json.loads((Path(options.run) / "results.json").read_text())
     folder = Path("experiments/results")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{options.name}.json").write_text(json.dumps({"command": options.command, **results}, indent=1) + "\n")
+    (folder / f"{options.name}.json").write_text(
+        json.dumps({"command": options.command, **results}, indent=1) + "\n"
+    )
     names = [name for name in results["metrics"] if not name.startswith("MRR@")]
-    rows = [[baseline, *(f"{values[name]:.4f}" for name in names)] for baseline, values in results["baselines"].items()]
+    rows = [
+        [baseline, *(f"{values[name]:.4f}" for name in names)]
+        for baseline, values in results["baselines"].items()
+    ]
     rows.append(
         [
             f"{results['config']['encoder']['name']}, {len(results['seeds'])} seed(s)",
-            *(f"{v['mean']:.4f}" + (f" ± {v['sd']:.4f}" if v["sd"] is not None else "") for v in map(results["metrics"].get, names)),
+            *(
+                f"{v['mean']:.4f}" + (f" ± {v['sd']:.4f}" if v["sd"] is not None else "")
+                for v in map(results["metrics"].get, names)
+            ),
         ]
     )
     dataset, timing, training = results["dataset"], results["timing"], results["training"]
     versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
     (folder / f"{options.name}.md").write_text(
         f"`{options.command}`\n\n"
-        f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, {dataset['interactions']:,} interactions "
+        f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "
+        f"{dataset['interactions']:,} interactions "
         f"(fingerprint `{dataset['fingerprint'][:16]}`). {results['split']['protocol']}; {results['protocol']}.\n\n"
         f"{to_markdown(['', *names], rows)}\n"
         f"{training['parameters']:,} parameters; best at steps {training['best_steps']} of {training['steps']} "

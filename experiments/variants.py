@@ -48,7 +48,9 @@ def apply(config: RunConfig, sections: Settings) -> RunConfig:
     return dataclasses.replace(config, **changed)
 
 
-def tuned(base: RunConfig, variant: Variant, dataset: SequenceDataset, log: Path) -> tuple[RunConfig, list[dict[str, Any]]]:
+def tuned(
+    base: RunConfig, variant: Variant, dataset: SequenceDataset, log: Path
+) -> tuple[RunConfig, list[dict[str, Any]]]:
     """The best candidate by validation with the first seed, and what each candidate reached."""
     configs = [apply(apply(base, variant.sections), candidate) for candidate in variant.candidates]
     if len(configs) == 1:
@@ -66,7 +68,10 @@ def tuned(base: RunConfig, variant: Variant, dataset: SequenceDataset, log: Path
 
 
 def _plain(candidate: Settings) -> dict[str, Any]:
-    return {name: value if isinstance(value, Mapping) else dataclasses.asdict(value) for name, value in candidate.items()}
+    return {
+        name: value if isinstance(value, Mapping) else dataclasses.asdict(value)
+        for name, value in candidate.items()
+    }
 
 
 def study(
@@ -94,7 +99,10 @@ def study(
         rows.append(row)
         print(
             f"{variant.name}: valid {results['valid_metrics'][base.training.metric]['mean']:.4f}, test "
-            + ", ".join(f"{m} {results['metrics'][m]['mean']:.4f} ± {results['metrics'][m]['sd'] or 0:.4f}" for m in metrics)
+            + ", ".join(
+                f"{m} {results['metrics'][m]['mean']:.4f} ± {results['metrics'][m]['sd'] or 0:.4f}"
+                for m in metrics
+            )
             + f", {results['timing']['training_seconds']:.0f} s",
             file=sys.stderr,
             flush=True,
@@ -120,7 +128,8 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
     path.with_suffix(".json").write_text(json.dumps({**result, "command": command}, indent=1) + "\n")
     versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
     tuning = [
-        f"- {row['name']}: " + "; ".join(f"{json.dumps(t['candidate'])} {t['valid']:.4f}" for t in row["tried"])
+        f"- {row['name']}: "
+        + "; ".join(f"{json.dumps(t['candidate'])} {t['valid']:.4f}" for t in row["tried"])
         for row in result["variants"]
         if row["tried"]
     ]
@@ -138,10 +147,12 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
         "",
         f"`{command}`",
         "",
-        f"{result['dataset']['name']}: {result['dataset']['users']:,} users, {result['dataset']['items']:,} items, "
-        f"{result['dataset']['interactions']:,} interactions (fingerprint `{result['dataset']['fingerprint'][:16]}`). "
-        f"{result['split']['protocol']}; {result['protocol']}. Seeds {result['seeds']}. Settings and stopping were chosen "
-        "on validation; test targets were ranked once.",
+        f"{result['dataset']['name']}: {result['dataset']['users']:,} users, "
+        f"{result['dataset']['items']:,} items, "
+        f"{result['dataset']['interactions']:,} interactions "
+        f"(fingerprint `{result['dataset']['fingerprint'][:16]}`). "
+        f"{result['split']['protocol']}; {result['protocol']}. Seeds {result['seeds']}. Settings and stopping were "
+        "chosen on validation; test targets were ranked once.",
         "",
         result["markdown"],
         "",

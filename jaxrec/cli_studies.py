@@ -8,7 +8,11 @@ import tyro
 
 from jaxrec.cli_common import emit, parse
 
-Runs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help="run directories; the first is the baseline")]
+Runs = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RUN [RUN ...]", help="run directories; the first is the baseline"),
+]
 Json = Annotated[bool, tyro.conf.arg(help="print the result as one JSON object on the last line")]
 
 
@@ -85,7 +89,8 @@ def stability(arguments: list[str]) -> int:
 
     study = stability_of(given.runs, given.split, given.k, given.out or None)
     effects = {
-        name: {edit: effect._asdict() for edit, effect in by_edit.items()} for name, by_edit in study.effects.items()
+        name: {edit: effect._asdict() for edit, effect in by_edit.items()}
+        for name, by_edit in study.effects.items()
     }
     text = to_markdown(*study.rows())
     for name, by_edit in study.effects.items():
@@ -95,7 +100,9 @@ def stability(arguments: list[str]) -> int:
         ]
         text += f"\nrank-biased overlap of {name} minus that of {next(iter(study.runs))}\n\n"
         text += to_markdown(["perturbation", "difference", "95% interval", "p"], rows)
-    summaries = {name: {each.perturbation.name: each.summary() for each in m} for name, m in study.runs.items()}
+    summaries = {
+        name: {each.perturbation.name: each.summary() for each in m} for name, m in study.runs.items()
+    }
     emit({"runs": summaries, "effects": effects}, text, given.json)
     return 0
 
@@ -104,7 +111,11 @@ def stability(arguments: list[str]) -> int:
 class Attention:
     """List the attention mechanisms with options and papers; or draw what a run attends to in one history."""
 
-    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(help="run directory; without one, list the mechanisms")] = None
+    run: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(help="run directory; without one, list the mechanisms"),
+    ] = None
     history: Annotated[tuple[str, ...], tyro.conf.arg(help="original item ids, oldest first")] = ()
     out: Annotated[str, tyro.conf.arg(help="directory for the figures; default: RUN/figures")] = ""
     json: Json = False

@@ -49,4 +49,6 @@ class Registry(Mapping[str, T], Generic[T]):
         for name, registered in self._parts.items():
             if registered is part or registered == part:
                 return name
-        raise UnknownNameError(f"{part!r} is not a registered {self.kind}: expected one of {', '.join(self._parts)}")
+        raise UnknownNameError(
+            f"{part!r} is not a registered {self.kind}: expected one of {', '.join(self._parts)}"
+        )

@@ -94,7 +94,9 @@ def compare(
     """
     loaded = []
     for name, run in zip(run_names(runs), runs, strict=True):
-        files = sorted(Path(run).glob(f"ranks/{part}_seed*.npz"), key=lambda file: int(file.stem.split("seed")[1]))
+        files = sorted(
+            Path(run).glob(f"ranks/{part}_seed*.npz"), key=lambda file: int(file.stem.split("seed")[1])
+        )
         if not files:
             raise DataError(f"no saved {part} ranks in {run}: expected the directory of a finished run")
         loaded.append(load_run(name, files))
@@ -108,7 +110,9 @@ def compare(
     return comparison
 
 
-def protocols(run: str | Path, part: str = "test", dataset: SequenceDataset | None = None) -> list[dict[str, Any]]:
+def protocols(
+    run: str | Path, part: str = "test", dataset: SequenceDataset | None = None
+) -> list[dict[str, Any]]:
     """One model under every protocol in use: what each choice alone does to the number.
 
     Returns:
@@ -132,7 +136,11 @@ def protocols(run: str | Path, part: str = "test", dataset: SequenceDataset | No
             timestamps=setup.timestamps,
             users=cases.users,
         )[rows_of_target]
-        candidates = [each for each in SIDE_BY_SIDE if each.kind == "full" or each.negatives < setup.dataset.n_items // 2]
+        candidates = [
+            each
+            for each in SIDE_BY_SIDE
+            if each.kind == "full" or each.negatives < setup.dataset.n_items // 2
+        ]
         by_seed.append(
             side_by_side(
                 hidden,
@@ -201,7 +209,9 @@ def stability(
             ("split", dict(first.setup.split.options), dict(opened.setup.split.options)),
         ):
             if a != b:
-                raise DataError(f"runs must have the same {what}, but that of {name} differs from that of the first")
+                raise DataError(
+                    f"runs must have the same {what}, but that of {name} differs from that of the first"
+                )
         setup, params = opened.setup, opened.of_seed(0)
         measured[name] = measure_stability(
             setup.forward,

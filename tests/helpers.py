@@ -47,5 +47,7 @@ def small_config(**sections: dict[str, Any]) -> RunConfig:
 
 def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     """``config`` with fields of its sections replaced."""
-    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    changed = {
+        name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()
+    }
     return dataclasses.replace(config, **changed)

@@ -62,7 +62,10 @@ class BatchConfig:
 
 
 def training_sequences(
-    starts: np.ndarray, stops: np.ndarray, max_length: int, long_histories: Literal["last", "windows"] = "last"
+    starts: np.ndarray,
+    stops: np.ndarray,
+    max_length: int,
+    long_histories: Literal["last", "windows"] = "last",
 ) -> Sequences:
     """Input stretches of at most ``max_length`` from each user's training part ``[starts, stops)`` of the log.
 
@@ -86,7 +89,9 @@ def training_sequences(
     window_stops = stops[users] - 1 - number * max_length
     window_starts = np.maximum(window_stops - max_length, starts[users])
     return Sequences(
-        window_starts.astype(np.int64), (window_stops - window_starts).astype(np.int32), users.astype(np.int32)
+        window_starts.astype(np.int64),
+        (window_stops - window_starts).astype(np.int32),
+        users.astype(np.int32),
     )
 
 
@@ -98,7 +103,9 @@ def prefixes(starts: np.ndarray, stops: np.ndarray, max_length: int) -> Sequence
     prefix_stops = starts[users] + 1 + number
     prefix_starts = np.maximum(prefix_stops - max_length, starts[users])
     return Sequences(
-        prefix_starts.astype(np.int64), (prefix_stops - prefix_starts).astype(np.int32), users.astype(np.int32)
+        prefix_starts.astype(np.int64),
+        (prefix_stops - prefix_starts).astype(np.int32),
+        users.astype(np.int32),
     )
 
 

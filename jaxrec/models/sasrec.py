@@ -89,8 +89,9 @@ class SASRec(nn.Module):
     """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
 
     Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
-    ``max_length * D`` for learned positions, ``2 D`` for the embedding norm and for the final norm (not in post-norm),
-    what the attention shares between layers, and for each layer the attention's own, ``4 D`` for two norms and ``2 D F + F + D`` for a feed-forward width F.
+    ``max_length * D`` for learned positions, ``2 D`` for the embedding norm and for the final norm (not in
+    post-norm), what the attention shares between layers, and for each layer the attention's own, ``4 D`` for two
+    norms and ``2 D F + F + D`` for a feed-forward width F.
     """
 
     config: SASRecConfig
@@ -136,7 +137,11 @@ class SASRec(nn.Module):
             x = x * config.width**0.5
         if self.positions in ADDITIVE_POSITIONS:
             x = x + PositionEmbedding(
-                self.max_length, config.width, self.positions == "learned", self._table_init(), name="positions"
+                self.max_length,
+                config.width,
+                self.positions == "learned",
+                self._table_init(),
+                name="positions",
             )(batch.positions)
         if config.embedding_norm:
             x = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")(x)

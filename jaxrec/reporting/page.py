@@ -9,9 +9,10 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxrec.evaluation.beyond import breakdown, history_length_groups, popularity_groups
+from jaxrec.reporting.comparison import group_figure, save_figure
 from jaxrec.training.journal import read_journal
 from jaxrec.training.loop import FitResult
 
@@ -21,24 +22,40 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
     metric = fit.setup.config.training.metric
+    name = str(results["config"]["encoder"]["name"])
     values = np.mean([evaluation.values(metric) for evaluation in fit.test], axis=0)
-    evaluation = fit.test[0]
-    first_target = evaluation.targets[evaluation.target_offsets[:-1]]
-    lengths = fit.setup.split.test.history_stops - fit.setup.split.test.history_starts
-    by_user = dict(zip(fit.setup.split.test.users.tolist(), lengths.tolist(), strict=True))
-    history_lengths = np.array([by_user[user] for user in evaluation.users.tolist()])
-    popularity = fit.setup.split.item_counts[first_target]
+    evaluation, cases = fit.test[0], fit.setup.split.test
+    first_targets = evaluation.targets[evaluation.target_offsets[:-1]]
+    lengths = np.zeros(fit.setup.dataset.n_users, np.int64)
+    lengths[cases.users] = cases.history_stops - cases.history_starts
+
+    def by_group(groups: tuple[np.ndarray, list[str]], what: str) -> Figure:
+        found = [group for group in breakdown(values, *groups) if group.cases]
+        return group_figure({name: found}, metric, what)
+
     drawn = [
-        ("Training loss and validation metric", "training.png", _training_curve(read_journal(directory / "log.jsonl"), metric)),
-        (f"Test {metric} by length of the history", "by_history_length.png", _by_group(history_lengths, values, "interactions in the history", metric)),
-        (f"Test {metric} by popularity of the target", "by_popularity.png", _by_group(popularity, values, "training interactions of the target", metric)),
+        (
+            "Training loss and validation metric",
+            "training.png",
+            _training_curve(read_journal(directory / "log.jsonl"), metric),
+        ),
+        (
+            f"Test {metric} by length of the history",
+            "by_history_length.png",
+            by_group(history_length_groups(lengths[evaluation.users]), "interactions in the history"),
+        ),
+        (
+            f"Test {metric} by popularity of the target",
+            "by_popularity.png",
+            by_group(
+                popularity_groups(first_targets, fit.setup.split.item_counts),
+                "the target's share of training",
+            ),
+        ),
     ]
-    out = []
-    for caption, name, figure in drawn:
-        FigureCanvasAgg(figure)
-        figure.savefig(folder / name, dpi=110)
-        out.append((caption, folder / name))
-    return out
+    for _, file, figure in drawn:
+        save_figure(figure, folder / file)
+    return [(caption, folder / file) for caption, file, _ in drawn]
 
 
 def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
@@ -52,33 +69,14 @@ def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
     validations = [(line["step"], line["valid"][metric]) for line in lines if "valid" in line]
     if validations:
         right = axis.twinx()
-        right.plot([step for step, _ in validations], [scores for _, scores in validations], color="tab:orange", marker=".", linewidth=1)
+        right.plot(
+            [step for step, _ in validations],
+            [scores for _, scores in validations],
+            color="tab:orange",
+            marker=".",
+            linewidth=1,
+        )
         right.set_ylabel(f"validation {metric}", color="tab:orange")
-    return figure
-
-
-def quantile_groups(values: np.ndarray, groups: int = 6) -> list[tuple[str, np.ndarray]]:
-    """Split cases into about equal groups by ``values`` int[E]: (label such as "3-5", indices) each."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, groups + 1)).astype(np.int64))
-    edges[-1] += 1
-    bounds = zip(edges[:-1], edges[1:], strict=True)
-    return [
-        (f"{low}" if high - low == 1 else f"{low}-{high - 1}", np.flatnonzero((values >= low) & (values < high)))
-        for low, high in bounds
-    ]
-
-
-def _by_group(values: np.ndarray, metric_values: np.ndarray, label: str, metric: str) -> Figure:
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axis = figure.add_subplot()
-    groups = [(name, index) for name, index in quantile_groups(values) if len(index)]
-    means = [metric_values[index].mean() for _, index in groups]
-    # 95 % interval of the mean over users.
-    errors = [1.96 * metric_values[index].std() / np.sqrt(len(index)) for _, index in groups]
-    axis.bar(range(len(groups)), means, yerr=errors, color="tab:blue", alpha=0.8, capsize=3)
-    axis.set_xticks(range(len(groups)), [f"{name}\nn={len(index)}" for name, index in groups], fontsize=8)
-    axis.set_xlabel(label)
-    axis.set_ylabel(metric)
     return figure
 
 

@@ -50,7 +50,11 @@ def _commit() -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, timeout=5
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -62,7 +66,9 @@ def hardware() -> dict[str, Any]:
     model = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
     except OSError:
         pass
     return {
@@ -98,7 +104,10 @@ def results_of(fit: FitResult) -> dict[str, Any]:
     """The content of ``results.json``."""
     setup, ledger = fit.setup, fit.ledger
     baselines = evaluate_baselines(
-        setup.split, part="test", ks=setup.config.evaluation.ks, remove_seen=setup.config.evaluation.remove_seen
+        setup.split,
+        part="test",
+        ks=setup.config.evaluation.ks,
+        remove_seen=setup.config.evaluation.remove_seen,
     )
     seconds = max(ledger.training_seconds, 1e-9)
     return {
@@ -170,7 +179,13 @@ def format_metrics(results: dict[str, Any]) -> str:
     label = f"{results['config']['encoder']['name']} ({results['config']['attention']['name']})"
     rows.append((label, *(_mean_sd(results["metrics"][name]) for name in names)))
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if c == 0 else cell.rjust(w)
+            for c, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
     dataset, seeds = results["dataset"], results["seeds"]
     head = (
         f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "

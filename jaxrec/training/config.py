@@ -52,7 +52,11 @@ class DataConfig:
 
     def load(self) -> SequenceDataset:
         """The dataset."""
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "source"}
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "source"
+        }
         return load_dataset(self.source, **{name: value for name, value in options.items() if value})
 
 
@@ -88,7 +92,12 @@ class TrainingConfig:
             raise ConfigError(f"training.seeds must be distinct and at least one, got {self.seeds}")
         if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
             raise ConfigError(f"training.seeds must be in [0, 2^32), got {self.seeds}")
-        for field, least in (("chunk_steps", 2), ("keep_checkpoints", 1), ("patience", 0), ("checkpoint_seconds", 0)):
+        for field, least in (
+            ("chunk_steps", 2),
+            ("keep_checkpoints", 1),
+            ("patience", 0),
+            ("checkpoint_seconds", 0),
+        ):
             if getattr(self, field) < least:
                 raise ConfigError(f"training.{field} must be at least {least}, got {getattr(self, field)}")
         for field in ("epochs", "evaluate_every"):
@@ -169,7 +178,9 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     sections = {field.name: field for field in dataclasses.fields(RunConfig)}
     unknown = set(values) - set(sections)
     if unknown:
-        raise ConfigError(f"unknown section {sorted(unknown)} in the configuration; expected some of {list(sections)}")
+        raise ConfigError(
+            f"unknown section {sorted(unknown)} in the configuration; expected some of {list(sections)}"
+        )
     built = {}
     for name, given in values.items():
         given = dict(given)
@@ -211,7 +222,9 @@ def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(
+    saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
     """Dotted field -> (saved, given) wherever two configurations as dictionaries differ."""
     out: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*saved, *given}):

@@ -22,10 +22,15 @@ from jaxrec.training.config import RunConfig, differences, load_config, save_con
 from jaxrec.training.journal import Journal, Progress, StopRequest
 from jaxrec.training.restore import check_fingerprint
 from jaxrec.training.setup import Setup, prepare
-from jaxrec.training.step import Params, StepMetrics, TrainState, device_rows, initial_state, make_train_chunk
+from jaxrec.training.step import Params, StepMetrics, device_rows, initial_state, make_train_chunk
 
 #: Settings that a resumed run may change: they decide when it stops, not what a step does.
-RESUMABLE = ("training.epochs", "training.patience", "training.checkpoint_seconds", "training.keep_checkpoints")
+RESUMABLE = (
+    "training.epochs",
+    "training.patience",
+    "training.checkpoint_seconds",
+    "training.keep_checkpoints",
+)
 
 
 @dataclasses.dataclass
@@ -116,7 +121,9 @@ def seed_params(params: Params, index: int) -> Params:
 @jax.jit
 def _keep_best(improved: jax.Array, params: Params, best: Params) -> Params:
     """For each seed the present parameters where they improved, else the best so far."""
-    return jax.tree.map(lambda new, old: jnp.where(improved.reshape((-1,) + (1,) * (new.ndim - 1)), new, old), params, best)
+    return jax.tree.map(
+        lambda new, old: jnp.where(improved.reshape((-1,) + (1,) * (new.ndim - 1)), new, old), params, best
+    )
 
 
 def train(
@@ -181,7 +188,10 @@ def train(
 
     def rows_from(positions: list[Position]) -> tuple[Any, list[Position]]:
         """The plans of the chunk that begins at each seed's position, and the positions after it."""
-        taken = [stream.take(p, k * config.batches.batch_size) for stream, p in zip(setup.streams, positions, strict=True)]
+        taken = [
+            stream.take(p, k * config.batches.batch_size)
+            for stream, p in zip(setup.streams, positions, strict=True)
+        ]
         return device_rows([rows for rows, _ in taken], k), [position for _, position in taken]
 
     def save(score: float) -> None:
@@ -235,7 +245,10 @@ def train(
                 # ---- validation, early stopping, best parameters
                 if step % (k * plan.chunks_per_evaluation) == 0:
                     started = time.perf_counter()
-                    evaluations = [setup.evaluate(seed_params(state.params, s), setup.split.valid) for s in range(len(seeds))]
+                    evaluations = [
+                        setup.evaluate(seed_params(state.params, s), setup.split.valid)
+                        for s in range(len(seeds))
+                    ]
                     scores = [float(evaluation.metrics[config.training.metric]) for evaluation in evaluations]
                     improved = ledger.update(scores, step, config.training.patience)
                     best = _keep_best(jnp.asarray(improved), state.params, best)
@@ -307,7 +320,9 @@ def check_record(record: dict[str, Any], config: RunConfig, dataset: SequenceDat
     """Refuse a checkpoint of other data or of another configuration."""
     check_fingerprint(record, dataset.fingerprint)
     changed = {
-        field: pair for field, pair in differences(record["config"], to_dict(config)).items() if field not in RESUMABLE
+        field: pair
+        for field, pair in differences(record["config"], to_dict(config)).items()
+        if field not in RESUMABLE
     }
     if changed:
         told = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in changed.items())
@@ -323,7 +338,9 @@ def _check_finite(metrics: StepMetrics, step: int, config: RunConfig, store: Che
     if store is not None:
         store.wait()
     steps = store.steps() if store is not None else []
-    good = f"the last good checkpoint is that of step {steps[-1]}" if steps else "no checkpoint was written yet"
+    good = (
+        f"the last good checkpoint is that of step {steps[-1]}" if steps else "no checkpoint was written yet"
+    )
     raise NonFiniteError(
         f"loss or gradient stopped being finite at step {step + index + 1} (seed {seed}): loss "
         f"{metrics.loss[:, index].tolist()}, gradient norm {metrics.gradient_norm[:, index].tolist()}; {good}. "

@@ -55,7 +55,9 @@ class OptimizerConfig:
             ("decay_on", ("kernels", "kernels-and-items", "all")),
         ):
             if getattr(self, field) not in allowed:
-                raise ConfigError(f"optimizer.{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
+                raise ConfigError(
+                    f"optimizer.{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}"
+                )
 
     def learning_rate_schedule(self, total_steps: int) -> optax.Schedule:
         """Step -> learning rate, for a run of ``total_steps``."""
@@ -89,7 +91,9 @@ class OptimizerConfig:
         if self.weight_decay:
             parts.append(optax.add_decayed_weights(self.weight_decay, mask=decays))
         parts.append(
-            optax.adagrad(rate, eps=self.epsilon) if self.algorithm == "adagrad" else optax.sgd(rate, self.beta1)
+            optax.adagrad(rate, eps=self.epsilon)
+            if self.algorithm == "adagrad"
+            else optax.sgd(rate, self.beta1)
         )
         return optax.chain(*parts)
 

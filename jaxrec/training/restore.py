@@ -34,7 +34,9 @@ def restore_params(
         ``fingerprint`` than the one given.
     """
     if not (run / "checkpoints").is_dir():
-        raise CheckpointError(f"no checkpoints in {run}: expected the directory of a run that was trained or interrupted")
+        raise CheckpointError(
+            f"no checkpoints in {run}: expected the directory of a run that was trained or interrupted"
+        )
     store = CheckpointStore(run / "checkpoints")
     try:
         record = store.record()
@@ -44,7 +46,9 @@ def restore_params(
         seeds = jnp.asarray(config.training.seeds, jnp.uint32)
         shapes = jax.eval_shape(jax.vmap(lambda seed: initial_state(encoder, optimizer, seed)), seeds)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), (shapes, shapes.params))
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), (shapes, shapes.params)
+        )
         (_, best), _ = store.restore(abstract(target), record["step"])
     finally:
         store.close()

@@ -120,14 +120,17 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
         )
     split = split_dataset(dataset, config.split)
     streams = [
-        RowStream(split.train_starts, split.train_stops, config.batches, seed) for seed in config.training.seeds
+        RowStream(split.train_starts, split.train_stops, config.batches, seed)
+        for seed in config.training.seeds
     ]
     encoder = config.encoder.module(
         config.attention, dataset.n_items, config.batches.max_length, config.batches.origin
     )
     plan = plan_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(plan.total_steps)
-    jax.eval_shape(lambda seed: initial_state(encoder, optimizer, seed), jnp.uint32(0))  # refuse before any compute
+    jax.eval_shape(
+        lambda seed: initial_state(encoder, optimizer, seed), jnp.uint32(0)
+    )  # refuse before any compute
     timestamps = relative_seconds(dataset)
     return Setup(
         config=config,

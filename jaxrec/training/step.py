@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array, lax, stages
 
 from jaxrec.data.batches import Batch, Rows, expand
 from jaxrec.data.sequences import BatchConfig
@@ -66,8 +65,8 @@ class StepMetrics(NamedTuple):
 def initial_state(encoder: nn.Module, optimizer: optax.GradientTransformation, seed: Array) -> TrainState:
     """Fresh parameters and optimiser state for ``seed`` (uint32[])."""
     length = 2 if encoder.max_length > 1 else 1
-    blank = Batch(*(jnp.zeros((1, length), jnp.int32) for _ in range(4)), jnp.zeros((1, length), jnp.float32))
-    blank = blank._replace(timestamps=jnp.zeros((1, length), jnp.int32))
+    zeros = jnp.zeros((1, length), jnp.int32)
+    blank = Batch(zeros, zeros, zeros, zeros, jnp.zeros((1, length), jnp.float32), timestamps=zeros)
     params = encoder.init(jax.random.key(seed), blank, False)["params"]
     return TrainState(jnp.int32(0), seed, params, optimizer.init(params))
 
@@ -138,7 +137,7 @@ def make_train_chunk(
     optimizer: optax.GradientTransformation,
     batches: BatchConfig,
     over_seeds: Literal["vmap", "map"] = "map",
-) -> Callable[[TrainState, Rows, Resources], tuple[TrainState, StepMetrics]]:
+) -> stages.Wrapped:
     """A jitted function that runs K steps for each of S seeds; the state is donated.
 
     ``(state with leading [S], rows with leading [S, K, B], resources) -> (state, metrics [S, K])``. With "vmap" the

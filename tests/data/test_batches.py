@@ -35,7 +35,9 @@ def test_expand_against_loops(mode, origin, pad_left):
                 column += 1
         for name, values in expected.items():
             np.testing.assert_array_equal(getattr(batch, name)[r], values, err_msg=name)
-        np.testing.assert_array_equal(batch.weights[r], (np.array(expected["targets"]) > 0).astype(np.float32))
+        np.testing.assert_array_equal(
+            batch.weights[r], (np.array(expected["targets"]) > 0).astype(np.float32)
+        )
         np.testing.assert_array_equal(batch.timestamps[r], np.array(expected["items"]) * 10)
     assert all(field.dtype == np.int32 for field in batch[:4])
 
@@ -54,7 +56,12 @@ def test_expand_is_the_same_in_jax_and_numpy():
 
 def test_histories_without_targets():
     items, starts, stops = log([3, 4])
-    batch = expand(Rows(starts[:, None], (stops - starts)[:, None], starts[:, None]), items, max_length=4, with_targets=False)
+    batch = expand(
+        Rows(starts[:, None], (stops - starts)[:, None], starts[:, None]),
+        items,
+        max_length=4,
+        with_targets=False,
+    )
     assert not batch.targets.any()
     assert not batch.weights.any()
     np.testing.assert_array_equal(batch.items, [[1, 2, 3, 0], [4, 5, 6, 7]])
@@ -77,7 +84,7 @@ def test_packing_keeps_every_sequence_whole_and_once():
 def test_fill_rate_on_amazon_like_lengths():
     """Mean length 8, L = 50: padding fills about 17 % of the positions, packing more than 90 %."""
     lengths = np.minimum(3 + np.random.default_rng(0).geometric(1 / 6, 4000), 51)
-    items, starts, stops = log(lengths)
+    _, starts, stops = log(lengths)
     sequences = training_sequences(starts, stops, 50)
     assert fill_rate(pad(sequences), 50) < 0.2
     assert fill_rate(pack(sequences, 50), 50) > 0.97
@@ -86,11 +93,15 @@ def test_fill_rate_on_amazon_like_lengths():
 def test_windows_cover_the_whole_history():
     _, starts, stops = log([1, 2, 8, 11])
     windows = training_sequences(starts, stops, 4, "windows")
-    inputs = np.concatenate([np.arange(s, s + n) for s, n in zip(windows.starts, windows.lengths, strict=True)])
+    inputs = np.concatenate(
+        [np.arange(s, s + n) for s, n in zip(windows.starts, windows.lengths, strict=True)]
+    )
     expected = np.concatenate([np.arange(a, b - 1) for a, b in zip(starts, stops, strict=True)])
     np.testing.assert_array_equal(np.sort(inputs), expected)
     last = training_sequences(starts, stops, 4)
-    assert set(zip(last.starts, last.lengths, strict=True)) <= set(zip(windows.starts, windows.lengths, strict=True))
+    assert set(zip(last.starts, last.lengths, strict=True)) <= set(
+        zip(windows.starts, windows.lengths, strict=True)
+    )
 
 
 def test_prefixes_have_one_target_each():

@@ -19,7 +19,13 @@ SEQUENCES = Sequences(np.array([0, 5, 8]), np.array([5, 3, 6], np.int32), np.arr
 ARRANGEMENTS = [
     {"block": "original", "activation": "relu", "scale_embeddings": True, "init": "xavier"},
     {"block": "post-norm", "ffn_width": 12, "activation": "gelu", "embedding_norm": True},
-    {"block": "pre-norm", "activation": "silu", "positions": "sinusoidal", "item_bias": True, "separate_output": True},
+    {
+        "block": "pre-norm",
+        "activation": "silu",
+        "positions": "sinusoidal",
+        "item_bias": True,
+        "separate_output": True,
+    },
     {"block": "pre-norm", "layers": 1, "positions": "none", "remat": True},
 ]
 
@@ -70,7 +76,9 @@ def test_same_states_alone_padded_left_and_right_and_packed(options, origin):
     packed = states_by_sequence(encoder, params, batch_of(pack(SEQUENCES, L), origin=origin))
     assert batch_of(pack(SEQUENCES, L)).segments.max() == 2
     for start, n, items in zip(SEQUENCES.starts, SEQUENCES.lengths, right, strict=True):
-        alone = batch_of(pad(Sequences(*(np.array([x]) for x in (start, n, 0)))), origin=origin, max_length=int(n))
+        alone = batch_of(
+            pad(Sequences(*(np.array([x]) for x in (start, n, 0)))), origin=origin, max_length=int(n)
+        )
         expected = states_by_sequence(encoder, params, alone)[items]
         for states in (right, left, packed):
             np.testing.assert_allclose(states[items], expected, atol=1e-5)
@@ -86,7 +94,9 @@ def test_causal_and_deaf_to_strangers(options):
     def with_noise(noise):
         # Each item id is made unique, so that noise on its row is noise on its position.
         flat = jnp.arange(batch.items.size, dtype=jnp.int32).reshape(batch.items.shape) + 1
-        table = jnp.concatenate([jnp.zeros((1, D)), params["items"]["table"][batch.items.reshape(-1)] + noise.reshape(-1, D)])
+        table = jnp.concatenate(
+            [jnp.zeros((1, D)), params["items"]["table"][batch.items.reshape(-1)] + noise.reshape(-1, D)]
+        )
         big = dataclasses.replace(encoder.config, separate_output=False, item_bias=False)
         wide = big.module(encoder.attention, int(batch.items.size), L, encoder.position_origin)
         inner = {k: v for k, v in params.items() if k not in ("output_table", "item_bias")}
@@ -108,7 +118,9 @@ def test_causal_and_deaf_to_strangers(options):
 
 
 @pytest.mark.parametrize(
-    ("options", "heads"), list(itertools.product(ARRANGEMENTS, [1, 2])), ids=lambda o: o["block"] if isinstance(o, dict) else str(o)
+    ("options", "heads"),
+    list(itertools.product(ARRANGEMENTS, [1, 2])),
+    ids=lambda o: o["block"] if isinstance(o, dict) else str(o),
 )
 def test_parameter_count_is_the_formula(options, heads):
     encoder, params = build(heads=heads, **options)
@@ -127,7 +139,9 @@ def test_dropout_acts_in_training_only():
     batch = batch_of(pad(SEQUENCES))
     still = [encoder.apply({"params": params}, batch, False) for _ in range(2)]
     np.testing.assert_array_equal(*still)
-    noisy = [encoder.apply({"params": params}, batch, True, rngs={"dropout": jax.random.key(k)}) for k in (0, 1)]
+    noisy = [
+        encoder.apply({"params": params}, batch, True, rngs={"dropout": jax.random.key(k)}) for k in (0, 1)
+    ]
     assert not np.allclose(*noisy)
 
 
@@ -162,7 +176,9 @@ def test_popular_item_gradient_is_summed_in_float32():
     embedding = ItemEmbedding(3, 2, jax.nn.initializers.normal())
     items = jnp.full((5000,), 2, jnp.int32)
     params = embedding.init(jax.random.key(0), items)
-    gradient = jax.grad(lambda p: embedding.apply(p, items).astype(jnp.bfloat16).astype(jnp.float32).sum())(params)
+    gradient = jax.grad(lambda p: embedding.apply(p, items).astype(jnp.bfloat16).astype(jnp.float32).sum())(
+        params
+    )
     np.testing.assert_array_equal(gradient["params"]["table"][2], 5000.0)
 
 
@@ -183,12 +199,20 @@ def test_single_position_and_empty_rows():
     encoder, params = build()
     empty = Batch(*(np.zeros((2, L), np.int32) for _ in range(4)), np.zeros((2, L), np.float32))
     assert not np.asarray(encoder.apply({"params": params}, empty, False)).any()
-    one = Batch(np.array([[3]], np.int32), np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32), np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32))
+    one = Batch(
+        np.array([[3]], np.int32),
+        np.zeros((1, 1), np.int32),
+        np.ones((1, 1), np.int32),
+        np.zeros((1, 1), np.int32),
+        np.ones((1, 1), np.float32),
+    )
     assert np.isfinite(encoder.apply({"params": params}, one, False)).all()
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match=r"encoder\.block must be one of original, post-norm, pre-norm; got 'pre'"):
+    with pytest.raises(
+        ConfigError, match=r"encoder\.block must be one of original, post-norm, pre-norm; got 'pre'"
+    ):
         SASRecConfig(block="pre")
     with pytest.raises(UnknownNameError, match="unknown activation 'swish': expected one of"):
         SASRecConfig(activation="swish")

@@ -28,7 +28,11 @@ def assert_same_run(a, b):
     chex.assert_trees_all_equal(a.params, b.params)
     for x, y in zip([*a.valid, *a.test], [*b.valid, *b.test], strict=True):
         np.testing.assert_array_equal(x.ranks, y.ranks)
-    assert (a.ledger.best, a.ledger.best_step, a.ledger.positions) == (b.ledger.best, b.ledger.best_step, b.ledger.positions)
+    assert (a.ledger.best, a.ledger.best_step, a.ledger.positions) == (
+        b.ledger.best,
+        b.ledger.best_step,
+        b.ledger.positions,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +75,18 @@ class StopAfter:
 @pytest.mark.parametrize("looks", [0, 2, 3])
 def test_resumed_run_is_the_uninterrupted_one_to_the_bit(uninterrupted, tmp_path, monkeypatch, looks):
     monkeypatch.setattr(loop, "StopRequest", StopAfter(looks))
-    with pytest.raises(Interrupted, match=r"stopped at step \d+ of \d+ and saved; continue with: jaxrec train --workdir"):
+    with pytest.raises(
+        Interrupted, match=r"stopped at step \d+ of \d+ and saved; continue with: jaxrec train --workdir"
+    ):
         quiet(small_config(), tmp_path / "run")
     monkeypatch.undo()
     resumed = quiet(small_config(), tmp_path / "run", resume=True)
     assert_same_run(uninterrupted, resumed)
     without_clock = [
-        [{k: v for k, v in line.items() if "second" not in k} for line in read_journal(run.workdir / "log.jsonl")]
+        [
+            {k: v for k, v in line.items() if "second" not in k}
+            for line in read_journal(run.workdir / "log.jsonl")
+        ]
         for run in (uninterrupted, resumed)
     ]
     assert without_clock[0] == without_clock[1]
@@ -114,7 +123,9 @@ def test_existing_run_is_not_overwritten_unasked(uninterrupted, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.workdir.rglob("*") if path.is_file()}
     with pytest.raises(RunExistsError, match=r"is not empty.*--resume.*--overwrite.*another --workdir"):
         quiet(small_config(), uninterrupted.workdir)
-    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.workdir.rglob("*") if path.is_file()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in uninterrupted.workdir.rglob("*") if path.is_file()
+    }
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter1.tex").write_text("precious")
@@ -210,11 +221,15 @@ def test_packed_and_padded_batches_have_the_same_gradient():
         loss = lambda p: batch_loss(setup.encoder, setup.config.objective, p, batch, key, setup.resources)[0]  # noqa: E731
         return jax.jit(jax.value_and_grad(loss))(state.params)
 
-    chex.assert_trees_all_close(loss_and_gradient(pack(sequences, 16)), loss_and_gradient(pad(sequences)), rtol=2e-4, atol=2e-4)
+    chex.assert_trees_all_close(
+        loss_and_gradient(pack(sequences, 16)), loss_and_gradient(pad(sequences)), rtol=2e-4, atol=2e-4
+    )
 
 
 def test_plan_cuts_runs_into_equal_chunks():
-    config = small_config(batches={"batch_size": 10}, training={"epochs": 10, "evaluate_every": 2, "chunk_steps": 7})
+    config = small_config(
+        batches={"batch_size": 10}, training={"epochs": 10, "evaluate_every": 2, "chunk_steps": 7}
+    )
     plan = plan_steps(config, rows_per_epoch=105)
     assert (plan.chunk_steps, plan.chunks_per_evaluation) == (7, 3)
     assert plan.evaluations * 21 == plan.total_steps == 105
@@ -252,7 +267,9 @@ def test_journal_drops_what_will_be_written_again(tmp_path):
 
 
 def test_lists_longer_than_the_catalogue_are_refused():
-    with pytest.raises(DataError, match=r"evaluation\.ks asks for lists of 50, but the catalogue has 40 items"):
+    with pytest.raises(
+        DataError, match=r"evaluation\.ks asks for lists of 50, but the catalogue has 40 items"
+    ):
         quiet(small_config(evaluation={"ks": (10, 50)}))
 
 
