@@ -1,4 +1,4 @@
-"""What tests of whole runs share: the command line in this process, and the promotion of types that optax needs."""
+"""What tests of whole runs share: the command line in this process, and promotion of types for optax."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ def broken_files(folder):
         "times.csv": ("user_id,item_id,timestamp\nu,i,soon\nu,j,later\n", ["timestamp"]),
         "gaps.csv": ("user_id,item_id,timestamp\nu,i,1\nu,j,\n", ["timestamp", "row"]),
         "lonely.csv": (
-            "user_id,item_id,timestamp\n" + "".join(f"u{n},i{n},{n}\n" for n in range(12)),
+            "user_id,item_id,timestamp\n" + "".join(f"u{n},i{n},1\n" for n in range(12)),
             ["interactions"],
         ),
     }
@@ -398,7 +398,7 @@ def test_every_option_of_train_has_a_text():
 def test_as_a_process():
     """Without JAX for what needs none: help answers at once."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = "import sys; from jaxrec.cli import main; status = main(['--help']); print('jax' in sys.modules, status)"
+    command = "import sys; from jaxrec.cli import main; s = main(['--help']); print('jax' in sys.modules, s)"
     done = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=120
     )

@@ -157,7 +157,7 @@ def test_foreign_directories_are_refused(tmp_path, open_store):
     (tmp_path / "numbers" / "12").mkdir(parents=True)
     (tmp_path / "numbers" / "12" / "a.txt").write_text("Dear Sir")
     with pytest.raises(
-        CheckpointError, match="no complete checkpoint under|is damaged|was not written by jaxrec"
+        CheckpointError, match=r"no complete checkpoint under|is damaged|was not written by jaxrec"
     ):
         open_store(tmp_path / "numbers").restore(abstract(TREE))
     assert (tmp_path / "letters" / "a.txt").exists()
@@ -180,18 +180,20 @@ def test_damage_is_told_or_harmless(saved, open_store, tmp_path, harm):
             victim.unlink()
         else:
             os.truncate(victim, victim.stat().st_size // 2 if harm == "cut" else 0)
+        problem = None
         try:
             store = open_store(copy)
-            tree, _ = store.restore(abstract(TREE))
-            assert_same(tree, scaled(store.steps()[-1]))
+            assert_same(store.restore(abstract(TREE))[0], scaled(store.steps()[-1]))
         except CheckpointError as error:
-            assert str(copy) in str(error)
-            assert "\n" not in str(error)
-            told += 1
+            problem = str(error)
+        if problem is not None:
+            assert str(copy) in problem
+            assert "\n" not in problem
             # The advice works: without the damaged one, the checkpoint before it can be had.
-            assert f"delete {copy / '2'} to" in str(error)
+            assert f"delete {copy / '2'} to" in problem
             shutil.rmtree(copy / "2")
             assert_same(open_store(copy).restore(abstract(TREE))[0], scaled(1))
+            told += 1
     assert told >= 3, "the files of the arrays and of their metadata, at least"
 
 

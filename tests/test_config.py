@@ -1,0 +1,153 @@
+"""Configurations survive JSON, and what does not exist is refused by name."""
+
+import dataclasses
+import json
+from typing import get_args, get_origin, get_type_hints
+
+import pytest
+
+from jaxrec.errors import ConfigError, UnknownNameError
+from jaxrec.presets import PRESETS
+from jaxrec.training.config import (
+    NAMED_SECTIONS,
+    RunConfig,
+    config_hash,
+    differences,
+    from_dict,
+    load_config,
+    save_config,
+    to_dict,
+)
+
+REGISTERED = [(section, name) for section, registry in NAMED_SECTIONS.items() for name in registry]
+
+
+def another_value(value, hint):
+    """A value of the field's type other than its default, or the default where a choice is not ours to make."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 + 0.125
+    choices = get_args(hint) if get_origin(hint) is not None else ()
+    others = [choice for choice in choices if isinstance(choice, str) and choice != value]
+    return others[0] if others else value
+
+
+def changed(section_class):
+    """The section with as many fields off their defaults as it accepts, one after the other."""
+    hints = get_type_hints(section_class)
+    section = section_class()
+    for field in dataclasses.fields(section_class):
+        value = another_value(getattr(section, field.name), hints[field.name])
+        try:
+            section = dataclasses.replace(section, **{field.name: value})
+        except ConfigError:
+            continue
+    return section
+
+
+def through_json(config):
+    return from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False)))
+
+
+@pytest.mark.parametrize(("section", "name"), REGISTERED)
+def test_every_registered_class_survives_json(section, name, tmp_path):
+    part = changed(NAMED_SECTIONS[section][name])
+    assert part != NAMED_SECTIONS[section][name](), "the test changes something"
+    config = dataclasses.replace(RunConfig(), **{section: part})
+    assert to_dict(config)[section]["name"] == name
+    assert through_json(config) == config
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    "section", [f.name for f in dataclasses.fields(RunConfig) if f.name not in NAMED_SECTIONS]
+)
+def test_every_other_section_survives_json(section):
+    part = changed(type(getattr(RunConfig(), section)))
+    assert part != getattr(RunConfig(), section)
+    try:
+        config = dataclasses.replace(RunConfig(), **{section: part})
+    except ConfigError:  # training.metric must fit evaluation.ks
+        config = dataclasses.replace(RunConfig(), **{section: dataclasses.replace(part, metric="MRR")})
+    assert through_json(config) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json_and_say_what_to_expect(name):
+    config = PRESETS[name]()
+    assert through_json(config) == config
+    assert config_hash(config) == config_hash(through_json(config))
+    assert PRESETS[name].__doc__
+
+
+def test_every_field_is_of_a_plain_type_and_documented():
+    classes = [type(getattr(RunConfig(), f.name)) for f in dataclasses.fields(RunConfig)]
+    classes += [part for registry in NAMED_SECTIONS.values() for part in registry.values()]
+    for part in classes:
+        documented = "".join(base.__doc__ or "" for base in part.__mro__)
+        for field in dataclasses.fields(part):
+            value = getattr(part(), field.name)
+            assert value is None or isinstance(value, bool | int | float | str | tuple), (part, field.name)
+            assert field.name in documented, f"{part.__name__}.{field.name} is not documented"
+
+
+def test_absent_sections_and_fields_take_their_defaults():
+    assert from_dict({}) == RunConfig()
+    assert from_dict({"encoder": {"width": 32}}).encoder.width == 32
+    assert from_dict({"attention": {}}) == RunConfig()
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"unknown section \['trainning'\].*expected some of \['data', 'split'"
+    ):
+        from_dict({"trainning": {}})
+    with pytest.raises(
+        ConfigError, match=r"unknown field \['depth'\] in section 'encoder'; expected some of.*'layers'"
+    ):
+        from_dict({"encoder": {"depth": 3}})
+    with pytest.raises(ConfigError, match=r"unknown field \['lr'\] in section 'optimizer'"):
+        from_dict({"optimizer": {"lr": 0.1}})
+    with pytest.raises(
+        UnknownNameError, match=r"unknown objective 'cross-entropi'.*Did you mean 'cross-entropy'"
+    ):
+        from_dict({"objective": {"name": "cross-entropi"}})
+    with pytest.raises(ConfigError, match=r"training\.patience must be at least 0, got -1"):
+        from_dict({"training": {"patience": -1}})
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(ConfigError, match=r"config\.json not found: expected the config\.json of a run"):
+        load_config(path)
+    path.write_text('{"data": ')
+    with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
+        load_config(path)
+
+
+def test_differences_are_dotted():
+    other = dataclasses.replace(RunConfig(), encoder=dataclasses.replace(RunConfig().encoder, width=8))
+    assert differences(to_dict(RunConfig()), to_dict(other)) == {"encoder.width": (64, 8)}
+    assert differences({"a": 1}, {}) == {"a": (1, None)}
+    assert config_hash(other) != config_hash(RunConfig())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seeds", (), "must be distinct and at least one"),
+        ("seeds", (1, 1), "must be distinct and at least one"),
+        ("seeds", (-1,), r"must be in \[0, 2\^32\)"),
+        ("epochs", 0, r"training\.epochs must be above 0, got 0"),
+        ("evaluate_every", -1.0, r"training\.evaluate_every must be above 0"),
+        ("over_seeds", "pmap", r"training\.over_seeds must be one of auto, vmap, map; got 'pmap'"),
+        ("keep_checkpoints", 0, r"training\.keep_checkpoints must be at least 1"),
+    ],
+)
+def test_training_refuses(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(RunConfig().training, **{field: value})
