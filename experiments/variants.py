@@ -137,11 +137,11 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
         f"- {name}: " + ", ".join(f"{metric} {values[metric]:.4f}" for metric in ("HR@10", "NDCG@10"))
         for name, values in result["baselines"].items()
     ]
-    costs = [
-        f"| {row['name']} | {row['training']['parameters']:,} | {row['timing']['training_seconds'] / len(result['seeds']):.0f} "
-        f"| {row['valid_metrics']['NDCG@10']['mean']:.4f} |"
-        for row in result["variants"]
-    ]
+    costs = []
+    for row in result["variants"]:
+        seconds = row["timing"]["training_seconds"] / len(result["seeds"])
+        valid = row["valid_metrics"]["NDCG@10"]["mean"]
+        costs.append(f"| {row['name']} | {row['training']['parameters']:,} | {seconds:.0f} | {valid:.4f} |")
     lines = [
         f"# {title}",
         "",
