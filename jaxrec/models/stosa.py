@@ -1,0 +1,207 @@
+"""STOSA (Fan et al., "Sequential Recommendation via Stochastic Self-Attention", WWW 2022, arXiv 2201.06035).
+
+Items and states are Gaussians with diagonal covariance, compared by their squared Wasserstein distance
+
+    W(h, i) = |mu_h - mu_i|^2 + |sqrt(sigma_h) - sqrt(sigma_i)|^2 = |h|^2 - 2 h . e_i + |e_i|^2
+
+where ``h`` and ``e_i`` put means and square roots of covariances side by side. With vectors ``2 e_i`` and
+biases ``-|e_i|^2`` the common score ``h . vector + bias`` is ``|h|^2 - W(h, i)``: it ranks as the distance
+does, and the score difference of two items is their distance difference, so BPR on scores is STOSA's loss.
+Its second term, pvn, needs distances between items: ``W(i, j) = -bias_i - bias_j - vector_i . vector_j / 2``,
+and ``W(h, i) = |h|^2 - score_i``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
+from jaxrec.attention.positions import POSITIONS
+from jaxrec.attention.wasserstein import WassersteinAttentionConfig, positive, root
+from jaxrec.data.batches import Batch
+from jaxrec.errors import ConfigError
+from jaxrec.layers import Dense, Dropout, Initializer
+from jaxrec.models.base import ItemTable
+from jaxrec.models.blocks import zero_padding
+from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding
+from jaxrec.models.sasrec import DTYPES
+
+STREAMS = ("mean", "covariance")
+
+
+@dataclasses.dataclass(frozen=True)
+class STOSAConfig:
+    """A transformer over Gaussians; needs "wasserstein" attention.
+
+    Attributes:
+      width: size of a mean, and of a covariance; hidden states have twice as many numbers.
+      layers: number of blocks.
+      ffn_width: inner size of each stream's feed-forward network; 0 = four times ``width``.
+      dropout: rate on the embeddings and on each sublayer.
+      positions: "auto" (learned), "learned", "sinusoidal", "none", "relative-bias", "alibi" or
+        "time-interval".
+      init_mean: mean of the normal initialisation of tables and kernels.
+      init_scale: its standard deviation.
+      norm_epsilon: of the layer norms.
+      dtype: operands of matrix products: "float32" or "bfloat16" (sums stay float32).
+    """
+
+    width: int = 64
+    layers: int = 1
+    ffn_width: int = 0
+    dropout: float = 0.3
+    positions: str = "auto"
+    init_mean: float = 0.01
+    init_scale: float = 0.02
+    norm_epsilon: float = 1e-12
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for field, number in (("width", self.width), ("layers", self.layers)):
+            if number < 1:
+                raise ConfigError(f"encoder.{field} must be at least 1, got {number}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"encoder.dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+
+    def module(
+        self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
+    ) -> STOSA:
+        """The encoder for a catalogue of ``n_items`` and histories of at most ``max_length``."""
+        if not isinstance(attention, WassersteinAttentionConfig):
+            raise ConfigError(
+                f"the encoder 'stosa' needs attention between Gaussians: expected attention 'wasserstein', got "
+                f"{type(attention).__name__}; choose that attention, or the encoder 'sasrec'"
+            )
+        return STOSA(self, attention, n_items, max_length, position_origin)
+
+
+class GaussianBlock(nn.Module):
+    """One layer: means and covariances side by side, ``[B, L, 2 d] -> [B, L, 2 d]``; each stream
+    post-norm.
+    """
+
+    config: STOSAConfig
+    attention: AttentionConfig
+    shape: AttentionShape
+
+    @nn.compact
+    def __call__(self, x: Array, context: AttentionContext, train: bool) -> Array:
+        config, shape, width = self.config, self.shape, self.config.width
+        attended = self.attention.module(shape, name="attention")(x, context, train)
+        attended = x + Dropout(config.dropout)(attended, train)
+        out = []
+        for name, state in zip(STREAMS, jnp.split(attended, 2, axis=-1), strict=True):
+            state = nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_attention_norm")(state)
+            inner = Dense(
+                config.ffn_width or 4 * width,
+                kernel_init=shape.kernel_init,
+                dtype=shape.dtype,
+                name=f"{name}_inner",
+            )(state)
+            outer = Dense(width, kernel_init=shape.kernel_init, dtype=shape.dtype, name=f"{name}_outer")
+            fed = Dropout(config.dropout)(outer(jax.nn.elu(inner)), train)
+            out.append(
+                nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_feed_forward_norm")(state + fed)
+            )
+        return jnp.concatenate([out[0], positive(out[1])], axis=-1)
+
+
+class STOSA(nn.Module):
+    """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, 2 d]``: mean and square root of
+    covariance.
+
+    Parameters, with d the width and F the feed-forward width: ``2 (V + 1) d`` for the items, ``2 max_length
+    d`` for learned positions, ``4 d`` for the input norms, what the attention shares between layers, and for
+    each layer the attention's own, ``8 d`` for norms and ``2 (2 d F + F + d)``.
+    """
+
+    config: STOSAConfig
+    attention: AttentionConfig
+    n_items: int
+    max_length: int
+    position_origin: str = "start"
+
+    @property
+    def positions(self) -> str:
+        """The position scheme in force."""
+        return self.attention.default_positions if self.config.positions == "auto" else self.config.positions
+
+    def _init(self) -> Initializer:
+        config = self.config
+
+        def init(key: Array, size: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+            return config.init_mean + config.init_scale * jax.random.normal(key, size, dtype)
+
+        return init
+
+    def attention_shape(self) -> AttentionShape:
+        """What every block hands to its attention mechanism."""
+        return AttentionShape(
+            width=2 * self.config.width,
+            max_length=self.max_length,
+            positions=self.positions,
+            position_origin=self.position_origin,
+            kernel_init=self._init(),
+            dtype=DTYPES[self.config.dtype],
+        )
+
+    @nn.compact
+    def __call__(self, batch: Batch, train: bool = False) -> Array:
+        config, shape = self.config, self.attention_shape()
+        self.attention.check(shape)
+        streams = []
+        for name in STREAMS:
+            x = ItemEmbedding(self.n_items, config.width, self._init(), name=f"{name}_items")(batch.items)
+            if POSITIONS[self.positions].additive:
+                x = x + PositionEmbedding(
+                    self.max_length,
+                    config.width,
+                    self.positions == "learned",
+                    self._init(),
+                    name=f"{name}_positions",
+                )(batch.positions)
+            x = nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_norm")(x)
+            streams.append(Dropout(config.dropout)(x, train))
+        x = jnp.concatenate([jax.nn.elu(streams[0]), positive(streams[1])], axis=-1)
+        x = zero_padding(x, batch.segments)
+
+        shared = self.attention.shared_module(shape, name="shared_attention")
+        context = AttentionContext(
+            batch.positions, batch.segments, batch.timestamps, None if shared is None else shared()
+        )
+        for layer in range(config.layers):
+            block = GaussianBlock(config, self.attention, shape, name=f"layer_{layer}")
+            x = zero_padding(block(x, context, train), batch.segments)
+        hidden = jnp.concatenate([x[..., : config.width], root(x[..., config.width :])], axis=-1)
+        return zero_padding(hidden, batch.segments)
+
+    def item_table(self, params: Mapping[str, Any]) -> ItemTable:
+        """Vectors ``2 e_i`` float32[V+1, 2 d] and biases ``-|e_i|^2`` float32[V+1]; see the module's
+        docstring.
+        """
+        mean, covariance = (params[f"{name}_items"]["table"] for name in STREAMS)
+        items = jnp.concatenate([mean, root(positive(covariance))], axis=-1)
+        return ItemTable(2.0 * items, -jnp.sum(items**2, axis=-1))
+
+    def parameter_count(self) -> int:
+        """Number of parameters by the formula in the class docstring."""
+        config, width = self.config, self.config.width
+        inner = config.ffn_width or 4 * width
+        shape = self.attention_shape()
+        layer = self.attention.parameter_count(shape) + 8 * width + 2 * (2 * width * inner + inner + width)
+        return (
+            2 * (self.n_items + 1) * width
+            + (2 * self.max_length * width if self.positions == "learned" else 0)
+            + 4 * width
+            + config.layers * layer
+            + self.attention.shared_parameter_count(shape)
+        )
