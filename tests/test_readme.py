@@ -1,0 +1,94 @@
+"""What the README shows works as written, with the smallest preset in place of the long ones."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import jaxrec as package
+from jaxrec import api
+from jaxrec.cli import COMMANDS
+from jaxrec.presets import PRESETS
+from tests.runs import jaxrec, standard_promotion  # noqa: F401
+from tests.test_cli import interactions
+
+pytestmark = pytest.mark.slow
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLE = re.search(r"```python\n(.*?)```", TEXT, re.S)[1]
+LINES = [
+    part.split("#")[0].strip() for line in re.findall(r"^    (.*)$", TEXT, re.M) for part in line.split("&&")
+]
+SHOWN = [line for line in LINES if line.startswith("jaxrec ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with the file that the commands name, and a finished run where they look for one."""
+    folder = tmp_path_factory.mktemp("readme")
+    interactions().write_csv(folder / "interactions.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = jaxrec("train", "--workdir", "runs/first", "--preset", "smoke", "--quiet")
+        assert done.status == 0, done.err
+        again = jaxrec(
+            "train", "--workdir", "runs/five", "--preset", "smoke", "--quiet", "--encoder.width", "8"
+        )
+        assert again.status == 0, again.err
+    return folder
+
+
+def test_shows_every_main_command():
+    shown = {shlex.split(line)[1] for line in SHOWN}
+    assert shown >= {"train", "evaluate", "recommend", "audit", "prepare", "compare", "attention"}
+    assert shown <= {*COMMANDS, "--help"}
+    assert "pip install -e . && jaxrec train" in TEXT
+    assert "pip install -e '.[test]' && pytest" in TEXT
+
+
+class Accepted(Exception):
+    """Raised in place of training."""
+
+
+def test_commands_run_in_the_order_of_the_page(place, monkeypatch):
+    """Training is stopped where it would begin: its options are parsed and checked against the data."""
+    monkeypatch.chdir(place)
+
+    def stop(dataset, config, workdir, **options):
+        if not options["resume"]:
+            api.prepare(config, dataset)
+        raise Accepted
+
+    monkeypatch.setattr(api, "fit", stop)
+    for line in SHOWN:
+        arguments = shlex.split(line)[1:]
+        if arguments[0] == "train" and "--help" not in arguments:
+            with pytest.raises(Accepted):
+                jaxrec(*arguments)
+            continue
+        outcome = jaxrec(*arguments)
+        assert outcome.status == 0, f"{line}: {outcome.err}"
+        assert outcome.out
+
+
+def test_presets_and_options_that_it_names_exist():
+    options = jaxrec("train", "--help").out
+    for option in re.findall(
+        r"(--(?:data|split|encoder|attention|objective|optimizer|training)\.[a-z-]+)", TEXT
+    ):
+        assert option in options
+    for name in re.findall(r"`(sasrec[a-z0-9-]*|smoke)`", TEXT):
+        assert name in PRESETS
+    assert all(f"`{name}`" in TEXT for name in PRESETS)
+
+
+def test_python_example_runs(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert 8 <= len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 10
+    assert '"sasrec"' in EXAMPLE
+    exec(compile(EXAMPLE.replace('"sasrec"', '"smoke"'), "README.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert "HR@10" in told
+    assert package.Recommender.load("runs/python").recommend([["tt0133093"]], k=1)[0].titles[0] in told
+    assert (place / "runs" / "python" / "results.json").exists()
