@@ -71,7 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {what}" for name, what in COMMANDS.items()]
-    return "usage: jaxrec COMMAND [OPTIONS]\n\ncommands:\n" + "\n".join(lines) + "\n\n`jaxrec COMMAND --help` lists the options."
+    return (
+        "usage: jaxrec COMMAND [OPTIONS]\n\ncommands:\n"
+        + "\n".join(lines)
+        + "\n\n`jaxrec COMMAND --help` lists the options."
+    )
 
 
 def _value_of(option: str, arguments: list[str], default: str) -> str:
@@ -91,7 +95,9 @@ def _train(arguments: list[str]) -> int:
     workdir = _value_of("workdir", arguments, "")
     resuming = "--resume" in arguments
     if resuming and "--overwrite" in arguments:
-        raise JaxrecError("--resume and --overwrite exclude each other: continue the run, or delete it and start anew")
+        raise JaxrecError(
+            "--resume and --overwrite exclude each other: continue the run, or delete it and start anew"
+        )
     if resuming and not workdir:
         raise JaxrecError("--resume needs --workdir: the directory of the run to continue")
     preset_name = _value_of("preset", arguments, "sasrec")
@@ -113,19 +119,36 @@ def _train(arguments: list[str]) -> int:
         """Train on interactions, rank the held-out targets, and write a run directory."""
 
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = base
-        preset: Annotated[str, tyro.conf.arg(help=f"starting configuration: {', '.join(PRESETS)}")] = preset_name
+        preset: Annotated[str, tyro.conf.arg(help=f"starting configuration: {', '.join(PRESETS)}")] = (
+            preset_name
+        )
         source: Annotated[
-            str, tyro.conf.arg(name="data", help="csv, tsv, parquet, arrow or text file, saved dataset, or movietweetings")
+            str,
+            tyro.conf.arg(
+                name="data", help="csv, tsv, parquet, arrow or text file, saved dataset, or movietweetings"
+            ),
         ] = base.data.source
-        workdir: Annotated[str, tyro.conf.arg(help="run directory; default: runs/ with the dataset and the time")] = ""
+        workdir: Annotated[
+            str, tyro.conf.arg(help="run directory; default: runs/ with the dataset and the time")
+        ] = ""
         resume: Annotated[bool, tyro.conf.arg(help="continue the run in --workdir")] = False
         overwrite: Annotated[bool, tyro.conf.arg(help="delete a run that is already in --workdir")] = False
-        encoder_name: Annotated[str, tyro.conf.arg(name="encoder", help=_choices("encoder"))] = _present(base, "encoder")
-        attention_name: Annotated[str, tyro.conf.arg(name="attention", help=_choices("attention"))] = _present(base, "attention")
-        objective_name: Annotated[str, tyro.conf.arg(name="objective", help=_choices("objective"))] = _present(base, "objective")
-        n_seeds: Annotated[int, tyro.conf.arg(name="seeds", help="number of models, with seeds 0, 1, ...")] = len(seeds)
+        encoder_name: Annotated[str, tyro.conf.arg(name="encoder", help=_choices("encoder"))] = _present(
+            base, "encoder"
+        )
+        attention_name: Annotated[str, tyro.conf.arg(name="attention", help=_choices("attention"))] = (
+            _present(base, "attention")
+        )
+        objective_name: Annotated[str, tyro.conf.arg(name="objective", help=_choices("objective"))] = (
+            _present(base, "objective")
+        )
+        n_seeds: Annotated[
+            int, tyro.conf.arg(name="seeds", help="number of models, with seeds 0, 1, ...")
+        ] = len(seeds)
         quiet: Annotated[bool, tyro.conf.arg(help="no progress bar")] = False
-        json: Annotated[bool, tyro.conf.arg(help="print the results as one JSON object on the last line")] = False
+        json: Annotated[bool, tyro.conf.arg(help="print the results as one JSON object on the last line")] = (
+            False
+        )
 
     given = parse(Train, arguments, "train")
     config = given.config
@@ -139,7 +162,9 @@ def _train(arguments: list[str]) -> int:
     from jaxrec.api import fit
     from jaxrec.reporting.results import format_metrics
 
-    run = fit(None, config, directory, resume=given.resume, overwrite=given.overwrite, progress=not given.quiet)
+    run = fit(
+        None, config, directory, resume=given.resume, overwrite=given.overwrite, progress=not given.quiet
+    )
     timing = run.results["timing"]
     told = (
         f"\n{format_metrics(run.results)}\n\n"
@@ -217,7 +242,9 @@ def _recommend(arguments: list[str]) -> int:
     titles = answer.titles or [""] * len(answer.items)
     lines = [
         f"{place:>3}  {item:<12} {title}  ({score:.3f})"
-        for place, (item, title, score) in enumerate(zip(answer.items, titles, answer.scores, strict=True), start=1)
+        for place, (item, title, score) in enumerate(
+            zip(answer.items, titles, answer.scores, strict=True), start=1
+        )
     ]
     if answer.unknown:
         note = f"jaxrec: not in the catalogue, passed over: {', '.join(answer.unknown)}"
@@ -230,18 +257,30 @@ def _recommend(arguments: list[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="csv, tsv, parquet, arrow or text file, or saved dataset")]
+    data: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(help="csv, tsv, parquet, arrow or text file, or saved dataset"),
+    ]
     user_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
     item_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
     time_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
-    first_of_pair: Annotated[bool, tyro.conf.arg(help="keep only the first interaction of a user with an item")] = False
-    filter: Annotated[Literal["none", "k-core", "one-pass"], tyro.conf.arg(help="drop rare users and items")] = "none"
+    first_of_pair: Annotated[
+        bool, tyro.conf.arg(help="keep only the first interaction of a user with an item")
+    ] = False
+    filter: Annotated[
+        Literal["none", "k-core", "one-pass"], tyro.conf.arg(help="drop rare users and items")
+    ] = "none"
     min_interactions: Annotated[int, tyro.conf.arg(help="of a user and of an item, for the filter")] = 5
 
     def load(self) -> Any:
         from jaxrec.training.config import DataConfig
 
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(_Source) if field.name != "data"}
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(_Source)
+            if field.name != "data"
+        }
         return DataConfig(source=self.data, **options).load()
 
 
@@ -282,7 +321,8 @@ def _prepare(arguments: list[str]) -> int:
         "interactions": dataset.n_interactions,
     }
     text = (
-        f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions saved in {given.out}\n"
+        f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions "
+        f"saved in {given.out}\n"
         f"next: jaxrec train --data {given.out}"
     )
     emit(summary, text, given.json)

@@ -80,14 +80,18 @@ class Recommender:
         if seed is not None and seed not in seeds:
             raise ConfigError(f"seed must be one of the run's {seeds}, got {seed}")
         if not (run / CATALOGUE).is_dir():
-            raise ConfigError(f"the run in {run} is not finished: finish it with jaxrec train --workdir {run} --resume")
+            raise ConfigError(
+                f"the run in {run} is not finished: finish it with jaxrec train --workdir {run} --resume"
+            )
         items = open_dataset(run / CATALOGUE)
         encoder = config.encoder.module(
             config.attention, items.n_items, config.batches.max_length, config.batches.origin
         )
         index = 0 if seed is None else seeds.index(seed)
         fingerprint = items.meta["source_fingerprint"]
-        return cls(config, items, encoder, restore_params(run, config, encoder, index, fingerprint=fingerprint))
+        return cls(
+            config, items, encoder, restore_params(run, config, encoder, index, fingerprint=fingerprint)
+        )
 
     def recommend(
         self,
@@ -133,14 +137,18 @@ class Recommender:
             offsets[1:],
             max_length=self.config.batches.max_length,
             origin=self.config.batches.origin,
-            tokens_per_batch=max(self.config.batches.max_length, min(len(log), self.config.evaluation.tokens_per_batch)),
+            tokens_per_batch=max(
+                self.config.batches.max_length, min(len(log), self.config.evaluation.tokens_per_batch)
+            ),
             timestamps=times,
         )
         remove = self.config.evaluation.remove_seen if remove_seen is None else remove_seen
         seen = SeenItems(offsets, log[:-1]) if remove else None
         scores, best = top_k(hidden, self._catalogue, k, seen)
         return [
-            self._answer(best[row], scores[row], [name for name, i in zip(named[row], ids[row], strict=True) if i == 0])
+            self._answer(
+                best[row], scores[row], [name for name, i in zip(named[row], ids[row], strict=True) if i == 0]
+            )
             for row in range(len(named))
         ]
 
@@ -153,7 +161,9 @@ class Recommender:
             raise DataError("timestamps must have one entry for each interaction of each history")
         kept = [np.asarray(t, np.int64)[i > 0] for t, i in zip(timestamps, ids, strict=True)]
         # Only intervals within a history matter, so each counts from its own first interaction.
-        flat = np.concatenate([*(t - t.min(initial=np.iinfo(np.int64).max) for t in kept), np.zeros(1, np.int64)])
+        flat = np.concatenate(
+            [*(t - t.min(initial=np.iinfo(np.int64).max) for t in kept), np.zeros(1, np.int64)]
+        )
         return np.minimum(flat, np.iinfo(np.int32).max).astype(np.int32)
 
     def _answer(self, best: np.ndarray, scores: np.ndarray, unknown: list[str]) -> Recommendation:

@@ -109,8 +109,8 @@ class CheckpointStore:
             last = []
         kept = f"the checkpoint of step {last[0]} is intact" if last else "no earlier checkpoint exists"
         return CheckpointError(
-            f"could not save a checkpoint under {self.directory}: {_in_short(error)}. Check the free space and the permissions; "
-            f"{kept}, and the run can be resumed from it."
+            f"could not save a checkpoint under {self.directory}: {_in_short(error)}. "
+            f"Check the free space and the permissions; {kept}, and the run can be resumed from it."
         )
 
     def record(self, step: int | None = None) -> dict[str, Any]:
