@@ -271,10 +271,9 @@ def wasserstein_attention(variant, params, x, queries, places, timestamps, share
                 squared = ((mean_q[i, part] - mean_k[j, part]) ** 2).sum()
                 squared += ((np.sqrt(cov_q[i, part]) - np.sqrt(cov_k[j, part])) ** 2).sum()
                 scores[i, j] = -squared / math.sqrt(part.stop - part.start) + scheme.bias(i, j)
-        if config.variant == "none":
-            weights = causal_softmax(scores)
-        else:
-            weights = reweighed(config, params, scores, places)
+        weights = (
+            causal_softmax(scores) if config.variant == "none" else reweighed(config, params, scores, places)
+        )
         means[:, part] = weights @ mean_v[:, part]
         covariances[:, part] = weights**2 @ cov_v[:, part]
     return np.concatenate(
