@@ -193,6 +193,28 @@ class TestTrain:
         assert (config["attention"]["name"], config["attention"]["heads"]) == ("hstu", 2)
         assert (config["objective"]["name"], config["objective"]["n_negatives"]) == ("bce", 2)
 
+    @pytest.mark.slow
+    def test_another_encoder_from_training_to_recommending(self, files, tmp_path):
+        """STOSA with stochastic AWRSR: trained, resumed, ranked again, asked, and drawn."""
+        run = tmp_path / "run"
+        start = ["train", "--data", files / "log.csv", "--workdir", run, *SMALL, "--encoder", "stosa"]
+        refused(jaxrec(*start), "expected attention 'wasserstein', got SoftmaxAttentionConfig")
+        start += ["--attention", "wasserstein", "--attention.variant", "stochastic", "--encoder.width", "8"]
+        first = jaxrec(*start, "--objective", "bpr-pvn", "--objective.pvn-weight", "0.01", "--json").json
+        config = first["config"]
+        assert (config["encoder"]["name"], config["encoder"]["width"]) == ("stosa", 8)
+        assert (config["attention"]["name"], config["attention"]["variant"]) == ("wasserstein", "stochastic")
+        assert config["objective"]["pvn_weight"] == 0.01
+        longer = jaxrec(
+            "train", "--workdir", run, "--resume", "--training.epochs", "4", "--quiet", "--json"
+        ).json
+        assert longer["training"]["steps"] > first["training"]["steps"]
+        assert longer["config"]["encoder"] == config["encoder"]
+        assert jaxrec("evaluate", run, "--json").json["metrics"] == longer["metrics"]
+        assert len(jaxrec("recommend", run, "--history", "i1", "i2", "-k", 3, "--json").json["items"]) == 3
+        drawn = jaxrec("attention", run, "--history", "i1", "i2", "i3", "--json").json["figures"]
+        assert all(Path(path).stat().st_size > 0 for path in drawn.values())
+
 
 class TestEvaluate:
     def test_agrees_with_the_results_to_the_last_digit(self, bundled, small):
@@ -331,6 +353,11 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
         (["train", "--data", "/nonexistent/log.csv", "--workdir", "RUN"], ["no file '/nonexistent/log.csv'"]),
         (["train", "--workdir", "RUN", "--seeds", "0"], ["training.seeds", "at least one"]),
         (["train", "--preset", "smoke", "--workdir", "RUN", "--attention.heads", "3"], ["heads must divide"]),
+        (
+            ["train", "--preset", "smoke", "--workdir", "RUN", "--objective", "bpr-pvn"],
+            ["objective 'bpr-pvn'", "expected the encoder 'stosa', got 'sasrec'"],
+        ),
+        (["train", "--encoder", "stossa"], ["unknown encoder 'stossa'", "Did you mean 'stosa'"]),
         (["train", "--preset", "smoke", "--workdir", "/dev/null/run"], ["/dev/null"]),
         (["evaluate", "/nonexistent"], ["config.json not found"]),
         (["audit", "/nonexistent.csv"], ["no file"]),

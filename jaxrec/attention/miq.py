@@ -248,7 +248,7 @@ class MultiItemQueryAttention(Mechanism):
         """``W'_K W'_Q^T / sqrt(D)`` and ``W'_V``: the two key and query maps only ever meet as a product."""
         width = self.shape.width
         w_k, w_q, w_v = (
-            self.param(f"query_level_{name}", self.shape.kernel_init, (width, width), jnp.float32)
+            self.param(f"query_level_{name}_kernel", self.shape.kernel_init, (width, width), jnp.float32)
             for name in ("keys", "queries", "values")
         )
         return contract("ac,bc->ab", w_k, w_q, jnp.float32) * width**-0.5, w_v

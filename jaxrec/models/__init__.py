@@ -1,9 +1,19 @@
 """Encoders: a batch of histories in, a hidden state for each position out."""
 
-from jaxrec.models.base import ItemTable
+from jaxrec.models.base import Encoder, EncoderConfig, ItemTable
 from jaxrec.models.sasrec import SASRec, SASRecConfig
+from jaxrec.models.stosa import STOSA, STOSAConfig
 from jaxrec.registry import Registry
 
-ENCODERS = Registry("encoder", {"sasrec": SASRecConfig})
+ENCODERS: Registry[type[EncoderConfig]] = Registry("encoder", {"sasrec": SASRecConfig, "stosa": STOSAConfig})
 
-__all__ = ["ENCODERS", "ItemTable", "SASRec", "SASRecConfig"]
+__all__ = [
+    "ENCODERS",
+    "STOSA",
+    "Encoder",
+    "EncoderConfig",
+    "ItemTable",
+    "SASRec",
+    "SASRecConfig",
+    "STOSAConfig",
+]

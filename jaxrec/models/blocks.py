@@ -1,4 +1,4 @@
-"""Transformer blocks: attention and a feed-forward network, in the three arrangements that the papers use."""
+"""Transformer blocks: attention and a feed-forward network, in the arrangements that the papers use."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ class FeedForward(nn.Module):
         return Dropout(self.dropout)(out, train)
 
 
+ARRANGEMENTS = {
+    "original": "queries alone are normalised, and the residuals add what was normalised (Kang & McAuley 2018)",
+    "post-norm": "norm after each residual (S3-Rec, Li et al. 2023)",
+    "pre-norm": "norm before each sublayer, and once more at the end",
+    "gated": "pre-norm, each sublayer's output times a learned gate (LiGR)",
+    "attention-only": "pre-norm attention and its residual, no feed-forward network (HSTU)",
+}
+
+
 class Block(nn.Module):
     """One layer: ``x [B, L, D] -> [B, L, D]``.
 
@@ -54,6 +63,11 @@ class Block(nn.Module):
         that normalised input, the feed-forward residual adds its own normalised input, no output projection.
       post-norm: norm after each residual (S3-Rec, Li et al. 2023).
       pre-norm: norm before each sublayer; the encoder normalises once more at the end.
+      gated: ``x + f(norm(x)) * sigmoid(x W + b)`` for each sublayer f, a W and b for each (LiGR, Borisyuk et al. 2025,
+        arXiv 2502.03417). That the gate reads x as it is, before the norm, follows the public implementations for
+        sequential recommendation; their SwiGLU feed-forward network is not part of it.
+      attention-only: ``x + attend(norm(x))``. HSTU's layer (Zhai et al. 2024, arXiv 2402.17152): its attention has a
+        gate of its own in place of the feed-forward network.
     """
 
     arrangement: str
@@ -80,6 +94,13 @@ class Block(nn.Module):
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=self.norm_epsilon, name=name)
 
+        def gated(name: str, x: Array, change: Array) -> Array:
+            if self.arrangement != "gated":
+                return change
+            shape = self.shape
+            gate = Dense(shape.width, kernel_init=shape.kernel_init, dtype=shape.dtype, name=name)
+            return change * jax.nn.sigmoid(gate(x))
+
         if self.arrangement == "original":
             queries = norm("attention_norm")(x)
             x = queries + attend(x, context, train, queries=queries)
@@ -89,9 +110,11 @@ class Block(nn.Module):
             attended = Dropout(self.dropout)(attend(x, context, train), train)
             x = norm("attention_norm")(x + attended)
             return norm("feed_forward_norm")(x + feed_forward(x, train))
-        attended = attend(norm("attention_norm")(x), context, train)
-        x = x + Dropout(self.dropout)(attended, train)
-        return x + feed_forward(norm("feed_forward_norm")(x), train)
+        attended = Dropout(self.dropout)(attend(norm("attention_norm")(x), context, train), train)
+        x = x + gated("attention_gate", x, attended)
+        if self.arrangement == "attention-only":
+            return x
+        return x + gated("feed_forward_gate", x, feed_forward(norm("feed_forward_norm")(x), train))
 
 
 def zero_padding(x: Array, segments: Array) -> Array:

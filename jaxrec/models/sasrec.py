@@ -11,30 +11,24 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
+from jaxrec.attention.positions import POSITIONS
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.layers import Dropout, Initializer
-from jaxrec.models.base import ItemTable
-from jaxrec.models.blocks import ACTIVATIONS, Block, zero_padding
+from jaxrec.models.base import DTYPES, Encoder, EncoderConfig, ItemTable
+from jaxrec.models.blocks import ACTIVATIONS, ARRANGEMENTS, Block, zero_padding
 from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding
-
-ADDITIVE_POSITIONS = ("learned", "sinusoidal")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
-class SASRecConfig:
+class SASRecConfig(EncoderConfig):
     """A causal transformer over item embeddings whose output is scored against those embeddings.
 
     Attributes:
-      width: D, size of item vectors and hidden states.
-      layers: number of blocks.
-      block: arrangement of norms and residuals: "original", "post-norm" (S3-Rec, Li et al.) or "pre-norm".
+      block: arrangement of norms and residuals: "original", "post-norm" (S3-Rec, Li et al.), "pre-norm", "gated"
+        (LiGR) or "attention-only" (HSTU); see `jaxrec.models.blocks.Block`.
       ffn_width: inner size of the feed-forward network; 0 = the same as ``width`` (the original's).
       activation: of the feed-forward network: "relu", "gelu", "gelu-tanh" or "silu".
-      dropout: rate on the embeddings and on each sublayer.
-      positions: "auto" (what the attention mechanism prefers), "learned", "sinusoidal", "none", or a scheme inside the
-        attention ("rotary", "relative-bias", "alibi", "time-interval").
       scale_embeddings: multiply item vectors by sqrt(D) at the input (the original does).
       embedding_norm: layer norm on the input embeddings (S3-Rec does).
       init: "normal" with standard deviation ``init_scale``, or "xavier" (uniform for kernels, normal for tables).
@@ -43,16 +37,11 @@ class SASRecConfig:
       item_bias: learn a bias for each item's score.
       separate_output: score against a second item table rather than the input's.
       remat: recompute each block in the backward pass: less memory, one more forward.
-      dtype: operands of matrix products: "float32" or "bfloat16" (sums stay float32).
     """
 
-    width: int = 64
-    layers: int = 2
-    block: Literal["original", "post-norm", "pre-norm"] = "pre-norm"
+    block: Literal["original", "post-norm", "pre-norm", "gated", "attention-only"] = "pre-norm"
     ffn_width: int = 0
     activation: Literal["relu", "gelu", "gelu-tanh", "silu"] = "gelu-tanh"
-    dropout: float = 0.3
-    positions: str = "auto"
     scale_embeddings: bool = False
     embedding_norm: bool = False
     init: Literal["normal", "xavier"] = "normal"
@@ -61,22 +50,21 @@ class SASRecConfig:
     item_bias: bool = False
     separate_output: bool = False
     remat: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for field, number in (("width", self.width), ("layers", self.layers)):
-            if number < 1:
-                raise ConfigError(f"encoder.{field} must be at least 1, got {number}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
+        super().__post_init__()
         for field, value, allowed in (
-            ("block", self.block, ("original", "post-norm", "pre-norm")),
+            ("block", self.block, tuple(ARRANGEMENTS)),
             ("init", self.init, ("normal", "xavier")),
-            ("dtype", self.dtype, tuple(DTYPES)),
         ):
             if value not in allowed:
                 raise ConfigError(f"encoder.{field} must be one of {', '.join(allowed)}; got {value!r}")
         ACTIVATIONS[self.activation]
+        if self.block == "attention-only" and self.ffn_width:
+            raise ConfigError(
+                f"encoder.ffn_width has nothing to act on in block 'attention-only', which has no feed-forward "
+                f"network: expected 0, got {self.ffn_width}; leave it out, or choose block 'pre-norm'"
+            )
 
     def module(
         self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
@@ -85,25 +73,17 @@ class SASRecConfig:
         return SASRec(self, attention, n_items, max_length, position_origin)
 
 
-class SASRec(nn.Module):
+class SASRec(Encoder):
     """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
 
     Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
     ``max_length * D`` for learned positions, ``2 D`` for the embedding norm and for the final norm (not in
-    post-norm), what the attention shares between layers, and for each layer the attention's own, ``4 D`` for two
-    norms and ``2 D F + F + D`` for a feed-forward width F.
+    post-norm), what the attention shares between layers, and for each layer the attention's own, ``2 D`` for each of
+    two norms and ``2 D F + F + D`` for a feed-forward width F. "attention-only" has one norm and no feed-forward
+    network; "gated" has two gates of ``D^2 + D`` more.
     """
 
     config: SASRecConfig
-    attention: AttentionConfig
-    n_items: int
-    max_length: int
-    position_origin: str = "start"
-
-    @property
-    def positions(self) -> str:
-        """The position scheme in force."""
-        return self.attention.default_positions if self.config.positions == "auto" else self.config.positions
 
     def attention_shape(self) -> AttentionShape:
         """What every block hands to its attention mechanism."""
@@ -135,7 +115,7 @@ class SASRec(nn.Module):
         x = ItemEmbedding(self.n_items, config.width, self._table_init(), name="items")(batch.items)
         if config.scale_embeddings:
             x = x * config.width**0.5
-        if self.positions in ADDITIVE_POSITIONS:
+        if POSITIONS[self.positions].additive:
             x = x + PositionEmbedding(
                 self.max_length,
                 config.width,
@@ -182,7 +162,12 @@ class SASRec(nn.Module):
         config, width = self.config, self.config.width
         inner = config.ffn_width or width
         shape = self.attention_shape()
-        layer = self.attention.parameter_count(shape) + 4 * width + 2 * width * inner + inner + width
+        norms = 2 * width
+        layer = self.attention.parameter_count(shape) + norms
+        if config.block != "attention-only":
+            layer += norms + 2 * width * inner + inner + width
+        if config.block == "gated":
+            layer += 2 * (width**2 + width)
         return (
             (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
             + (self.max_length * width if self.positions == "learned" else 0)

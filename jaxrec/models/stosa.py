@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,49 +28,33 @@ from jaxrec.attention.wasserstein import WassersteinAttentionConfig, positive, r
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.layers import Dense, Dropout, Initializer
-from jaxrec.models.base import ItemTable
+from jaxrec.models.base import DTYPES, Encoder, EncoderConfig, ItemTable
 from jaxrec.models.blocks import zero_padding
 from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding
-from jaxrec.models.sasrec import DTYPES
 
 STREAMS = ("mean", "covariance")
 
 
 @dataclasses.dataclass(frozen=True)
-class STOSAConfig:
+class STOSAConfig(EncoderConfig):
     """A transformer over Gaussians; needs "wasserstein" attention.
 
+    ``width`` is the size of a mean, and of a covariance: hidden states have twice as many numbers.
+
     Attributes:
-      width: size of a mean, and of a covariance; hidden states have twice as many numbers.
-      layers: number of blocks.
       ffn_width: inner size of each stream's feed-forward network; 0 = four times ``width``.
-      dropout: rate on the embeddings and on each sublayer.
-      positions: "auto" (learned), "learned", "sinusoidal", "none", "relative-bias", "alibi" or
-        "time-interval".
       init_mean: mean of the normal initialisation of tables and kernels.
       init_scale: its standard deviation.
       norm_epsilon: of the layer norms.
-      dtype: operands of matrix products: "float32" or "bfloat16" (sums stay float32).
     """
 
-    width: int = 64
     layers: int = 1
     ffn_width: int = 0
-    dropout: float = 0.3
-    positions: str = "auto"
     init_mean: float = 0.01
     init_scale: float = 0.02
     norm_epsilon: float = 1e-12
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def __post_init__(self) -> None:
-        for field, number in (("width", self.width), ("layers", self.layers)):
-            if number < 1:
-                raise ConfigError(f"encoder.{field} must be at least 1, got {number}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"encoder.dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+    scores_are_distances: ClassVar[bool] = True
 
     def module(
         self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
@@ -115,7 +99,7 @@ class GaussianBlock(nn.Module):
         return jnp.concatenate([out[0], positive(out[1])], axis=-1)
 
 
-class STOSA(nn.Module):
+class STOSA(Encoder):
     """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, 2 d]``: mean and square root of
     covariance.
 
@@ -125,15 +109,6 @@ class STOSA(nn.Module):
     """
 
     config: STOSAConfig
-    attention: AttentionConfig
-    n_items: int
-    max_length: int
-    position_origin: str = "start"
-
-    @property
-    def positions(self) -> str:
-        """The position scheme in force."""
-        return self.attention.default_positions if self.config.positions == "auto" else self.config.positions
 
     def _init(self) -> Initializer:
         config = self.config

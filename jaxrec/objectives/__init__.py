@@ -3,7 +3,12 @@
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs
 from jaxrec.objectives.cross_entropy import CrossEntropyConfig
 from jaxrec.objectives.listwise import InBatchConfig, SampledSoftmaxConfig, ScalableCrossEntropyConfig
-from jaxrec.objectives.pairwise import BPRConfig, BPRMaxConfig, TOP1MaxConfig
+from jaxrec.objectives.pairwise import (
+    BPRConfig,
+    BPRMaxConfig,
+    BPRPositiveVersusNegativeConfig,
+    TOP1MaxConfig,
+)
 from jaxrec.objectives.pointwise import BinaryCrossEntropyConfig, GeneralizedBinaryCrossEntropyConfig
 from jaxrec.registry import Registry
 
@@ -15,6 +20,7 @@ OBJECTIVES: Registry[type[ObjectiveConfig]] = Registry(
         "bce": BinaryCrossEntropyConfig,
         "gbce": GeneralizedBinaryCrossEntropyConfig,
         "bpr": BPRConfig,
+        "bpr-pvn": BPRPositiveVersusNegativeConfig,
         "bpr-max": BPRMaxConfig,
         "top1-max": TOP1MaxConfig,
         "in-batch": InBatchConfig,
@@ -26,6 +32,7 @@ __all__ = [
     "OBJECTIVES",
     "BPRConfig",
     "BPRMaxConfig",
+    "BPRPositiveVersusNegativeConfig",
     "BinaryCrossEntropyConfig",
     "CrossEntropyConfig",
     "GeneralizedBinaryCrossEntropyConfig",

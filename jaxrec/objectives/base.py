@@ -56,6 +56,11 @@ class ObjectiveConfig:
         """Whether ``inputs.users``, ``seen_items`` and ``seen_offsets`` must be given."""
         return False
 
+    @property
+    def needs_distances(self) -> bool:
+        """Whether scores must be distances between Gaussians, as the encoder "stosa" gives them."""
+        return False
+
     def __call__(
         self,
         hidden: Array,

@@ -1,4 +1,6 @@
-"""Losses on the difference between the target's score and each negative's: BPR, BPR-max and TOP1-max."""
+"""Losses on the difference between the target's score and each negative's: BPR, STOSA's BPR with pvn, BPR-max and
+TOP1-max.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxrec.errors import ConfigError
 from jaxrec.objectives.base import check_number
 from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores
 
@@ -27,9 +30,47 @@ class BPRConfig(SampledObjectiveConfig):
     """``-mean_j log σ(s_target - s_j)`` (Rendle et al., UAI 2009)."""
 
     def position_losses(self, scores: Scores, n_items: int) -> Array:
-        losses = jax.nn.softplus(scores.negative - scores.positive[:, None])
-        n_valid = jnp.maximum(jnp.sum(scores.valid, axis=1, dtype=jnp.float32), 1.0)
-        return jnp.sum(jnp.where(scores.valid, losses, 0.0), axis=1) / n_valid
+        return _mean_of_valid(jax.nn.softplus(scores.negative - scores.positive[:, None]), scores.valid)
+
+
+def _mean_of_valid(losses: Array, valid: Array) -> Array:
+    """Mean [c] over the negatives that count; 0 where none does."""
+    n_valid = jnp.maximum(jnp.sum(valid, axis=1, dtype=jnp.float32), 1.0)
+    return jnp.sum(jnp.where(valid, losses, 0.0), axis=1) / n_valid
+
+
+@dataclass(frozen=True)
+class BPRPositiveVersusNegativeConfig(BPRConfig):
+    """STOSA's loss (Fan et al., WWW 2022): BPR on squared Wasserstein distances W, and their order among three.
+
+    ``mean_j [-log σ(W(h, j) - W(h, i)) + λ max(0, W(h, i) - W(i, j))]`` for the target i and negatives j. The second
+    term, pvn (positive versus negative), wants a state to be nearer to its target than the target is to a negative.
+    It needs the scores of the encoder "stosa", which are distances but for a constant: a plain dot product has none.
+
+    Attributes:
+      pvn_weight: λ.
+    """
+
+    pvn_weight: float = 0.005
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "pvn_weight", 0)
+        if self.cosine or self.temperature != 1.0:
+            raise ConfigError(
+                f"{type(self).__name__} works on distances, which have no temperature and no angles: expected "
+                f"temperature 1 and cosine off, got temperature {self.temperature:g} and cosine {self.cosine}"
+            )
+
+    @property
+    def needs_distances(self) -> bool:
+        return True
+
+    def position_losses(self, scores: Scores, n_items: int) -> Array:
+        assert scores.distances is not None, "`SampledObjectiveConfig` gives them to who needs them"
+        target, between = scores.distances
+        pvn = jnp.maximum(target[:, None] - between, 0.0)
+        return super().position_losses(scores, n_items) + self.pvn_weight * _mean_of_valid(pvn, scores.valid)
 
 
 @dataclass(frozen=True)

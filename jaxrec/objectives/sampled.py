@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxrec.errors import ConfigError
 from jaxrec.layers import matmul
 from jaxrec.models.base import ItemTable
 from jaxrec.objectives.base import (
@@ -29,16 +30,27 @@ CHUNK_BYTES = (
 )  # of the negatives' vectors (or, where they are shared, scores) of one chunk of positions
 
 
+class Distances(NamedTuple):
+    """Squared distances, where scores stand for them (`jaxrec.models.stosa`): from the c states to their
+    targets [c], and from the targets to the negatives [c, n].
+    """
+
+    target: Array
+    between: Array
+
+
 class Scores(NamedTuple):
     """Scores of c positions: of the target [c], of n negatives [c, n], and which of those count.
 
     ``log_expected [c or 1, n]`` is the logarithm of how often a negative was expected among the draws.
+    ``distances`` are there where `ObjectiveConfig.needs_distances` says so.
     """
 
     positive: Array
     negative: Array
     valid: Array
     log_expected: Array
+    distances: Distances | None = None
 
 
 @dataclass(frozen=True)
@@ -123,28 +135,53 @@ class SampledObjectiveConfig(ObjectiveConfig):
             vector, bias = _rows(table, y)
             positive = jnp.sum(h * vector, axis=-1)
             positive = positive if bias is None else positive + bias
+            rows = _rows(table, items) if common is None else common
             if common is not None:
                 negative = matmul(h, common.vectors.T, jnp.dtype(self.dtype))
                 negative = negative if common.bias is None else negative + common.bias[None, :]
                 log_expected = negatives.log_expected
             else:
-                vectors, biases = _rows(table, items)
-                negative = jnp.sum(h[:, None, :] * vectors, axis=-1)
-                negative = negative if biases is None else negative + biases
+                negative = jnp.sum(h[:, None, :] * rows.vectors, axis=-1)
+                negative = negative if rows.bias is None else negative + rows.bias
             scores = Scores(positive, negative, valid, log_expected)
             # Where nothing is to be predicted, scores are made harmless before the loss, not after: 0 * inf
             # is not 0.
             real = w > 0
+            counts = real[:, None] & valid
             scores = scores._replace(
                 positive=jnp.where(real, positive, 0.0),
-                negative=jnp.where(real[:, None] & valid, negative, 0.0),
+                negative=jnp.where(counts, negative, 0.0),
             )
+            if self.needs_distances:
+                target, between = self._distances(h, positive, ItemTable(vector, bias), rows)
+                scores = scores._replace(
+                    distances=Distances(jnp.where(real, target, 0.0), jnp.where(counts, between, 0.0))
+                )
             return jnp.sum(jnp.where(real, w * self.position_losses(scores, n_items), 0.0))
 
         own = (None, None) if one_draw else (negatives.items, negatives.log_expected)
         width = self.n_negatives * (1 if one_draw else hidden.shape[1])
         parts = (hidden, targets, weights, negatives.valid, *own)
         return sum_over_chunks(loss, parts, max(1, CHUNK_BYTES // (4 * width))), jnp.sum(weights)
+
+    def _distances(
+        self, hidden: Array, positive: Array, targets: ItemTable, negatives: ItemTable
+    ) -> Distances:
+        """Out of scores, with vectors ``2 e`` and biases ``-|e|^2`` of c targets and of n or [c, n] negatives."""
+        if targets.bias is None or negatives.bias is None:
+            raise ConfigError(
+                f"{type(self).__name__} needs an item table of Gaussians (vectors 2 e, biases -|e|^2): got a table "
+                "without biases; use the encoder 'stosa'"
+            )
+        if negatives.vectors.ndim == 2:
+            product = matmul(targets.vectors, negatives.vectors.T, jnp.dtype(self.dtype))
+            own = negatives.bias[None, :]
+        else:
+            product = jnp.sum(targets.vectors[:, None, :] * negatives.vectors, axis=-1)
+            own = negatives.bias
+        return Distances(
+            jnp.sum(jnp.square(hidden), axis=-1) - positive, -targets.bias[:, None] - own - product / 2.0
+        )
 
 
 def _rows(table: ItemTable, items: Array) -> ItemTable:

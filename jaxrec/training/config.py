@@ -17,7 +17,7 @@ from jaxrec.data.readers import load_dataset
 from jaxrec.data.sequences import BatchConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.errors import ConfigError
-from jaxrec.models import ENCODERS, SASRecConfig
+from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
 from jaxrec.objectives import OBJECTIVES, CrossEntropyConfig, ObjectiveConfig
 from jaxrec.registry import Registry
 from jaxrec.training.optimizers import OptimizerConfig
@@ -135,7 +135,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     batches: BatchConfig = BatchConfig()
-    encoder: SASRecConfig = SASRecConfig()
+    encoder: EncoderConfig = SASRecConfig()
     attention: AttentionConfig = SoftmaxAttentionConfig()
     objective: ObjectiveConfig = CrossEntropyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

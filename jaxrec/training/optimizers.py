@@ -25,7 +25,9 @@ class OptimizerConfig:
       beta2: decay of the second moment (the original SASRec: 0.98).
       epsilon: added to the root of the second moment.
       weight_decay: decoupled decay a step, times the learning rate.
-      decay_on: which parameters decay: "kernels" (matrices of layers), "kernels-and-items", or "all".
+      decay_on: which parameters decay: "kernels" (matrices from features to features, MIQ's Query Window Matrix among
+        them), "kernels-and-items", or "all". What is indexed by positions or distances is no kernel in this sense: zero
+        is not its neutral value, as the positional kernel's U and L and AWRSR's maps show, which start at the identity.
       clip_norm: scale gradients down to this global norm; 0 = never.
     """
 
@@ -99,12 +101,16 @@ class OptimizerConfig:
 
 
 def decay_mask(params: Any, decay_on: str) -> Any:
-    """Which parameters decay: a tree of booleans. Layer matrices are named ``kernel``; the item table is ``table``."""
+    """Which parameters decay: a tree of booleans.
+
+    By name: matrices from features to features end in ``kernel``, and nothing else does; the items' tables are
+    ``items``, ``mean_items`` and ``covariance_items`` (STOSA) and ``output_table``, at the top of the tree.
+    """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         names = [str(getattr(entry, "key", entry)) for entry in path]
-        is_kernel = names[-1] == "kernel"
-        is_items = names[0] in ("items", "output_table")
+        is_kernel = names[-1].endswith("kernel")
+        is_items = names[0].endswith("items") or names[0] == "output_table"
         return decay_on == "all" or is_kernel or (is_items and decay_on == "kernels-and-items")
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -17,8 +17,10 @@ from jaxrec.data.batches import Batch
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sequences import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
-from jaxrec.errors import DataError
+from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
+from jaxrec.models import ENCODERS
+from jaxrec.objectives import OBJECTIVES
 from jaxrec.training.config import RunConfig
 from jaxrec.training.step import Params, Resources, initial_state
 
@@ -112,6 +114,12 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
     Raises:
       DataError, ConfigError: what the data or the configuration cannot give.
     """
+    if config.objective.needs_distances and not config.encoder.scores_are_distances:
+        raise ConfigError(
+            f"the objective {OBJECTIVES.name_of(type(config.objective))!r} compares distances between Gaussians: "
+            f"expected the encoder 'stosa', got {ENCODERS.name_of(type(config.encoder))!r}; choose that encoder, or the "
+            "objective 'bpr'"
+        )
     dataset = config.data.load() if dataset is None else dataset
     if max(config.evaluation.ks) > dataset.n_items:
         raise DataError(

@@ -190,7 +190,11 @@ def miq_attention(variant, params, x, queries, places, timestamps, shared):
         if config.query_level == "none":
             out[t] = o.mean(axis=0)
             continue
-        logits = (o @ params["query_level_keys"]) @ (o @ params["query_level_queries"]).T / math.sqrt(width)
+        logits = (
+            (o @ params["query_level_keys_kernel"])
+            @ (o @ params["query_level_queries_kernel"]).T
+            / math.sqrt(width)
+        )
         each = np.stack([softmax(row) for row in logits])
         alpha = {
             "mean": each.mean(axis=0),
@@ -198,7 +202,7 @@ def miq_attention(variant, params, x, queries, places, timestamps, shared):
             "last": each[-1],
             "pooled": softmax(logits.mean(axis=0)),
         }[config.query_level]
-        out[t] = alpha @ (o @ params["query_level_values"])
+        out[t] = alpha @ (o @ params["query_level_values_kernel"])
     return output(out, params)
 
 

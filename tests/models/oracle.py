@@ -80,10 +80,16 @@ def sasrec(encoder, params, items):
         elif config.block == "post-norm":
             x = layer_norm(x + attention(x, x, p["attention"], heads), p["attention_norm"], epsilon)
             x = layer_norm(x + feed_forward(x), p["feed_forward_norm"], epsilon)
+        elif config.block == "gated":
+            change = attention(*[layer_norm(x, p["attention_norm"], epsilon)] * 2, p["attention"], heads)
+            x = x + change / (1 + np.exp(-affine(x, p["attention_gate"])))
+            change = feed_forward(layer_norm(x, p["feed_forward_norm"], epsilon))
+            x = x + change / (1 + np.exp(-affine(x, p["feed_forward_gate"])))
         else:
             z = layer_norm(x, p["attention_norm"], epsilon)
             x = x + attention(z, z, p["attention"], heads)
-            x = x + feed_forward(layer_norm(x, p["feed_forward_norm"], epsilon))
+            if config.block == "pre-norm":
+                x = x + feed_forward(layer_norm(x, p["feed_forward_norm"], epsilon))
     return x if config.block == "post-norm" else layer_norm(x, params["final_norm"], epsilon)
 
 

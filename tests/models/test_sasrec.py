@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.attention import PointwiseAttentionConfig, SoftmaxAttentionConfig
 from jaxrec.data.batches import Batch, Sequences, expand, pack, pad
 from jaxrec.errors import ConfigError, UnknownNameError
-from jaxrec.models import ENCODERS, SASRecConfig
+from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
 from jaxrec.models.embedding import ItemEmbedding, sinusoids
 from tests.models import oracle
 
@@ -27,6 +27,8 @@ ARRANGEMENTS = [
         "separate_output": True,
     },
     {"block": "pre-norm", "layers": 1, "positions": "none", "remat": True},
+    {"block": "gated", "ffn_width": 6},
+    {"block": "attention-only", "embedding_norm": True},
 ]
 
 
@@ -127,6 +129,18 @@ def test_parameter_count_is_the_formula(options, heads):
     assert sum(x.size for x in jax.tree.leaves(params)) == encoder.parameter_count()
 
 
+def test_layers_of_hstu():
+    """Pointwise attention between a norm and the residual is a whole layer: nothing else has parameters."""
+    config = SASRecConfig(width=D, layers=2, block="attention-only")
+    encoder = config.module(PointwiseAttentionConfig(heads=2), V, L)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), batch_of(pad(SEQUENCES)))["params"]
+    assert set(shapes) == {"items", "layer_0", "layer_1", "final_norm"}
+    assert set(shapes["layer_0"]) == {"attention", "attention_norm"}
+    layer = 5 * (D * D + D) + 2 * L + 2 * D
+    assert encoder.parameter_count() == (V + 1) * D + 2 * layer + 2 * D
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == encoder.parameter_count()
+
+
 def test_published_parameter_count():
     """The original on ML-1M with D = 50: items, 200 positions, and two blocks of 3 + 2 square maps with biases."""
     config = SASRecConfig(width=50, block="original")
@@ -211,13 +225,18 @@ def test_single_position_and_empty_rows():
 
 def test_refusals():
     with pytest.raises(
-        ConfigError, match=r"encoder\.block must be one of original, post-norm, pre-norm; got 'pre'"
+        ConfigError,
+        match=r"encoder\.block must be one of original, post-norm, pre-norm, gated, attention-only; got 'pre'",
     ):
         SASRecConfig(block="pre")
+    with pytest.raises(ConfigError, match=r"ffn_width has nothing to act on .* expected 0, got 64"):
+        SASRecConfig(block="attention-only", ffn_width=64)
     with pytest.raises(UnknownNameError, match="unknown activation 'swish': expected one of"):
         SASRecConfig(activation="swish")
     with pytest.raises(ConfigError, match=r"encoder\.dropout must be in \[0, 1\), got 1\.0"):
         SASRecConfig(dropout=1.0)
     with pytest.raises(ConfigError, match=r"heads must divide the encoder's width: got 3 heads for width 4"):
         build(heads=3)
+    with pytest.raises(TypeError, match="EncoderConfig is a base class: choose one from"):
+        EncoderConfig().module(SoftmaxAttentionConfig(), V, L)
     assert ENCODERS["sasrec"] is SASRecConfig

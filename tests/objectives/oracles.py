@@ -56,6 +56,19 @@ def bpr(positive, negative, log_expected, n_items) -> float:
     return float(-np.log(sigmoid(positive - negative)).mean()) if len(negative) else 0.0
 
 
+def bpr_pvn(weight: float, hidden, vectors, bias, target, negatives) -> float:
+    """STOSA's loss of one state, from distances: W(h, i) = |h|^2 - score, W(i, j) = -b_i - b_j - v_i . v_j / 2."""
+    if not len(negatives):
+        return 0.0
+    total = 0.0
+    for j in negatives:
+        to_target = hidden @ hidden - (hidden @ vectors[target] + bias[target])
+        to_negative = hidden @ hidden - (hidden @ vectors[j] + bias[j])
+        between = -bias[target] - bias[j] - vectors[target] @ vectors[j] / 2
+        total += -np.log(sigmoid(to_negative - to_target)) + weight * max(0.0, to_target - between)
+    return float(total / len(negatives))
+
+
 def bpr_max(regularisation: float) -> Callable:
     def loss(positive, negative, log_expected, n_items):
         if not len(negative):

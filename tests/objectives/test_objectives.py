@@ -16,6 +16,7 @@ from jaxrec.objectives import (
     BinaryCrossEntropyConfig,
     BPRConfig,
     BPRMaxConfig,
+    BPRPositiveVersusNegativeConfig,
     CrossEntropyConfig,
     GeneralizedBinaryCrossEntropyConfig,
     InBatchConfig,
@@ -45,13 +46,21 @@ SAMPLED = {
         oracles.sampled_softmax,
     ),
 }
-ALL = {name: config for name, (config, _) in SAMPLED.items()} | {
-    "cross-entropy": CrossEntropyConfig(),
-    "in-batch": InBatchConfig(),
-    "in-batch, plain": InBatchConfig(log_q=False, temperature=0.5, cosine=True),
-    "scalable-cross-entropy": ScalableCrossEntropyConfig(n_buckets=3, bucket_positions=3, bucket_items=4),
-    "hard bce": BinaryCrossEntropyConfig(n_negatives=2, sampler="hard"),
+PVN = {
+    "bpr-pvn": BPRPositiveVersusNegativeConfig(n_negatives=2, pvn_weight=0.7),
+    "bpr-pvn, shared": BPRPositiveVersusNegativeConfig(n_negatives=4, pvn_weight=0.2, shared=True),
 }
+ALL = (
+    {name: config for name, (config, _) in SAMPLED.items()}
+    | PVN
+    | {
+        "cross-entropy": CrossEntropyConfig(),
+        "in-batch": InBatchConfig(),
+        "in-batch, plain": InBatchConfig(log_q=False, temperature=0.5, cosine=True),
+        "scalable-cross-entropy": ScalableCrossEntropyConfig(n_buckets=3, bucket_positions=3, bucket_items=4),
+        "hard bce": BinaryCrossEntropyConfig(n_negatives=2, sampler="hard"),
+    }
+)
 
 
 def problem(scale=1.0, seed=0):
@@ -140,6 +149,52 @@ def test_sampled_objectives_equal_their_formula(name, small_chunks, key, monkeyp
     assert compare(config, function, case, key) == 4.5
     if small_chunks:
         _evaluate.clear_cache()
+
+
+@pytest.mark.parametrize("small_chunks", [False, True], ids=["whole", "chunks"])
+@pytest.mark.parametrize("name", PVN)
+def test_bpr_pvn_equals_its_formula(name, small_chunks, key, monkeypatch):
+    if small_chunks:
+        monkeypatch.setattr(sampled_module, "CHUNK_BYTES", 200)
+        _evaluate.clear_cache()
+    config, case = PVN[name], problem()
+    targets, weights = case[3], case[4] * (case[3] > 0)
+    items, _, valid = negatives_of(config, case, key)
+
+    def function(hidden, vectors, bias):
+        return sum(
+            weights[i]
+            * oracles.bpr_pvn(config.pvn_weight, hidden[i], vectors, bias, targets[i], items[i][valid[i]])
+            for i in np.flatnonzero(weights)
+        )
+
+    without = dataclasses.replace(config, pvn_weight=0.0)
+    compare(config, function, case, key)
+    assert evaluate(config, *case, key)[0] > evaluate(without, *case, key)[0], "pvn is at work"
+    if small_chunks:
+        _evaluate.clear_cache()
+
+
+def test_bpr_pvn_is_stosa_s_loss_on_gaussians(key):
+    """From means and covariances, without the common form of scores: STOSA's equations."""
+    rng = np.random.default_rng(1)
+    means, deviations = rng.normal(size=(V + 1, 2)), rng.uniform(0.2, 2.0, (V + 1, 2))
+    states = rng.normal(size=(N, 2)), rng.uniform(0.2, 2.0, (N, 2))
+    points, hidden = np.hstack([means, deviations]), np.hstack(states)
+    case = (hidden, 2 * points, -(points**2).sum(1), *problem()[3:])
+    config = BPRPositiveVersusNegativeConfig(pvn_weight=0.5)
+    (items, _, _), targets, weights = negatives_of(config, case, key), case[3], case[4] * (case[3] > 0)
+
+    def wasserstein(mean, deviation, j):
+        return ((mean - means[j]) ** 2).sum() + ((deviation - deviations[j]) ** 2).sum()
+
+    total = 0.0
+    for i in np.flatnonzero(weights):
+        y, j = targets[i], items[i, 0]
+        near, far = (wasserstein(states[0][i], states[1][i], item) for item in (y, j))
+        pvn = max(0.0, near - wasserstein(means[y], deviations[y], j))
+        total += weights[i] * (-np.log(oracles.sigmoid(far - near)) + 0.5 * pvn)
+    np.testing.assert_allclose(evaluate(config, *case, key)[0], total, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -318,6 +373,14 @@ def test_every_registered_objective_is_tested():
         (lambda: TOP1MaxConfig(uniform_share=float("nan")), "uniform_share: expected a number in"),
         (lambda: ScalableCrossEntropyConfig(bucket_items=0), "bucket_items: expected a number in"),
         (lambda: InBatchConfig(temperature=-1), "temperature: expected a number in"),
+        (
+            lambda: BPRPositiveVersusNegativeConfig(pvn_weight=-1),
+            r"pvn_weight: expected a number in \[0, inf\)",
+        ),
+        (
+            lambda: BPRPositiveVersusNegativeConfig(cosine=True),
+            "expected temperature 1 and cosine off, got temperature 1 and cosine True",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make, message):
@@ -341,5 +404,7 @@ def test_missing_inputs_are_named(key):
     assert seen.needs_seen
     with pytest.raises(ConfigError, match=r"inputs.users: exclude_seen needs it, got None"):
         seen(hidden, *rest, SamplingInputs())
+    with pytest.raises(ConfigError, match=r"needs an item table of Gaussians .* got a table without biases"):
+        BPRPositiveVersusNegativeConfig()(hidden, ItemTable(vectors), *rest[1:])
     with pytest.raises(TypeError, match="ObjectiveConfig is a base class"):
         ObjectiveConfig()(hidden, *rest)
