@@ -3,7 +3,8 @@
     python -m experiments.attention_comparison
     python -m experiments.attention_comparison --data path/to/LastFM.txt --out runs/attention-lastfm
 
-Writes ``experiments/results/attention_<dataset>.{md,json}``.
+Writes ``experiments/results/attention_<dataset>.{md,json}`` after each mechanism; until all are done, it says which are
+missing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -22,8 +24,14 @@ from jaxrec.attention import (
     PointwiseAttentionConfig,
     RefinedAttentionConfig,
     SoftmaxAttentionConfig,
+    WassersteinAttentionConfig,
 )
+from jaxrec.attention.kernel import Structure
+from jaxrec.attention.reweighing import Variant as AWRSRVariant
+from jaxrec.attention.wasserstein import WassersteinVariant
 from jaxrec.data import load_dataset
+from jaxrec.models import STOSAConfig
+from jaxrec.objectives import BPRPositiveVersusNegativeConfig, CrossEntropyConfig, ObjectiveConfig
 from jaxrec.presets import sasrec
 
 
@@ -55,24 +63,45 @@ def variants(dropout: float = 0.1) -> list[Variant]:
     def of(name: str, attention: object, **encoder: object) -> Variant:
         return Variant(name, {"attention": attention, "encoder": encoder})
 
+    def stosa(name: str, objective: ObjectiveConfig, variant: WassersteinVariant = "none") -> Variant:
+        # Its means and covariances count as two: half the width gives scores of the same size.
+        encoder = STOSAConfig(width=32, layers=2, dropout=0.3)
+        attention = WassersteinAttentionConfig(dropout=dropout, variant=variant)
+        return Variant(name, {"attention": attention, "encoder": encoder, "objective": objective})
+
+    pointwise = PointwiseAttentionConfig(dropout=dropout)
+
+    def miq(window: int) -> Variant:
+        return of(f"miq m={window}", MultiItemQueryAttentionConfig(dropout=dropout, query_window=window))
+
+    def awrsr(variant: AWRSRVariant) -> Variant:
+        return of(f"awrsr {variant}", RefinedAttentionConfig(dropout=dropout, variant=variant))
+
+    def kernel(upper: Structure, lower: Structure) -> Variant:
+        return of(f"kernel {upper} {lower}", KernelAttentionConfig(dropout=dropout, upper=upper, lower=lower))
+
+    # The mechanisms' proposed forms first: what an interrupted study has is then most telling.
     return [
         of("softmax", softmax),
+        miq(5),
+        awrsr("simple"),
+        kernel("toeplitz", "full"),
+        of("hstu block", pointwise, block="attention-only"),
+        of("ligr block", softmax, block="gated"),
+        stosa("stosa", CrossEntropyConfig()),
+        stosa("stosa awrsr stochastic", CrossEntropyConfig(), "stochastic"),
         of("softmax no positions", softmax, positions="none"),
         of("softmax rotary", softmax, positions="rotary"),
-        of("softmax alibi", softmax, positions="alibi"),
         of("softmax relative bias", softmax, positions="relative-bias"),
+        of("softmax alibi", softmax, positions="alibi"),
         of("softmax time interval", softmax, positions="time-interval"),
-        of("miq m=3", MultiItemQueryAttentionConfig(dropout=dropout, query_window=3)),
-        of("miq m=5", MultiItemQueryAttentionConfig(dropout=dropout, query_window=5)),
-        of("awrsr simple", RefinedAttentionConfig(dropout=dropout, variant="simple")),
-        of("awrsr value-weighted", RefinedAttentionConfig(dropout=dropout, variant="value-weighted")),
-        of("awrsr additive", RefinedAttentionConfig(dropout=dropout, variant="additive")),
-        of("kernel toeplitz full", KernelAttentionConfig(dropout=dropout, upper="toeplitz", lower="full")),
-        of(
-            "kernel toeplitz toeplitz",
-            KernelAttentionConfig(dropout=dropout, upper="toeplitz", lower="toeplitz"),
-        ),
-        of("hstu", PointwiseAttentionConfig(dropout=dropout)),
+        awrsr("value-weighted"),
+        awrsr("additive"),
+        kernel("toeplitz", "toeplitz"),
+        miq(3),
+        of("hstu", pointwise),
+        of("hstu block time interval", pointwise, block="attention-only", positions="time-interval"),
+        stosa("stosa bpr-pvn", BPRPositiveVersusNegativeConfig()),
     ]
 
 
@@ -94,15 +123,18 @@ def main(options: Options) -> None:
         },
     )
     chosen = [variant for variant in variants() if not options.only or variant.name in options.only]
-    result = study(base, chosen, dataset, Path(options.out))
     command = "python -m experiments.attention_comparison " + shlex.join(sys.argv[1:])
     name = dataset.name.lower().replace(" ", "-")
-    write(
-        result,
-        f"Attention mechanisms on {dataset.name}",
-        command.strip(),
-        Path(f"experiments/results/attention_{name}"),
-    )
+
+    def record(result: dict[str, Any]) -> None:
+        write(
+            result,
+            f"Attention mechanisms on {dataset.name}",
+            command.strip(),
+            Path(f"experiments/results/attention_{name}"),
+        )
+
+    study(base, chosen, dataset, Path(options.out), record=record)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A study is a list of variants, each with the candidate settings that its tuning budget allows. Every candidate trains
 with the first seed and is judged on validation; the best trains with all seeds and is ranked on the test targets.
 Differences to the first variant are paired over users, with seeds nested. A variant that is already in the output
-directory is not trained again, so an interrupted study goes on where it stopped.
+directory is not trained again, so an interrupted study goes on where it stopped; its records name what they lack.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,17 @@ def study(
     dataset: SequenceDataset,
     out: Path,
     metrics: Sequence[str] = ("HR@10", "NDCG@10"),
+    record: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train every variant under ``out`` and compare them with the first; returns what the tables need."""
+    """Train every variant under ``out`` and compare them with the first.
+
+    Returns what the tables need; ``record`` is given the same after each variant, with the names of those to come under
+    "unfinished".
+    """
     (out / "tuning").mkdir(parents=True, exist_ok=True)
-    rows, runs = [], []
-    for variant in variants:
+    rows: list[dict[str, Any]] = []
+    runs: list[Path] = []
+    for number, variant in enumerate(variants, start=1):
         run = out / variant.name.replace(" ", "-")
         config, tried = tuned(base, variant, dataset, out / "tuning")
         if not (run / "results.json").exists():
@@ -107,8 +113,24 @@ def study(
             file=sys.stderr,
             flush=True,
         )
+        if record is not None and number < len(variants):
+            record(_so_far(rows, runs, results, metrics, [each.name for each in variants[number:]]))
+    done = _so_far(rows, runs, results, metrics, [])
+    if record is not None:
+        record(done)
+    return done
+
+
+def _so_far(
+    rows: list[dict[str, Any]],
+    runs: list[Path],
+    results: Mapping[str, Any],
+    metrics: Sequence[str],
+    unfinished: list[str],
+) -> dict[str, Any]:
     comparison = compare(runs, metrics)
     return {
+        "unfinished": unfinished,
         "dataset": results["dataset"],
         "split": results["split"],
         "protocol": results["protocol"],
@@ -116,7 +138,7 @@ def study(
         "seeds": results["seeds"],
         "versions": results["versions"],
         "hardware": results["hardware"],
-        "variants": rows,
+        "variants": list(rows),
         "markdown": comparison.to_markdown(),
         "differences": [dataclasses.asdict(each) for each in comparison.differences],
     }
@@ -145,6 +167,14 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
     lines = [
         f"# {title}",
         "",
+        *(
+            [
+                f"**Partial**: not trained yet: {', '.join(result['unfinished'])}. The command goes on where it stopped.",
+                "",
+            ]
+            if result["unfinished"]
+            else []
+        ),
         f"`{command}`",
         "",
         f"{result['dataset']['name']}: {result['dataset']['users']:,} users, "
