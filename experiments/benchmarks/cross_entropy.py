@@ -10,8 +10,8 @@ so that their ratios hold on a machine that is not quiet. Figures of a case:
 - ``temp_mib``: peak temporary memory that the compiler plans, beyond inputs and gradients; ``_plain`` for the
   plain one;
 - ``fraction_of_floor``: time of three matrix products, in [256 x 64] by [64 x 2048] tiles as measured here,
-  plus one exponential a score, over the time taken; ``_bf16`` with products of bfloat16 operands on both
-  sides;
+  plus one exponential a score, over the time taken, the fastest round of each; ``_bf16`` with products of
+  bfloat16 operands on both sides;
 - ``loss_error_bf16``, ``gradient_error_bf16``: relative to float32, of the loss, and in norm, of both
   gradients.
 """
@@ -107,13 +107,12 @@ def measure(n: int, v: int, repeats: int) -> dict[str, Any]:
     # The compiler's plan for the plain version needs no arrays.
     textbook = compiled(plain, arrays)
     temporary["plain"] = textbook.memory_analysis().temp_size_in_bytes
-    runs: dict[str, Callable[[], Any]] = {
-        name: (lambda p=program: p(*arrays)) for name, program in programs.items()
-    }
+    rounds = 40
+    # The plain version goes last: giving back its gigabytes slows what comes right after it.
+    runs: dict[str, Callable[[], Any]] = {f"floor {name}": floor_of_tiles(name, rounds) for name in programs}
+    runs |= {name: (lambda p=program: p(*arrays)) for name, program in programs.items()}
     if temporary["plain"] <= PLAIN_FITS:
         runs["plain"] = lambda: textbook(*arrays)
-    rounds = 40
-    runs |= {f"floor {name}": floor_of_tiles(name, rounds) for name in programs}
     results = {name: jax.block_until_ready(runs[name]()) for name in programs}
     for run in runs.values():
         jax.block_until_ready(run())
@@ -122,6 +121,7 @@ def measure(n: int, v: int, repeats: int) -> dict[str, Any]:
         for name, run in runs.items():
             times[name].append(seconds(run))
     median = {name: statistics.median(values) for name, values in times.items()}
+    fastest = {name: min(values) for name, values in times.items()}
     tiles = n * v / (256 * 2048 * rounds)
 
     def ratio(name: str) -> float | None:
@@ -140,8 +140,8 @@ def measure(n: int, v: int, repeats: int) -> dict[str, Any]:
         "temp_mib": round(temporary["float32"] / MIB, 1),
         "temp_mib_bf16": round(temporary["bfloat16"] / MIB, 1),
         "temp_mib_plain": round(temporary["plain"] / MIB, 1),
-        "fraction_of_floor": round(median["floor float32"] * tiles / median["float32"], 3),
-        "fraction_of_floor_bf16": round(median["floor bfloat16"] * tiles / median["bfloat16"], 3),
+        "fraction_of_floor": round(fastest["floor float32"] * tiles / fastest["float32"], 3),
+        "fraction_of_floor_bf16": round(fastest["floor bfloat16"] * tiles / fastest["bfloat16"], 3),
         "seconds": round(median["float32"], 4),
         "seconds_bf16": round(median["bfloat16"], 4),
         "seconds_plain": round(median["plain"], 4) if "plain" in median else None,

@@ -23,12 +23,12 @@ from jax import Array, lax
 from jaxrec.models.base import ItemTable
 from jaxrec.objectives.catalogue_pass import CataloguePass, Settings, equally_varying
 
-ITEM_TILE = 8192  # items scored at a time
+ITEM_TILE = 8192  # items scored at a time; half of it for chunks of SMALL_CHUNK positions on a CPU
 WORK_BYTES = (
     58 * 2**20
 )  # for the exponentials of one chunk, the gradient of the items and their copy, on a CPU
-CACHED_BYTES = 16 * 2**20  # exponentials of a chunk, where that leaves SMALL_CHUNK positions or more
-SMALL_CHUNK, LARGE_CHUNK = 128, 640
+CACHED_BYTES = 22 * 2**20  # exponentials of a chunk, where that leaves SMALL_CHUNK positions or more
+SMALL_CHUNK, LARGE_CHUNK = 128, 320
 MOST_TILES = 32  # of one pass, which is unrolled over them
 DEVICE_CHUNK_BYTES = 512 * 2**20  # on accelerators
 
@@ -110,8 +110,11 @@ def choose_settings(
         chunk = token_chunk or min(8192, DEVICE_CHUNK_BYTES // (size * rows))
     single_pass = bool(token_chunk) or chunk >= SMALL_CHUNK // 2
     if not single_pass:
-        chunk = LARGE_CHUNK if on_cpu else 8192
-    tile = min(item_tile or (ITEM_TILE if single_pass or not on_cpu else 2048), rows)
+        chunk = 2 * LARGE_CHUNK if on_cpu else 8192
+    automatic = ITEM_TILE if single_pass or not on_cpu else 2048
+    if on_cpu and single_pass and chunk <= SMALL_CHUNK:
+        automatic = ITEM_TILE // 2
+    tile = min(item_tile or automatic, rows)
     single_pass = single_pass and -(-rows // tile) <= MOST_TILES
     return Settings(dtype, max(1, min(_rounded(chunk), n)), tile, single_pass, axis_name, n_items)
 
