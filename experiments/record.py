@@ -3,7 +3,8 @@
     jaxrec train --seeds 5 --workdir runs/movietweetings
     python -m experiments.record runs/movietweetings --name sasrec_movietweetings --command "jaxrec train --seeds 5"
 
-Writes ``experiments/results/NAME.json`` (the run's ``results.json`` and the command) and ``NAME.md``.
+Writes ``experiments/results/NAME.json`` (the run's ``results.json``, the command and notes) and ``NAME.md``. Of the
+data file only its name is kept: where it lay means nothing to others.
 """
 
 from __future__ import annotations
@@ -26,20 +27,26 @@ class Options:
       run: run directory.
       name: of the record.
       command: what produced the run.
+      notes: what a reader must know besides, a sentence each.
     """
 
     run: Annotated[str, tyro.conf.Positional]
     name: str
     command: str
+    notes: tuple[str, ...] = ()
 
 
 def main(options: Options) -> None:
     """Write both records."""
     results = json.loads((Path(options.run) / "results.json").read_text())
+    results["config"]["data"]["source"] = Path(results["config"]["data"]["source"]).name
+    notes = [*options.notes]
+    if len(results["seeds"]) == 1:
+        notes.insert(0, "One seed: what another seed would change is not known.")
     folder = Path("experiments/results")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{options.name}.json").write_text(
-        json.dumps({"command": options.command, **results}, indent=1) + "\n"
+        json.dumps({"command": options.command, "notes": notes, **results}, indent=1) + "\n"
     )
     names = [name for name in results["metrics"] if not name.startswith("MRR@")]
     rows = [
@@ -63,7 +70,8 @@ def main(options: Options) -> None:
         f"{dataset['interactions']:,} interactions "
         f"(fingerprint `{dataset['fingerprint'][:16]}`). {results['split']['protocol']}; {results['protocol']}.\n\n"
         f"{to_markdown(['', *names], rows)}\n"
-        f"{training['parameters']:,} parameters; best at steps {training['best_steps']} of {training['steps']} "
+        + "".join(f"{note}\n\n" for note in notes)
+        + f"{training['parameters']:,} parameters; best at steps {training['best_steps']} of {training['steps']} "
         f"({training['epochs']} epochs); compiling {timing['compile_seconds']} s, training {timing['training_seconds']} s, "
         f"evaluating {timing['evaluation_seconds']} s, {timing['interactions_per_second']:,.0f} real interactions/s.\n\n"
         f"{versions}; {results['hardware']['processor']}, {results['hardware']['cores']} cores, "
