@@ -75,6 +75,11 @@ class Dense(nn.Module):
         return y
 
 
+def take_positions(x: Array, at: Array) -> Array:
+    """``x [B, L, D]`` at the positions ``at`` int32[B, S] of each row: [B, S, D]."""
+    return jnp.take_along_axis(x, at[:, :, None], axis=1)
+
+
 def dropout_mask(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Array, float]:
     """A keep-mask ``bool[shape]`` and the probability that it keeps an element.
 

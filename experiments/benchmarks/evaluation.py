@@ -94,8 +94,8 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
     encoder = SASRecConfig(width=WIDTH).module(SoftmaxAttentionConfig(), log.n_items, max_length)
     params = _initial(encoder, max_length, pad)
 
-    def forward(params: Any, batch: Any) -> Any:
-        return encoder.apply({"params": params}, batch, train=False)
+    def forward(params: Any, batch: Any, at: Any) -> Any:
+        return encoder.apply({"params": params}, batch, at=at)
 
     cases, items = split.test, np.asarray(log.items)
     table = encoder.item_table(params)

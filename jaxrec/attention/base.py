@@ -43,16 +43,17 @@ class AttentionContext(NamedTuple):
         return allowed_positions(self.segments)
 
 
-def allowed_positions(segments: Array) -> Array:
+def allowed_positions(segments: Array, at: Array | None = None) -> Array:
     """The one mask of the project (see `AttentionContext.allowed`) from ``segments`` int32[B, L]: bool[B, L,
-    L].
+    L], or bool[B, S, L] for the queries at the positions ``at`` int32[B, S].
     """
-    length = segments.shape[1]
-    index = jnp.arange(length)
-    same = segments[:, :, None] == segments[:, None, :]
+    index = jnp.arange(segments.shape[1])
+    asking = index[None] if at is None else at
+    own = segments if at is None else jnp.take_along_axis(segments, at, axis=1)
+    same = own[:, :, None] == segments[:, None, :]
     real = (segments > 0)[:, None, :]
-    causal = (index[:, None] >= index[None, :])[None]
-    itself = (index[:, None] == index[None, :])[None]
+    causal = asking[:, :, None] >= index[None, None, :]
+    itself = asking[:, :, None] == index[None, None, :]
     return (same & real & causal) | itself
 
 
@@ -98,6 +99,8 @@ class AttentionConfig:
 
     #: Position scheme used when the encoder's is "auto".
     default_positions: ClassVar[str] = "learned"
+    #: Whether the module can answer for some positions alone; see `module`.
+    selects_positions: ClassVar[bool] = False
     #: Where the mechanism comes from, for listings.
     paper: ClassVar[str] = ""
 
@@ -133,6 +136,9 @@ class AttentionConfig:
 
         ``queries`` [B, L, D] is what query vectors are computed from where it differs from ``x`` (the
         original SASRec normalises only the queries' input); None means ``x``.
+
+        With `selects_positions` the module also takes ``at`` int32[B, S], the positions whose answer is
+        wanted, and then ``queries`` [B, S, D] of these and no dropout: the answer is [B, S, D].
         """
         raise TypeError(f"{type(self).__name__} does not define module()")
 

@@ -154,6 +154,17 @@ def softmax_core(
     return (outs[0] if chunks == 1 else jnp.concatenate(outs, axis=1)), weights
 
 
+def softmax_at(
+    q: Array, k: Array, v: Array, *, at: Array, segments: Array, bias: Array | None, dtype: Any
+) -> Array:
+    """What `softmax_core` gives at the positions ``at`` int32[B, S], whose queries are ``q`` [B, S, H, d]."""
+    scores = contract("bihd,bjhd->bhij", q, k, dtype)
+    if bias is not None:
+        scores = scores + jnp.take_along_axis(bias, at[:, None, :, None], axis=2)
+    weights = masked_softmax(scores, allowed_positions(segments, at)[:, None])
+    return contract("bhij,bjhd->bihd", weights, v, dtype)
+
+
 class Projections(nn.Module):
     """Queries, keys and values [B, L, H, d]: ``3 (D^2 + D)`` parameters, one product where the inputs
     agree.
@@ -274,13 +285,15 @@ class Mechanism(nn.Module):
 
     def position_terms(
         self, context: AttentionContext
-    ) -> tuple[Callable[[Array], Array], Callable[[Rows], Array | None]]:
-        """The scheme's rotation of queries and keys [B, L, H, d] and its bias of scores [1 or B, H, L, L]."""
-        scheme = self.shape.positions
-        bias, table = ScoreBias(scheme, self.config.heads, name="positions")(context.segments.shape[1])
+    ) -> tuple[Callable[..., Array], Callable[[Rows], Array | None]]:
+        """The scheme's rotation of queries and keys [B, L, H, d], or of those ``at`` some positions [B, S, H,
+        d], and its bias of scores [1 or B, H, L, L].
+        """
+        scheme, length = self.shape.positions, context.segments.shape[1]
+        bias, table = ScoreBias(scheme, self.config.heads, name="positions")(length)
 
-        def turn(x: Array) -> Array:
-            return rotate(x) if scheme == "rotary" else x
+        def turn(x: Array, at: Array | None = None) -> Array:
+            return rotate(x, length, at) if scheme == "rotary" else x
 
         def bias_of(rows: Rows) -> Array | None:
             if table is not None:

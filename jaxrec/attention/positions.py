@@ -100,12 +100,18 @@ def interval_buckets(seconds: Array) -> Array:
     return jnp.where(seconds < 2, seconds, 2 * exponent + second_bit)
 
 
-def rotate(x: Array) -> Array:
-    """Rotate each pair (i, i + d/2) of ``x`` [B, L, H, d] by the angle ``column * 10000^(-2i / d)``."""
-    length, half = x.shape[1], x.shape[3] // 2
+def rotate(x: Array, length: int, at: Array | None = None) -> Array:
+    """Rotate each pair (i, i + d/2) of ``x`` by the angle ``column * 10000^(-2i / d)``.
+
+    ``x`` is [B, L, H, d] with L = ``length`` columns, or [B, S, H, d] of the columns ``at`` int32[B, S].
+    """
+    half = x.shape[3] // 2
     frequency = ROTARY_BASE ** (-np.arange(half) / half)
-    angle = (np.arange(length)[:, None] * frequency[None, :]).reshape(1, length, 1, half)
-    cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    angle = (np.arange(length)[:, None] * frequency[None, :]).reshape(length, 1, half)
+    cosine, sine = (
+        part[None] if at is None else jnp.asarray(part)[at]
+        for part in (np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
+    )
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 

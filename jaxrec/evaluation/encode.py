@@ -16,8 +16,8 @@ from jax import Array
 from jaxrec.data.batches import Batch, Origin, Rows, Sequences, expand, pack
 from jaxrec.errors import ConfigError, DataError
 
-#: ``(params, batch) -> hidden [B, L, D]``, without dropout.
-ApplyFn = Callable[[Any, Batch], Array]
+#: ``(params, batch, at int32[B, S]) -> hidden [B, S, D]`` at the positions ``at``, without dropout.
+ApplyFn = Callable[[Any, Batch, Array], Array]
 
 #: Positions in one batch: 64 rows of 200 or 256 rows of 50.
 TOKENS_PER_BATCH = 12_800
@@ -45,7 +45,8 @@ def encode_histories(
     object.
 
     Args:
-      apply_fn: ``(params, Batch) -> hidden [B, L, D]`` with ``train=False``; pass the same object each time.
+      apply_fn: ``(params, Batch, at int32[B, S]) -> hidden [B, S, D]``, the states at the positions ``at``
+        (see `jaxrec.models.base.Encoder`); pass the same object each time.
       params: its parameters.
       items: int32[N], the log.
       starts, stops: int64[E], history e is ``items[starts[e]:stops[e]]``; its last ``max_length``
@@ -160,10 +161,9 @@ def _last_states(
     batch = expand(
         rows, items, max_length=max_length, origin=origin, with_targets=False, timestamps=timestamps, xp=jnp
     )
-    hidden = apply_fn(params, batch)
     last = jnp.maximum(jnp.cumsum(rows.lengths, axis=1, dtype=jnp.int32) - 1, 0)
-    states = jnp.take_along_axis(hidden, last[:, :, None], axis=1)
-    return states.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
+    states = apply_fn(params, batch, last)
+    return states.reshape(-1, states.shape[-1]).astype(jnp.float32)
 
 
 @jax.jit

@@ -69,7 +69,12 @@ class EncoderConfig:
 
 
 class Encoder(nn.Module):
-    """Base of the encoders: ``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``."""
+    """Base of the encoders: ``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
+
+    For evaluation ``apply({"params": p}, batch, at=int32[B, S])`` gives the states [B, S, D] of these
+    positions alone, which are those of the whole batch up to rounding; encoders leave out of their last
+    block what the other positions do not need.
+    """
 
     config: EncoderConfig
     attention: AttentionConfig
@@ -82,9 +87,17 @@ class Encoder(nn.Module):
         """The position scheme in force."""
         return self.attention.default_positions if self.config.positions == "auto" else self.config.positions
 
-    def __call__(self, batch: Batch, train: bool = False) -> Array:
-        """Hidden states float32[B, L, D]."""
+    def __call__(self, batch: Batch, train: bool = False, at: Array | None = None) -> Array:
+        """Hidden states float32[B, L, D], or [B, S, D] of the positions ``at`` int32[B, S]."""
         raise TypeError(f"{type(self).__name__} does not define __call__()")
+
+    @staticmethod
+    def check_selection(train: bool, at: Array | None) -> None:
+        """Refuse positions ``at`` while training: dropout is drawn for whole rows."""
+        if train and at is not None:
+            raise ConfigError(
+                "at selects positions in evaluation only: expected train=False, got train=True; leave at out"
+            )
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """The candidates, from the encoder's parameters."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.layers import Dense, Dropout, Initializer
+from jaxrec.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.registry import Registry
 
 ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry(
@@ -56,7 +56,7 @@ ARRANGEMENTS = {
 
 
 class Block(nn.Module):
-    """One layer: ``x [B, L, D] -> [B, L, D]``.
+    """One layer: ``x [B, L, D] -> [B, L, D]``, or [B, S, D] for the positions ``at`` int32[B, S] alone.
 
     Arrangements:
       original: Kang & McAuley 2018 as published code has it: only the queries' input is normalised, the residual adds
@@ -79,8 +79,8 @@ class Block(nn.Module):
     norm_epsilon: float
 
     @nn.compact
-    def __call__(self, x: Array, context: AttentionContext, train: bool) -> Array:
-        attend = self.attention.module(self.shape, name="attention")
+    def __call__(self, x: Array, context: AttentionContext, train: bool, at: Array | None = None) -> Array:
+        attention = self.attention.module(self.shape, name="attention")
         feed_forward = FeedForward(
             self.ffn_width,
             self.activation,
@@ -94,6 +94,14 @@ class Block(nn.Module):
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=self.norm_epsilon, name=name)
 
+        def wanted(x: Array) -> Array:
+            return x if at is None else take_positions(x, at)
+
+        def attend(x: Array, queries: Array | None = None) -> Array:
+            if at is None or not self.attention.selects_positions:
+                return wanted(attention(x, context, train, queries=queries))
+            return attention(x, context, train, queries=wanted(x if queries is None else queries), at=at)
+
         def gated(name: str, x: Array, change: Array) -> Array:
             if self.arrangement != "gated":
                 return change
@@ -103,14 +111,15 @@ class Block(nn.Module):
 
         if self.arrangement == "original":
             queries = norm("attention_norm")(x)
-            x = queries + attend(x, context, train, queries=queries)
+            x = wanted(queries) + attend(x, queries)
             x = norm("feed_forward_norm")(x)
             return x + feed_forward(x, train)
         if self.arrangement == "post-norm":
-            attended = Dropout(self.dropout)(attend(x, context, train), train)
-            x = norm("attention_norm")(x + attended)
+            attended = Dropout(self.dropout)(attend(x), train)
+            x = norm("attention_norm")(wanted(x) + attended)
             return norm("feed_forward_norm")(x + feed_forward(x, train))
-        attended = Dropout(self.dropout)(attend(norm("attention_norm")(x), context, train), train)
+        attended = Dropout(self.dropout)(attend(norm("attention_norm")(x)), train)
+        x = wanted(x)
         x = x + gated("attention_gate", x, attended)
         if self.arrangement == "attention-only":
             return x

@@ -108,7 +108,8 @@ class SASRec(Encoder):
         return nn.initializers.xavier_normal()
 
     @nn.compact
-    def __call__(self, batch: Batch, train: bool = False) -> Array:
+    def __call__(self, batch: Batch, train: bool = False, at: Array | None = None) -> Array:
+        self.check_selection(train, at)
         config = self.config
         shape = self.attention_shape()
         self.attention.check(shape)
@@ -132,7 +133,9 @@ class SASRec(Encoder):
             batch.positions, batch.segments, batch.timestamps, None if shared is None else shared()
         )
         block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
+        segments = batch.segments
         for layer in range(config.layers):
+            wanted = at if layer == config.layers - 1 else None
             x = block(
                 config.block,
                 self.attention,
@@ -142,10 +145,11 @@ class SASRec(Encoder):
                 config.dropout,
                 config.norm_epsilon,
                 name=f"layer_{layer}",
-            )(x, context, train)
-            x = zero_padding(x, batch.segments)
+            )(x, context, train, wanted)
+            segments = segments if wanted is None else jnp.take_along_axis(segments, wanted, axis=1)
+            x = zero_padding(x, segments)
         if config.block != "post-norm":
-            x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), batch.segments)
+            x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), segments)
         if config.separate_output:
             self.param("output_table", self._table_init(), (self.n_items + 1, config.width), jnp.float32)
         if config.item_bias:

@@ -27,7 +27,7 @@ from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig, positive, root
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.layers import Dense, Dropout, Initializer
+from jaxrec.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.models.base import DTYPES, Encoder, EncoderConfig, ItemTable
 from jaxrec.models.blocks import zero_padding
 from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding
@@ -130,7 +130,8 @@ class STOSA(Encoder):
         )
 
     @nn.compact
-    def __call__(self, batch: Batch, train: bool = False) -> Array:
+    def __call__(self, batch: Batch, train: bool = False, at: Array | None = None) -> Array:
+        self.check_selection(train, at)
         config, shape = self.config, self.attention_shape()
         self.attention.check(shape)
         streams = []
@@ -157,7 +158,8 @@ class STOSA(Encoder):
             block = GaussianBlock(config, self.attention, shape, name=f"layer_{layer}")
             x = zero_padding(block(x, context, train), batch.segments)
         hidden = jnp.concatenate([x[..., : config.width], root(x[..., config.width :])], axis=-1)
-        return zero_padding(hidden, batch.segments)
+        hidden = zero_padding(hidden, batch.segments)
+        return hidden if at is None else take_positions(hidden, at)
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """Vectors ``2 e_i`` float32[V+1, 2 d] and biases ``-|e_i|^2`` float32[V+1]; see the module's

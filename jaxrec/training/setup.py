@@ -26,13 +26,16 @@ from jaxrec.training.step import Params, Resources, initial_state
 
 
 class Forward:
-    """``(params, batch) -> hidden``, dropout off: one object for the whole life of a model, so it compiles once."""
+    """``(params, batch, at) -> hidden [B, S, D]`` at the positions ``at`` int32[B, S], dropout off.
+
+    One object for the whole life of a model, so it compiles once.
+    """
 
     def __init__(self, encoder: nn.Module):
         self.encoder = encoder
 
-    def __call__(self, params: Params, batch: Batch) -> Array:
-        return self.encoder.apply({"params": params}, batch, False)
+    def __call__(self, params: Params, batch: Batch, at: Array) -> Array:
+        return self.encoder.apply({"params": params}, batch, False, at)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,14 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import encode
 from jaxrec.evaluation.encode import encode_histories
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
+from jaxrec.layers import take_positions
 from jaxrec.models.base import ItemTable
 from tests.evaluation import oracle
 
 N_ITEMS, WIDTH, LENGTH = 40, 6, 8
 
 
-def apply_fn(params, batch):
+def apply_fn(params, batch, at):
     """A causal running sum inside each segment, so that a state depends on the whole history and on nothing
     else.
     """
@@ -23,7 +24,7 @@ def apply_fn(params, batch):
         vectors = vectors + batch.timestamps[..., None].astype(jnp.float32)
     index = jnp.arange(batch.items.shape[1])
     same = (batch.segments[:, :, None] == batch.segments[:, None, :]) & (index[:, None] >= index[None])[None]
-    return jnp.einsum("bij,bjd->bid", same.astype(jnp.float32), vectors)
+    return take_positions(jnp.einsum("bij,bjd->bid", same.astype(jnp.float32), vectors), at)
 
 
 def expected(params, items, starts, stops, origin="start", times=None):

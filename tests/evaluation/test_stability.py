@@ -15,6 +15,7 @@ from jaxrec.evaluation.stability import (
     perturb,
     rank_biased_overlap,
 )
+from jaxrec.layers import take_positions
 from jaxrec.models.base import ItemTable
 
 N_ITEMS = 30
@@ -103,13 +104,13 @@ def test_list_similarities_by_their_definitions():
     assert jaccard(a * 0, b * 0).tolist() == [1] * 9
 
 
-def last_item(params, batch):
-    return params[batch.items]
+def last_item(params, batch, at):
+    return take_positions(params[batch.items], at)
 
 
-def first_item(params, batch):
+def first_item(params, batch, at):
     """Depends on nothing that edits of the last interaction change."""
-    return params[0 * batch.items + 1]
+    return params[0 * at + 1]
 
 
 def test_models_are_measured_and_compared(make_cases):
