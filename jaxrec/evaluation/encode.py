@@ -4,7 +4,9 @@ padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,8 +21,11 @@ from jaxrec.errors import ConfigError, DataError
 #: ``(params, batch, at int32[B, S]) -> hidden [B, S, D]`` at the positions ``at``, without dropout.
 ApplyFn = Callable[[Any, Batch, Array], Array]
 
-#: Positions in one batch: 64 rows of 200 or 256 rows of 50.
-TOKENS_PER_BATCH = 12_800
+#: Positions encoded at a time: 32 rows of 200 or 128 rows of 50. Twice as many leave the cache of a CPU.
+TOKENS_PER_BATCH = 6_400
+
+#: Batches under way at once on a CPU, at most.
+MOST_WORKERS = 4
 
 #: Logs of fewer interactions are padded to a power of two.
 LONG_LOG = 1 << 18
@@ -53,7 +58,8 @@ def encode_histories(
         interactions are used.
       max_length: L.
       origin: what positions count from, as in training.
-      tokens_per_batch: B * L, which sets the memory of the forward pass.
+      tokens_per_batch: positions encoded at a time, which set the memory of the forward pass: B * L, or on a
+        CPU the sum over the batches under way.
       timestamps: int32[N], seconds since the first event, for encoders that use them.
       users: int32[E], index of the user of each history, for encoders that use it.
 
@@ -82,20 +88,48 @@ def encode_histories(
     plan = _plan(stops - lengths, lengths, owners, full, max_length)
     # Few histories make a smaller batch and a short log, each a power of two: few programs for calls of many
     # sizes.
-    n_rows = min(tokens_per_batch // max_length, _power_of_two(len(plan.rows.lengths)))
+    workers = _workers()
+    most = max(1, tokens_per_batch // workers // max_length)
+    n_rows = min(most, _power_of_two(len(plan.rows.lengths)))
     log = _on_device(items)
     times = None if timestamps is None else _on_device(timestamps)
     if not len(full):
         return _no_states(apply_fn, params, plan.rows, log, times, max_length, origin, n_rows, len(starts))
-    pieces = []
-    for first in range(0, len(plan.rows.lengths), n_rows):
-        rows = _padded(plan.rows.select(slice(first, first + n_rows)), n_rows)
-        pieces.append(_last_states(apply_fn, params, rows, log, times, max_length, origin))
+    batches = [
+        _padded(plan.rows.select(slice(first, first + n_rows)), n_rows)
+        for first in range(0, len(plan.rows.lengths), n_rows)
+    ]
+
+    def states(rows: Rows) -> Array:
+        return _last_states(apply_fn, params, rows, log, times, max_length, origin)
+
+    pieces = _each(states, batches, workers)
     # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty
     # histories.
     place = np.full(len(starts), -1, np.int64)
     place[full] = plan.place
     return _gather(pieces, place.astype(np.int32))
+
+
+def _workers() -> int:
+    """Batches to have under way at once.
+
+    The products of one batch keep about one and a half cores of a CPU busy, so there each core gets a batch,
+    and one more waits. An accelerator, and several devices, which must all run the same, get one at a time.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
+
+
+def _each(function: Callable[[Rows], Array], batches: Sequence[Rows], workers: int) -> list[Array]:
+    """``function`` of every batch, in order; the first alone, since it compiles the program of all."""
+    first = [function(batch) for batch in batches[:1]]
+    if workers == 1:
+        return first + [function(batch) for batch in batches[1:]]
+    with ThreadPoolExecutor(workers) as pool:
+        # Each thread waits for its batch: an array is only promised when a call returns.
+        return first + list(pool.map(lambda batch: jax.block_until_ready(function(batch)), batches[1:]))
 
 
 def _power_of_two(n: int) -> int:

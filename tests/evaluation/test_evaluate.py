@@ -89,6 +89,29 @@ def test_bad_histories_are_refused(data):
 
 
 @pytest.mark.parametrize("remove_seen", [True, False])
+def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
+    """On a CPU with one device; the tests have eight."""
+    params, items, starts, stops = data
+    assert encode._workers() == 1
+    monkeypatch.setattr(encode, "_workers", lambda: 3)
+    for tokens in (LENGTH, 3 * LENGTH, 1000):
+        got = encode_histories(
+            apply_fn, params, items, starts, stops, max_length=LENGTH, tokens_per_batch=tokens
+        )
+        np.testing.assert_allclose(got, expected(params, items, starts, stops), rtol=1e-5, atol=1e-5)
+    called = []
+
+    def fails_late(batch):
+        called.append(batch)
+        if batch == 3:
+            raise ConfigError("batch 3")
+        return jnp.zeros(1)
+
+    with pytest.raises(ConfigError, match="batch 3"):
+        encode._each(fails_late, list(range(6)), 3)
+    assert called[0] == 0
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
     params, items, starts, stops = data
