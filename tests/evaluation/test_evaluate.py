@@ -88,7 +88,6 @@ def test_bad_histories_are_refused(data):
         encode_histories(apply_fn, params, items, starts, stops + 1, max_length=8)
 
 
-@pytest.mark.parametrize("remove_seen", [True, False])
 def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
     """On a CPU with one device; the tests have eight."""
     params, items, starts, stops = data
@@ -112,6 +111,7 @@ def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
     assert called[0] == 0
 
 
+@pytest.mark.parametrize("remove_seen", [True, False])
 @pytest.mark.parametrize("several", [False, True])
 def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
     params, items, starts, stops = data
