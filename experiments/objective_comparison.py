@@ -45,14 +45,15 @@ class Options:
 
 
 def variants(options: Options) -> list[Variant]:
-    """Exact cross-entropy first; then every registered objective with its own defaults."""
+    """Exact cross-entropy first; then every objective for scores that are dot products, with its own defaults."""
     candidates = [
         {"optimizer": {"learning_rate": rate}, "encoder": {"dropout": dropout}}
         for rate in options.learning_rates
         for dropout in options.dropouts
     ]
     names = ["cross-entropy", *(name for name in OBJECTIVES if name != "cross-entropy")]
-    every = [Variant(name, {"objective": OBJECTIVES[name]()}, candidates) for name in names]
+    chosen = [name for name in names if not OBJECTIVES[name]().needs_distances]
+    every = [Variant(name, {"objective": OBJECTIVES[name]()}, candidates) for name in chosen]
     last = Variant("cross-entropy last target", {"batches": {"targets": "last"}}, candidates)
     return [v for v in [*every, last] if not options.only or v.name in options.only]
 

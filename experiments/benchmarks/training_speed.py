@@ -112,6 +112,7 @@ class Trial:
         started = time.perf_counter()
         self._chunk = chunk.lower(self.state, self._rows(), setup.resources).compile()
         self.compile_seconds = time.perf_counter() - started
+        self.temporary_bytes = int(self._chunk.memory_analysis().temp_size_in_bytes)
         self.seconds: list[float] = []
         self.targets: list[float] = []
         self.round()
