@@ -10,7 +10,7 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import describe_dataset, describe_split, summarize, write_run
-from jaxrec.studies import open_run
+from jaxrec.studies import beyond_accuracy_of, open_run
 from jaxrec.training.config import RunConfig, to_dict
 from jaxrec.training.loop import FitResult, train
 from jaxrec.training.setup import prepare
@@ -65,7 +65,10 @@ def fit(
 
 
 def evaluate(
-    run: str | Path, split: Literal["valid", "test"] = "test", dataset: SequenceDataset | None = None
+    run: str | Path,
+    split: Literal["valid", "test"] = "test",
+    dataset: SequenceDataset | None = None,
+    beyond: int | None = None,
 ) -> dict[str, Any]:
     """Rank the held-out targets of a saved run again, from its checkpoint.
 
@@ -73,12 +76,15 @@ def evaluate(
       run: run directory.
       split: which held-out part.
       dataset: in place of the one that the run's configuration names; its fingerprint must be the same.
+      beyond: length of lists whose coverage, Gini coefficient, novelty and diversity are measured too
+        (`jaxrec.evaluation.beyond`), under "beyond_accuracy".
 
     Returns:
       Dataset, split, protocol, metrics (mean, sd and values over seeds) and baselines, as in ``results.json``.
 
     Raises:
       CheckpointError: no usable checkpoint, or the dataset is another.
+      ConfigError: ``beyond`` is below 1 or above the catalogue.
     """
     opened = open_run(run, dataset)
     setup, config = opened.setup, opened.config
@@ -87,6 +93,7 @@ def evaluate(
     baselines = evaluate_baselines(
         setup.split, part=split, ks=config.evaluation.ks, remove_seen=config.evaluation.remove_seen
     )
+    extra = {} if beyond is None else {"beyond_accuracy": beyond_accuracy_of(opened, split, beyond)}
     return {
         "run": str(run),
         "part": split,
@@ -97,5 +104,6 @@ def evaluate(
         "seeds": list(config.training.seeds),
         "metrics": summarize(evaluations),
         "baselines": {name: evaluation.metrics for name, evaluation in baselines.items()},
+        **extra,
         "config": to_dict(config),
     }

@@ -201,6 +201,9 @@ class Evaluate:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
     split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
     data: Annotated[str, tyro.conf.arg(help="the same data in another place; default: where it was")] = ""
+    beyond: Annotated[
+        int, tyro.conf.arg(help="also coverage, concentration, novelty and diversity of lists this long")
+    ] = 0
     json: Annotated[bool, tyro.conf.arg(help="print the result as one JSON object")] = False
 
 
@@ -214,8 +217,12 @@ def _evaluate(arguments: list[str]) -> int:
     config = load_config(Path(given.run) / "config.json")
     if given.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.data))
-    result = evaluate(given.run, given.split, config.data.load())
-    emit(result, f"{given.split}\n{format_metrics(result)}", given.json)
+    result = evaluate(given.run, given.split, config.data.load(), given.beyond or None)
+    told = f"{given.split}\n{format_metrics(result)}"
+    for name, value in result.get("beyond_accuracy", {}).items():
+        spread = "" if value["sd"] is None else f" ± {value['sd']:.4f}"
+        told += f"\n{name}: {value['mean']:.4f}{spread}"
+    emit(result, told, given.json)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Commands that ask questions of finished runs; see `jaxrec.studies`."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,8 @@ Runs = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(metavar="RUN [RUN ...]", help="run directories; the first is the baseline"),
 ]
+Data = Annotated[str, tyro.conf.arg(help="the same data in another place; default: where it was")]
+Latex = Annotated[bool, tyro.conf.arg(help="print LaTeX tables rather than Markdown")]
 Json = Annotated[bool, tyro.conf.arg(help="print the result as one JSON object on the last line")]
 
 
@@ -23,8 +26,11 @@ class Compare:
     runs: Runs
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(help="what to compare")] = ("HR@10", "NDCG@10")
     split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
-    out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and a figure; default: none")] = ""
-    latex: Annotated[bool, tyro.conf.arg(help="print LaTeX tables rather than Markdown")] = False
+    out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and figures; default: none")] = ""
+    data: Annotated[
+        str, tyro.conf.arg(help="for the figures, the same data in another place; default: where it was")
+    ] = ""
+    latex: Latex = False
     json: Json = False
 
 
@@ -34,7 +40,8 @@ def compare(arguments: list[str]) -> int:
 
     from jaxrec.studies import compare as compare_directories
 
-    comparison = compare_directories(given.runs, given.metrics, given.split, given.out or None)
+    data = _moved(given.runs, given.data)
+    comparison = compare_directories(given.runs, given.metrics, given.split, given.out or None, data)
     emit(
         {**dataclasses.asdict(comparison), "limits": comparison.limits() if comparison.differences else []},
         comparison.to_latex() if given.latex else comparison.to_markdown(),
@@ -49,6 +56,9 @@ class Protocols:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
     split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
+    out: Annotated[str, tyro.conf.arg(help="directory for Markdown and LaTeX; default: none")] = ""
+    data: Data = ""
+    latex: Latex = False
     json: Json = False
 
 
@@ -56,16 +66,10 @@ def protocols(arguments: list[str]) -> int:
     """``jaxrec protocols RUN``"""
     given = parse(Protocols, arguments, "protocols")
 
-    from jaxrec.evaluation.tables import to_markdown
     from jaxrec.studies import protocols as protocols_of
 
-    rows = protocols_of(given.run, given.split)
-    names = [name for name in rows[0]["metrics"] if name.startswith(("HR@10", "NDCG@10")) or name == "MRR"]
-    table = [
-        [row["protocol"], *(f"{row['metrics'][name]:.4f} ({row['difference'][name]:+.4f})" for name in names)]
-        for row in rows
-    ]
-    emit({"protocols": rows}, to_markdown(["protocol", *names], table), given.json)
+    study = protocols_of(given.run, given.split, _moved((given.run,), given.data), given.out or None)
+    emit({"protocols": study.results, "seeds": study.seeds}, _tables([study.rows()], given.latex), given.json)
     return 0
 
 
@@ -76,7 +80,9 @@ class StabilityForm:
     runs: Runs
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="length of the lists")] = 10
     split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
-    out: Annotated[str, tyro.conf.arg(help="directory for the figure; default: none")] = ""
+    out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and a figure; default: none")] = ""
+    data: Data = ""
+    latex: Latex = False
     json: Json = False
 
 
@@ -84,27 +90,35 @@ def stability(arguments: list[str]) -> int:
     """``jaxrec stability RUN [RUN ...]``"""
     given = parse(StabilityForm, arguments, "stability")
 
-    from jaxrec.evaluation.tables import to_markdown
     from jaxrec.studies import stability as stability_of
 
-    study = stability_of(given.runs, given.split, given.k, given.out or None)
+    data = _moved(given.runs, given.data)
+    study = stability_of(given.runs, given.split, given.k, given.out or None, data)
     effects = {
         name: {edit: effect._asdict() for edit, effect in by_edit.items()}
         for name, by_edit in study.effects.items()
     }
-    text = to_markdown(*study.rows())
-    for name, by_edit in study.effects.items():
-        rows = [
-            [edit, f"{e.difference:+.4f}", f"[{e.low:+.4f}, {e.high:+.4f}]", f"{e.p_value:.4f}"]
-            for edit, e in by_edit.items()
-        ]
-        text += f"\nrank-biased overlap of {name} minus that of {next(iter(study.runs))}\n\n"
-        text += to_markdown(["perturbation", "difference", "95% interval", "p"], rows)
     summaries = {
         name: {each.perturbation.name: each.summary() for each in m} for name, m in study.runs.items()
     }
-    emit({"runs": summaries, "effects": effects}, text, given.json)
+    emit({"runs": summaries, "effects": effects}, _tables(study.tables(), given.latex), given.json)
     return 0
+
+
+def _tables(tables: Sequence[tuple[list[str], list[list[Any]]]], latex: bool) -> str:
+    from jaxrec.evaluation.tables import to_latex, to_markdown
+
+    return "\n".join((to_latex if latex else to_markdown)(*table) for table in tables)
+
+
+def _moved(runs: Sequence[str], source: str) -> Any:
+    """The dataset in another place, read as the first run's configuration says; None = where it was."""
+    if not source or not runs:
+        return None
+
+    from jaxrec.training.config import load_config
+
+    return dataclasses.replace(load_config(Path(runs[0]) / "config.json").data, source=source).load()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,24 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from jaxrec.data.batches import Batch
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.splits import EvaluationCases, split_dataset
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.beyond import beyond_accuracy
 from jaxrec.evaluation.compare import Comparison, compare_runs, load_run
 from jaxrec.evaluation.encode import encode_histories
 from jaxrec.evaluation.protocols import SIDE_BY_SIDE, side_by_side
+from jaxrec.evaluation.scoring import top_k
 from jaxrec.evaluation.seen import seen_items
 from jaxrec.evaluation.significance import Effect
 from jaxrec.evaluation.stability import Stability, compare_stability, measure_stability
 from jaxrec.reporting.attention_figures import write_attention_figures
-from jaxrec.reporting.comparison import effect_figure, save_figure, stability_figure
+from jaxrec.reporting.comparison import effect_figure, group_figures, save_figure, stability_figure
+from jaxrec.reporting.results import over_seeds
+from jaxrec.reporting.written import new_directory, write_tables
 from jaxrec.serving.recommender import Recommender
 from jaxrec.training.config import RunConfig, load_config
 from jaxrec.training.loop import seed_params
 from jaxrec.training.restore import restore_params
 from jaxrec.training.setup import Setup, prepare
 from jaxrec.training.step import Params
+
+#: What `compare` writes.
+COMPARISON_FILES = (
+    "comparison.md",
+    "comparison.tex",
+    "effects.png",
+    "by_history_length.png",
+    "by_popularity.png",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +65,21 @@ class OpenRun:
     def of_seed(self, index: int) -> Params:
         """One seed's parameters."""
         return seed_params(self.params, index)
+
+    def states(self, params: Params, cases: EvaluationCases) -> Array:
+        """float32[E, D], what scores the next item of each case."""
+        batches = self.config.batches
+        return encode_histories(
+            self.setup.forward,
+            params,
+            self.setup.dataset.items,
+            cases.history_starts,
+            cases.history_stops,
+            max_length=batches.max_length,
+            origin=batches.origin,
+            timestamps=self.setup.timestamps,
+            users=cases.users,
+        )
 
 
 def open_run(run: str | Path, dataset: SequenceDataset | None = None) -> OpenRun:
@@ -80,6 +110,7 @@ def compare(
     metrics: Sequence[str] = ("HR@10", "NDCG@10"),
     part: str = "test",
     out: str | Path | None = None,
+    dataset: SequenceDataset | None = None,
 ) -> Comparison:
     """Every run against the first, paired over users, from the ranks that the runs saved.
 
@@ -87,11 +118,17 @@ def compare(
       runs: run directories of one dataset and split; the first is the baseline.
       metrics: what to compare.
       part: "test" or "valid".
-      out: directory for ``comparison.md``, ``comparison.tex`` and ``effects.png``; None writes nothing.
+      out: directory for `COMPARISON_FILES`: tables, differences with intervals, and the last metric by history
+        length and by popularity; None writes nothing.
+      dataset: what the figures by group take lengths and counts from; None = what the first run's
+        configuration names.
 
     Raises:
-      DataError: a run is unfinished, or runs are not comparable (fingerprint, split, protocol, users).
+      DataError: fewer than two runs, a run is unfinished, or runs are not comparable (fingerprint, split,
+        protocol, users).
     """
+    if len(runs) < 2:
+        raise DataError(f"runs must be two at least to be compared, got {len(runs)}")
     loaded = []
     for name, run in zip(run_names(runs), runs, strict=True):
         files = sorted(
@@ -102,21 +139,83 @@ def compare(
         loaded.append(load_run(name, files))
     comparison = compare_runs(loaded, metrics)
     if out is not None:
-        directory = _new_directory(out, ("comparison.md", "comparison.tex", "effects.png"))
+        config = load_config(Path(runs[0]) / "config.json")
+        dataset = config.data.load() if dataset is None else dataset
+        fingerprint = loaded[0].meta["fingerprint"]
+        if dataset.fingerprint != fingerprint:
+            raise DataError(
+                f"dataset must be the one of the runs, with fingerprint {fingerprint[:16]}, got one with "
+                f"{dataset.fingerprint[:16]}: give the same file with the same filters"
+            )
+        figures = group_figures(
+            {run.name: run.evaluations for run in loaded},
+            split_dataset(dataset, config.split),
+            part,
+            metrics[-1],
+        )
+        directory = new_directory(out, COMPARISON_FILES)
         (directory / "comparison.md").write_text(comparison.to_markdown() + "\n")
         (directory / "comparison.tex").write_text(comparison.to_latex() + "\n")
-        if comparison.differences:
-            save_figure(effect_figure(comparison), directory / "effects.png")
+        for name, figure in {"effects": effect_figure(comparison), **figures}.items():
+            save_figure(figure, directory / f"{name}.png")
     return comparison
 
 
+def beyond_accuracy_of(opened: OpenRun, part: str, k: int) -> dict[str, dict[str, Any]]:
+    """What lists of ``k`` are like besides being right: mean, sd and values over the seeds of each measure.
+
+    Seen items are left out as in the run's evaluation.
+
+    Raises:
+      ConfigError: ``k`` is below 1 or above the catalogue.
+    """
+    setup, cases = opened.setup, opened.setup.split.cases(part)
+    dataset, found = setup.dataset, []
+    seen = seen_items(cases, dataset.items) if opened.config.evaluation.remove_seen else None
+    for index in range(len(opened.config.training.seeds)):
+        params = opened.of_seed(index)
+        lists = top_k(opened.states(params, cases), setup.encoder.item_table(params), k, seen)[1]
+        found.append(beyond_accuracy(lists, setup.split.item_counts, dataset.n_users, dataset.attributes))
+    return over_seeds(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolStudy:
+    """One model under several protocols.
+
+    Attributes:
+      results: for each protocol its name, metrics (mean over seeds), and the difference to the project's own,
+        which is the first.
+      seeds: how many models the means are over.
+    """
+
+    results: list[dict[str, Any]]
+    seeds: int
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of a table: value and, in brackets, what the choice does to it."""
+        first = self.results[0]["metrics"]
+        names = [name for name in first if name in ("HR@10", "NDCG@10", "MRR")] or list(first)
+        rows = [
+            [each["protocol"], *(f"{each['metrics'][n]:.4f} ({each['difference'][n]:+.4f})" for n in names)]
+            for each in self.results
+        ]
+        return ["protocol", *names], rows
+
+
 def protocols(
-    run: str | Path, part: str = "test", dataset: SequenceDataset | None = None
-) -> list[dict[str, Any]]:
+    run: str | Path,
+    part: str = "test",
+    dataset: SequenceDataset | None = None,
+    out: str | Path | None = None,
+) -> ProtocolStudy:
     """One model under every protocol in use: what each choice alone does to the number.
 
-    Returns:
-      For each protocol its name, metrics (mean over seeds), and the difference to the project's own.
+    Args:
+      run: run directory.
+      part: "test" or "valid".
+      dataset: see `open_run`.
+      out: directory for ``protocols.md`` and ``protocols.tex``; None writes nothing.
     """
     opened = open_run(run, dataset)
     setup, cases = opened.setup, opened.setup.split.cases(part)
@@ -125,17 +224,7 @@ def protocols(
     by_seed = []
     for index in range(len(opened.config.training.seeds)):
         params = opened.of_seed(index)
-        hidden = encode_histories(
-            setup.forward,
-            params,
-            setup.dataset.items,
-            cases.history_starts,
-            cases.history_stops,
-            max_length=opened.config.batches.max_length,
-            origin=opened.config.batches.origin,
-            timestamps=setup.timestamps,
-            users=cases.users,
-        )[rows_of_target]
+        hidden = opened.states(params, cases)[rows_of_target]
         candidates = [
             each
             for each in SIDE_BY_SIDE
@@ -152,12 +241,15 @@ def protocols(
                 ks=opened.config.evaluation.ks,
             )
         )
-    out = []
+    results = []
     for rows in zip(*by_seed, strict=True):
         means = {name: float(np.mean([row.metrics[name] for row in rows])) for name in rows[0].metrics}
         changes = {name: float(np.mean([row.difference[name] for row in rows])) for name in rows[0].metrics}
-        out.append({"protocol": rows[0].name, "metrics": means, "difference": changes})
-    return out
+        results.append({"protocol": rows[0].name, "metrics": means, "difference": changes})
+    study = ProtocolStudy(results, len(by_seed))
+    if out is not None:
+        write_tables(out, "protocols", [study.rows()])
+    return study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +274,33 @@ class StabilityStudy:
                 rows.append([name, each.perturbation.name, *summary.values()])
         return header, rows
 
+    def effect_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: rank-biased overlap of each run minus that of the first."""
+        base = next(iter(self.runs))
+        rows = [
+            [
+                f"{name} - {base}",
+                edit,
+                f"{effect.difference:+.4f}",
+                f"[{effect.low:+.4f}, {effect.high:+.4f}]",
+                f"{effect.p_value:.4f}",
+            ]
+            for name, by_edit in self.effects.items()
+            for edit, effect in by_edit.items()
+        ]
+        return ["rank-biased overlap", "perturbation", "difference", "95% interval", "p"], rows
+
+    def tables(self) -> list[tuple[list[str], list[list[Any]]]]:
+        """Both tables, or the first alone where there is one run."""
+        return [self.rows(), self.effect_rows()] if self.effects else [self.rows()]
+
 
 def stability(
-    runs: Sequence[str | Path], part: str = "test", k: int = 10, out: str | Path | None = None
+    runs: Sequence[str | Path],
+    part: str = "test",
+    k: int = 10,
+    out: str | Path | None = None,
+    dataset: SequenceDataset | None = None,
 ) -> StabilityStudy:
     """How lists and ranks move when histories are perturbed, paired between runs.
 
@@ -192,9 +308,11 @@ def stability(
       runs: run directories of one dataset and split; the first is the baseline.
       part: "test" or "valid".
       k: length of the lists.
-      out: directory for ``stability.png``; None writes nothing.
+      out: directory for ``stability.md``, ``stability.tex`` and ``stability.png``; None writes nothing.
+      dataset: see `open_run`.
 
     Raises:
+      ConfigError: ``k`` is below 1 or above the catalogue.
       DataError: runs of different datasets or splits.
     """
     if not runs:
@@ -202,7 +320,7 @@ def stability(
     measured: dict[str, list[Stability]] = {}
     first: OpenRun | None = None
     for name, run in zip(run_names(runs), runs, strict=True):
-        opened = open_run(run)
+        opened = open_run(run, dataset)
         first = first or opened
         for what, a, b in (
             ("dataset", first.setup.dataset.fingerprint, opened.setup.dataset.fingerprint),
@@ -226,10 +344,10 @@ def stability(
         )
     base, *others = measured
     effects = {name: compare_stability(measured[base], measured[name]) for name in others}
+    study = StabilityStudy(measured, effects)
     if out is not None:
-        directory = _new_directory(out, ("stability.png",))
-        save_figure(stability_figure(measured), directory / "stability.png")
-    return StabilityStudy(measured, effects)
+        write_tables(out, "stability", study.tables(), {"stability.png": stability_figure(measured)})
+    return study
 
 
 def draw_attention(
@@ -265,13 +383,3 @@ def draw_attention(
     return write_attention_figures(
         recommender.encoder, recommender.params, batch, [titles[i - 1] for i in ids], Path(out)
     )
-
-
-def _new_directory(out: str | Path, files: Sequence[str]) -> Path:
-    """Make ``out`` and refuse to replace any of ``files`` in it."""
-    directory = Path(out)
-    there = [name for name in files if (directory / name).exists()]
-    if there:
-        raise ConfigError(f"out: {directory} already holds {', '.join(there)}; choose another directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

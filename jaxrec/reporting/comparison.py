@@ -12,9 +12,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxrec.data.splits import Split
 from jaxrec.errors import DataError
-from jaxrec.evaluation.beyond import Group
+from jaxrec.evaluation.beyond import Group, breakdown, history_length_groups, popularity_groups
 from jaxrec.evaluation.compare import Comparison
+from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.evaluation.significance import mean_interval
 from jaxrec.evaluation.stability import Stability
 
@@ -44,6 +46,42 @@ def effect_figure(comparison: Comparison) -> Figure:
     axes.set_xlabel(f"difference, {comparison.confidence:.0%} interval over {comparison.users} users")
     axes.legend(loc="best", fontsize=8)
     return figure
+
+
+def group_figures(
+    runs: Mapping[str, Sequence[Evaluation]], split: Split, part: str, metric: str
+) -> dict[str, Figure]:
+    """A metric by length of the history and by popularity of the (first) target, one line a run.
+
+    Args:
+      runs: {run: its evaluation of each seed}, all of the same cases.
+      split: where the cases are from.
+      part: "valid" or "test".
+      metric: such as "NDCG@10"; a case's value is its mean over seeds.
+    """
+    cases, first = split.cases(part), next(iter(runs.values()))[0]
+    lengths = np.zeros(split.dataset.n_users, np.int64)
+    lengths[cases.users] = cases.history_stops - cases.history_starts
+    targets = first.targets[first.target_offsets[:-1]]
+    kinds = {
+        "by_history_length": (history_length_groups(lengths[first.users]), "interactions in the history"),
+        "by_popularity": (popularity_groups(targets, split.item_counts), "the target's share of training"),
+    }
+    values = {
+        name: np.mean([each.values(metric) for each in evaluations], axis=0)
+        for name, evaluations in runs.items()
+    }
+    return {
+        kind: group_figure(
+            {
+                name: [group for group in breakdown(each, *groups) if group.cases]
+                for name, each in values.items()
+            },
+            metric,
+            what,
+        )
+        for kind, (groups, what) in kinds.items()
+    }
 
 
 def group_figure(groups: Mapping[str, Sequence[Group]], metric: str, what: str) -> Figure:

@@ -11,8 +11,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxrec.evaluation.beyond import breakdown, history_length_groups, popularity_groups
-from jaxrec.reporting.comparison import group_figure, save_figure
+from jaxrec.reporting.comparison import group_figures, save_figure
 from jaxrec.training.journal import read_journal
 from jaxrec.training.loop import FitResult
 
@@ -23,16 +22,7 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
     folder.mkdir(exist_ok=True)
     metric = fit.setup.config.training.metric
     name = str(results["config"]["encoder"]["name"])
-    values = np.mean([evaluation.values(metric) for evaluation in fit.test], axis=0)
-    evaluation, cases = fit.test[0], fit.setup.split.test
-    first_targets = evaluation.targets[evaluation.target_offsets[:-1]]
-    lengths = np.zeros(fit.setup.dataset.n_users, np.int64)
-    lengths[cases.users] = cases.history_stops - cases.history_starts
-
-    def by_group(groups: tuple[np.ndarray, list[str]], what: str) -> Figure:
-        found = [group for group in breakdown(values, *groups) if group.cases]
-        return group_figure({name: found}, metric, what)
-
+    by_group = group_figures({name: fit.test}, fit.setup.split, "test", metric)
     drawn = [
         (
             "Training loss and validation metric",
@@ -42,16 +32,9 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
         (
             f"Test {metric} by length of the history",
             "by_history_length.png",
-            by_group(history_length_groups(lengths[evaluation.users]), "interactions in the history"),
+            by_group["by_history_length"],
         ),
-        (
-            f"Test {metric} by popularity of the target",
-            "by_popularity.png",
-            by_group(
-                popularity_groups(first_targets, fit.setup.split.item_counts),
-                "the target's share of training",
-            ),
-        ),
+        (f"Test {metric} by popularity of the target", "by_popularity.png", by_group["by_popularity"]),
     ]
     for _, file, figure in drawn:
         save_figure(figure, folder / file)

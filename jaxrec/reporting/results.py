@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pola
 
 def summarize(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
     """Metric -> mean, sd over seeds (None for a single seed), and the value of each seed."""
+    return over_seeds([evaluation.metrics for evaluation in evaluations])
+
+
+def over_seeds(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """`summarize` of the metrics of each seed."""
     out = {}
-    for name in evaluations[0].metrics:
-        values = [float(evaluation.metrics[name]) for evaluation in evaluations]
+    for name in metrics[0]:
+        values = [float(each[name]) for each in metrics]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
         out[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
     return out

@@ -1,0 +1,224 @@
+"""Studies of finished runs, as calls and as commands: output, tables, figures, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxrec import studies
+from jaxrec.data import load_dataset
+from jaxrec.errors import CheckpointError, ConfigError, DataError
+from jaxrec.evaluation.metrics import metric_values
+from tests.helpers import small_dataset
+from tests.runs import jaxrec, standard_promotion  # noqa: F401
+
+SMALL = ["--preset", "smoke", "--quiet", "--batches.batch-size", "4", "--batches.max-length", "16"]
+SMALL += ["--evaluation.ks", "5", "10", "--training.epochs", "1", "--json"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs by name on one small log: two seeds, one seed of another model, another split, and a copy whose
+    ranks say that they are of other data.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    small_dataset().save(folder / "log")
+    small_dataset(seed=1).save(folder / "other-log")
+    temporal = ["--split.protocol", "temporal", "--split.target", "all", "--split.valid-quantile", "0.5"]
+    temporal += ["--split.test-quantile", "0.7"]
+    options = {
+        "a": ("log", ["--seeds", "2"]),
+        "b": ("log", ["--training.seeds", "7", "--optimizer.learning-rate", "0.01"]),
+        "temporal": ("log", temporal),
+    }
+    found = {}
+    for name, (data, more) in options.items():
+        done = jaxrec("train", "--data", folder / data, "--workdir", folder / name, *SMALL, *more)
+        assert done.status == 0, done.err
+        found[name] = folder / name
+    found["other"] = folder / "other"
+    shutil.copytree(found["b"], found["other"])
+    ranks = found["other"] / "ranks" / "test_seed7.npz"
+    with np.load(ranks) as file:
+        arrays = dict(file)
+    meta = {**json.loads(str(arrays["meta"])), "fingerprint": "0" * 64}
+    np.savez(ranks, **{**arrays, "meta": np.asarray(json.dumps(meta))})
+    return found
+
+
+def refused(outcome, *words):
+    assert outcome.status == 1, outcome
+    assert outcome.err.startswith("jaxrec: "), outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert outcome.out == ""
+    for word in words:
+        assert word in outcome.err
+
+
+class TestCompare:
+    def test_numbers_are_those_of_the_runs(self, runs):
+        told = jaxrec("compare", runs["a"], runs["b"], "--metrics", "NDCG@10", "HR@5", "--json").json
+        means = {
+            name: json.loads((runs[name] / "results.json").read_text())["metrics"]["NDCG@10"]["values"]
+            for name in ("a", "b")
+        }
+        assert {name: values["NDCG@10"] for name, values in told["values"].items()} == pytest.approx(means)
+        first = told["differences"][0]
+        assert (first["metric"], first["a"], first["b"]) == ("NDCG@10", "a", "b")
+        assert first["difference"] == pytest.approx(means["b"][0] - np.mean(means["a"]))
+        assert first["low"] <= first["difference"] <= first["high"]
+        assert first["detectable"] > 0
+        assert told["users"] == 60
+        assert any("cannot expect to see a difference in NDCG@10 below" in line for line in told["limits"])
+        assert any(line.startswith("One seed only for b") for line in told["limits"])
+
+    def test_tables_and_figures(self, runs, tmp_path):
+        out = tmp_path / "out"
+        shown = jaxrec("compare", runs["a"], runs["b"], "--out", out).out
+        assert all(part in shown for part in ("| metric", "±", "(1 seed)"))
+        assert (out / "comparison.md").read_text().strip() == shown.strip()
+        assert (out / "comparison.tex").read_text().count(r"\begin{tabular}") == 2
+        assert sorted(path.name for path in out.iterdir()) == sorted(studies.COMPARISON_FILES)
+        assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in studies.COMPARISON_FILES[2:])
+        latex = jaxrec("compare", runs["a"], runs["b"], "--latex").out
+        assert r"\toprule" in latex
+        assert "|" not in latex
+        refused(jaxrec("compare", runs["a"], runs["b"], "--out", out), "already holds comparison.md")
+
+    def test_what_cannot_be_compared_is_refused(self, runs, tmp_path):
+        refused(jaxrec("compare", runs["a"]), "two at least", "got 1")
+        refused(jaxrec("compare", runs["a"], runs["other"]), "same dataset fingerprint")
+        refused(jaxrec("compare", runs["a"], runs["temporal"]), "same split")
+        refused(jaxrec("compare", runs["a"], tmp_path), "no saved test ranks")
+        refused(jaxrec("compare", runs["a"], runs["b"], "--metrics", "AUC"), "unknown metric 'AUC'")
+        out = tmp_path / "out"
+        refused(
+            jaxrec("compare", runs["a"], runs["b"], "--out", out, "--data", runs["a"].parent / "other-log"),
+            "fingerprint",
+        )
+        assert not out.exists()
+
+    def test_a_change_relative_to_nothing_is_null(self, runs, tmp_path):
+        """JSON has no NaN."""
+        for name in ("hopeless", "better"):
+            shutil.copytree(runs["b"], tmp_path / name)
+        path = tmp_path / "hopeless" / "ranks" / "test_seed7.npz"
+        with np.load(path) as file:
+            arrays = dict(file)
+        np.savez(path, **{**arrays, "ranks": np.full_like(arrays["ranks"], 40)})
+        told = jaxrec("compare", tmp_path / "hopeless", tmp_path / "better", "--json").json
+        assert told["differences"][0]["relative"] is None
+
+
+class TestProtocols:
+    def test_first_is_the_runs_own_and_the_others_differ_from_it(self, runs, tmp_path):
+        out = tmp_path / "out"
+        told = jaxrec("protocols", runs["a"], "--out", out, "--json").json
+        own = json.loads((runs["a"] / "results.json").read_text())
+        first, *others = told["protocols"]
+        assert first["protocol"] == "full corpus; seen items removed"
+        for name, value in first["metrics"].items():
+            assert value == pytest.approx(own["metrics"][name]["mean"]), name
+            assert first["difference"][name] == 0
+        assert told["seeds"] == 2
+        assert "full corpus; seen items kept" in [each["protocol"] for each in others]
+        for each in others:
+            change = each["metrics"]["MRR"] - first["metrics"]["MRR"]
+            assert each["difference"]["MRR"] == pytest.approx(change)
+        assert (out / "protocols.md").read_text().count("\n") == 2 + len(told["protocols"])
+        assert r"\begin{tabular}" in (out / "protocols.tex").read_text()
+        refused(jaxrec("protocols", runs["a"], "--out", out), "already holds protocols.md")
+
+    def test_several_targets_a_case_and_moved_data(self, runs):
+        table = jaxrec("protocols", runs["temporal"], "--data", runs["a"].parent / "log")
+        assert table.status == 0, table.err
+        assert "full corpus; seen items removed" in table.out
+        refused(
+            jaxrec("protocols", runs["a"], "--data", runs["a"].parent / "other-log"),
+            "fingerprint",
+            "same file",
+        )
+
+
+class TestStability:
+    def test_curves_tables_and_effects(self, runs, tmp_path):
+        out = tmp_path / "out"
+        told = jaxrec("stability", runs["a"], runs["b"], "-k", 5, "--out", out, "--json").json
+        assert list(told["runs"]) == ["a", "b"]
+        for name in ("drop last", "replace random", "replace random 40%"):
+            summary = told["runs"]["a"][name]
+            assert 0 <= summary["rank_biased_overlap@5"] <= 1
+            effect = told["effects"]["b"][name]
+            change = (
+                told["runs"]["b"][name]["rank_biased_overlap@5"]
+                - told["runs"]["a"][name]["rank_biased_overlap@5"]
+            )
+            assert effect["difference"] == pytest.approx(change)
+            assert effect["low"] <= effect["difference"] <= effect["high"]
+        assert "a" not in told["effects"], "the first is what the others are compared with"
+        assert (out / "stability.png").read_bytes()[:4] == b"\x89PNG"
+        assert "b - a" in (out / "stability.md").read_text()
+        assert (out / "stability.tex").read_text().count(r"\begin{tabular}") == 2
+
+    def test_refusals(self, runs, monkeypatch):
+        with pytest.raises(DataError, match="at least one run"):
+            studies.stability([])
+        opened = studies.open_run(runs["b"])
+        stranger = dataclasses.replace(opened.setup, dataset=small_dataset(seed=1))
+        answers = iter([opened, dataclasses.replace(opened, setup=stranger)])
+        with monkeypatch.context() as patched:
+            patched.setattr(studies, "open_run", lambda *_: next(answers))
+            patched.setattr(studies, "measure_stability", lambda *_, **__: [])
+            with pytest.raises(DataError, match="same dataset"):
+                studies.stability([runs["b"], runs["other"]])
+        with pytest.raises(DataError, match="same split"):
+            studies.stability([runs["a"], runs["temporal"]])
+        refused(jaxrec("stability", runs["a"], "-k", 41), "k must be from 1 to the catalogue's 40 items")
+        refused(jaxrec("stability", runs["a"], "-k", 0), "k must be from 1")
+
+
+class TestEvaluate:
+    def test_several_targets_have_all_metrics(self, runs):
+        told = jaxrec("evaluate", runs["temporal"], "--json").json
+        assert {
+            f"{name}@{k}" for name in ("HR", "Recall", "Precision", "NDCG", "MAP", "MRR") for k in (5, 10)
+        }
+        assert told["metrics"].keys() >= {"Recall@5", "Precision@10", "MAP@10", "NDCG@10", "HR@5", "MRR"}
+        with np.load(runs["temporal"] / "ranks" / "test_seed0.npz") as file:
+            want = metric_values(file["ranks"], "MAP@10", file["target_offsets"]).mean()
+        assert told["metrics"]["MAP@10"]["mean"] == pytest.approx(want)
+        assert told["split"]["protocol"] == "temporal"
+        assert told["counts"].keys() >= {"users_without_targets", "targets_unseen_in_training"}
+
+    def test_lists_beyond_accuracy(self, runs):
+        told = jaxrec("evaluate", runs["a"], "--beyond", 5, "--json").json["beyond_accuracy"]
+        assert 0 < told["coverage@5"]["mean"] <= 1
+        assert len(told["gini@5"]["values"]) == 2
+        assert "coverage@5: " in jaxrec("evaluate", runs["a"], "--beyond", 5).out
+        refused(jaxrec("evaluate", runs["a"], "--beyond", 41), "k must be from 1 to the catalogue's 40 items")
+
+
+class TestAttention:
+    def test_figures_and_refusals(self, runs, tmp_path):
+        drawn = jaxrec(
+            "attention", runs["a"], "--history", "i1", "nope", "i2", "--out", tmp_path, "--json"
+        ).json
+        assert all(path.endswith(".png") for path in drawn["figures"].values())
+        refused(
+            jaxrec("attention", runs["a"], "--history", "nope", "--out", tmp_path), "no item of the catalogue"
+        )
+        listed = jaxrec("attention").out
+        assert all(part in listed for part in ("softmax: ", "paper: ", "--attention.heads 1"))
+
+
+def test_open_run(runs):
+    opened = studies.open_run(runs["a"])
+    assert opened.config.training.seeds == (0, 1)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        studies.open_run(runs["a"], load_dataset(runs["a"].parent / "other-log"))
+    with pytest.raises(ConfigError, match=r"config\.json not found"):
+        studies.open_run(runs["a"].parent)
+    assert studies.run_names([runs["a"], runs["b"]]) == ["a", "b"]
+    assert studies.run_names(["x/run", "y/run"]) == ["x/run", "y/run"]
