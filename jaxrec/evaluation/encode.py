@@ -4,9 +4,7 @@ padding.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,15 +15,13 @@ from jax import Array
 
 from jaxrec.data.batches import Batch, Origin, Rows, Sequences, expand, pack
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation import parallel
 
 #: ``(params, batch, at int32[B, S]) -> hidden [B, S, D]`` at the positions ``at``, without dropout.
 ApplyFn = Callable[[Any, Batch, Array], Array]
 
 #: Positions encoded at a time: 32 rows of 200 or 128 rows of 50. Twice as many leave the cache of a CPU.
 TOKENS_PER_BATCH = 6_400
-
-#: Batches under way at once on a CPU, at most.
-MOST_WORKERS = 4
 
 #: Logs of fewer interactions are padded to a power of two.
 LONG_LOG = 1 << 18
@@ -88,8 +84,8 @@ def encode_histories(
     plan = _plan(stops - lengths, lengths, owners, full, max_length)
     # Few histories make a smaller batch and a short log, each a power of two: few programs for calls of many
     # sizes.
-    workers = _workers()
-    most = max(1, tokens_per_batch // workers // max_length)
+    at_once = parallel.workers(waiting=1)
+    most = max(1, tokens_per_batch // at_once // max_length)
     n_rows = min(most, _power_of_two(len(plan.rows.lengths)))
     log = _on_device(items)
     times = None if timestamps is None else _on_device(timestamps)
@@ -103,33 +99,12 @@ def encode_histories(
     def states(rows: Rows) -> Array:
         return _last_states(apply_fn, params, rows, log, times, max_length, origin)
 
-    pieces = _each(states, batches, workers)
+    pieces = parallel.each(states, batches, at_once)
     # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty
     # histories.
     place = np.full(len(starts), -1, np.int64)
     place[full] = plan.place
     return _gather(pieces, place.astype(np.int32))
-
-
-def _workers() -> int:
-    """Batches to have under way at once.
-
-    The products of one batch keep about one and a half cores of a CPU busy, so there each core gets a batch,
-    and one more waits. An accelerator, and several devices, which must all run the same, get one at a time.
-    """
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return 1
-    return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
-
-
-def _each(function: Callable[[Rows], Array], batches: Sequence[Rows], workers: int) -> list[Array]:
-    """``function`` of every batch, in order; the first alone, since it compiles the program of all."""
-    first = [function(batch) for batch in batches[:1]]
-    if workers == 1:
-        return first + [function(batch) for batch in batches[1:]]
-    with ThreadPoolExecutor(workers) as pool:
-        # Each thread waits for its batch: an array is only promised when a call returns.
-        return first + list(pool.map(lambda batch: jax.block_until_ready(function(batch)), batches[1:]))
 
 
 def _power_of_two(n: int) -> int:

@@ -22,13 +22,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
-from jaxrec.evaluation import kernels
+from jaxrec.evaluation import kernels, parallel
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.models.base import ItemTable
 
 #: Rows and items of one tile of scores: 8 MiB of float32, which stays in the cache of a CPU core complex.
 ROW_CHUNK = 512
 ITEM_CHUNK = 4096
+
+#: Least number of removed scores a tile that a program is compiled for.
+LEAST_STRUCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,15 +201,16 @@ def rank_targets(
     ranks = np.empty(n_rows, np.int32)
     kept = targets if seen_rule == "remove" else None
     layout = _layout(items, zero_seen=seen_rule == "zero", first_item=0 if rank_padding else 1)
-    batches, width = [], 64
-    for rows, batch in _row_batches(order, items, row_chunk):
-        struck = _struck(seen, batch, items, kept, width)
-        width = struck[0].shape[-1]
+    batches = _row_batches(order, items, row_chunk)
+
+    def rank(batch: np.ndarray) -> Array:
+        struck = _struck(seen, batch, items, kept)
         batch_targets = np.where(batch >= 0, targets[batch], 1).astype(np.int32)
         states = _take_rows(hidden, batch)
-        out = kernels.rank(layout, states, items.vectors, items.bias, batch_targets, *struck)
-        batches.append((rows, out))
-    for rows, out in batches:
+        return kernels.rank(layout, states, items.vectors, items.bias, batch_targets, *struck)
+
+    results = parallel.each(rank, [batch for _, batch in batches], parallel.workers())
+    for (rows, _), out in zip(batches, results, strict=True):
         ranks[rows] = np.asarray(out)[: len(rows)]
     return ranks
 
@@ -247,11 +251,14 @@ def top_k(
     kept = None if keep is None else np.asarray(keep, np.int32)
     scores = np.empty((n_rows, k), np.float32)
     ids = np.empty((n_rows, k), np.int32)
-    layout, width = _layout(items), 64
-    for rows, batch in _row_batches(np.arange(n_rows), items, row_chunk):
-        struck = _struck(seen, batch, items, kept, width)
-        width = struck[0].shape[-1]
-        out = kernels.best(layout, _take_rows(hidden, batch), items.vectors, items.bias, *struck, k=k)
+    layout, batches = _layout(items), _row_batches(np.arange(n_rows), items, row_chunk)
+
+    def best(batch: np.ndarray) -> tuple[Array, Array]:
+        struck = _struck(seen, batch, items, kept)
+        return kernels.best(layout, _take_rows(hidden, batch), items.vectors, items.bias, *struck, k=k)
+
+    results = parallel.each(best, [batch for _, batch in batches], parallel.workers())
+    for (rows, _), out in zip(batches, results, strict=True):
         scores[rows], ids[rows] = (np.asarray(part)[: len(rows)] for part in out)
     return scores, ids
 
@@ -272,11 +279,13 @@ def _check_rows(hidden: Any, items: Catalogue, row_chunk: int) -> None:
 
 def _row_batches(order: np.ndarray, items: Catalogue, row_chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Batches of one size: the rows of each, and the same padded with -1. Few rows make a smaller batch, a
-    power of two so that calls of many sizes share few compilations."""
+    power of two so that calls of many sizes share few compilations. Batches that are under way at once share
+    ``row_chunk``; ranks and lists have the same batches, on which rounding depends."""
     if not len(order):
         return []
     per_device = -(-len(order) // items.data_shards)
-    size = min(row_chunk, 1 << (per_device - 1).bit_length()) * items.data_shards
+    most = max(1, row_chunk // parallel.workers())
+    size = min(most, 1 << (per_device - 1).bit_length()) * items.data_shards
     batches = []
     for start in range(0, len(order), size):
         rows = order[start : start + size]
@@ -292,15 +301,13 @@ def _take_rows(hidden: Any, batch: np.ndarray) -> Any:
 
 
 def _struck(
-    seen: SeenItems, batch: np.ndarray, items: Catalogue, kept: np.ndarray | None, width: int
+    seen: SeenItems, batch: np.ndarray, items: Catalogue, kept: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where -inf goes: rows and columns inside each tile of each device.
 
-    Args:
-      width: the least P to return; P is a power of two, so that few programs are compiled.
-
     Returns:
-      rows int32[data, item, tiles, P] and columns of the same shape; padding has a row that does not exist.
+      rows int32[data, item, tiles, P] and columns of the same shape; padding has a row that does not exist. P
+      is a power of two and at least `LEAST_STRUCK`, so that few programs are compiled.
     """
     data, shards, local = items.data_shards, items.item_shards, items.local_items
     tiles = -(-local // items.item_chunk)
@@ -319,7 +326,7 @@ def _struck(
     small = group.astype(np.uint16) if n_groups <= 65536 else group  # 16 bits are sorted by radix
     by_group = np.argsort(small, kind="stable") if n_groups > 1 else slice(None)
     counts = np.bincount(group, minlength=n_groups)
-    width = max(width, 1 << max(int(counts.max()) - 1, 0).bit_length())
+    width = max(LEAST_STRUCK, 1 << max(int(counts.max()) - 1, 0).bit_length())
     fill = np.arange(width)[None, :] < counts[:, None]
     out_rows = np.full((n_groups, width), size, np.int32)
     out_columns = np.zeros((n_groups, width), np.int32)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation import encode
+from jaxrec.evaluation import encode, parallel
 from jaxrec.evaluation.encode import encode_histories
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.layers import take_positions
@@ -91,8 +91,8 @@ def test_bad_histories_are_refused(data):
 def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
     """On a CPU with one device; the tests have eight."""
     params, items, starts, stops = data
-    assert encode._workers() == 1
-    monkeypatch.setattr(encode, "_workers", lambda: 3)
+    assert parallel.workers() == 1
+    monkeypatch.setattr(parallel, "workers", lambda waiting=0: 3)
     for tokens in (LENGTH, 3 * LENGTH, 1000):
         got = encode_histories(
             apply_fn, params, items, starts, stops, max_length=LENGTH, tokens_per_batch=tokens
@@ -107,7 +107,7 @@ def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
         return jnp.zeros(1)
 
     with pytest.raises(ConfigError, match="batch 3"):
-        encode._each(fails_late, list(range(6)), 3)
+        parallel.each(fails_late, list(range(6)), 3)
     assert called[0] == 0
 
 

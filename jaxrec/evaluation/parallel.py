@@ -1,0 +1,38 @@
+"""Several batches under way at once on a CPU, whose cores one batch does not keep busy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Batches under way at once, at most.
+MOST_WORKERS = 4
+
+
+def workers(waiting: int = 0) -> int:
+    """Batches to have under way at once: on a CPU one a core, and ``waiting`` more.
+
+    An accelerator, and several devices, which must all run the same, get one at a time.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    return min((os.cpu_count() or 1) + waiting, MOST_WORKERS)
+
+
+def each(function: Callable[[Item], Result], batches: Sequence[Item], at_once: int) -> list[Result]:
+    """``function`` of every batch, in order; the first alone, since it compiles the program of all.
+
+    Each thread waits for its batch: the arrays of JAX are only promised when a call returns.
+    """
+    first = [function(batch) for batch in batches[:1]]
+    if at_once == 1:
+        return first + [function(batch) for batch in batches[1:]]
+    with ThreadPoolExecutor(at_once) as pool:
+        return first + list(pool.map(lambda batch: jax.block_until_ready(function(batch)), batches[1:]))
