@@ -232,12 +232,14 @@ def record(results: list[dict[str, Any]], order: list[str], path: Path) -> None:
     from jaxrec.reporting.results import hardware, versions
 
     file = path.with_suffix(".json")
-    known = {case["name"]: case for case in json.loads(file.read_text())["cases"]} if file.exists() else {}
+    before = json.loads(file.read_text()) if file.exists() else {"cases": []}
+    known = {case["name"]: case for case in before["cases"]}
+    notes = before.get("notes", [])
     installed = versions()
     known.update({case["name"]: {**case, "commit": installed.get("commit")} for case in results})
     found = sorted(known.values(), key=lambda case: order.index(case["name"]))
     command = "python -m experiments.benchmarks.evaluation --json --record"
-    kept = {"command": command, "versions": installed, "hardware": hardware(), "cases": found}
+    kept = {"command": command, "versions": installed, "hardware": hardware(), "notes": notes, "cases": found}
     file.write_text(json.dumps(kept, indent=1) + "\n")
     columns = {
         "seconds": "seconds",
@@ -266,7 +268,8 @@ def record(results: list[dict[str, Any]], order: list[str], path: Path) -> None:
         "ml-1m and beauty-large: SASRec, two layers, D = 64, L = 200 and 50; encoding, ranking and metrics, the "
         "fastest of three after one that compiles. top-20: D = 64, 50 seen items a user; the floor is its matrix "
         "products alone, in the same tiles. 10^n items: ranks of 512 targets, D = 16.\n\n"
-        f"{listed}; commit {commits}; {hardware()['processor']}, {hardware()['cores']} cores.\n"
+        + "".join(f"{note}\n\n" for note in notes)
+        + f"{listed}; commit {commits}; {hardware()['processor']}, {hardware()['cores']} cores.\n"
     )
 
 
