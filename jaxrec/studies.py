@@ -79,6 +79,7 @@ class OpenRun:
             origin=batches.origin,
             timestamps=self.setup.timestamps,
             users=cases.users,
+            resident=self.setup.host_log is None,
         )
 
 

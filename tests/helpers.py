@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from typing import Any
 
+import chex
 import numpy as np
 
 from jaxrec.data import SequenceDataset
@@ -51,3 +53,36 @@ def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
         name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()
     }
     return dataclasses.replace(config, **changed)
+
+
+def assert_same_run(a, b):
+    """Parameters and ranks to the bit, and everything but the clock in the ledger."""
+    chex.assert_trees_all_equal(a.params, b.params)
+    for x, y in zip([*a.valid, *a.test], [*b.valid, *b.test], strict=True):
+        np.testing.assert_array_equal(x.ranks, y.ranks)
+    assert (a.ledger.best, a.ledger.best_step, a.ledger.positions) == (
+        b.ledger.best,
+        b.ledger.best_step,
+        b.ledger.positions,
+    )
+
+
+class StopAfter:
+    """A stop request that triggers after so many looks at it."""
+
+    def __init__(self, looks):
+        self.left = looks
+
+    def __call__(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    @property
+    def signal_number(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left < 0 else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxrec.data.batches import Origin, Rows, Sequences, fill_rate, pack, pad
+from jaxrec.data.batches import Origin, Packing, Rows, Sequences, best_fit
 from jaxrec.errors import ConfigError, DataError
 
 
@@ -133,6 +134,7 @@ class RowStream:
     def __init__(self, starts: np.ndarray, stops: np.ndarray, config: BatchConfig, seed: int):
         self.config = config
         self.seed = seed
+        self._lock = threading.Lock()
         if config.mode == "prefix":
             self._sequences = prefixes(starts, stops, config.max_length)
         else:
@@ -142,30 +144,48 @@ class RowStream:
                 "no training sequence: expected at least one user with two training interactions, got none; "
                 "lower the filters or hold out fewer interactions"
             )
-        self._cached: tuple[int, Rows] | None = None
-        first = self.epoch_rows(0)
-        self.rows_per_epoch = len(first.starts)
-        self.fill_rate = fill_rate(first, config.max_length)
-        real = len(first.lengths.nonzero()[0]) if config.last_only else int(first.lengths.sum())
-        self.targets_per_epoch = real
+        self._plans: dict[int, Packing] = {}
+        lengths = self._sequences.lengths
+        first = self._plan(0)
+        self.rows_per_epoch = len(first.offsets) - 1
+        in_epoch = int(lengths[first.members].sum())
+        self.fill_rate = in_epoch / (self.rows_per_epoch * config.max_length)
+        self.targets_per_epoch = len(first.members) if config.last_only else in_epoch
+
+    def prepare(self, epoch: int) -> None:
+        """Plan an epoch before it is asked for; a thread may do so while another takes rows."""
+        self._plan(epoch)
 
     def epoch_rows(self, epoch: int) -> Rows:
         """All rows of an epoch (their number differs a little from epoch to epoch when packed)."""
-        if self._cached is not None and self._cached[0] == epoch:
-            return self._cached[1]
-        config = self.config
-        generator = np.random.default_rng([self.seed, epoch])
-        order = generator.permutation(len(self._sequences.starts))
-        if config.mode == "prefix" and config.prefixes_per_sequence:
-            order = self._draw_prefixes(order)
-        sequences = Sequences(*(field[order] for field in self._sequences))
-        if config.mode == "padded":
-            rows = pad(sequences)
-        else:
-            packed = pack(sequences, config.max_length, config.max_segments)
-            rows = packed.select(generator.permutation(len(packed.starts)))
-        self._cached = (epoch, rows)
-        return rows
+        plan = self._plan(epoch)
+        return plan.rows(self._sequences, 0, len(plan.offsets) - 1, self._width)
+
+    @property
+    def _width(self) -> int:
+        return 1 if self.config.mode == "padded" else self.config.max_segments
+
+    def _plan(self, epoch: int) -> Packing:
+        """Which sequences share a row: 4 bytes a sequence and 8 a row; the plans of two epochs are kept."""
+        if (known := self._plans.get(epoch)) is not None:
+            return known
+        with self._lock:
+            if epoch in self._plans:
+                return self._plans[epoch]
+            config = self.config
+            generator = np.random.default_rng([self.seed, epoch])
+            order = generator.permutation(len(self._sequences.starts))
+            if config.mode == "prefix" and config.prefixes_per_sequence:
+                order = self._draw_prefixes(order)
+            if config.mode == "padded":
+                plan = Packing(order, np.arange(len(order) + 1))
+            else:
+                packed = best_fit(self._sequences.lengths[order], config.max_length, config.max_segments)
+                packed = packed.select(generator.permutation(len(packed.offsets) - 1))
+                plan = packed._replace(members=order[packed.members].astype(packed.members.dtype))
+            self._plans = {old: kept for old, kept in self._plans.items() if abs(old - epoch) == 1}
+            self._plans[epoch] = plan
+            return plan
 
     def _draw_prefixes(self, order: np.ndarray) -> np.ndarray:
         """The first few prefixes of each user in a random order: a draw without replacement."""
@@ -182,11 +202,12 @@ class RowStream:
         parts: list[Rows] = []
         epoch, row = position
         while count > 0:
-            rows = self.epoch_rows(epoch)
-            part = rows.select(slice(row, row + count))
-            parts.append(part)
-            count -= len(part.starts)
-            row += len(part.starts)
-            if row >= len(rows.starts):
+            plan = self._plan(epoch)
+            n_rows = len(plan.offsets) - 1
+            stop = min(row + count, n_rows)
+            parts.append(plan.rows(self._sequences, row, stop, self._width))
+            count -= stop - row
+            row = stop
+            if row >= n_rows:
                 epoch, row = epoch + 1, 0
         return Rows(*(np.concatenate(field) for field in zip(*parts, strict=True))), Position(epoch, row)

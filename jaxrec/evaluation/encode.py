@@ -39,6 +39,7 @@ def encode_histories(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     timestamps: Any = None,
     users: Any = None,
+    resident: bool = True,
 ) -> Array:
     """The state that scores the next item of each history.
 
@@ -58,6 +59,7 @@ def encode_histories(
         CPU the sum over the batches under way.
       timestamps: int32[N], seconds since the first event, for encoders that use them.
       users: int32[E], index of the user of each history, for encoders that use it.
+      resident: put the log on the device; False fills each batch on the host, for a log that does not fit.
 
     Returns:
       float32[E, D] on the device, in the order of the histories. An empty history has the zero state: its
@@ -87,17 +89,23 @@ def encode_histories(
     at_once = parallel.workers(waiting=1)
     most = max(1, tokens_per_batch // at_once // max_length)
     n_rows = min(most, _power_of_two(len(plan.rows.lengths)))
-    log = _on_device(items)
-    times = None if timestamps is None else _on_device(timestamps)
     if not len(full):
-        return _no_states(apply_fn, params, plan.rows, log, times, max_length, origin, n_rows, len(starts))
+        return _no_states(apply_fn, params, plan.rows, timestamps, max_length, origin, n_rows, len(starts))
+    log, times = np.asarray(items), timestamps
+    if resident:
+        log, times = _on_device(items), None if timestamps is None else _on_device(timestamps)
     batches = [
         _padded(plan.rows.select(slice(first, first + n_rows)), n_rows)
         for first in range(0, len(plan.rows.lengths), n_rows)
     ]
 
     def states(rows: Rows) -> Array:
-        return _last_states(apply_fn, params, rows, log, times, max_length, origin)
+        if resident:
+            rows = rows._replace(starts=rows.starts.astype(np.int32))
+            batch = _filled(rows, log, times, max_length=max_length, origin=origin)
+        else:
+            batch = _fill(rows, log, times, max_length, origin, xp=np)
+        return _last_states(apply_fn, params, batch, rows.lengths)
 
     pieces = parallel.each(states, batches, at_once)
     # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty
@@ -146,7 +154,7 @@ def _plan(
     place = np.empty(len(starts), np.int64)
     place[rows.users[used]] = np.flatnonzero(used.reshape(-1))
     owners = np.where(used, users[rows.users], 0).astype(np.int32)
-    return _Plan(Rows(rows.starts.astype(np.int32), rows.lengths, owners), place[full])
+    return _Plan(rows._replace(users=owners), place[full])
 
 
 def _padded(rows: Rows, n_rows: int) -> Rows:
@@ -154,23 +162,22 @@ def _padded(rows: Rows, n_rows: int) -> Rows:
     return Rows(*(np.pad(part, ((0, extra), (0, 0))) for part in rows)) if extra else rows
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "max_length", "origin"))
-def _last_states(
-    apply_fn: ApplyFn,
-    params: Any,
-    rows: Rows,
-    items: Array,
-    timestamps: Array | None,
-    max_length: int,
-    origin: Origin,
-) -> Array:
+def _fill(rows: Rows, items: Any, timestamps: Any, max_length: int, origin: Origin, xp: Any) -> Batch:
+    return expand(
+        rows, items, max_length=max_length, origin=origin, with_targets=False, timestamps=timestamps, xp=xp
+    )
+
+
+#: A program of its own: what follows is then the same to the bit, whether the log is on the device or not.
+_filled = jax.jit(partial(_fill, xp=jnp), static_argnames=("max_length", "origin"))
+
+
+@partial(jax.jit, static_argnames=("apply_fn",))
+def _last_states(apply_fn: ApplyFn, params: Any, batch: Batch, lengths: Array) -> Array:
     """float32[B * S, D]: the state at the last position of each slot (of position 0 where the slot is
     unused).
     """
-    batch = expand(
-        rows, items, max_length=max_length, origin=origin, with_targets=False, timestamps=timestamps, xp=jnp
-    )
-    last = jnp.maximum(jnp.cumsum(rows.lengths, axis=1, dtype=jnp.int32) - 1, 0)
+    last = jnp.maximum(jnp.cumsum(lengths, axis=1, dtype=jnp.int32) - 1, 0)
     states = apply_fn(params, batch, last)
     return states.reshape(-1, states.shape[-1]).astype(jnp.float32)
 
@@ -182,19 +189,11 @@ def _gather(pieces: list[Array], place: Array) -> Array:
 
 
 def _no_states(
-    apply_fn: ApplyFn,
-    params: Any,
-    rows: Rows,
-    items: Array,
-    times: Any,
-    length: int,
-    origin: Origin,
-    n: int,
-    e: int,
+    apply_fn: ApplyFn, params: Any, rows: Rows, times: Any, length: int, origin: Origin, n: int, e: int
 ) -> Array:
     """Zero states of the encoder's width, without running it."""
-    empty = Rows(*(np.zeros((n, 1), part.dtype) for part in rows))
-    shape = jax.eval_shape(
-        lambda p: _last_states(apply_fn, p, empty, items, times, max_length=length, origin=origin), params
-    )
+    empty = Rows(*(np.zeros((n, 1), np.int32) for _ in rows))
+    nothing = np.zeros(1, np.int32)
+    batch = _fill(empty, nothing, None if times is None else nothing, length, origin, xp=np)
+    shape = jax.eval_shape(lambda p: _last_states(apply_fn, p, batch, empty.lengths), params)
     return jnp.zeros((e, shape.shape[-1]), jnp.float32)

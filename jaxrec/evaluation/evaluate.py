@@ -109,11 +109,12 @@ def evaluate_cases(
     item_chunk: int = scoring.ITEM_CHUNK,
     row_chunk: int = scoring.ROW_CHUNK,
     mesh: Mesh | None = None,
+    resident: bool = True,
 ) -> Evaluation:
     """Rank every target of every case among all items.
 
     Args:
-      apply_fn, params, max_length, origin, timestamps, tokens_per_batch: see `encode_histories`.
+      apply_fn, params, max_length, origin, timestamps, tokens_per_batch, resident: see `encode_histories`.
       table: the encoder's item table, or a `Catalogue`.
       cases: `EvaluationCases` of a split.
       items: int32[N], the log that the cases point into.
@@ -143,6 +144,7 @@ def evaluate_cases(
         tokens_per_batch=tokens_per_batch,
         timestamps=timestamps,
         users=cases.users,
+        resident=resident,
     )
     return evaluate_states(
         hidden, full, cases, counts, items, ks=ks, remove_seen=remove_seen, row_chunk=row_chunk

@@ -221,9 +221,7 @@ def measure_stability(
     lengths = np.minimum(stops - starts, max_length)
     place = ranges(stops - lengths, lengths)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    log = Log(
-        np.asarray(items)[place], offsets, None if timestamps is None else np.asarray(timestamps)[place]
-    )
+    log = Log(np.asarray(items)[place], offsets, None if timestamps is None else timestamps[place])
     seen = seen_items(cases, items)
 
     def answer(histories: Log) -> tuple[np.ndarray, np.ndarray]:

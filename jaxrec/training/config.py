@@ -73,6 +73,13 @@ class TrainingConfig:
       metric: validation metric that picks the best parameters and stops training early.
       patience: validations without a new best before training stops; 0 = never stop early.
       chunk_steps: most steps in one call of the compiled program.
+      accumulate_steps: a step takes its batch in so many equal parts, one after the other, and sums their gradients: the
+        activations of one part at a time. The gradient is that of the whole batch, but for dropout and sampled negatives,
+        which are drawn anew for each part, and negatives from the batch, which are those of the part.
+      feed: "resident" keeps the log on the device, "streamed" fills batches on the host, one chunk of steps ahead, from a
+        log that stays in its file; "auto" is resident where the log takes no more than ``resident_share`` of the device.
+        All give the same result to the bit.
+      resident_share: share of the device's memory (on a CPU: the machine's) that "auto" gives to the log.
       checkpoint_seconds: least time between checkpoints; one is always written at the end and on a signal.
       keep_checkpoints: how many of the newest to keep besides the best.
     """
@@ -84,6 +91,9 @@ class TrainingConfig:
     metric: str = "NDCG@10"
     patience: int = 10
     chunk_steps: int = 100
+    accumulate_steps: int = 1
+    feed: Literal["auto", "resident", "streamed"] = "auto"
+    resident_share: float = 0.25
     checkpoint_seconds: float = 30.0
     keep_checkpoints: int = 2
 
@@ -94,6 +104,7 @@ class TrainingConfig:
             raise ConfigError(f"training.seeds must be in [0, 2^32), got {self.seeds}")
         for field, least in (
             ("chunk_steps", 2),
+            ("accumulate_steps", 1),
             ("keep_checkpoints", 1),
             ("patience", 0),
             ("checkpoint_seconds", 0),
@@ -103,8 +114,16 @@ class TrainingConfig:
         for field in ("epochs", "evaluate_every"):
             if getattr(self, field) <= 0:
                 raise ConfigError(f"training.{field} must be above 0, got {getattr(self, field)}")
-        if self.over_seeds not in ("auto", "vmap", "map"):
-            raise ConfigError(f"training.over_seeds must be one of auto, vmap, map; got {self.over_seeds!r}")
+        if not 0 <= self.resident_share <= 1:
+            raise ConfigError(f"training.resident_share must be in [0, 1], got {self.resident_share}")
+        for field, allowed in (
+            ("over_seeds", ("auto", "vmap", "map")),
+            ("feed", ("auto", "resident", "streamed")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ConfigError(
+                    f"training.{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +168,11 @@ class RunConfig:
             raise ConfigError(
                 f"training.metric must be one of {', '.join(known)} (for evaluation.ks = {ks}); "
                 f"got {self.training.metric!r}"
+            )
+        if self.batches.batch_size % self.training.accumulate_steps:
+            raise ConfigError(
+                f"training.accumulate_steps must divide batches.batch_size = {self.batches.batch_size} into equal parts, "
+                f"got {self.training.accumulate_steps}"
             )
 
 

@@ -19,17 +19,20 @@ from jaxrec.errors import CheckpointError, ConfigError, Interrupted, NonFiniteEr
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
 from jaxrec.training.config import RunConfig, differences, load_config, save_config, to_dict
+from jaxrec.training.feed import ChunkFeed
 from jaxrec.training.journal import Journal, Progress, StopRequest
 from jaxrec.training.restore import check_fingerprint
 from jaxrec.training.setup import Setup, prepare
-from jaxrec.training.step import Params, StepMetrics, device_rows, initial_state, make_train_chunk
+from jaxrec.training.step import Params, StepMetrics, initial_state, make_train_chunk
 
-#: Settings that a resumed run may change: they decide when it stops, not what a step does.
+#: Settings that a resumed run may change: they decide when it stops and how data gets in, not what a step does.
 RESUMABLE = (
     "training.epochs",
     "training.patience",
     "training.checkpoint_seconds",
     "training.keep_checkpoints",
+    "training.feed",
+    "training.resident_share",
 )
 
 
@@ -43,6 +46,7 @@ class Ledger:
       waited: validations of each seed without a new best.
       stopped: seeds that ran out of patience; their best is final.
       training_seconds, evaluation_seconds, compile_seconds: accumulated over resumptions.
+      waited_seconds: the part of ``training_seconds`` in which the device waited for data.
       interactions: real training targets processed, all seeds together.
     """
 
@@ -55,6 +59,7 @@ class Ledger:
     evaluation_seconds: float = 0.0
     compile_seconds: float = 0.0
     interactions: float = 0.0
+    waited_seconds: float = 0.0
 
     @classmethod
     def start(cls, seeds: int) -> Ledger:
@@ -184,15 +189,14 @@ def train(
     over_seeds = config.training.over_seeds
     if over_seeds == "auto":
         over_seeds = "map" if jax.default_backend() == "cpu" else "vmap"
-    chunk = make_train_chunk(setup.encoder, config.objective, setup.optimizer, config.batches, over_seeds)
-
-    def rows_from(positions: list[Position]) -> tuple[Any, list[Position]]:
-        """The plans of the chunk that begins at each seed's position, and the positions after it."""
-        taken = [
-            stream.take(p, k * config.batches.batch_size)
-            for stream, p in zip(setup.streams, positions, strict=True)
-        ]
-        return device_rows([rows for rows, _ in taken], k), [position for _, position in taken]
+    chunk = make_train_chunk(
+        setup.encoder,
+        config.objective,
+        setup.optimizer,
+        config.batches,
+        over_seeds,
+        config.training.accumulate_steps,
+    )
 
     def save(score: float) -> None:
         if store is not None and step not in store.steps():
@@ -209,22 +213,24 @@ def train(
     finished = all(ledger.stopped) or step >= plan.total_steps
     bar = Progress(plan.total_steps, step, progress and not finished)
     compiled = None
+    left = 0 if finished else (plan.total_steps - step) // k
+    feed = ChunkFeed(setup.streams, ledger.positions, config.batches, k, left, setup.host_log)
     try:
-        with StopRequest() as stop:
-            rows, after = (None, ledger.positions) if finished else rows_from(ledger.positions)
+        with StopRequest() as stop, feed:
             while not finished:
-                # ---- one chunk of steps on the device, while the host plans the next
+                # ---- one chunk of steps on the device, while the host prepares the next
+                supply = feed.take()
                 if compiled is None:
                     started = time.perf_counter()
-                    compiled = chunk.lower(state, rows, setup.resources).compile()
+                    compiled = chunk.lower(state, supply.inputs, setup.resources).compile()
                     ledger.compile_seconds += time.perf_counter() - started
                 started = time.perf_counter()
-                state, pending = compiled(state, rows, setup.resources)
-                ledger.positions = after
-                rows, after = rows_from(after)
+                state, pending = compiled(state, supply.inputs, setup.resources)
+                ledger.positions = supply.positions
                 metrics: StepMetrics = jax.device_get(pending)
-                seconds = time.perf_counter() - started
+                seconds = time.perf_counter() - started + supply.waited_seconds
                 ledger.training_seconds += seconds
+                ledger.waited_seconds += supply.waited_seconds
                 ledger.interactions += float(metrics.targets.sum())
                 _check_finite(metrics, step, config, store)
                 step += k
@@ -234,6 +240,7 @@ def train(
                     loss=[round(float(x), 6) for x in metrics.loss.mean(axis=1)],
                     gradient_norm=[round(float(x), 6) for x in metrics.gradient_norm.mean(axis=1)],
                     seconds=round(seconds, 4),
+                    waited_seconds=round(supply.waited_seconds, 4),
                     interactions_per_second=round(float(metrics.targets.sum()) / seconds, 1),
                 )
                 bar.advance(

@@ -22,6 +22,7 @@ from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES
 from jaxrec.training.config import RunConfig
+from jaxrec.training.feed import HostLog, RelativeSeconds, is_resident
 from jaxrec.training.step import Params, Resources, initial_state
 
 
@@ -73,7 +74,7 @@ def plan_steps(config: RunConfig, rows_per_epoch: int) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What `prepare` makes of a configuration."""
+    """What `prepare` makes of a configuration. ``host_log`` is None where the log is resident on the device."""
 
     config: RunConfig
     dataset: SequenceDataset
@@ -84,7 +85,8 @@ class Setup:
     streams: list[RowStream]
     plan: Plan
     resources: Resources
-    timestamps: np.ndarray | None
+    host_log: HostLog | None
+    timestamps: Any
     known_items: np.ndarray
 
     def evaluate(self, params: Params, cases: EvaluationCases) -> Evaluation:
@@ -104,6 +106,7 @@ class Setup:
             timestamps=self.timestamps,
             tokens_per_batch=max(config.evaluation.tokens_per_batch, config.batches.max_length),
             item_chunk=config.evaluation.item_chunk,
+            resident=self.host_log is None,
         )
 
 
@@ -142,7 +145,10 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
     jax.eval_shape(
         lambda seed: initial_state(encoder, optimizer, seed), jnp.uint32(0)
     )  # refuse before any compute
-    timestamps = relative_seconds(dataset)
+    resident = is_resident(config.training, config.objective, dataset)
+    timestamps: Any = None if dataset.timestamps is None else RelativeSeconds(dataset.timestamps)
+    if timestamps is not None and resident:
+        timestamps = timestamps[:]
     return Setup(
         config=config,
         dataset=dataset,
@@ -152,18 +158,11 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
         optimizer=optimizer,
         streams=streams,
         plan=plan,
-        resources=device_resources(config, split, timestamps),
+        resources=device_resources(config, split, timestamps, resident),
+        host_log=None if resident else HostLog(np.asarray(dataset.items), timestamps),
         timestamps=timestamps,
         known_items=split.item_counts > 0,
     )
-
-
-def relative_seconds(dataset: SequenceDataset) -> np.ndarray | None:
-    """int32[N] seconds since the first event (clipped at 68 years), or None for a dataset without times."""
-    if dataset.timestamps is None:
-        return None
-    since = dataset.timestamps - dataset.timestamps.min()
-    return np.minimum(since, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def training_mask(split: Split) -> np.ndarray:
@@ -174,11 +173,9 @@ def training_mask(split: Split) -> np.ndarray:
     return np.cumsum(changes[:-1]) > 0
 
 
-def device_resources(config: RunConfig, split: Split, timestamps: np.ndarray | None) -> Resources:
-    """The log and what samplers ask for, on the device."""
+def device_resources(config: RunConfig, split: Split, timestamps: Any, resident: bool) -> Resources:
+    """What samplers ask for, and the log if it is resident, on the device."""
     items = split.dataset.items
-    if len(items) >= 2**31:
-        raise DataError(f"the log has {len(items)} interactions; one device addresses at most 2^31 - 1")
     seen: dict[str, Any] = {}
     if config.objective.needs_seen:
         mask = training_mask(split)
@@ -191,8 +188,8 @@ def device_resources(config: RunConfig, split: Split, timestamps: np.ndarray | N
             "seen_offsets": jnp.asarray(offsets, jnp.int32),
         }
     return Resources(
-        items=jnp.asarray(np.asarray(items), jnp.int32),
-        timestamps=None if timestamps is None else jnp.asarray(timestamps),
+        items=jnp.asarray(np.asarray(items), jnp.int32) if resident else None,
+        timestamps=jnp.asarray(timestamps) if resident and timestamps is not None else None,
         item_counts=jnp.asarray(split.item_counts, jnp.float32) if config.objective.needs_counts else None,
         **seen,
     )

@@ -40,14 +40,14 @@ class Resources(NamedTuple):
     """What stays on the device for a whole run.
 
     Attributes:
-      items: int32[N], the log.
+      items: int32[N], the log, or None where batches are streamed.
       timestamps: int32[N] seconds since the first event, or None.
       item_counts: float32[V+1], training interactions of each item, or None where no sampler asks.
       seen_items: int32[N], each user's training items in ascending order, or None where no sampler asks.
       seen_offsets: int32[U+1], user u's items are ``seen_items[seen_offsets[u]:seen_offsets[u+1]]``, or None.
     """
 
-    items: Array
+    items: Array | None = None
     timestamps: Array | None = None
     item_counts: Array | None = None
     seen_items: Array | None = None
@@ -99,32 +99,63 @@ def batch_loss(
     )
 
 
+def fill_batches(inputs: Rows | Batch, resources: Resources, batches: BatchConfig) -> Batch:
+    """The batches of K steps, [K, B, L]: gathered from the resident log by their plans, or those that were streamed.
+
+    They are filled before the loop over steps, so that the loop is the same program in both cases: inside it, the compiler
+    would merge the gathers into what follows, and round differently.
+    """
+    if isinstance(inputs, Batch):
+        return inputs
+    return jax.vmap(
+        lambda rows: expand(
+            rows,
+            resources.items,
+            max_length=batches.max_length,
+            origin=batches.origin,
+            last_only=batches.last_only,
+            timestamps=resources.timestamps,
+            xp=jnp,
+        )
+    )(inputs)
+
+
 def train_step(
     encoder: nn.Module,
     objective: ObjectiveConfig,
     optimizer: optax.GradientTransformation,
-    batches: BatchConfig,
+    accumulate_steps: int,
     state: TrainState,
-    rows: Rows,
+    batch: Batch,
     resources: Resources,
 ) -> tuple[TrainState, StepMetrics]:
-    """One optimiser step on the rows of one batch ([B, S] plan)."""
-    batch = expand(
-        rows,
-        resources.items,
-        max_length=batches.max_length,
-        origin=batches.origin,
-        last_only=batches.last_only,
-        timestamps=resources.timestamps,
-        xp=jnp,
-    )
+    """One optimiser step on one batch of [B, L] arrays."""
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
     def mean_loss(params: Params) -> tuple[Array, Array]:
         total, weight = batch_loss(encoder, objective, params, batch, key, resources)
         return total / jnp.maximum(weight, 1.0), weight
 
-    (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    def one_part(sums: Any, part: Any) -> tuple[Any, None]:
+        rows, number = part
+        own_key = jax.random.fold_in(key, number)
+        value = jax.value_and_grad(
+            lambda params: batch_loss(encoder, objective, params, rows, own_key, resources), has_aux=True
+        )(state.params)
+        return jax.tree.map(jnp.add, sums, value), None
+
+    if accumulate_steps == 1:
+        (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    else:
+        # Sums over the parts, divided once: a mean of means would give targets of sparse parts more weight. Part i has
+        # rows i, i + k, ...: a contiguous share of the rows, as a device of a mesh holds, then has some of each part.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), batch)
+        zero = jnp.zeros((), jnp.float32)
+        start = ((zero, zero), jax.tree.map(jnp.zeros_like, state.params))
+        numbers = jnp.arange(accumulate_steps, dtype=jnp.int32)
+        ((loss, weight), gradients), _ = lax.scan(one_part, start, (parts, numbers))
+        share = 1.0 / jnp.maximum(weight, 1.0)
+        loss, gradients = loss * share, jax.tree.map(lambda x: x * share, gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(loss, weight, optax.tree.norm(gradients))
@@ -137,25 +168,30 @@ def make_train_chunk(
     optimizer: optax.GradientTransformation,
     batches: BatchConfig,
     over_seeds: Literal["vmap", "map"] = "map",
+    accumulate_steps: int = 1,
 ) -> stages.Wrapped:
     """A jitted function that runs K steps for each of S seeds; the state is donated.
 
-    ``(state with leading [S], rows with leading [S, K, B], resources) -> (state, metrics [S, K])``. With "vmap" the
-    seeds advance together; with "map" one after the other inside the same program, which holds the activations of one
-    seed at a time.
+    ``(state with leading [S], inputs with leading [S, K, B], resources) -> (state, metrics [S, K])``, where the inputs
+    are `Rows` to be filled from the resident log or a `Batch` that the host filled. With "vmap" the seeds advance
+    together; with "map" one after the other inside the same program, which holds the activations of one seed at a time.
 
     K is the length of the rows: every chunk of a run has the same, so the program is compiled once. It should be at
     least 2: XLA unrolls a loop of one trip and rounds it differently.
     """
-    step = partial(train_step, encoder, objective, optimizer, batches)
+    step = partial(train_step, encoder, objective, optimizer, accumulate_steps)
 
-    def chunk(state: TrainState, rows: Rows, resources: Resources) -> tuple[TrainState, StepMetrics]:
-        def one_seed(arguments: tuple[TrainState, Rows]) -> tuple[TrainState, StepMetrics]:
-            return lax.scan(lambda s, r: step(s, r, resources), *arguments)
+    def chunk(
+        state: TrainState, inputs: Rows | Batch, resources: Resources
+    ) -> tuple[TrainState, StepMetrics]:
+        def one_seed(arguments: tuple[TrainState, Any]) -> tuple[TrainState, StepMetrics]:
+            own_state, own_inputs = arguments
+            filled = fill_batches(own_inputs, resources, batches)
+            return lax.scan(lambda s, batch: step(s, batch, resources), own_state, filled)
 
         if over_seeds == "vmap":
-            return jax.vmap(one_seed)((state, rows))
-        return lax.map(one_seed, (state, rows))
+            return jax.vmap(one_seed)((state, inputs))
+        return lax.map(one_seed, (state, inputs))
 
     return jax.jit(chunk, donate_argnums=0)
 

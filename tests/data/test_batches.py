@@ -159,3 +159,16 @@ def test_refusals():
         BatchConfig(batch_size=0)
     with pytest.raises(DataError, match="at least one user with two training interactions"):
         RowStream(np.array([0, 1]), np.array([1, 2]), BatchConfig(), seed=0)
+
+
+@pytest.mark.parametrize("mode", ["packed", "padded", "prefix"])
+def test_plans_take_a_few_bytes_a_sequence(mode):
+    """Two epochs at most are held, each in 8 bytes a sequence and 8 a row at most, however wide the rows may be."""
+    _, starts, stops = log(np.random.default_rng(1).integers(1, 16, 200))
+    stream = RowStream(starts, stops, BatchConfig(mode=mode, max_length=16), seed=0)
+    for epoch in range(4):
+        stream.take(Position(epoch), 3)
+    assert set(stream._plans) == {2, 3}
+    for plan in stream._plans.values():
+        assert sum(part.nbytes for part in plan) <= 8 * len(plan.members) + 8 * len(plan.offsets)
+        assert len(np.unique(plan.members)) == len(plan.members)

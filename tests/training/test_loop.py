@@ -14,25 +14,13 @@ from jaxrec.training.journal import Journal, read_journal
 from jaxrec.training.loop import train
 from jaxrec.training.setup import plan_steps, prepare
 from jaxrec.training.step import TrainState, device_rows, make_train_chunk
-from tests.helpers import replace, small_config, small_dataset
+from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
 
 DATASET = small_dataset()
 
 
 def quiet(config, workdir=None, **options):
     return train(config, DATASET, workdir, progress=False, **options)
-
-
-def assert_same_run(a, b):
-    """Parameters and ranks to the bit, and everything but the clock in the ledger."""
-    chex.assert_trees_all_equal(a.params, b.params)
-    for x, y in zip([*a.valid, *a.test], [*b.valid, *b.test], strict=True):
-        np.testing.assert_array_equal(x.ranks, y.ranks)
-    assert (a.ledger.best, a.ledger.best_step, a.ledger.positions) == (
-        b.ledger.best,
-        b.ledger.best_step,
-        b.ledger.positions,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +37,6 @@ def test_training_learns(uninterrupted):
 
 def test_rerun_is_the_same_to_the_bit(uninterrupted):
     assert_same_run(uninterrupted, quiet(small_config()))
-
-
-class StopAfter:
-    """A stop request that triggers after so many looks at it."""
-
-    def __init__(self, looks):
-        self.left = looks
-
-    def __call__(self):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    @property
-    def signal_number(self):
-        self.left -= 1
-        return signal.SIGTERM if self.left < 0 else None
 
 
 @pytest.mark.parametrize("looks", [0, 2, 3])

@@ -1,0 +1,229 @@
+"""How a run gets its data: a log that is resident on the device, or batches streamed to it one chunk ahead of need.
+
+A background thread plans the steps of the next chunk while the device runs the present one. Resident, it sends the plan,
+a few integers a row, and the compiled step gathers from the log. Streamed, it also fills the batches from the log, which
+stays in its (memory-mapped) file: 28 bytes a position are sent, and two chunks are on the device at a time. What the step
+computes is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrec.data.batches import Batch, Rows, expand
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.sequences import BatchConfig, Position, RowStream
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.objectives import ObjectiveConfig
+from jaxrec.training.config import TrainingConfig
+from jaxrec.training.step import device_rows
+
+MOST_ADDRESSED = 2**31 - 1  # interactions: indices on the device are int32
+BLOCK = 1 << 17  # positions that the host fills at a time: its scratch arrays stay in the processor's cache
+
+
+class RelativeSeconds:
+    """Seconds since the first event, read from the timestamps where asked: ``seconds[index] -> int32``."""
+
+    def __init__(self, timestamps: np.ndarray):
+        self._timestamps = np.asarray(timestamps)  # a view of a memory-mapped file
+        self._first = self._timestamps.min()
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        since = self._timestamps[index] - self._first
+        # Clipped at 68 years.
+        return np.minimum(since, np.iinfo(np.int32).max).astype(np.int32)
+
+
+class HostLog(NamedTuple):
+    """The log of a streamed run.
+
+    Attributes:
+      items: int32[N], in memory or memory-mapped.
+      timestamps: int32[N] or what is indexed like it, or None.
+    """
+
+    items: np.ndarray
+    timestamps: Any = None
+
+
+def device_memory() -> int:
+    """Bytes of memory of one device; on a CPU those of the machine."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return int(limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def resident_bytes(dataset: SequenceDataset, objective: ObjectiveConfig) -> int:
+    """What a resident log takes on the device: items, timestamps, and a second copy where seen items are looked up."""
+    return 4 * len(dataset.items) * (1 + (dataset.timestamps is not None) + objective.needs_seen)
+
+
+def is_resident(training: TrainingConfig, objective: ObjectiveConfig, dataset: SequenceDataset) -> bool:
+    """Whether the log of a run stays on the device.
+
+    Item counts (4 bytes an item) are on the device in both cases.
+
+    Raises:
+      DataError: it should, but is too long for it.
+      ConfigError: it should not, but the sampler looks up every user's items, which are as long as the log.
+    """
+    size, share = resident_bytes(dataset, objective), training.resident_share
+    few = len(dataset.items) <= MOST_ADDRESSED
+    resident = training.feed == "resident" or (
+        training.feed == "auto" and few and size <= share * device_memory()
+    )
+    if resident and not few:
+        raise DataError(
+            f"the log has {len(dataset.items)} interactions, but indices on the device end at 2^31 - 1: "
+            "training.feed resident cannot hold it; choose streamed"
+        )
+    if not resident and objective.needs_seen:
+        why = (
+            "training.feed is streamed"
+            if training.feed == "streamed"
+            else f"the log takes {size / 2**20:,.1f} MiB on the device, over training.resident_share = {share:g} of it"
+        )
+        raise ConfigError(
+            f"objective.exclude_seen keeps the training items of every user on the device, which are as long as the log, "
+            f"so it cannot be streamed, but {why}: set objective.exclude_seen to False, or training.feed to resident"
+        )
+    return resident
+
+
+def fill(
+    plans: list[Rows], steps: int, log: HostLog, batches: BatchConfig, rows: slice = slice(None)
+) -> Batch:
+    """The batches of a chunk, filled on the host: arrays [S, K, B, L] from plans of S seeds, each of K B rows.
+
+    Args:
+      plans: one for each seed.
+      steps: K.
+      log: to fill them from.
+      batches: shapes.
+      rows: of the B rows of every batch, those that this process needs; only their part of the log is read.
+    """
+    size, length = batches.batch_size, batches.max_length
+    chosen = np.arange(size)[rows]
+    index = (np.arange(steps)[:, None] * size + chosen).reshape(-1)
+    shape = (len(plans), len(index), length)
+    fields: dict[str, np.ndarray] = {name: np.empty(shape, np.int32) for name in Batch._fields}
+    fields["weights"] = np.empty(shape, np.float32)
+    if log.timestamps is None:
+        del fields["timestamps"]
+    block = max(1, BLOCK // length)
+    for s, plan in enumerate(plans):
+        for first in range(0, len(index), block):
+            part = plan.select(index[first : first + block])
+            width = max(1, int((part.lengths > 0).sum(axis=1).max()))
+            batch = expand(
+                Rows(*(field[:, :width] for field in part)),
+                log.items,
+                max_length=length,
+                origin=batches.origin,
+                last_only=batches.last_only,
+                timestamps=log.timestamps,
+            )
+            for name, into in fields.items():
+                into[s, first : first + block] = getattr(batch, name)
+    return Batch(**{name: values.reshape(len(plans), steps, -1, length) for name, values in fields.items()})
+
+
+class Supply(NamedTuple):
+    """What one chunk of steps consumes.
+
+    Attributes:
+      inputs: on the device, with leading axes [S, K, B]: a `Rows` (resident) or a `Batch` (streamed).
+      positions: of each seed's stream after the chunk.
+      waited_seconds: for how long it was not ready when asked for.
+    """
+
+    inputs: Rows | Batch
+    positions: list[Position]
+    waited_seconds: float
+
+
+class ChunkFeed:
+    """The chunks of a run in order, each made ready by a background thread while the one before is in use.
+
+    Use it as a context manager: leaving it ends the thread.
+
+    Args:
+      streams: one a seed.
+      positions: where each stream starts.
+      batches: shapes.
+      chunk_steps: K.
+      chunks: how many there will be at most; none is made beyond.
+      log: to stream from, or None for a resident log.
+      put: moves a tree of host arrays [S, K, B, ...] to the devices.
+      rows: of the B rows of a batch, those that ``put`` expects of this process.
+    """
+
+    def __init__(
+        self,
+        streams: list[RowStream],
+        positions: list[Position],
+        batches: BatchConfig,
+        chunk_steps: int,
+        chunks: int,
+        log: HostLog | None = None,
+        put: Callable[[Any], Any] = jax.device_put,
+        rows: slice = slice(None),
+    ):
+        self._streams, self._positions, self._batches = streams, positions, batches
+        self._steps, self._left, self._log, self._put, self._rows = chunk_steps, chunks, log, put, rows
+        # The second thread plans the next epoch, which takes longer than a chunk where users are many.
+        self._makers = ThreadPoolExecutor(1, "jaxrec-feed")
+        self._planners = ThreadPoolExecutor(1, "jaxrec-plan")
+        self._planned: dict[tuple[int, int], Future[None]] = {}
+        self._next: Future[tuple[Any, list[Position]]] | None = None
+
+    def __enter__(self) -> ChunkFeed:
+        self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._makers.shutdown(wait=True, cancel_futures=True)
+        self._planners.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self) -> None:
+        self._next = None
+        if self._left > 0:
+            self._left -= 1
+            self._next = self._makers.submit(self._make, self._positions)
+
+    def take(self) -> Supply:
+        """The next chunk; the one after it is begun."""
+        if self._next is None:
+            raise ValueError("the feed was asked for more chunks than it was made for")
+        started = time.perf_counter()
+        inputs, self._positions = self._next.result()
+        waited = time.perf_counter() - started
+        self._begin()
+        return Supply(inputs, self._positions, waited)
+
+    def _make(self, positions: list[Position]) -> tuple[Any, list[Position]]:
+        taken = [
+            stream.take(position, self._steps * self._batches.batch_size)
+            for stream, position in zip(self._streams, positions, strict=True)
+        ]
+        plans, after = [rows for rows, _ in taken], [position for _, position in taken]
+        for number, (stream, position) in enumerate(zip(self._streams, after, strict=True)):
+            if self._left > 0 and (number, position.epoch) not in self._planned:
+                self._planned = {(n, e): f for (n, e), f in self._planned.items() if n != number}
+                future = self._planners.submit(stream.prepare, position.epoch + 1)
+                self._planned[number, position.epoch] = future
+        if self._log is None:
+            inputs: Any = jax.tree.map(lambda x: x[:, :, self._rows], device_rows(plans, self._steps))
+        else:
+            inputs = fill(plans, self._steps, self._log, self._batches, self._rows)
+        return jax.block_until_ready(self._put(inputs)), after
