@@ -146,6 +146,10 @@ def _train(arguments: list[str]) -> int:
             int, tyro.conf.arg(name="seeds", help="number of models, with seeds 0, 1, ...")
         ] = len(seeds)
         quiet: Annotated[bool, tyro.conf.arg(help="no progress bar")] = False
+        no_compile_cache: Annotated[
+            bool,
+            tyro.conf.arg(help="compile anew: neither read nor keep compiled programs in ~/.cache/jaxrec"),
+        ] = False
         json: Annotated[bool, tyro.conf.arg(help="print the results as one JSON object on the last line")] = (
             False
         )
@@ -160,8 +164,11 @@ def _train(arguments: list[str]) -> int:
     directory = Path(given.workdir) if given.workdir else _default_workdir(config.data.source)
 
     from jaxrec.api import fit
+    from jaxrec.compilation import keep_compiled
     from jaxrec.reporting.results import format_metrics
 
+    if not given.no_compile_cache:
+        keep_compiled()
     run = fit(
         None, config, directory, resume=given.resume, overwrite=given.overwrite, progress=not given.quiet
     )
@@ -211,9 +218,11 @@ def _evaluate(arguments: list[str]) -> int:
     given = parse(Evaluate, arguments, "evaluate")
 
     from jaxrec.api import evaluate
+    from jaxrec.compilation import keep_compiled
     from jaxrec.reporting.results import format_metrics
     from jaxrec.training.config import load_config
 
+    keep_compiled()
     config = load_config(Path(given.run) / "config.json")
     if given.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.data))
@@ -241,8 +250,10 @@ class Recommend:
 def _recommend(arguments: list[str]) -> int:
     given = parse(Recommend, arguments, "recommend")
 
+    from jaxrec.compilation import keep_compiled
     from jaxrec.serving import Recommender
 
+    keep_compiled()
     recommender = Recommender.load(given.run, given.seed)
     remove_seen = False if given.keep_seen else None
     answer = recommender.recommend([list(given.history)], given.k, remove_seen=remove_seen)[0]
