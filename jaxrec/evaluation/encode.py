@@ -91,7 +91,8 @@ def encode_histories(
     n_rows = min(most, _power_of_two(len(plan.rows.lengths)))
     if not len(full):
         return _no_states(apply_fn, params, plan.rows, timestamps, max_length, origin, n_rows, len(starts))
-    log, times = np.asarray(items), timestamps
+    log: Any = np.asarray(items)
+    times = timestamps
     if resident:
         log, times = _on_device(items), None if timestamps is None else _on_device(timestamps)
     batches = [

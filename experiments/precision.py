@@ -1,0 +1,114 @@
+"""Accuracy and speed of bfloat16 products against float32 ones, on one dataset, over seeds.
+
+    python -m experiments.precision
+    python -m experiments.precision --data path/to/ml-1m.txt.gz --preset sasrec-ml1m --out runs/precision-ml1m
+
+In both, parameters, optimiser, sums, norms, log-sum-exp and the scores that rank are float32; only operands of matrix
+products differ. Nothing is tuned. Rates are measured apart, in turns, so that they hold on a machine that is not quiet.
+An interrupted study goes on where it stopped. Writes ``experiments/results/precision_<dataset>.{md,json}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.benchmarks import training_speed
+from experiments.variants import Variant, apply, study, write
+from jaxrec.data import load_dataset
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.presets import PRESETS
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compare precisions.
+
+    Attributes:
+      data: as for ``jaxrec train``.
+      preset: starting configuration.
+      seeds: models for each precision.
+      epochs: most epochs of each; 0 = the preset's.
+      rounds: rounds of the rate measurement; 0 = leave it out.
+      steps: steps of a round.
+      out: run directories; an interrupted study goes on there.
+    """
+
+    data: str = "movietweetings"
+    preset: str = "sasrec"
+    seeds: int = 5
+    epochs: float = 0.0
+    rounds: int = 5
+    steps: int = 20
+    out: str = "runs/precision"
+
+
+def rates(options: Options, dataset: SequenceDataset) -> dict[str, Any]:
+    """Real interactions a second of each precision: the median over rounds that take turns."""
+    trials = {}
+    for dtype in DTYPES:
+        asked = training_speed.Options(options.data, options.preset, dtype=dtype, steps=options.steps)
+        mode = training_speed.configuration(asked).batches.mode
+        trials[dtype] = training_speed.Trial(asked, mode, dataset)
+    for _ in range(options.rounds):
+        for trial in trials.values():
+            trial.round()
+    ratios = [a / b for a, b in zip(trials["float32"].seconds, trials["bfloat16"].seconds, strict=True)]
+    return {
+        "interactions_per_second": {
+            dtype: statistics.median(t / s for t, s in zip(trial.targets, trial.seconds, strict=True))
+            for dtype, trial in trials.items()
+        },
+        "bfloat16_over_float32": statistics.median(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+        "rounds": options.rounds,
+        "steps": options.steps,
+    }
+
+
+def main(options: Options) -> None:
+    """Run the study and write its tables."""
+    dataset = load_dataset(options.data)
+    training = {"seeds": tuple(range(options.seeds))}
+    if options.epochs:
+        training["epochs"] = options.epochs
+    base = apply(PRESETS[options.preset](), {"data": {"source": options.data}, "training": training})
+    variants = [
+        Variant(dtype, {"encoder": {"dtype": dtype}, "objective": {"dtype": dtype}}) for dtype in DTYPES
+    ]
+    result = study(base, variants, dataset, Path(options.out))
+    if options.rounds:
+        result["rate"] = rates(options, dataset)
+        each = result["rate"]["interactions_per_second"]
+        for row in result["variants"]:
+            # The clock of a study that shares the machine means little: what was done, at the rate measured.
+            timing = row["timing"]
+            done = timing["training_seconds"] * timing["interactions_per_second"]
+            timing["training_seconds"] = round(done / each[row["name"]], 1)
+            timing["interactions_per_second"] = round(each[row["name"]], 1)
+        result["markdown"] += (
+            f"\nRate, measured in turns ({options.rounds} rounds of {options.steps} steps): float32 "
+            f"{each['float32']:,.0f}, bfloat16 {each['bfloat16']:,.0f} real interactions/s; bfloat16 runs at "
+            f"{result['rate']['bfloat16_over_float32']:.2f} times the speed "
+            f"({result['rate']['least']:.2f} to {result['rate']['most']:.2f}). Training seconds are at this rate."
+        )
+    name = dataset.name.lower().replace(" ", "-")
+    write(
+        result,
+        f"bfloat16 against float32 on {dataset.name}",
+        f"python -m experiments.precision {shlex.join(sys.argv[1:])}".strip(),
+        Path(f"experiments/results/precision_{name}"),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,344 @@
+"""How a training step scales: time and memory against batch, length, width, depth, catalogue, query positions, devices.
+
+    python -m experiments.scaling --json
+    python -m experiments.scaling --axes batch catalogue --out runs/scaling
+
+Beside each measurement stands what the simple model of `experiments.costs` expects from the machine's measured limits.
+Forced host devices share the cores of one processor: for them this study shows that results agree and what memory and
+traffic a device has, and no speed. What the model says of larger meshes is marked as a prediction.
+
+Writes ``experiments/results/scaling_<backend>.{json,md,png}``. Compiled programs are kept, so a second run measures at
+once: run it a first time to compile, and again on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.costs import Limits, Shape, measure_limits, parameters, seconds, spread, step_cost
+from experiments.steps import MIB, Program, random_histories
+from jaxrec.attention import ATTENTION
+from jaxrec.compilation import keep_compiled
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.sequences import BatchConfig
+from jaxrec.evaluation.tables import to_markdown
+from jaxrec.models import SASRecConfig
+from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.reporting.results import hardware, versions
+from jaxrec.training.config import RunConfig, TrainingConfig
+
+BASE = Shape()
+AXES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "batch": ("rows", (8, 16, 32, 64, 128)),
+    "length": ("length", (25, 50, 100, 200)),
+    "width": ("width", (32, 64, 128, 256)),
+    "depth": ("layers", (1, 2, 4, 8)),
+    "catalogue": ("items", (1000, 4000, 16_000, 64_000)),
+    "query positions": ("query_positions", (1, 2, 5, 10)),
+}
+#: Of the prediction: devices like the one measured, with links of so many bytes a second (an assumption).
+LINK_BYTES_PER_SECOND = 50e9
+MESHES = ((1, 1), (8, 1), (64, 1), (256, 1), (1, 8), (8, 8), (32, 8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A scaling study.
+
+    Attributes:
+      axes: some of batch, length, width, depth, catalogue, "query positions", devices; empty = all.
+      repeats: measurements of each point, of which the median, the least and the most are told.
+      steps: steps of a measurement.
+      quick: two points an axis, tiny shapes: shows that everything runs.
+      out: where to write, without an ending; empty = ``experiments/results/scaling_<backend>``.
+      json: print the result as one JSON object.
+    """
+
+    axes: tuple[str, ...] = ()
+    repeats: int = 5
+    steps: int = 4
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    out: str = ""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def dataset_of(shape: Shape) -> SequenceDataset:
+    """Histories that fill every row: each user has L + 3 interactions, of which two are held out."""
+    return random_histories(np.full(4 * shape.rows, shape.length + 3), shape.items)
+
+
+def configuration(shape: Shape, steps: int, **sections: Any) -> RunConfig:
+    """The run whose steps have this shape."""
+    mechanism, options = "softmax", {"heads": shape.heads}
+    if shape.query_positions:
+        mechanism, options = "miq", {"heads": shape.heads, "query_window": shape.query_positions}
+    return RunConfig(
+        batches=BatchConfig(mode="padded", batch_size=shape.rows, max_length=shape.length),
+        encoder=SASRecConfig(
+            width=shape.width, layers=shape.layers, ffn_width=shape.ffn_width, dtype=shape.dtype
+        ),
+        attention=ATTENTION[mechanism](**options),
+        objective=CrossEntropyConfig(dtype=shape.dtype),
+        training=TrainingConfig(chunk_steps=max(2, steps)),
+        **sections,
+    )
+
+
+def measured(shape: Shape, limits: Limits, options: Options) -> dict[str, Any]:
+    """One point: measured, and expected."""
+    program = Program(configuration(shape, options.steps), dataset_of(shape), options.steps)
+    took = spread(program.run, options.repeats, options.steps)
+    cost = step_cost(shape)
+    expected = seconds(cost, shape, limits)
+    tokens = shape.rows * shape.length
+    return {
+        "shape": dataclasses.asdict(shape),
+        "seconds": took,
+        "interactions_per_second": tokens / took["median"],
+        "memory": program.memory,
+        "expected": {**cost._asdict(), "seconds": expected, "state_mib": 12 * sum(parameters(shape)) / MIB},
+        "expected_over_measured": expected / took["median"],
+        "operations_per_second": cost.operations / took["median"],
+    }
+
+
+def points(axis: str, quick: bool) -> list[Shape]:
+    """The shapes along an axis, through the base."""
+    field, values = AXES[axis]
+    base = dataclasses.replace(BASE, rows=4, length=12, width=16, items=200) if quick else BASE
+    chosen = [max(1, value // 8) for value in values[:2]] if quick else values
+    return [dataclasses.replace(base, **{field: value}) for value in chosen]
+
+
+def predictions(limits: Limits) -> list[dict[str, Any]]:
+    """Of larger meshes: strong scaling (the batch of the base grown once) and weak scaling (so much for each device)."""
+    rows = []
+    shape = dataclasses.replace(BASE, rows=2048, length=200, items=1_000_000)
+    for data, item in MESHES:
+        devices = data * item
+        for kind, batch in (("strong", shape.rows), ("weak", shape.rows // 64 * data)):
+            own = dataclasses.replace(shape, rows=batch, data=data, item=item)
+            cost = step_cost(own)
+            took = seconds(cost, own, limits, LINK_BYTES_PER_SECOND if devices > 1 else 0.0)
+            rows.append(
+                {
+                    "prediction": kind,
+                    "data": data,
+                    "item": item,
+                    "rows": batch,
+                    "seconds": took,
+                    "interactions_per_second": batch * own.length / took,
+                    "collective_bytes": cost.collective_bytes,
+                    "state_mib_a_device": 12 * (parameters(own)[0] / item + parameters(own)[1]) / MIB,
+                }
+            )
+    return rows
+
+
+def forced_devices(quick: bool) -> list[dict[str, Any]]:
+    """The study of devices, in a process with eight forced host devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    command = [sys.executable, "-m", "experiments.scaling_devices", *(["--quick"] if quick else [])]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure all axes and write the records."""
+    keep_compiled()
+    names = [*AXES, "devices"]
+    unknown = set(options.axes) - set(names)
+    if unknown:
+        raise SystemExit(f"unknown axes {sorted(unknown)}: expected some of {', '.join(names)}")
+    chosen = options.axes or tuple(names)
+    limits = measure_limits(options.quick)
+    result: dict[str, Any] = {"limits": limits._asdict(), "axes": {}}
+    for axis in chosen:
+        if axis != "devices":
+            result["axes"][axis] = [measured(s, limits, options) for s in points(axis, options.quick)]
+            print(f"{axis}: done", file=sys.stderr, flush=True)
+    if "devices" in chosen:
+        result["devices"] = forced_devices(options.quick)
+    result |= {
+        "predictions": predictions(limits),
+        "link_bytes_per_second": LINK_BYTES_PER_SECOND,
+        "options": dataclasses.asdict(options),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    out = Path(options.out or f"experiments/results/scaling_{jax.default_backend()}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    out.with_suffix(".md").write_text(report(result, out.name))
+    plot(result, out.with_suffix(".png"))
+    return result
+
+
+def report(result: dict[str, Any], name: str) -> str:
+    """The record to read."""
+    limits, used = result["limits"], result["hardware"]
+    lines = [
+        "# Scaling of the training step",
+        "",
+        f"`python -m experiments.scaling`; {used['processor']}, {used['cores']} cores, {', '.join(used['devices'][:1])}; "
+        + ", ".join(f"{package} {version}" for package, version in result["versions"].items()),
+        "",
+        "Padded batches without padding, exact cross-entropy, Adam, float32; the base has "
+        + ", ".join(f"{field} {value}" for field, value in dataclasses.asdict(BASE).items())
+        + ". Expected: operations over the rate of a large product plus bytes over the rate of a copy, as measured here: "
+        f"{limits['float32_operations_per_second'] / 1e9:,.0f} GFLOP/s in float32, "
+        f"{limits['bfloat16_operations_per_second'] / 1e9:,.0f} in bfloat16, {limits['bytes_per_second'] / 1e9:,.1f} GB/s.",
+        "",
+    ]
+    for axis, measurements in result["axes"].items():
+        field = AXES[axis][0]
+        table = [
+            [
+                f"{point['shape'][field]:,}",
+                f"{1000 * point['seconds']['median']:.1f} ({1000 * point['seconds']['least']:.1f} to "
+                f"{1000 * point['seconds']['most']:.1f})",
+                f"{1000 * point['expected']['seconds']:.1f}",
+                f"{point['interactions_per_second']:,.0f}",
+                f"{point['operations_per_second'] / 1e9:,.0f}",
+                f"{point['memory']['state_mib']:.1f} ({point['expected']['state_mib']:.1f})",
+                f"{point['memory']['temporary_mib']:.1f}",
+            ]
+            for point in measurements
+        ]
+        head = [
+            field,
+            "ms a step",
+            "expected ms",
+            "interactions/s",
+            "GFLOP/s",
+            "state MiB (expected)",
+            "temporary MiB",
+        ]
+        lines += [f"## {axis.capitalize()}", "", to_markdown(head, table), ""]
+    if "devices" in result:
+        lines += [
+            "## Devices",
+            "",
+            "Eight forced host devices on one processor: equality, memory and traffic, **no speed**. Difference: largest "
+            "of any parameter after the steps, against one device; bytes are for one device, from the compiled program.",
+            "",
+            to_markdown(
+                [
+                    "data x item",
+                    "rows",
+                    "difference",
+                    "loss difference",
+                    "state MiB",
+                    "temporary MiB",
+                    "collectives MiB",
+                    "expected",
+                ],
+                [
+                    [
+                        f"{row['data']} x {row['item']}",
+                        row["rows"],
+                        f"{row['difference']:.1e}",
+                        f"{row['loss_difference']:.1e}",
+                        f"{row['state_mib']:.2f}",
+                        f"{row['temporary_mib']:.1f}",
+                        f"{row['collective_mib']:.2f}",
+                        f"{row['expected_collective_mib']:.2f}",
+                    ]
+                    for row in result["devices"]
+                ],
+            ),
+            "",
+        ]
+    lines += [
+        "## Predictions (not measured)",
+        "",
+        f"The same model for devices with these limits and links of {result['link_bytes_per_second'] / 1e9:.0f} GB/s (an "
+        "assumption): 1,000,000 items, L = 200. Strong: 2,048 rows in all; weak: 32 rows for each device along data.",
+        "",
+        to_markdown(
+            [
+                "scaling",
+                "data x item",
+                "rows",
+                "ms a step",
+                "interactions/s",
+                "collective MiB",
+                "state MiB a device",
+            ],
+            [
+                [
+                    row["prediction"],
+                    f"{row['data']} x {row['item']}",
+                    f"{row['rows']:,}",
+                    f"{1000 * row['seconds']:,.0f}",
+                    f"{row['interactions_per_second']:,.0f}",
+                    f"{row['collective_bytes'] / MIB:,.1f}",
+                    f"{row['state_mib_a_device']:,.0f}",
+                ]
+                for row in result["predictions"]
+            ],
+        ),
+        "",
+        f"![]({name}.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Time above and memory below, an axis a column."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    axes = result["axes"]
+    if not axes:
+        return
+    figure, panels = plt.subplots(2, len(axes), figsize=(2.6 * len(axes), 5), squeeze=False)
+    for column, (axis, measurements) in enumerate(axes.items()):
+        x = [point["shape"][AXES[axis][0]] for point in measurements]
+        time, memory = panels[0][column], panels[1][column]
+        median = [1000 * point["seconds"]["median"] for point in measurements]
+        reach = [
+            [1000 * abs(point["seconds"][end] - point["seconds"]["median"]) for point in measurements]
+            for end in ("least", "most")
+        ]
+        time.errorbar(x, median, reach, marker="o", label="measured")
+        time.plot(x, [1000 * p["expected"]["seconds"] for p in measurements], "--", label="expected")
+        memory.plot(x, [p["memory"]["temporary_mib"] for p in measurements], marker="o", label="temporary")
+        memory.plot(x, [p["memory"]["state_mib"] for p in measurements], marker="s", label="state")
+        for panel in (time, memory):
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.grid(alpha=0.3)
+        memory.set_xlabel(axis)
+    panels[0][0].set_ylabel("ms a step")
+    panels[1][0].set_ylabel("MiB")
+    panels[0][0].legend()
+    panels[1][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    given = tyro.cli(Options)
+    outcome = main(given)
+    if given.json:
+        print(json.dumps(outcome))

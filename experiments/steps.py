@@ -1,0 +1,55 @@
+"""Training steps to measure: the compiled chunk of a run, on random histories of chosen lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.sequences import Position
+from jaxrec.training.config import RunConfig
+from jaxrec.training.setup import prepare
+from jaxrec.training.step import device_rows, initial_state, make_train_chunk
+
+MIB = 2**20
+
+
+def random_histories(lengths: np.ndarray, n_items: int) -> SequenceDataset:
+    """Users with so many interactions each, with items drawn uniformly."""
+    generator = np.random.default_rng(0)
+    return SequenceDataset(
+        generator.integers(1, n_items + 1, int(lengths.sum())).astype(np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        user_ids=[str(i) for i in range(len(lengths))],
+        item_ids=[str(i) for i in range(n_items)],
+        meta={"name": "random histories"},
+    )
+
+
+class Program:
+    """The compiled chunk of K steps of a run with one seed, its state, and its first K batches, used again and again."""
+
+    def __init__(self, config: RunConfig, dataset: SequenceDataset, steps: int):
+        self.setup = setup = prepare(config, dataset)
+        rows, _ = setup.streams[0].take(Position(), steps * config.batches.batch_size)
+        self.rows = jax.device_put(device_rows([rows], steps))
+        self.targets = int(rows.lengths.sum())
+        initial = jax.jit(jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)))
+        self.state = initial(jnp.zeros(1, jnp.uint32))
+        chunk = make_train_chunk(setup.encoder, config.objective, setup.optimizer, config.batches)
+        self.compiled = chunk.lower(self.state, self.rows, setup.resources).compile()
+
+    def run(self) -> Any:
+        """One chunk; the state goes on."""
+        self.state, metrics = self.compiled(self.state, self.rows, self.setup.resources)
+        return metrics
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """As the compiler plans it, in MiB: of the state, and beside it during a step."""
+        analysis = self.compiled.memory_analysis()
+        state = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        return {"state_mib": state / MIB, "temporary_mib": analysis.temp_size_in_bytes / MIB}

@@ -1,0 +1,104 @@
+"""The scripts that measure: they run, and what they count is right."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import accelerator, costs, scaling
+from experiments.costs import Limits, Shape, parameters, seconds, step_cost
+from jaxrec.attention import ATTENTION
+from tests.runs import standard_promotion  # noqa: F401
+
+
+def test_parameters_are_those_of_the_encoder():
+    """But for biases and norms, which the model leaves out."""
+    for m in (0, 3):
+        shape = Shape(width=32, layers=3, items=500, length=20, query_positions=m)
+        config = scaling.configuration(shape, 2)
+        encoder = config.encoder.module(config.attention, 500, 20)
+        assert sum(parameters(shape)) == pytest.approx(encoder.parameter_count(), rel=0.02)
+
+
+def test_operations_are_those_that_the_compiler_counts():
+    """A product of the forward pass and its two of the backward pass, with nothing else that matters."""
+    shape = Shape(rows=4, length=8, width=256, layers=1, items=2000)
+
+    def plain(hidden, table):
+        return jax.nn.logsumexp(hidden @ table.T, axis=1).sum()
+
+    arrays = np.zeros((32, 256), np.float32), np.zeros((2000, 256), np.float32)
+    counted = jax.jit(jax.grad(plain, (0, 1))).lower(*arrays).compile().cost_analysis()["flops"]
+    without = step_cost(Shape(rows=4, length=8, width=256, layers=0, items=2000)).operations
+    assert without == pytest.approx(counted, rel=0.05)
+    more = step_cost(shape).operations - without
+    assert more == 3 * 32 * (8 * 256**2 + 4 * 8 * 256 + 4 * 256**2)
+
+
+def test_meshes_share_work_and_talk():
+    one, wide, tall = (Shape(rows=64, items=100_000, data=d, item=i) for d, i in ((1, 1), (8, 1), (1, 8)))
+    alone = step_cost(one)
+    assert alone.collective_bytes == 0
+    for shape in (wide, tall):
+        cost = step_cost(shape)
+        assert alone.operations / 8 <= cost.operations < alone.operations
+        assert cost.collective_bytes > 0
+    table, dense = parameters(one)
+    assert step_cost(wide).collective_bytes == pytest.approx(2 * 7 / 8 * 4 * (table + dense))
+    limits = Limits(1e12, 2e12, 1e11)
+    assert seconds(alone, one, limits) > seconds(step_cost(wide), wide, limits, 1e10)
+    half = Shape(rows=64, items=100_000, dtype="bfloat16")
+    assert seconds(step_cost(half), half, limits) < seconds(alone, one, limits)
+
+
+def test_limits_are_measured():
+    limits = costs.measure_limits(quick=True)
+    assert all(limit > 1e7 for limit in limits)
+
+
+def test_scaling_writes_its_records(tmp_path):
+    result = scaling.main(
+        scaling.Options(
+            axes=("batch",), repeats=1, steps=2, quick=True, out=str(tmp_path / "out" / "scaling")
+        )
+    )
+    small, large = result["axes"]["batch"]
+    assert large["shape"]["rows"] == 2 * small["shape"]["rows"]
+    assert large["memory"]["state_mib"] == small["memory"]["state_mib"]
+    assert large["memory"]["temporary_mib"] > small["memory"]["temporary_mib"]
+    assert json.loads((tmp_path / "out" / "scaling.json").read_text())["limits"] == result["limits"]
+    record = (tmp_path / "out" / "scaling.md").read_text()
+    assert "## Predictions (not measured)" in record
+    assert (tmp_path / "out" / "scaling.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match=r"unknown axes \['colour'\]: expected some of batch, length"):
+        scaling.main(scaling.Options(axes=("colour",)))
+
+
+@pytest.mark.slow
+def test_accelerator_checks_and_measures(tmp_path):
+    options = accelerator.Options(quick=True, only=("parity", "steps", "profile"), out=str(tmp_path))
+    result = accelerator.main(options)
+    assert result["failed"] == result["left_out"] == []
+    assert result["parity"]["all_within_tolerance"]
+    assert result["parity"]["mechanisms"]["softmax"]["float32"] < 1e-5
+    assert result["parity"]["mechanisms"]["softmax"]["bfloat16"] > 1e-5, "it was not run in bfloat16"
+    assert result["steps"]["packed float32"]["interactions_per_second"] > 0
+    top = result["profile"]["top"]
+    assert len(top) == 5
+    assert top[0]["share"] >= top[1]["share"] > 0
+    assert any("SASRec" in row["origin"] for row in top)
+    assert json.loads((tmp_path / "accelerator.json").read_text())["steps"] == result["steps"]
+
+
+def test_accelerator_tells_what_failed_and_what_it_left_out(tmp_path, monkeypatch):
+    def broken(options):
+        raise RuntimeError("no room")
+
+    monkeypatch.setitem(accelerator.SECTIONS, "scoring", broken)
+    result = accelerator.main(accelerator.Options(only=("scoring",), out=str(tmp_path)))
+    assert result["failed"] == ["scoring"]
+    assert result["scoring"]["error"] == "RuntimeError: no room"
+    late = accelerator.main(accelerator.Options(only=("scoring",), seconds=-1.0, out=str(tmp_path)))
+    assert late["left_out"] == ["scoring"]
+    assert set(accelerator.mechanisms(accelerator.Options())) == set(ATTENTION)
