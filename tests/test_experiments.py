@@ -15,7 +15,7 @@ from tests.runs import standard_promotion  # noqa: F401
 def test_parameters_are_those_of_the_encoder():
     """But for biases and norms, which the model leaves out."""
     for m in (0, 3):
-        shape = Shape(width=32, layers=3, items=500, length=20, query_positions=m)
+        shape = Shape(width=256, layers=3, items=500, length=20, query_positions=m)
         config = scaling.configuration(shape, 2)
         encoder = config.encoder.module(config.attention, 500, 20)
         assert sum(parameters(shape)) == pytest.approx(encoder.parameter_count(), rel=0.02)
@@ -57,6 +57,7 @@ def test_limits_are_measured():
     assert all(limit > 1e7 for limit in limits)
 
 
+@pytest.mark.slow
 def test_scaling_writes_its_records(tmp_path):
     result = scaling.main(
         scaling.Options(

@@ -36,7 +36,8 @@ class SASRecConfig(EncoderConfig):
       norm_epsilon: of the layer norms.
       item_bias: learn a bias for each item's score.
       separate_output: score against a second item table rather than the input's.
-      remat: recompute each block in the backward pass: less memory, one more forward.
+      remat: recompute each block in the backward pass: less memory, one more forward. (On a CPU, XLA's scheduler prefers
+        speed and gives the memory away; `training.accumulate_steps` saves it there.)
     """
 
     block: Literal["original", "post-norm", "pre-norm", "gated", "attention-only"] = "pre-norm"
