@@ -42,21 +42,28 @@ def test_every_attention_mechanism_trains(name):
     )
 
 
+def with_encoder(config, name):
+    """``config`` with a small encoder, and the attention that STOSA needs."""
+    import dataclasses
+
+    attention = ATTENTION["wasserstein"]() if name == "stosa" else config.attention
+    return dataclasses.replace(config, encoder=ENCODERS[name](width=8, layers=1), attention=attention)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains(name):
     import dataclasses
 
-    assert_trained(
-        jaxrec.fit(DATASET, dataclasses.replace(ONE_CHUNK, objective=OBJECTIVES[name]()), progress=False)
-    )
+    objective = OBJECTIVES[name]()
+    config = dataclasses.replace(ONE_CHUNK, objective=objective)
+    if objective.needs_distances:
+        config = with_encoder(config, "stosa")
+    assert_trained(jaxrec.fit(DATASET, config, progress=False))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_trains(name):
-    import dataclasses
-
-    encoder = ENCODERS[name](width=8, layers=1)
-    assert_trained(jaxrec.fit(DATASET, dataclasses.replace(ONE_CHUNK, encoder=encoder), progress=False))
+    assert_trained(jaxrec.fit(DATASET, with_encoder(ONE_CHUNK, name), progress=False))
 
 
 def test_run_directory_and_memory_agree(run):
