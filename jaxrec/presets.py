@@ -14,7 +14,11 @@ from jaxrec.training.optimizers import OptimizerConfig
 
 
 def sasrec() -> RunConfig:
-    """A modern SASRec: pre-norm, exact cross-entropy over the catalogue, packed batches, L = 50, D = 64."""
+    """A modern SASRec: pre-norm, exact cross-entropy over the catalogue, packed batches, L = 50, D = 64.
+
+    MovieTweetings, leave-one-out, 5 seeds: HR@10 .2438 ± .0027, NDCG@10 .1346 ± .0031; about a minute a seed on two CPU
+    cores (``experiments/results/sasrec_movietweetings.md``).
+    """
     return RunConfig(
         batches=BatchConfig(mode="packed", batch_size=32, max_length=50, origin="end"),
         encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.3),
@@ -26,7 +30,10 @@ def sasrec() -> RunConfig:
 
 
 def sasrec_original() -> RunConfig:
-    """SASRec as published (Kang & McAuley 2018): original block, one sampled negative, positions from the end, D = 50."""
+    """SASRec as published (Kang & McAuley 2018): original block, one sampled negative, positions from the end, D = 50.
+
+    No figure of ours yet: not measured.
+    """
     return RunConfig(
         batches=BatchConfig(mode="padded", batch_size=128, max_length=50, origin="end"),
         encoder=SASRecConfig(
@@ -47,7 +54,10 @@ def sasrec_original() -> RunConfig:
 
 
 def sasrec_s3rec() -> RunConfig:
-    """SASRec in the S3-Rec code base, with the loss of Li et al. 2023: post-norm, GELU, two heads, dropout 0.5."""
+    """SASRec in the S3-Rec code base, with the loss of Li et al. 2023: post-norm, GELU, two heads, dropout 0.5.
+
+    No figure of ours yet: not measured.
+    """
     return RunConfig(
         batches=BatchConfig(mode="padded", batch_size=256, max_length=50, origin="end"),
         encoder=SASRecConfig(
@@ -68,7 +78,11 @@ def sasrec_s3rec() -> RunConfig:
 
 
 def sasrec_ml1m() -> RunConfig:
-    """SASRec for long histories such as MovieLens 1M's: L = 200, one head, dropout 0.2."""
+    """SASRec for long histories such as MovieLens 1M's: L = 200, one head, dropout 0.2.
+
+    MovieLens 1M (6,040 users, 3,416 items), leave-one-out, one seed: HR@10 .3010, NDCG@10 .1737; 12.8 s an epoch on two
+    CPU cores that do nothing else (``experiments/results/sasrec_ml-1m.md``).
+    """
     return RunConfig(
         batches=BatchConfig(mode="packed", batch_size=128, max_length=200, origin="end"),
         encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.2),

@@ -30,9 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from experiments.benchmarks.records import keep
 from jaxrec.models.base import ItemTable
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.objectives.exponential import exponential
+from jaxrec.reporting.results import hardware, versions
 
 WIDTH = 64
 CASES = ((25_600, 3_417), (12_800, 12_102), (3_200, 57_290), (3_200, 1_000_000))
@@ -157,12 +159,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--repeats", type=int, default=5, help="rounds over the variants of a case")
     parser.add_argument("--cases", type=int, nargs="*", help="which cases, by number from 0 (default: all)")
+    parser.add_argument("--record", default="", help="name of a record to keep in experiments/results")
     options = parser.parse_args()
     chosen = range(len(CASES)) if options.cases is None else options.cases
     cases = [measure(*CASES[i], repeats=max(1, options.repeats)) for i in chosen]
+    result = {"cases": cases, "versions": versions(), "hardware": hardware()}
+    if options.record:
+        columns = [name for name in cases[0] if name != "gradient_error_bf16"]
+        keep(
+            options.record,
+            "python -m experiments.benchmarks.cross_entropy --json",
+            result,
+            columns,
+            [["-" if case[name] is None else case[name] for name in columns] for case in cases],
+        )
     if options.json:
-        device = jax.devices()[0]
-        print(json.dumps({"jax": jax.__version__, "device": device.device_kind, "cases": cases}, indent=1))
+        print(json.dumps(result))
         return
     for case in cases:
         print("  ".join(f"{name} {value}" for name, value in case.items()))

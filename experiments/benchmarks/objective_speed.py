@@ -14,12 +14,14 @@ import json
 import multiprocessing
 import resource
 import sys
+from pathlib import Path
 from queue import Empty
 from typing import Annotated, Any
 
 import tyro
 
 from experiments.benchmarks import training_speed
+from experiments.benchmarks.records import keep, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Options:
       batch_size: rows of a step; 0 = the preset's.
       steps: steps a round.
       rounds: rounds of each objective.
+      record: name of a record to keep in experiments/results; empty = none.
       json: print one JSON object.
     """
 
@@ -42,6 +45,7 @@ class Options:
     batch_size: int = 0
     steps: int = 6
     rounds: int = 5
+    record: str = ""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -112,12 +116,36 @@ def main(options: Options) -> dict[str, Any]:
     first, last = rows[0]["interactions_per_second"], rows[-1]["interactions_per_second"]
     for row in rows:
         row["speed_against_cross_entropy"] = 2 * row["interactions_per_second"] / (first + last)
-    return {"cases": rows, "drift": last / first, **common, "options": dataclasses.asdict(options)}
+    return {
+        "cases": rows,
+        "drift": last / first,
+        **common,
+        "options": {**dataclasses.asdict(options), "data": Path(options.data).name},
+    }
 
 
 if __name__ == "__main__":
     given = tyro.cli(Options)
     result = main(given)
+    if given.record:
+        keys = (
+            "interactions_per_second",
+            "speed_against_cross_entropy",
+            "compile_seconds",
+            "peak_rss_mib",
+            "temporary_mib",
+        )
+        keep(
+            given.record,
+            shown("objective_speed", given),
+            result,
+            ["objective", *keys],
+            [[case["objective"], *(f"{case[key]:,.4g}" for key in keys)] for case in result["cases"]],
+            [
+                f"{result['dataset']['name']}, {result['dataset']['items']:,} items. Cross-entropy ran first and last; its "
+                f"second rate was {result['drift']:.2f} of its first."
+            ],
+        )
     if given.json:
         print(json.dumps(result))
     else:

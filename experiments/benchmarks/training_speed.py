@@ -17,9 +17,12 @@ import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from experiments.benchmarks.records import keep, shown
 
 KEYS = (
     "interactions_per_second",
@@ -46,6 +49,7 @@ class Options:
       dtype: operands of matrix products in encoder and loss; empty = the preset's.
       steps: steps a round.
       rounds: rounds of each mode.
+      record: name of a record to keep in experiments/results; empty = none.
       json: print one JSON object.
     """
 
@@ -59,6 +63,7 @@ class Options:
     dtype: Literal["", "float32", "bfloat16"] = ""
     steps: int = 6
     rounds: int = 5
+    record: str = ""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -185,7 +190,7 @@ def main(options: Options) -> dict[str, Any]:
         / reports["padded"]["interactions_per_second"],
         "dataset": setup.dataset.name,
         "targets_per_epoch": setup.streams[0].targets_per_epoch,
-        "options": dataclasses.asdict(options),
+        "options": {**dataclasses.asdict(options), "data": Path(options.data).name},
         "versions": versions(),
         "hardware": hardware(),
     }
@@ -197,6 +202,16 @@ if __name__ == "__main__":
     for name in (result["mode"], "padded"):
         figures = result if name == result["mode"] else result["padded"]
         print(name, *(f"{key} {figures[key]:,.4g}" for key in KEYS), sep="\n  ", file=sys.stderr)
+    if given.record:
+        modes = {result["mode"]: result, "padded": result["padded"]}
+        keep(
+            given.record,
+            shown("training_speed", given),
+            result,
+            ["mode", *KEYS],
+            [[name, *(f"{modes[name][key]:,.4g}" for key in KEYS)] for name in modes],
+            [f"{result['dataset']}, {result['targets_per_epoch']:,} training targets an epoch."],
+        )
     print(
         json.dumps(result) if given.json else f"{result['speedup_over_padded']:.2f} times as fast as padded"
     )
