@@ -13,6 +13,7 @@ from jaxrec.reporting.results import describe_dataset, describe_split, summarize
 from jaxrec.studies import beyond_accuracy_of, open_run
 from jaxrec.training.config import RunConfig, to_dict
 from jaxrec.training.loop import FitResult, train
+from jaxrec.training.mesh import MeshConfig
 from jaxrec.training.setup import prepare
 
 
@@ -69,6 +70,7 @@ def evaluate(
     split: Literal["valid", "test"] = "test",
     dataset: SequenceDataset | None = None,
     beyond: int | None = None,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008
 ) -> dict[str, Any]:
     """Rank the held-out targets of a saved run again, from its checkpoint.
 
@@ -78,6 +80,7 @@ def evaluate(
       dataset: in place of the one that the run's configuration names; its fingerprint must be the same.
       beyond: length of lists whose coverage, Gini coefficient, novelty and diversity are measured too
         (`jaxrec.evaluation.beyond`), under "beyond_accuracy".
+      mesh: devices to score on, whatever those it was trained on.
 
     Returns:
       Dataset, split, protocol, metrics (mean, sd and values over seeds) and baselines, as in ``results.json``.
@@ -86,10 +89,13 @@ def evaluate(
       CheckpointError: no usable checkpoint, or the dataset is another.
       ConfigError: ``beyond`` is below 1 or above the catalogue.
     """
-    opened = open_run(run, dataset)
+    opened = open_run(run, dataset, mesh)
     setup, config = opened.setup, opened.config
     cases = setup.split.cases(split)
-    evaluations = [setup.evaluate(opened.of_seed(s), cases) for s in range(len(config.training.seeds))]
+    evaluations = [
+        setup.evaluate(setup.layout.seed_params(opened.params, s), cases)
+        for s in range(len(config.training.seeds))
+    ]
     baselines = evaluate_baselines(
         setup.split, part=split, ks=config.evaluation.ks, remove_seen=config.evaluation.remove_seen
     )

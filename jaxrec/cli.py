@@ -91,6 +91,7 @@ def _value_of(option: str, arguments: list[str], default: str) -> str:
 def _train(arguments: list[str]) -> int:
     from jaxrec.presets import PRESETS
     from jaxrec.training.config import NAMED_SECTIONS, RunConfig, load_config
+    from jaxrec.training.distributed import DistributedConfig, is_first, join
 
     workdir = _value_of("workdir", arguments, "")
     resuming = "--resume" in arguments
@@ -145,6 +146,9 @@ def _train(arguments: list[str]) -> int:
         n_seeds: Annotated[
             int, tyro.conf.arg(name="seeds", help="number of models, with seeds 0, 1, ...")
         ] = len(seeds)
+        distributed: Annotated[DistributedConfig, tyro.conf.arg(help="how this process joins others")] = (
+            DistributedConfig()
+        )
         quiet: Annotated[bool, tyro.conf.arg(help="no progress bar")] = False
         no_compile_cache: Annotated[
             bool,
@@ -161,7 +165,10 @@ def _train(arguments: list[str]) -> int:
     if given.n_seeds != len(seeds):
         training = dataclasses.replace(config.training, seeds=tuple(range(given.n_seeds)))
         config = dataclasses.replace(config, training=training)
+    if given.distributed.mode != "off" and not given.workdir:
+        raise JaxrecError("several processes need one --workdir, on a disk that all of them see")
     directory = Path(given.workdir) if given.workdir else _default_workdir(config.data.source)
+    join(given.distributed)
 
     from jaxrec.api import fit
     from jaxrec.compilation import keep_compiled
@@ -172,6 +179,8 @@ def _train(arguments: list[str]) -> int:
     run = fit(
         None, config, directory, resume=given.resume, overwrite=given.overwrite, progress=not given.quiet
     )
+    if not is_first():
+        return 0
     timing = run.results["timing"]
     told = (
         f"\n{format_metrics(run.results)}\n\n"
@@ -201,32 +210,41 @@ def _default_workdir(source: str) -> Path:
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Rank the held-out targets of a saved run again, from its checkpoint."""
-
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
-    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
-    data: Annotated[str, tyro.conf.arg(help="the same data in another place; default: where it was")] = ""
-    beyond: Annotated[
-        int, tyro.conf.arg(help="also coverage, concentration, novelty and diversity of lists this long")
-    ] = 0
-    json: Annotated[bool, tyro.conf.arg(help="print the result as one JSON object")] = False
-
-
 def _evaluate(arguments: list[str]) -> int:
+    from jaxrec.training.config import load_config
+    from jaxrec.training.distributed import DistributedConfig, is_first, join
+    from jaxrec.training.mesh import MeshConfig
+
+    @dataclasses.dataclass(frozen=True)
+    class Evaluate:
+        """Rank the held-out targets of a saved run again, from its checkpoint."""
+
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+        split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
+        data: Annotated[str, tyro.conf.arg(help="the same data in another place; default: where it was")] = ""
+        beyond: Annotated[
+            int, tyro.conf.arg(help="also coverage, concentration, novelty and diversity of lists this long")
+        ] = 0
+        mesh: MeshConfig = MeshConfig()
+        distributed: Annotated[DistributedConfig, tyro.conf.arg(help="how this process joins others")] = (
+            DistributedConfig()
+        )
+        json: Annotated[bool, tyro.conf.arg(help="print the result as one JSON object")] = False
+
     given = parse(Evaluate, arguments, "evaluate")
+    join(given.distributed)
 
     from jaxrec.api import evaluate
     from jaxrec.compilation import keep_compiled
     from jaxrec.reporting.results import format_metrics
-    from jaxrec.training.config import load_config
 
     keep_compiled()
     config = load_config(Path(given.run) / "config.json")
     if given.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.data))
-    result = evaluate(given.run, given.split, config.data.load(), given.beyond or None)
+    result = evaluate(given.run, given.split, config.data.load(), given.beyond or None, given.mesh)
+    if not is_first():
+        return 0
     told = f"{given.split}\n{format_metrics(result)}"
     for name, value in result.get("beyond_accuracy", {}).items():
         spread = "" if value["sd"] is None else f" ± {value['sd']:.4f}"

@@ -33,6 +33,10 @@ class NonFiniteError(JaxrecError, FloatingPointError):
     """The loss, an update or a score stopped being finite."""
 
 
+class DistributedError(JaxrecError, RuntimeError):
+    """The processes of a run did not find each other."""
+
+
 class Interrupted(JaxrecError):
     """A signal ended the run after its state was saved; ``signal_number`` says which."""
 

@@ -29,6 +29,7 @@ from jaxrec.reporting.written import new_directory, write_tables
 from jaxrec.serving.recommender import Recommender
 from jaxrec.training.config import RunConfig, load_config
 from jaxrec.training.loop import seed_params
+from jaxrec.training.mesh import MeshConfig
 from jaxrec.training.restore import restore_params
 from jaxrec.training.setup import Setup, prepare
 from jaxrec.training.step import Params
@@ -83,11 +84,16 @@ class OpenRun:
         )
 
 
-def open_run(run: str | Path, dataset: SequenceDataset | None = None) -> OpenRun:
+def open_run(
+    run: str | Path,
+    dataset: SequenceDataset | None = None,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008
+) -> OpenRun:
     """Load a run's data and best parameters.
 
     Args:
       run: run directory.
+      mesh: devices to work on, whatever those it was trained on.
       dataset: in place of the one that the run's configuration names; its fingerprint must be the same.
 
     Raises:
@@ -95,7 +101,8 @@ def open_run(run: str | Path, dataset: SequenceDataset | None = None) -> OpenRun
       CheckpointError: no usable checkpoint, or the dataset is another.
     """
     run = Path(run)
-    setup = prepare(load_config(run / "config.json"), dataset)
+    config = dataclasses.replace(load_config(run / "config.json"), mesh=mesh)
+    setup = prepare(config, dataset)
     params = restore_params(run, setup.config, setup.encoder, None, fingerprint=setup.dataset.fingerprint)
     return OpenRun(run, setup, params)
 

@@ -11,11 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxrec.data.batches import Batch, Origin, Rows, Sequences, expand, pack
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import parallel
+from jaxrec.models.shards import DATA, place
 
 #: ``(params, batch, at int32[B, S]) -> hidden [B, S, D]`` at the positions ``at``, without dropout.
 ApplyFn = Callable[[Any, Batch, Array], Array]
@@ -40,6 +43,7 @@ def encode_histories(
     timestamps: Any = None,
     users: Any = None,
     resident: bool = True,
+    mesh: Mesh | None = None,
 ) -> Array:
     """The state that scores the next item of each history.
 
@@ -60,10 +64,11 @@ def encode_histories(
       timestamps: int32[N], seconds since the first event, for encoders that use them.
       users: int32[E], index of the user of each history, for encoders that use it.
       resident: put the log on the device; False fills each batch on the host, for a log that does not fit.
+      mesh: the one on which ``params`` lie; rows are split over its ``data`` axis, the log is on every device.
 
     Returns:
-      float32[E, D] on the device, in the order of the histories. An empty history has the zero state: its
-      scores are the item biases alone, whatever the encoder would make of padding.
+      float32[E, D] on the device (on a mesh, on each), in the order of the histories. An empty history has the
+      zero state: its scores are the item biases alone, whatever the encoder would make of padding.
 
     Raises:
       ConfigError: ``tokens_per_batch`` holds no row of ``max_length``.
@@ -89,47 +94,52 @@ def encode_histories(
     at_once = parallel.workers(waiting=1)
     most = max(1, tokens_per_batch // at_once // max_length)
     n_rows = min(most, _power_of_two(len(plan.rows.lengths)))
+    if mesh is not None:
+        n_rows = -(-n_rows // mesh.shape[DATA]) * mesh.shape[DATA]
     if not len(full):
         return _no_states(apply_fn, params, plan.rows, timestamps, max_length, origin, n_rows, len(starts))
     log: Any = np.asarray(items)
     times = timestamps
     if resident:
-        log, times = _on_device(items), None if timestamps is None else _on_device(timestamps)
+        log, times = _on_device(items, mesh), None if timestamps is None else _on_device(timestamps, mesh)
     batches = [
         _padded(plan.rows.select(slice(first, first + n_rows)), n_rows)
         for first in range(0, len(plan.rows.lengths), n_rows)
     ]
 
+    def split(tree: Any) -> Any:
+        return tree if mesh is None else jax.tree.map(lambda x: place(x, mesh, P(DATA)), tree)
+
     def states(rows: Rows) -> Array:
         if resident:
             rows = rows._replace(starts=rows.starts.astype(np.int32))
-            batch = _filled(rows, log, times, max_length=max_length, origin=origin)
+            batch = _filled(split(rows), log, times, max_length=max_length, origin=origin)
         else:
-            batch = _fill(rows, log, times, max_length, origin, xp=np)
-        return _last_states(apply_fn, params, batch, rows.lengths)
+            batch = split(_fill(rows, log, times, max_length, origin, xp=np))
+        return _last_states(apply_fn, params, batch, split(rows.lengths))
 
     pieces = parallel.each(states, batches, at_once)
     # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty
     # histories.
-    place = np.full(len(starts), -1, np.int64)
-    place[full] = plan.place
-    return _gather(pieces, place.astype(np.int32))
+    where = np.full(len(starts), -1, np.int64)
+    where[full] = plan.place
+    return _gather(pieces, where.astype(np.int32), mesh)
 
 
 def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def _on_device(values: Any) -> Array:
-    """int32 on the device; a short log is padded to a power of two, a long one is a dataset and always the
-    same.
+def _on_device(values: Any, mesh: Mesh | None) -> Array:
+    """int32 on the device, or on each of a mesh; a short log is padded to a power of two, a long one is a
+    dataset and always the same.
     """
     if isinstance(values, Array):
         return values.astype(jnp.int32)
     values = np.asarray(values, np.int32)
     if len(values) < LONG_LOG:
         values = np.pad(values, (0, _power_of_two(len(values)) - len(values)))
-    return jnp.asarray(values)
+    return jnp.asarray(values) if mesh is None else place(values, mesh)
 
 
 class _Plan:
@@ -183,10 +193,11 @@ def _last_states(apply_fn: ApplyFn, params: Any, batch: Batch, lengths: Array) -
     return states.reshape(-1, states.shape[-1]).astype(jnp.float32)
 
 
-@jax.jit
-def _gather(pieces: list[Array], place: Array) -> Array:
+@partial(jax.jit, static_argnames="mesh")
+def _gather(pieces: list[Array], where: Array, mesh: Mesh | None) -> Array:
     states = jnp.concatenate(pieces)
-    return jnp.where((place >= 0)[:, None], states[jnp.maximum(place, 0)], jnp.float32(0))
+    states = jnp.where((where >= 0)[:, None], states[jnp.maximum(where, 0)], jnp.float32(0))
+    return states if mesh is None else lax.with_sharding_constraint(states, NamedSharding(mesh, P()))
 
 
 def _no_states(

@@ -145,6 +145,7 @@ def evaluate_cases(
         timestamps=timestamps,
         users=cases.users,
         resident=resident,
+        mesh=full.mesh,
     )
     return evaluate_states(
         hidden, full, cases, counts, items, ks=ks, remove_seen=remove_seen, row_chunk=row_chunk

@@ -12,12 +12,13 @@ summed over ``item``, and k candidates a device are gathered and merged.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -78,7 +79,8 @@ def catalogue(
       table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `Catalogue`
         passes through.
       item_chunk: items of one tile; more memory, fewer and larger products.
-      mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None.
+      mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None: that on which the
+        table lies, if any.
 
     Raises:
       NonFiniteError: the table holds NaN or infinity.
@@ -90,16 +92,17 @@ def catalogue(
         raise ConfigError(f"item_chunk must be at least 1, got {item_chunk}")
     if mesh is not None and set(mesh.axis_names) != {"data", "item"}:
         raise ConfigError(f"mesh must have the axes 'data' and 'item', got {mesh.axis_names}")
+    if table.shards is not None:
+        mesh = table.shards.mesh
     vectors = jnp.asarray(table.vectors, jnp.float32)
     bias = (
-        jnp.zeros((vectors.shape[0],), jnp.float32)
+        np.zeros((vectors.shape[0],), np.float32)
         if table.bias is None
         else jnp.asarray(table.bias, jnp.float32)
     )
     largest = _largest(vectors, "the item table's vectors"), _largest(bias, "the item table's bias")
-    n_items = vectors.shape[0] - 1
-    if mesh is not None:
-        vectors, bias = _shard(vectors, bias, mesh)
+    n_items = table.n_items
+    vectors, bias = (vectors, jnp.asarray(bias)) if mesh is None else _shard(vectors, bias, mesh)
     local = vectors.shape[0] // (1 if mesh is None else mesh.shape["item"])
     return Catalogue(vectors, bias, n_items, min(item_chunk, local), mesh, largest)
 
@@ -110,16 +113,15 @@ def identity_catalogue(n_items: int, *, item_chunk: int = ITEM_CHUNK) -> Catalog
     return Catalogue(None, bias, n_items, min(item_chunk, n_items + 1), None, (0.0, 0.0))
 
 
+@partial(jax.jit, static_argnames="mesh")
 def _shard(vectors: Array, bias: Array, mesh: Mesh) -> tuple[Array, Array]:
     """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their
     id.
     """
     extra = -vectors.shape[0] % mesh.shape["item"]
+    padded = jnp.pad(vectors, ((0, extra), (0, 0))), jnp.pad(bias, (0, extra))
     place = (NamedSharding(mesh, P("item", None)), NamedSharding(mesh, P("item")))
-    padded = jax.jit(
-        lambda v, b: (jnp.pad(v, ((0, extra), (0, 0))), jnp.pad(b, (0, extra))), out_shardings=place
-    )
-    result: tuple[Array, Array] = padded(vectors, bias)
+    result: tuple[Array, Array] = lax.with_sharding_constraint(padded, place)
     return result
 
 

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxrec.layers import Initializer
+from jaxrec.models.shards import ItemShards
+
+
+def item_parameter(
+    module: nn.Module, name: str, init: Initializer, n_items: int, shards: ItemShards | None, *size: int
+) -> Array:
+    """A parameter of ``module`` with a row for each item: float32[V+1, *size], or its padded form on a mesh.
+
+    The values are drawn for V + 1 rows either way.
+    """
+
+    def padded(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        values = init(key, (n_items + 1, *size), dtype)
+        return values if shards is None else shards.pad(values)
+
+    rows = n_items + 1 if shards is None else shards.rows
+    return module.param(name, padded, (rows, *size), jnp.float32)
 
 
 class ItemEmbedding(nn.Module):
@@ -20,15 +40,17 @@ class ItemEmbedding(nn.Module):
     n_items: int
     width: int
     table_init: Initializer
+    shards: ItemShards | None = None
 
     @nn.compact
     def __call__(self, items: Array) -> Array:
         def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
             return self.table_init(key, shape, dtype).at[0].set(0.0)
 
-        table = self.param("table", init, (self.n_items + 1, self.width), jnp.float32)
+        table = item_parameter(self, "table", init, self.n_items, self.shards, self.width)
         # "fill" answers an id beyond the table with NaN where plain indexing would silently take the last row.
-        vectors = jnp.take(table, items, axis=0, mode="fill")
+        take = partial(jnp.take, axis=0, mode="fill") if self.shards is None else self.shards.take
+        vectors = take(table, items)
         return jnp.where((items > 0)[..., None], vectors, 0.0)
 
 

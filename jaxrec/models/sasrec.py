@@ -17,7 +17,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.layers import Dropout, Initializer
 from jaxrec.models.base import DTYPES, Encoder, EncoderConfig, ItemTable
 from jaxrec.models.blocks import ACTIVATIONS, ARRANGEMENTS, Block, zero_padding
-from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding
+from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding, item_parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,8 @@ class SASRec(Encoder):
         config = self.config
         shape = self.attention_shape()
         self.attention.check(shape)
-        x = ItemEmbedding(self.n_items, config.width, self._table_init(), name="items")(batch.items)
+        embed = ItemEmbedding(self.n_items, config.width, self._table_init(), self.shards, name="items")
+        x = embed(batch.items)
         if config.scale_embeddings:
             x = x * config.width**0.5
         if POSITIONS[self.positions].additive:
@@ -152,15 +153,17 @@ class SASRec(Encoder):
         if config.block != "post-norm":
             x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), segments)
         if config.separate_output:
-            self.param("output_table", self._table_init(), (self.n_items + 1, config.width), jnp.float32)
+            init = self._table_init()
+            item_parameter(self, "output_table", init, self.n_items, self.shards, config.width)
         if config.item_bias:
-            self.param("item_bias", nn.initializers.zeros_init(), (self.n_items + 1,), jnp.float32)
+            zeros = nn.initializers.zeros_init()
+            item_parameter(self, "item_bias", zeros, self.n_items, self.shards)
         return x
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """The candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
         vectors = params["output_table"] if self.config.separate_output else params["items"]["table"]
-        return ItemTable(vectors, params["item_bias"] if self.config.item_bias else None)
+        return ItemTable(vectors, params["item_bias"] if self.config.item_bias else None, self.shards)
 
     def parameter_count(self) -> int:
         """Number of parameters by the formula in the class docstring."""

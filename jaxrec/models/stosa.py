@@ -136,7 +136,9 @@ class STOSA(Encoder):
         self.attention.check(shape)
         streams = []
         for name in STREAMS:
-            x = ItemEmbedding(self.n_items, config.width, self._init(), name=f"{name}_items")(batch.items)
+            x = ItemEmbedding(self.n_items, config.width, self._init(), self.shards, name=f"{name}_items")(
+                batch.items
+            )
             if POSITIONS[self.positions].additive:
                 x = x + PositionEmbedding(
                     self.max_length,
@@ -167,7 +169,7 @@ class STOSA(Encoder):
         """
         mean, covariance = (params[f"{name}_items"]["table"] for name in STREAMS)
         items = jnp.concatenate([mean, root(positive(covariance))], axis=-1)
-        return ItemTable(2.0 * items, -jnp.sum(items**2, axis=-1))
+        return ItemTable(2.0 * items, -jnp.sum(items**2, axis=-1), self.shards)
 
     def parameter_count(self) -> int:
         """Number of parameters by the formula in the class docstring."""

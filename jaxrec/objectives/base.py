@@ -131,10 +131,10 @@ def unit_rows(x: Array) -> Array:
 
 def scaled(hidden: Array, table: ItemTable, temperature: float, cosine: bool) -> tuple[Array, ItemTable]:
     """Hidden states and items whose plain scores are the tempered ones, of unit vectors if ``cosine``."""
-    vectors, bias = table
+    vectors, bias = table.vectors, table.bias
     if cosine:
         hidden, vectors = unit_rows(hidden), unit_rows(vectors)
     if temperature != 1.0:
         hidden = hidden / temperature
         bias = None if bias is None else bias / temperature
-    return hidden, ItemTable(vectors, bias)
+    return hidden, table._replace(vectors=vectors, bias=bias)

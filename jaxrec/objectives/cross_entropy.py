@@ -7,11 +7,13 @@ For the variant they compare with, weight the last position alone (the batch's `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxrec.models.base import ItemTable
+from jaxrec.models.base import ItemTable, sum_over_positions
+from jaxrec.models.shards import ITEM
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs, check_number, real_weights, scaled
 from jaxrec.objectives.catalogue import catalogue_cross_entropy
 
@@ -50,7 +52,14 @@ class CrossEntropyConfig(ObjectiveConfig):
         rng: Array,
         inputs: SamplingInputs | None = None,
     ) -> tuple[Array, Array]:
-        return self.sharded(hidden, table, targets, weights)
+        if table.shards is None:
+            return self.sharded(hidden, table, targets, weights)
+
+        def local(table: ItemTable, positions: Any, _: Any) -> tuple[Array, Array]:
+            return self.sharded(positions[0], table, *positions[1:], axis_name=ITEM, n_items=table.n_items)
+
+        total, weight = sum_over_positions(local, table, (hidden, targets, weights))
+        return total, weight
 
     def sharded(
         self,
@@ -98,7 +107,7 @@ def _excess(
     """Σ w (s_target - mean of all scores): scores enter the loss linearly beside log Z, so a smoothed target
     costs no more than the mean of the item vectors.
     """
-    vectors, bias = table
+    vectors, bias = table.vectors, table.bias
     n_rows = vectors.shape[0]
     v = n_rows - 1 if n_items is None else n_items
     first = jnp.int32(0) if axis_name is None else lax.axis_index(axis_name).astype(jnp.int32) * n_rows

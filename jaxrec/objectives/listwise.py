@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxrec.layers import matmul
-from jaxrec.models.base import ItemTable
+from jaxrec.models.base import ItemTable, sum_over_positions
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs, check_number, real_weights, scaled
+from jaxrec.objectives.catalogue_pass import equally_varying
 from jaxrec.objectives.sampled import CHUNK_BYTES, SampledObjectiveConfig, Scores, sum_over_chunks
 from jaxrec.objectives.samplers import needed
 
@@ -79,19 +80,20 @@ class InBatchConfig(ObjectiveConfig):
         inputs: SamplingInputs | None = None,
     ) -> tuple[Array, Array]:
         weights = real_weights(targets, weights)
-        hidden, (vectors, bias) = scaled(hidden, table, self.temperature, self.cosine)
-        offsets = jnp.zeros(targets.shape, jnp.float32) if bias is None else bias[targets]
+        hidden, table = scaled(hidden, table, self.temperature, self.cosine)
+        candidates, bias, _ = table.take(targets)
+        offsets = jnp.zeros(targets.shape, jnp.float32) if bias is None else bias
         if self.log_q:
             counts = needed(inputs, "item_counts", "InBatchConfig.log_q").astype(jnp.float32)
             share = jnp.maximum(counts[targets], 1.0) / jnp.maximum(jnp.sum(counts[1:]), 1.0)
             offsets = offsets - jnp.log(share)
-        candidates = vectors[targets]
         there = weights > 0
 
-        def loss(part: Any) -> Array:
+        def loss(part: Any, others: Any) -> Array:
             h, y, w, own, own_offset = part
-            scores = matmul(h, candidates.T, jnp.dtype(self.dtype)) + offsets[None, :]
-            valid = there[None, :] & (targets[None, :] != y[:, None])
+            vectors, offsets, items, there = others
+            scores = matmul(h, vectors.T, jnp.dtype(self.dtype)) + offsets[None, :]
+            valid = there[None, :] & (items[None, :] != y[:, None])
             positive = jnp.sum(h * own, axis=1) + own_offset
             real = w > 0
             scores = jnp.where(real[:, None] & valid, scores, 0.0)
@@ -99,7 +101,14 @@ class InBatchConfig(ObjectiveConfig):
             return jnp.sum(jnp.where(real, w * losses, 0.0))
 
         chunk = max(1, CHUNK_BYTES // (4 * max(1, targets.shape[0])))
-        return sum_over_chunks(loss, (hidden, targets, weights, candidates, offsets), chunk), jnp.sum(weights)
+
+        def total(_: ItemTable, parts: Any, others: Any) -> tuple[Array]:
+            others = tuple(equally_varying(x, parts[0])[0] for x in others)
+            return (sum_over_chunks(lambda part: loss(part, others), parts, chunk),)
+
+        parts = (hidden, targets, weights, candidates, offsets)
+        others = (candidates, offsets, targets, there)
+        return sum_over_positions(total, table, parts, others)[0], jnp.sum(weights)
 
 
 @dataclass(frozen=True)
@@ -144,18 +153,23 @@ class ScalableCrossEntropyConfig(ObjectiveConfig):
         inputs: SamplingInputs | None = None,
     ) -> tuple[Array, Array]:
         weights = real_weights(targets, weights)
-        hidden, (vectors, bias) = scaled(hidden, table, self.temperature, self.cosine)
-        n, n_items = targets.shape[0], vectors.shape[0] - 1
+        hidden, table = scaled(hidden, table, self.temperature, self.cosine)
+        # Buckets mix positions of the whole batch: on a mesh every device holds them all, but not the table.
+        hidden, targets, weights = table.everywhere((hidden, targets, weights))
+        n = targets.shape[0]
         default = 2 * math.ceil(math.sqrt(max(n, 1)))
         n_buckets = self.n_buckets or default
-        positions, items = self._buckets(hidden, vectors, weights, rng, n_buckets, default, n_items)
-        biases = jnp.zeros((n_items + 1,), jnp.float32) if bias is None else bias
+        positions, items = self._buckets(hidden, table, weights, rng, n_buckets, default)
 
         def of_bucket(part: tuple[Array, Array]) -> Array:
             position, item = part
             h, y, real = hidden[position], targets[position], weights[position] > 0
-            scores = matmul(h, vectors[item].T, jnp.dtype(self.dtype)) + biases[item][None, :]
-            positive = jnp.sum(h * vectors[y], axis=1) + biases[y]
+            vectors, biases, _ = table.take(item)
+            target_vectors, target_biases, _ = table.take(y)
+            scores = matmul(h, vectors.T, jnp.dtype(self.dtype))
+            positive = jnp.sum(h * target_vectors, axis=1)
+            if biases is not None and target_biases is not None:
+                scores, positive = scores + biases[None, :], positive + target_biases
             valid = item[None, :] != y[:, None]
             scores = jnp.where(real[:, None] & valid, scores, 0.0)
             losses = _softmax_loss(jnp.where(real, positive, 0.0), scores, valid)
@@ -174,18 +188,19 @@ class ScalableCrossEntropyConfig(ObjectiveConfig):
     def _buckets(
         self,
         hidden: Array,
-        vectors: Array,
+        table: ItemTable,
         weights: Array,
         rng: Array,
         n_buckets: int,
         default: int,
-        n_items: int,
     ) -> tuple[Array, Array]:
         """(positions int32[b, x], items int32[b, y]) of each bucket."""
-        hidden, vectors = lax.stop_gradient(hidden), lax.stop_gradient(vectors)
+        hidden, vectors = lax.stop_gradient(hidden), lax.stop_gradient(table.vectors)
+        row = jnp.arange(vectors.shape[0], dtype=jnp.int32)
+        candidate = (row > 0) & (row <= table.n_items)
         n = hidden.shape[0]
         x = min(self.bucket_positions or default, n)
-        y = min(self.bucket_items, n_items)
+        y = min(self.bucket_items, table.n_items)
         real = weights > 0
         clean = jnp.where(real[:, None], hidden, 0.0)
         if self.mix:
@@ -195,7 +210,7 @@ class ScalableCrossEntropyConfig(ObjectiveConfig):
 
         def choose(direction: Array) -> tuple[Array, Array]:
             near = jnp.where(real, clean @ direction, -jnp.inf)
-            item = (vectors @ direction).at[0].set(-jnp.inf)
+            item = table.everywhere(jnp.where(candidate, vectors @ direction, -jnp.inf))
             return lax.top_k(near, x)[1].astype(jnp.int32), lax.top_k(item, y)[1].astype(jnp.int32)
 
         return lax.map(choose, directions, batch_size=16)

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from jaxrec.errors import ConfigError
 from jaxrec.layers import matmul
-from jaxrec.models.base import ItemTable
+from jaxrec.models.base import ItemTable, sum_over_positions
 from jaxrec.objectives.base import (
     ObjectiveConfig,
     SamplingInputs,
@@ -23,6 +23,7 @@ from jaxrec.objectives.base import (
     real_weights,
     scaled,
 )
+from jaxrec.objectives.catalogue_pass import equally_varying
 from jaxrec.objectives.samplers import SAMPLERS, Request, draw
 
 CHUNK_BYTES = (
@@ -113,7 +114,7 @@ class SampledObjectiveConfig(ObjectiveConfig):
     ) -> tuple[Array, Array]:
         weights = real_weights(targets, weights)
         hidden, table = scaled(hidden, table, self.temperature, self.cosine)
-        n_items = table.vectors.shape[0] - 1
+        n_items = table.n_items
         request = Request(
             lax.stop_gradient(hidden),
             table,
@@ -128,19 +129,19 @@ class SampledObjectiveConfig(ObjectiveConfig):
         )
         negatives = draw(self.sampler, request, self.exclude_seen)
         one_draw = negatives.items.shape[0] == 1 and targets.shape[0] != 1
-        common = _rows(table, negatives.items[0]) if one_draw else None
+        common = (table.take(negatives.items[0]), negatives.log_expected) if one_draw else None
 
-        def loss(part: Any) -> Array:
+        def loss(table: ItemTable, part: Any, common: Any) -> Array:
             h, y, w, valid, items, log_expected = part
-            vector, bias = _rows(table, y)
-            positive = jnp.sum(h * vector, axis=-1)
-            positive = positive if bias is None else positive + bias
-            rows = _rows(table, items) if common is None else common
+            own = table.take(y)
+            positive = jnp.sum(h * own.vectors, axis=-1)
+            positive = positive if own.bias is None else positive + own.bias
             if common is not None:
-                negative = matmul(h, common.vectors.T, jnp.dtype(self.dtype))
-                negative = negative if common.bias is None else negative + common.bias[None, :]
-                log_expected = negatives.log_expected
+                rows, log_expected = common
+                negative = matmul(h, rows.vectors.T, jnp.dtype(self.dtype))
+                negative = negative if rows.bias is None else negative + rows.bias[None, :]
             else:
+                rows = table.take(items)
                 negative = jnp.sum(h[:, None, :] * rows.vectors, axis=-1)
                 negative = negative if rows.bias is None else negative + rows.bias
             scores = Scores(positive, negative, valid, log_expected)
@@ -153,7 +154,7 @@ class SampledObjectiveConfig(ObjectiveConfig):
                 negative=jnp.where(counts, negative, 0.0),
             )
             if self.needs_distances:
-                target, between = self._distances(h, positive, ItemTable(vector, bias), rows)
+                target, between = self._distances(h, positive, own, rows)
                 scores = scores._replace(
                     distances=Distances(jnp.where(real, target, 0.0), jnp.where(counts, between, 0.0))
                 )
@@ -161,8 +162,15 @@ class SampledObjectiveConfig(ObjectiveConfig):
 
         own = (None, None) if one_draw else (negatives.items, negatives.log_expected)
         width = self.n_negatives * (1 if one_draw else hidden.shape[1])
+        chunk = max(1, CHUNK_BYTES // (4 * width))
+
+        def total(table: ItemTable, parts: Any, common: Any) -> tuple[Array]:
+            # The product rule of `matmul` wants its operands marked alike.
+            marked = jax.tree.map(lambda x: equally_varying(x, parts[0])[0], common)
+            return (sum_over_chunks(lambda part: loss(table, part, marked), parts, chunk),)
+
         parts = (hidden, targets, weights, negatives.valid, *own)
-        return sum_over_chunks(loss, parts, max(1, CHUNK_BYTES // (4 * width))), jnp.sum(weights)
+        return sum_over_positions(total, table, parts, common)[0], jnp.sum(weights)
 
     def _distances(
         self, hidden: Array, positive: Array, targets: ItemTable, negatives: ItemTable
@@ -184,11 +192,6 @@ class SampledObjectiveConfig(ObjectiveConfig):
         )
 
 
-def _rows(table: ItemTable, items: Array) -> ItemTable:
-    """Vectors and biases of items: float32 gathers, so that their gradients are summed in float32."""
-    return ItemTable(table.vectors[items], None if table.bias is None else table.bias[items])
-
-
 def sum_over_chunks(loss: Callable[[Any], Array], parts: Any, chunk: int) -> Array:
     """Σ loss(chunk of parts): chunks of at most ``chunk`` rows of each array; the backward pass computes each
     again.
@@ -205,5 +208,6 @@ def sum_over_chunks(loss: Callable[[Any], Array], parts: Any, chunk: int) -> Arr
     def body(total: Array, part: Any) -> tuple[Array, None]:
         return total + loss(part), None
 
-    total, _ = lax.scan(jax.checkpoint(body), jnp.zeros((), jnp.float32), jax.tree.map(split, parts))
+    start = equally_varying(jnp.zeros((), jnp.float32), *jax.tree.leaves(parts))[0]
+    total, _ = lax.scan(jax.checkpoint(body), start, jax.tree.map(split, parts))
     return total

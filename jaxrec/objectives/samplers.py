@@ -53,7 +53,7 @@ class Request(NamedTuple):
 
     @property
     def n_items(self) -> int:
-        return self.table.vectors.shape[0] - 1
+        return self.table.n_items
 
     def shape(self) -> tuple[int, int]:
         return (1 if self.shared else self.targets.shape[0], self.n_negatives)
@@ -120,7 +120,9 @@ def hard(request: Request) -> tuple[Array, Array]:
 
     They are no sample: the expected count of each is one, so logQ leaves their scores as they are.
     """
-    vectors, bias = request.table
+    table = request.table
+    rows = jnp.arange(table.vectors.shape[0], dtype=jnp.int32)
+    candidate = (rows > 0) & (rows <= request.n_items)
     hidden = request.hidden
     if request.shared:
         share = request.weights / jnp.maximum(jnp.sum(request.weights), 1e-9)
@@ -128,8 +130,8 @@ def hard(request: Request) -> tuple[Array, Array]:
     k = min(request.n_negatives, request.n_items)
 
     def best(row: Array) -> Array:
-        scores = vectors @ row + (0.0 if bias is None else bias)
-        return lax.top_k(scores.at[0].set(-jnp.inf), k)[1].astype(jnp.int32)
+        scores = table.vectors @ row + (0.0 if table.bias is None else table.bias)
+        return lax.top_k(table.everywhere(jnp.where(candidate, scores, -jnp.inf)), k)[1].astype(jnp.int32)
 
     # One row at a time would starve the products, all rows at once would hold [N, V] scores.
     items = lax.map(best, lax.stop_gradient(hidden), batch_size=64)
@@ -150,10 +152,7 @@ def draw(name: str, request: Request, exclude_seen: bool) -> Negatives:
     the catalogue (but for "in-batch", which has only the batch's targets to offer).
     """
     request = request._replace(
-        table=ItemTable(
-            lax.stop_gradient(request.table.vectors),
-            None if request.table.bias is None else lax.stop_gradient(request.table.bias),
-        ),
+        table=lax.stop_gradient(request.table),
     )
     if request.n_negatives >= request.n_items and name != "in-batch":
         items = jnp.arange(1, request.n_items + 1, dtype=jnp.int32)[None, :]

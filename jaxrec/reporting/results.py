@@ -20,6 +20,7 @@ from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.reporting.page import write_figures, write_page
 from jaxrec.serving.recommender import save_catalogue
 from jaxrec.training.config import to_dict
+from jaxrec.training.distributed import is_first
 from jaxrec.training.loop import FitResult
 from jaxrec.training.setup import Setup
 
@@ -131,7 +132,7 @@ def results_of(fit: FitResult) -> dict[str, Any]:
             "best_steps": ledger.best_step,
             "feed": "resident" if setup.host_log is None else "streamed",
             "fill_rate": round(float(np.mean([stream.fill_rate for stream in setup.streams])), 4),
-            "parameters": int(sum(np.prod(x.shape[1:]) for x in jax.tree.leaves(fit.params))),
+            "parameters": setup.encoder.parameter_count(),
         },
         "timing": {
             "compile_seconds": round(ledger.compile_seconds, 3),
@@ -163,10 +164,10 @@ def save_ranks(fit: FitResult, directory: Path) -> None:
 def write_run(fit: FitResult) -> dict[str, Any]:
     """Write everything a finished run leaves in its directory, and return the results.
 
-    With no directory (training in memory) only the results are returned.
+    With no directory (training in memory) only the results are returned. Of several processes the first one writes.
     """
     results = results_of(fit)
-    if fit.workdir is not None:
+    if fit.workdir is not None and is_first():
         save_ranks(fit, fit.workdir / "ranks")
         save_catalogue(fit.setup.dataset, fit.workdir)
         figures = write_figures(fit, results, fit.workdir)

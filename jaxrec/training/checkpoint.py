@@ -63,6 +63,12 @@ class CheckpointStore:
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory.absolute(),
+                # `restore` compares the shapes itself; only rows of zeros are cut off or added.
+                context=ocp.Context(
+                    array_options=ocp.options.ArrayOptions(
+                        loading=ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True)
+                    )
+                ),
                 save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=_policies.AnyPreservationPolicy(
                     [
@@ -145,8 +151,21 @@ class CheckpointStore:
             raise self._damaged(step, ValueError("the list of its arrays cannot be read"))
         return step, record, arrays
 
-    def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self,
+        target: Any,
+        step: int | None = None,
+        tables: Mapping[str, int] | None = None,
+        table_rows: int = 0,
+    ) -> tuple[Any, dict[str, Any]]:
         """The tree of a checkpoint, laid out as ``target`` (see `abstract`), and its record.
+
+        Args:
+          target: what to restore, onto any devices.
+          step: which checkpoint; None = the latest.
+          tables: arrays by name, and the axis of each that counts items: there rows of zeros may follow the first
+            ``table_rows``, as many as the mesh of the run asked for.
+          table_rows: V + 1.
 
         Raises:
           CheckpointError: an array is missing, unexpected, or of another shape or dtype (each is named); or damaged.
@@ -166,6 +185,10 @@ class CheckpointStore:
         for name in wanted.keys() & saved.keys():
             want = (tuple(wanted[name].shape), str(wanted[name].dtype))
             have = (tuple(saved[name].shape), str(saved[name].dtype))
+            if tables is not None and tables.get(name, -1) >= 0 and len(want[0]) == len(have[0]):
+                axis = tables[name]
+                if have[0][axis] >= table_rows:
+                    have = ((*have[0][:axis], want[0][axis], *have[0][axis + 1 :]), have[1])
             if want != have:
                 problems.append(
                     f"{name}: expected {want[1]}{list(want[0])}, the checkpoint has {have[1]}{list(have[0])}"

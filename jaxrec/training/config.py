@@ -20,6 +20,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
 from jaxrec.objectives import OBJECTIVES, CrossEntropyConfig, ObjectiveConfig
 from jaxrec.registry import Registry
+from jaxrec.training.mesh import MeshConfig
 from jaxrec.training.optimizers import OptimizerConfig
 
 
@@ -160,6 +161,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         ks = self.evaluation.ks

@@ -15,17 +15,27 @@ import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sequences import Position
-from jaxrec.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, RunExistsError
+from jaxrec.errors import (
+    CheckpointError,
+    ConfigError,
+    DistributedError,
+    Interrupted,
+    JaxrecError,
+    NonFiniteError,
+    RunExistsError,
+)
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
 from jaxrec.training.config import RunConfig, differences, load_config, save_config, to_dict
+from jaxrec.training.distributed import decided, highest, is_first
 from jaxrec.training.feed import ChunkFeed
 from jaxrec.training.journal import Journal, Progress, StopRequest
 from jaxrec.training.restore import check_fingerprint
 from jaxrec.training.setup import Setup, prepare
 from jaxrec.training.step import Params, StepMetrics, initial_state, make_train_chunk
 
-#: Settings that a resumed run may change: they decide when it stops and how data gets in, not what a step does.
+#: Settings that a resumed run may change: they decide when it stops, how data gets in and on which devices it runs, not
+#: what a step does (beyond rounding, where the mesh is another).
 RESUMABLE = (
     "training.epochs",
     "training.patience",
@@ -33,6 +43,8 @@ RESUMABLE = (
     "training.keep_checkpoints",
     "training.feed",
     "training.resident_share",
+    "mesh.data",
+    "mesh.item",
 )
 
 
@@ -123,7 +135,6 @@ def seed_params(params: Params, index: int) -> Params:
     return jax.tree.map(lambda x: x[index], params)
 
 
-@jax.jit
 def _keep_best(improved: jax.Array, params: Params, best: Params) -> Params:
     """For each seed the present parameters where they improved, else the best so far."""
     return jax.tree.map(
@@ -159,15 +170,19 @@ def train(
     # ---- the run directory, refused before any compute
     directory = None if workdir is None else Path(workdir)
     if directory is not None:
-        claim_directory(directory, config, resume, overwrite)
+        _claim_together(directory, config, resume, overwrite)
     elif resume:
         raise ConfigError("resume needs a workdir: expected the directory of a run, got None")
 
     # ---- data, model, and the state of every seed
     setup = prepare(config, dataset)
-    seeds = jnp.asarray(config.training.seeds, jnp.uint32)
-    make_state = jax.jit(jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)))
+    layout, shardings = setup.layout, setup.layout.shardings()
+    seeds = np.asarray(config.training.seeds, np.uint32)
+    make_state = jax.jit(
+        jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)), out_shardings=shardings
+    )
     state = make_state(seeds)
+    keep_best = jax.jit(_keep_best, out_shardings=None if shardings is None else shardings.params)
     best = jax.tree.map(jnp.copy, state.params)
     ledger = Ledger.start(len(seeds))
     step = 0
@@ -179,10 +194,12 @@ def train(
         if resume and store.steps():
             record = store.record()
             check_record(record, config, setup.dataset)
-            (state, best), record = store.restore(abstract((state, best)))
+            (state, best), record = store.restore(abstract((state, best)), **layout.tables())
             ledger, step = Ledger.load(record["ledger"]), record["step"]
-        save_config(config, directory / "config.json")
-    journal = Journal(None if directory is None else directory / "log.jsonl", step if resume else None)
+        if is_first():
+            save_config(config, directory / "config.json")
+    log = directory / "log.jsonl" if directory is not None and is_first() else None
+    journal = Journal(log, step if resume else None)
 
     # ---- compile
     plan, k = setup.plan, setup.plan.chunk_steps
@@ -196,10 +213,11 @@ def train(
         config.batches,
         over_seeds,
         config.training.accumulate_steps,
+        layout,
     )
 
     def save(score: float) -> None:
-        if store is not None and step not in store.steps():
+        if store is not None and not decided(step in store.steps()):
             record = {
                 "step": step,
                 "config": to_dict(config),
@@ -211,10 +229,12 @@ def train(
     last_saved = time.monotonic()
     score = float(np.mean(ledger.best)) if step else -1.0
     finished = all(ledger.stopped) or step >= plan.total_steps
-    bar = Progress(plan.total_steps, step, progress and not finished)
+    bar = Progress(plan.total_steps, step, progress and not finished and is_first())
     compiled = None
     left = 0 if finished else (plan.total_steps - step) // k
-    feed = ChunkFeed(setup.streams, ledger.positions, config.batches, k, left, setup.host_log)
+    size = config.batches.batch_size
+    put, own = layout.put(size), layout.own_rows(size)
+    feed = ChunkFeed(setup.streams, ledger.positions, config.batches, k, left, setup.host_log, put, own)
     try:
         with StopRequest() as stop, feed:
             while not finished:
@@ -253,27 +273,29 @@ def train(
                 if step % (k * plan.chunks_per_evaluation) == 0:
                     started = time.perf_counter()
                     evaluations = [
-                        setup.evaluate(seed_params(state.params, s), setup.split.valid)
+                        setup.evaluate(layout.seed_params(state.params, s), setup.split.valid)
                         for s in range(len(seeds))
                     ]
                     scores = [float(evaluation.metrics[config.training.metric]) for evaluation in evaluations]
                     improved = ledger.update(scores, step, config.training.patience)
-                    best = _keep_best(jnp.asarray(improved), state.params, best)
+                    best = keep_best(improved, state.params, best)
                     ledger.evaluation_seconds += time.perf_counter() - started
                     score = float(np.mean(scores))
                     journal.write(step=step, valid={config.training.metric: scores}, best=list(ledger.best))
                     bar.advance(0, **{f"valid {config.training.metric}": f"{score:.4f}"})
                     finished = all(ledger.stopped) or step >= plan.total_steps
-                    if time.monotonic() - last_saved >= config.training.checkpoint_seconds or finished:
+                    due = time.monotonic() - last_saved >= config.training.checkpoint_seconds
+                    if decided(due or finished):
                         save(score)
                         last_saved = time.monotonic()
 
                 # ---- a signal: save what is done and say how to go on
-                if stop.signal_number is not None and not finished:
+                number = highest(stop.signal_number or 0)
+                if number and not finished:
                     save(score)
                     if store is not None:
                         store.wait()
-                    raise Interrupted(_farewell(step, plan.total_steps, directory), stop.signal_number)
+                    raise Interrupted(_farewell(step, plan.total_steps, directory), number)
     finally:
         bar.close()
         if store is not None:
@@ -281,10 +303,24 @@ def train(
 
     # ---- held-out targets, with each seed's best parameters
     started = time.perf_counter()
-    valid = [setup.evaluate(seed_params(best, s), setup.split.valid) for s in range(len(seeds))]
-    test = [setup.evaluate(seed_params(best, s), setup.split.test) for s in range(len(seeds))]
+    valid = [setup.evaluate(layout.seed_params(best, s), setup.split.valid) for s in range(len(seeds))]
+    test = [setup.evaluate(layout.seed_params(best, s), setup.split.test) for s in range(len(seeds))]
     ledger.evaluation_seconds += time.perf_counter() - started
     return FitResult(setup, best, valid, test, ledger, directory, step)
+
+
+def _claim_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """`claim_directory` by the first process; where it refuses, all do."""
+    refused: Exception | None = None
+    if is_first():
+        try:
+            claim_directory(directory, config, resume, overwrite)
+        except (JaxrecError, OSError) as error:
+            refused = error
+    if decided(refused is not None):
+        raise refused or DistributedError(
+            f"the first process refused the run directory {directory}: its message says why"
+        )
 
 
 def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:

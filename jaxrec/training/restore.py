@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrec.errors import CheckpointError
 from jaxrec.training.checkpoint import CheckpointStore, abstract
 from jaxrec.training.config import RunConfig
+from jaxrec.training.mesh import Layout
 from jaxrec.training.step import Params, initial_state
 
 
@@ -45,11 +46,15 @@ def restore_params(
         optimizer = config.optimizer.build(2)
         seeds = jnp.asarray(config.training.seeds, jnp.uint32)
         shapes = jax.eval_shape(jax.vmap(lambda seed: initial_state(encoder, optimizer, seed)), seeds)
+        layout = Layout(encoder, optimizer)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = layout.shardings() or jax.tree.map(lambda _: device, shapes)
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), (shapes, shapes.params)
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            (shapes, shapes.params),
+            (shardings, shardings.params),
         )
-        (_, best), _ = store.restore(abstract(target), record["step"])
+        (_, best), _ = store.restore(abstract(target), record["step"], **layout.tables())
     finally:
         store.close()
-    return best if index is None else jax.tree.map(lambda x: x[index], best)
+    return best if index is None else layout.seed_params(best, index)

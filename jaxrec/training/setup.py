@@ -23,6 +23,7 @@ from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES
 from jaxrec.training.config import RunConfig
 from jaxrec.training.feed import HostLog, RelativeSeconds, is_resident
+from jaxrec.training.mesh import Layout, build_mesh, on_mesh
 from jaxrec.training.step import Params, Resources, initial_state
 
 
@@ -88,6 +89,7 @@ class Setup:
     host_log: HostLog | None
     timestamps: Any
     known_items: np.ndarray
+    layout: Layout
 
     def evaluate(self, params: Params, cases: EvaluationCases) -> Evaluation:
         """Exact ranks over the whole catalogue for one seed's parameters."""
@@ -107,6 +109,7 @@ class Setup:
             tokens_per_batch=max(config.evaluation.tokens_per_batch, config.batches.max_length),
             item_chunk=config.evaluation.item_chunk,
             resident=self.host_log is None,
+            mesh=self.layout.mesh,
         )
 
 
@@ -127,6 +130,8 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
             "objective 'bpr'"
         )
     dataset = config.data.load() if dataset is None else dataset
+    part = config.batches.batch_size // config.training.accumulate_steps
+    mesh = build_mesh(config.mesh, part, dataset.n_items)
     if max(config.evaluation.ks) > dataset.n_items:
         raise DataError(
             f"evaluation.ks asks for lists of {max(config.evaluation.ks)}, but the catalogue has {dataset.n_items} items; "
@@ -140,6 +145,12 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
     encoder = config.encoder.module(
         config.attention, dataset.n_items, config.batches.max_length, config.batches.origin
     )
+    if mesh is not None and mesh.shape["data"] > 1 and config.attention.rows_per_group:
+        raise ConfigError(
+            "attention.rows_per_group must be 0 where mesh.data is above 1, since rows on several devices cannot take "
+            f"turns; got {config.attention.rows_per_group}"
+        )
+    encoder = on_mesh(encoder, mesh)
     plan = plan_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(plan.total_steps)
     jax.eval_shape(
@@ -149,6 +160,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
     timestamps: Any = None if dataset.timestamps is None else RelativeSeconds(dataset.timestamps)
     if timestamps is not None and resident:
         timestamps = timestamps[:]
+    layout = Layout(encoder, optimizer)
     return Setup(
         config=config,
         dataset=dataset,
@@ -158,10 +170,11 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
         optimizer=optimizer,
         streams=streams,
         plan=plan,
-        resources=device_resources(config, split, timestamps, resident),
+        resources=layout.resources(device_resources(config, split, timestamps, resident)),
         host_log=None if resident else HostLog(np.asarray(dataset.items), timestamps),
         timestamps=timestamps,
         known_items=split.item_counts > 0,
+        layout=layout,
     )
 
 

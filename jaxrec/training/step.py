@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,9 @@ from jaxrec.data.batches import Batch, Rows, expand
 from jaxrec.data.sequences import BatchConfig
 from jaxrec.models.base import ItemTable
 from jaxrec.objectives import ObjectiveConfig, SamplingInputs
+
+if TYPE_CHECKING:
+    from jaxrec.training.mesh import Layout
 
 Params = Any
 
@@ -169,6 +172,7 @@ def make_train_chunk(
     batches: BatchConfig,
     over_seeds: Literal["vmap", "map"] = "map",
     accumulate_steps: int = 1,
+    layout: Layout | None = None,
 ) -> stages.Wrapped:
     """A jitted function that runs K steps for each of S seeds; the state is donated.
 
@@ -178,6 +182,8 @@ def make_train_chunk(
 
     K is the length of the rows: every chunk of a run has the same, so the program is compiled once. It should be at
     least 2: XLA unrolls a loop of one trip and rounds it differently.
+
+    ``layout`` says where state and batches lie; None leaves a single device to JAX.
     """
     step = partial(train_step, encoder, objective, optimizer, accumulate_steps)
 
@@ -187,13 +193,15 @@ def make_train_chunk(
         def one_seed(arguments: tuple[TrainState, Any]) -> tuple[TrainState, StepMetrics]:
             own_state, own_inputs = arguments
             filled = fill_batches(own_inputs, resources, batches)
+            filled = filled if layout is None else layout.batches(filled)
             return lax.scan(lambda s, batch: step(s, batch, resources), own_state, filled)
 
         if over_seeds == "vmap":
             return jax.vmap(one_seed)((state, inputs))
         return lax.map(one_seed, (state, inputs))
 
-    return jax.jit(chunk, donate_argnums=0)
+    shardings = None if layout is None else (layout.shardings(), layout.everywhere())
+    return jax.jit(chunk, donate_argnums=0, out_shardings=shardings)
 
 
 def device_rows(parts: list[Rows], steps: int) -> Rows:

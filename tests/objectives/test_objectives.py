@@ -251,7 +251,7 @@ def test_scalable_cross_entropy_equals_its_formula(mix, key):
     case = problem()
     weights = case[4] * (case[3] > 0)
     hidden, vectors, _, _ = (jnp.asarray(x, jnp.float32) for x in case[:4])
-    chosen = config._buckets(hidden, vectors, jnp.asarray(weights, jnp.float32), key, 2, 4, V)
+    chosen = config._buckets(hidden, ItemTable(vectors), jnp.asarray(weights, jnp.float32), key, 2, 4)
     positions, items = (np.asarray(x) for x in chosen)
 
     def function(hidden, vectors, bias):

@@ -8,8 +8,11 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxrec.models.base import ItemTable
-from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.models.shards import ItemShards, place
+from jaxrec.objectives import CrossEntropyConfig, InBatchConfig
 from jaxrec.objectives.catalogue import catalogue_cross_entropy
+from jaxrec.objectives.sampled import SampledObjectiveConfig
+from tests.objectives import test_objectives as objectives
 
 N, V, D = 24, 21, 4
 ROWS = 24  # V + 1 padded to a multiple of the shards
@@ -97,3 +100,55 @@ def test_axis_name_needs_the_number_of_items():
     hidden, vectors, bias, targets, weights = problem(1.0)
     with pytest.raises(ValueError, match=r"n_items: expected the number of items .* got None; give V"):
         catalogue_cross_entropy(hidden, ItemTable(vectors, bias), targets, weights, axis_name="item")
+
+
+@pytest.mark.parametrize("chunk", [0, 16], ids=["whole", "chunks"])
+@pytest.mark.parametrize("name", objectives.ALL)
+def test_every_objective_on_a_split_table(name, chunk, monkeypatch, key):
+    """Value, weight and gradients of a table whose rows lie on four devices, and positions on two."""
+    config = objectives.ALL[name]
+    if chunk:
+        if not isinstance(config, SampledObjectiveConfig | InBatchConfig):
+            pytest.skip("works in no chunks of positions, or its own")
+        monkeypatch.setattr("jaxrec.objectives.sampled.CHUNK_BYTES", chunk)
+        monkeypatch.setattr("jaxrec.objectives.listwise.CHUNK_BYTES", chunk)
+    hidden, vectors, bias, targets, weights = objectives.problem()
+    mesh = jax.make_mesh((2, 4), ("data", "item"), axis_types=(AxisType.Auto,) * 2)
+    shards = ItemShards(mesh, objectives.V)
+    beyond = shards.rows - objectives.V - 1
+    assert beyond > 0
+    inputs = objectives.inputs()
+    targets, weights = jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32)
+
+    def value(shards, hidden, vectors, bias):
+        def loss(hidden, vectors, bias):
+            return config(hidden, ItemTable(vectors, bias, shards), targets, weights, key, inputs)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(hidden, vectors, bias)
+
+    arrays = [np.asarray(x, np.float32) for x in (hidden, vectors, bias)]
+    (total, weight), gradients = value(None, *arrays)
+    # Rows beyond the catalogue must not count, whatever they hold.
+    padded = (
+        place(arrays[0], mesh, P("data")),
+        place(np.pad(arrays[1], ((0, beyond), (0, 0)), constant_values=9.0), mesh, P("item")),
+        place(np.pad(arrays[2], (0, beyond), constant_values=9.0), mesh, P("item")),
+    )
+    (split_total, split_weight), split = value(shards, *padded)
+    np.testing.assert_allclose(split_total, total, rtol=2e-6)
+    np.testing.assert_allclose(split_weight, weight, rtol=1e-6)
+    for a, b in zip(split, gradients, strict=True):
+        a = np.asarray(a)
+        assert not a[len(b) :].any()
+        np.testing.assert_allclose(a[: len(b)], b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+
+
+def test_rows_of_a_split_table_are_those_of_the_whole():
+    table = np.arange(44, dtype=np.float32).reshape(11, 4)
+    mesh = jax.make_mesh((2, 4), ("data", "item"), axis_types=(AxisType.Auto,) * 2)
+    shards = ItemShards(mesh, 10)
+    split = place(np.pad(table, ((0, 1), (0, 0))), mesh, P("item"))
+    for ids in (np.array([[0, 10], [3, 5]]), np.array([7, 1, 2]), np.array(4)):
+        np.testing.assert_array_equal(jax.jit(shards.take)(split, ids.astype(np.int32)), table[ids])
+    outside = jax.jit(shards.take)(split, np.array([11, -1], np.int32))
+    assert np.isnan(np.asarray(outside)).all(), "an id that no item has is no item"

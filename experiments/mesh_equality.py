@@ -1,0 +1,224 @@
+"""The same run on meshes of one to eight devices, and by two processes: do the numbers agree, and what lies on a device?
+
+    python -m experiments.mesh_equality
+
+Forced host devices of one CPU: this shows numbers and memory, never a speed. Writes
+``experiments/results/mesh_equality.md``.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from jaxrec.data import load_dataset
+from jaxrec.data.sequences import Position
+from jaxrec.presets import smoke
+from jaxrec.training.config import RunConfig, save_config
+from jaxrec.training.journal import read_journal
+from jaxrec.training.loop import train
+from jaxrec.training.mesh import MeshConfig
+from jaxrec.training.restore import restore_params
+from jaxrec.training.setup import Setup, prepare
+from jaxrec.training.step import device_rows, initial_state, make_train_chunk
+
+MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (8, 1), (2, 4), (1, 8))
+RESULTS = Path(__file__).parent / "results" / "mesh_equality.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compare meshes.
+
+    Attributes:
+      epochs: length of the run.
+      processes: also run it by two processes with two devices each.
+      write: record the table.
+    """
+
+    epochs: float = 8.0
+    processes: bool = True
+    write: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Of one run.
+
+    Attributes:
+      losses: mean of each chunk of steps.
+      params: best parameters on the host, tables without padding.
+      metrics: on the test targets.
+    """
+
+    losses: list[float]
+    params: list[np.ndarray]
+    metrics: dict[str, float]
+
+
+def configuration(options: Options, mesh: MeshConfig) -> RunConfig:
+    """A small SASRec with dropout and the exact cross-entropy."""
+    base = smoke()
+    return dataclasses.replace(
+        base,
+        encoder=dataclasses.replace(base.encoder, width=32, dropout=0.2),
+        training=dataclasses.replace(base.training, epochs=options.epochs, evaluate_every=4),
+        mesh=mesh,
+    )
+
+
+def host(params: Any, rows: int) -> list[np.ndarray]:
+    """Parameters of the first seed; of tables the rows that items have."""
+    leaves = [np.asarray(x)[0] for x in jax.tree.leaves(params)]
+    return [x[:rows] if x.ndim and x.shape[0] >= rows else x for x in leaves]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"][0] for line in read_journal(run / "log.jsonl") if "loss" in line]
+
+
+def memory(config: RunConfig) -> dict[str, int]:
+    """Bytes on one device: of item tables with their moments, of all arguments and temporaries of the compiled steps."""
+    setup: Setup = prepare(config)
+    layout = setup.layout
+    make = jax.jit(
+        jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)),
+        out_shardings=layout.shardings(),
+    )
+    state = make(np.zeros(1, np.uint32))
+    steps = 2
+    rows, _ = setup.streams[0].take(Position(), steps * config.batches.batch_size)
+    chunk = make_train_chunk(
+        setup.encoder, config.objective, setup.optimizer, config.batches, "map", layout=layout
+    )
+    plan = layout.put(config.batches.batch_size)(device_rows([rows], steps))
+    analysis = chunk.lower(state, plan, setup.resources).compile().memory_analysis()
+    pairs = zip(jax.tree.leaves(layout.axes), jax.tree.leaves(state), strict=True)
+    tables = sum(x.addressable_shards[0].data.nbytes for axis, x in pairs if axis >= 0)
+    return {
+        "tables": tables,
+        "arguments": analysis.argument_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+    }
+
+
+def run_mesh(options: Options, mesh: MeshConfig, folder: Path) -> Outcome:
+    config = configuration(options, mesh)
+    fit = train(config, None, folder, progress=False)
+    rows = fit.setup.dataset.n_items + 1
+    return Outcome(losses(folder), host(fit.params, rows), fit.test[0].metrics)
+
+
+def run_processes(options: Options, folder: Path) -> tuple[Outcome, float]:
+    """The run by two processes with two devices each, and its wall seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = configuration(options, MeshConfig(2, 2))
+    save_config(config, folder / "config.json")
+    program = (
+        "import sys; from pathlib import Path; from jaxrec.training.distributed import DistributedConfig, join;"
+        f"join(DistributedConfig('manual', '127.0.0.1:{port}', 2, int(sys.argv[1])));"
+        "from jaxrec.api import fit; from jaxrec.training.config import load_config;"
+        "folder = Path(sys.argv[2]);"
+        "fit(None, load_config(folder / 'config.json'), folder / 'run', progress=False)"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    started = time.perf_counter()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(number), str(folder)], env=environment)
+        for number in range(2)
+    ]
+    try:
+        codes = [process.wait(timeout=1800) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(codes):
+        raise SystemExit(f"the two processes ended with {codes}")
+    seconds = time.perf_counter() - started
+    results = json.loads((folder / "run" / "results.json").read_text())
+    setup = prepare(configuration(options, MeshConfig()))
+    params = restore_params(folder / "run", setup.config, setup.encoder, None)
+    metrics = {name: value["mean"] for name, value in results["metrics"].items()}
+    return Outcome(losses(folder / "run"), host(params, setup.dataset.n_items + 1), metrics), seconds
+
+
+def row(label: str, outcome: Outcome, first: Outcome, memory: dict[str, int] | None) -> str:
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(outcome.params, first.params, strict=True))
+    loss_difference = max(abs(a - b) for a, b in zip(outcome.losses, first.losses, strict=True))
+    sizes = (
+        " | ".join(f"{memory[name]:,}" for name in ("tables", "arguments", "temporaries"))
+        if memory
+        else "- | - | -"
+    )
+    return (
+        f"| {label} | {outcome.losses[-1]:.6f} | {loss_difference:.1e} | {difference:.1e} | "
+        f"{outcome.metrics['HR@10']:.4f} | {outcome.metrics['NDCG@10']:.4f} | {sizes} |"
+    )
+
+
+def main(options: Options) -> str:
+    """Run all and return the page."""
+    dataset = load_dataset("movietweetings")
+    rows, first = [], None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
+        for shape in MESHES:
+            mesh = MeshConfig(*shape)
+            outcome = run_mesh(options, mesh, folder / f"{shape[0]}x{shape[1]}")
+            first = first or outcome
+            label = f"{shape[0] * shape[1]} ({shape[0]} x {shape[1]})"
+            rows.append(row(label, outcome, first, memory(configuration(options, mesh))))
+            print(rows[-1], flush=True)
+        assert first is not None
+        told = ""
+        if options.processes:
+            (folder / "pair").mkdir()
+            outcome, seconds = run_processes(options, folder / "pair")
+            rows.append(row("4 (2 x 2), two processes", outcome, first, None))
+            told = (
+                f"The two processes took {seconds:.0f} s of wall time from start to report, on the "
+                f"{os.cpu_count()} cores that all share.\n"
+            )
+    config = configuration(options, MeshConfig())
+    page = f"""# One run on meshes of one to eight devices
+
+    python -m experiments.mesh_equality
+
+{dataset.name}: {dataset.n_items:,} items; SASRec of width {config.encoder.width} with dropout {config.encoder.dropout},
+exact cross-entropy, batches of {config.batches.batch_size} rows of {config.batches.max_length}, {options.epochs:g} epochs,
+one seed. jax {jax.__version__}. Forced host devices of one CPU: they show that the numbers agree, and what lies on a
+device, not how fast anything is. "Max diff." is to one device: of the mean losses of the chunks of steps, and
+of all best parameters. Bytes are those of one device: item tables with both moments of Adam; all arguments of the
+compiled steps (the log among them); its temporaries.
+
+| Devices (data x item) | Last loss | Max diff., loss | of params | HR@10 | NDCG@10 | Tables | Arguments | Temporaries |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+{told}"""
+    if options.write:
+        RESULTS.write_text(page)
+    return page
+
+
+if __name__ == "__main__":
+    print(main(tyro.cli(Options)))

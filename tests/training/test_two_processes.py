@@ -1,0 +1,167 @@
+"""Two processes with two devices each train, save, restore and evaluate like one; and what they say when one is missing."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrec.training.checkpoint import CheckpointStore
+from jaxrec.training.journal import read_journal
+from tests.helpers import small_dataset
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 240
+OPTIONS = ["--preset", "smoke", "--batches.batch-size", "4", "--batches.max-length", "16"]
+OPTIONS += ["--encoder.item-bias", "--evaluation.ks", "5", "10"]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Workplace:
+    """Processes that share a dataset and a cache of compiled programs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        small_dataset().save(folder / "data")
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def start(self, devices, arguments):
+        environment = {**self.environment, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "jaxrec.cli", *map(str, arguments), "--json"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def pair(self, arguments):
+        """(exit status, standard output, standard error) of two processes with two devices each."""
+        joined = [
+            *arguments,
+            *("--mesh.data", 2, "--mesh.item", 2),
+            *("--distributed.mode", "manual", "--distributed.coordinator", f"127.0.0.1:{free_port()}"),
+            *("--distributed.processes", 2, "--distributed.process"),
+        ]
+        processes = [self.start(2, [*joined, number]) for number in range(2)]
+        try:
+            outputs = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+    def together(self, arguments):
+        """Results of a pair, of which only the first may print."""
+        outcomes = self.pair(arguments)
+        for status, _, err in outcomes:
+            assert status == 0, err
+        printed = [[line for line in out.splitlines() if "[Gloo]" not in line] for _, out, _ in outcomes]
+        assert printed[1] == [], "only the first process prints"
+        return json.loads(printed[0][-1])
+
+    def alone(self, arguments):
+        process = self.start(1, arguments)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 0, err
+        return json.loads(out.splitlines()[-1])
+
+    def train(self, run, epochs):
+        return [
+            "train",
+            "--workdir",
+            self.folder / run,
+            "--data",
+            self.folder / "data",
+            *OPTIONS,
+            "--training.epochs",
+            epochs,
+            "--quiet",
+        ]
+
+    def resume(self, run, epochs):
+        return ["train", "--workdir", self.folder / run, "--resume", "--training.epochs", epochs, "--quiet"]
+
+    def state(self, run):
+        """Every array of the last checkpoint, tables cut to the items that there are, and the test ranks."""
+        store = CheckpointStore(self.folder / run / "checkpoints")
+        step, _, saved = store._metadata(None)
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in saved.items()}
+        flat = store._orbax.load(step, target)
+        store.close()
+        arrays = {name: np.asarray(value) for name, value in flat.items()}
+        for name in arrays:
+            if name.endswith("projections/bias"):
+                # A bias of all keys moves no softmax: its gradient is rounding alone, which Adam scales up.
+                width = arrays[name].shape[1] // 3
+                arrays[name] = np.delete(arrays[name], np.s_[width : 2 * width], axis=1)
+        arrays = {
+            name: value[:, :41] if any(part in name for part in ("items/table", "item_bias")) else value
+            for name, value in arrays.items()
+        }
+        ranks = np.load(self.folder / run / "ranks" / "test_seed0.npz")["ranks"]
+        losses = [line["loss"][0] for line in read_journal(self.folder / run / "log.jsonl") if "loss" in line]
+        return step, arrays, ranks, losses
+
+
+def assert_close(one, other):
+    (step, arrays, ranks, losses), (step_b, arrays_b, ranks_b, losses_b) = one, other
+    assert step == step_b
+    assert arrays.keys() == arrays_b.keys()
+    for name, value in arrays.items():
+        np.testing.assert_allclose(arrays_b[name], value, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(losses_b, losses, atol=1e-5)
+    np.testing.assert_array_equal(ranks_b, ranks)
+
+
+def test_two_processes_are_one(tmp_path):
+    place = Workplace(tmp_path)
+    single = place.alone(place.train("single", 6))
+    place.together(place.train("pair", 3))
+    shutil.copytree(tmp_path / "pair", tmp_path / "left")
+    pair = place.together(place.resume("pair", 6))
+    assert_close(place.state("single"), place.state("pair"))
+    left = place.alone([*place.resume("left", 6), "--mesh.data", 1, "--mesh.item", 1])
+    assert_close(place.state("single"), place.state("left"))
+    for results in (pair, left):
+        assert results["metrics"] == single["metrics"]
+        assert results["training"] == single["training"]
+    evaluated = place.together(["evaluate", tmp_path / "single"])
+    assert evaluated["metrics"] == single["metrics"]
+    refused = place.pair(place.train("single", 6))
+    assert [status for status, _, _ in refused] == [1, 1]
+    assert "is not empty: expected a new or empty directory" in refused[0][2]
+    assert "the first process refused the run directory" in refused[1][2]
+
+
+def test_a_process_that_never_joins_is_told_in_words(tmp_path):
+    place = Workplace(tmp_path)
+    manual = ["--distributed.mode", "manual", "--distributed.coordinator", f"127.0.0.1:{free_port()}"]
+    counts = ["--distributed.processes", 2, "--distributed.process", 0, "--distributed.timeout-seconds", 2]
+    process = place.start(1, [*place.train("run", 1), *manual, *counts])
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
+    assert "process 0 of 2 waited 2 s at 127.0.0.1:" in err
+    assert "not all processes joined: start every one within that time" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
