@@ -89,12 +89,18 @@ def test_training_agrees_with_one_device(runs, tmp_path, shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("saved", "shape"), [("half8", (2, 2)), ("half8", (1, 2)), ("half8", (1, 1)), ("half1", (2, 4))], ids=str
+    ("saved", "shape", "feed"),
+    [
+        ("half8", (2, 2), "streamed"),
+        ("half8", (1, 2), "resident"),
+        ("half8", (1, 1), "resident"),
+        ("half1", (2, 4), "resident"),
+    ],
 )
-def test_resume_on_other_devices(runs, tmp_path, saved, shape):
+def test_resume_on_other_devices(runs, tmp_path, saved, shape, feed):
     folder, one = runs
     shutil.copytree(folder / saved, tmp_path / "run")
-    assert_same_run(one, quiet(config(*shape), tmp_path / "run", resume=True))
+    assert_same_run(one, quiet(config(*shape, training={"feed": feed}), tmp_path / "run", resume=True))
 
 
 @pytest.mark.slow
