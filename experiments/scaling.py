@@ -1,10 +1,11 @@
-"""How a training step scales: time and memory against batch, length, width, depth, catalogue and query positions.
+"""How a training step scales: time and memory against batch, length, width, depth, catalogue, query positions, devices.
 
     python -m experiments.scaling --json
     python -m experiments.scaling --axes batch catalogue --out runs/scaling
 
 Beside each measurement stands what the simple model of `experiments.costs` expects from the machine's measured limits.
-What the model says of meshes of several devices is marked as a prediction.
+Forced host devices share the cores of one processor: for them this study shows that results agree and what memory and
+traffic a device has, and no speed. What the model says of larger meshes is marked as a prediction.
 
 Writes ``experiments/results/scaling_<backend>.{json,md,png}``. Compiled programs are kept, so a second run measures at
 once: run it a first time to compile, and again on a quiet machine.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +56,7 @@ class Options:
     """A scaling study.
 
     Attributes:
-      axes: some of batch, length, width, depth, catalogue, "query positions"; empty = all.
+      axes: some of batch, length, width, depth, catalogue, "query positions", devices; empty = all.
       repeats: measurements of each point, of which the median, the least and the most are told.
       steps: steps of a measurement.
       quick: two points an axis, tiny shapes: shows that everything runs.
@@ -142,17 +145,36 @@ def predictions(limits: Limits) -> list[dict[str, Any]]:
     return rows
 
 
+def forced_devices(quick: bool) -> list[dict[str, Any]]:
+    """The study of devices, in a process with eight forced host devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    command = [sys.executable, "-m", "experiments.scaling_devices", *(["--quick"] if quick else [])]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main(options: Options) -> dict[str, Any]:
     """Measure all axes and write the records."""
     keep_compiled()
-    unknown = set(options.axes) - set(AXES)
+    names = [*AXES, "devices"]
+    unknown = set(options.axes) - set(names)
     if unknown:
-        raise SystemExit(f"unknown axes {sorted(unknown)}: expected some of {', '.join(AXES)}")
+        raise SystemExit(f"unknown axes {sorted(unknown)}: expected some of {', '.join(names)}")
+    chosen = options.axes or tuple(names)
     limits = measure_limits(options.quick)
     result: dict[str, Any] = {"limits": limits._asdict(), "axes": {}}
-    for axis in options.axes or AXES:
-        result["axes"][axis] = [measured(s, limits, options) for s in points(axis, options.quick)]
-        print(f"{axis}: done", file=sys.stderr, flush=True)
+    for axis in chosen:
+        if axis != "devices":
+            result["axes"][axis] = [measured(s, limits, options) for s in points(axis, options.quick)]
+            print(f"{axis}: done", file=sys.stderr, flush=True)
+    if "devices" in chosen:
+        result["devices"] = forced_devices(options.quick)
     result |= {
         "predictions": predictions(limits),
         "link_bytes_per_second": LINK_BYTES_PER_SECOND,
@@ -209,6 +231,41 @@ def report(result: dict[str, Any], name: str) -> str:
             "temporary MiB",
         ]
         lines += [f"## {axis.capitalize()}", "", to_markdown(head, table), ""]
+    if "devices" in result:
+        lines += [
+            "## Devices",
+            "",
+            "Eight forced host devices on one processor: equality, memory and traffic, **no speed**. Difference: largest "
+            "of any parameter after the steps, against one device; bytes are for one device, from the compiled program. "
+            "(Over data it sends more than expected: it reduces the table's gradients as input and as candidates apart.)",
+            "",
+            to_markdown(
+                [
+                    "data x item",
+                    "rows",
+                    "difference",
+                    "loss difference",
+                    "state MiB",
+                    "temporary MiB",
+                    "collectives MiB",
+                    "expected",
+                ],
+                [
+                    [
+                        f"{row['data']} x {row['item']}",
+                        row["rows"],
+                        f"{row['difference']:.1e}",
+                        f"{row['loss_difference']:.1e}",
+                        f"{row['state_mib']:.2f}",
+                        f"{row['temporary_mib']:.1f}",
+                        f"{row['collective_mib']:.2f}",
+                        f"{row['expected_collective_mib']:.2f}",
+                    ]
+                    for row in result["devices"]
+                ],
+            ),
+            "",
+        ]
     lines += [
         "## Predictions (not measured)",
         "",

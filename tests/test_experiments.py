@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import accelerator, costs, scaling
+from experiments import accelerator, costs, scaling, scaling_devices
 from experiments.costs import Limits, Shape, parameters, seconds, step_cost
 from jaxrec.attention import ATTENTION
 from tests.runs import standard_promotion  # noqa: F401
@@ -103,3 +103,32 @@ def test_accelerator_tells_what_failed_and_what_it_left_out(tmp_path, monkeypatc
     late = accelerator.main(accelerator.Options(only=("scoring",), seconds=-1.0, out=str(tmp_path)))
     assert late["left_out"] == ["scoring"]
     assert set(accelerator.mechanisms(accelerator.Options())) == set(ATTENTION)
+
+
+def test_traffic_is_read_from_compiled_programs():
+    """A ring all-reduce of 4 devices sends 1.5 times the array, an all-gather of 2 half of its result."""
+    program = """
+  %all-reduce.1 = f32[10,4]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %all-gather.2 = bf16[8]{0} all-gather(%y), replica_groups=[4,2]<=[8], dimensions={0}
+  %pair = (f32[2]{0}, f32[3]{0}) all-reduce(%a, %b), replica_groups=[1,8]<=[8], to_apply=%add
+  %alone = f32[100]{0} all-reduce(%a), replica_groups={{0},{1}}, to_apply=%add
+  %by_mesh = f32[7]{0} all-reduce(%x), replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_2'}, to_apply=%add
+  %done = f32[100]{0} add(%all-reduce.1, %z)
+"""
+    expected = 1.5 * 160 + 0.5 * 16 + 2 * 7 / 8 * 20 + 1.5 * 28
+    assert scaling_devices.collective_bytes(program) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_meshes_agree_with_one_device():
+    one, data, item = scaling_devices.main(scaling_devices.Options(quick=True))
+    assert one["collective_mib"] == 0
+    for mesh in (data, item):
+        assert mesh["difference"] < 1e-4
+        assert mesh["loss_difference"] < 1e-4
+        assert mesh["collective_mib"] > 0
+    assert data["state_mib"] == pytest.approx(one["state_mib"], rel=1e-3)
+    assert item["state_mib"] < 0.85 * one["state_mib"]
+    # The program sums the two parts of a tied table's gradient after it has reduced each.
+    twice = data["expected_collective_mib"] + 4 * 401 * 32 / 2**20
+    assert data["collective_mib"] == pytest.approx(twice, rel=0.1)
