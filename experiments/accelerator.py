@@ -189,7 +189,8 @@ def preset(options: Options) -> dict[str, Any]:
 def ml1m(options: Options) -> tuple[RunConfig, SequenceDataset, int]:
     """The ML-1M preset on random histories of that dataset's size, and the steps of a measurement."""
     if options.quick:
-        config = apply(PRESETS["sasrec-ml1m"](), {"batches": {"batch_size": 4, "max_length": 16}})
+        tiny = {"batches": {"batch_size": 4, "max_length": 16}, "encoder": {"width": 16, "layers": 1}}
+        config = apply(PRESETS["sasrec-ml1m"](), tiny)
         return config, small_histories(), 2
     lengths = 20 + np.random.default_rng(0).geometric(1 / 145, 6040)
     return PRESETS["sasrec-ml1m"](), random_histories(lengths, 3416), 20
