@@ -374,9 +374,15 @@ def draw_attention(
 
     Raises:
       ConfigError: the history has no known item.
+      DataError: the model needs the time of each interaction, which a list of items does not have.
     """
     recommender = Recommender.load(run, seed)
     config, length = recommender.config, recommender.config.batches.max_length
+    if recommender.needs_times:
+        raise DataError(
+            "this model needs the time of each interaction (positions 'time-interval'), and a history of item ids has "
+            "none: build a Batch with timestamps and call jaxrec.reporting.attention_figures.write_attention_figures"
+        )
     ids = recommender.items.item_indices(history)
     ids = ids[ids > 0][-length:]
     if not len(ids):

@@ -3,11 +3,20 @@ Sequential Recommendation", RecSys 2024, arXiv 2410.21048), on dot-product atten
 
 The paper's principle is public, its equations are not: learnable matrices map the attention weights into a
 new space, and correlations between weight vectors there give higher-order weights. Everything below that line
-is this project's reading: the shapes of the maps (positions x positions, one set for all heads), the order
-mask, softmax, maps, correlation, mask, softmax, dropout, and what "simple", "value-weighted" and "additive"
-mean. The alternatives are options (`jaxrec.attention.reweighing.ReweighingConfig`); results have to say which
-was used. The paper's fourth mechanism, "stochastic", needs Gaussian attention:
-`jaxrec.attention.wasserstein`.
+is this project's reading, and results have to say which was used:
+
+- what the weights A are: probabilities by default, for stability. Texts on the paper call the scores before
+  the softmax "attention weights", which is ``source="raw"`` (what the mask forbids set to zero first);
+- the maps: positions x positions, one set for all heads and one a layer, started at the identity; ``rank`` for
+  low-rank ones;
+- the order mask, softmax, maps, correlation, mask, softmax, dropout, values, and the correlation's scale, the
+  root of the mapped profiles' size;
+- "simple" and "value-weighted" by analogy with queries, keys and values; ``value_map=False`` leaves the third
+  map out;
+- "additive": the correlation is added to the scores (default), mixed with the first weights by a gate, or is
+  Bahdanau's additive score: three readings of one word, "additive", "additive-gated", "additive-bahdanau".
+
+The paper's fourth mechanism, "stochastic", needs Gaussian attention: `jaxrec.attention.wasserstein`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,11 @@ computed as ``K' = U^T K`` and ``V' = L V``, causal mixtures of earlier keys and
 followed by softmax attention.
 
 The equations are inferred: no public text prints them (the description names an upper factor on the logits, a
-lower one on the value aggregation, and the structures). "Toeplitz-Full", the published winner, is read as U
-Toeplitz and L full. U = L = I at the start, which is softmax attention without positions.
+lower one on the value aggregation, and the structures). Readings: "Toeplitz-Full", the published winner, is U
+Toeplitz and L full. "Layer-wise" is a U and an L of its own for each layer; a figure's caption hints that L may
+be shared (``share_lower``). All heads share them (``per_head`` for one each). U = L = I at the start, which is
+softmax attention without positions. The rows of "full" and "banded" factors are positions as the batch counts
+them: with ``origin`` "end", distances to the newest interaction.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from jaxrec.attention.core import (
     position_count,
     projection_count,
     softmax_core,
+    stretches,
 )
 from jaxrec.attention.positions import POSITIONS, distances
 from jaxrec.errors import ConfigError
@@ -161,6 +165,20 @@ def _identity_init(structure: Structure, max_length: int) -> nn.initializers.Ini
     return init
 
 
+def toeplitz(kernel: Array, length: int) -> Array:
+    """``[..., L, L]`` with ``kernel[..., j - k]`` at (j, k) for k <= j, 0 for later k, from ``kernel [..., n]``.
+
+    One period of 2 L numbers, repeated and cut into rows of 2 L - 1, moves right by one with each row. A gather would
+    say the same, but its gradient is a scatter of L^2 numbers, which a CPU does one by one.
+    """
+    lead = kernel.shape[:-1]
+    zeros = jnp.zeros((*lead, length), kernel.dtype)
+    period = jnp.concatenate([kernel[..., :1], zeros, kernel[..., 1:length][..., ::-1]], axis=-1)
+    rows = jnp.broadcast_to(period[..., None, :], (*lead, length, 2 * length))
+    flat = rows.reshape(*lead, 2 * length * length)[..., : length * (2 * length - 1)]
+    return flat.reshape(*lead, length, 2 * length - 1)[..., :length]
+
+
 def mixing_weights(structure: Structure, kernel: Array, positions: Array) -> Array:
     """What the earlier position (last axis) gives to the later one: [1 or B, 1 or H, L, L]; not yet masked.
 
@@ -169,9 +187,9 @@ def mixing_weights(structure: Structure, kernel: Array, positions: Array) -> Arr
     length. A pair is looked up by its greater and its smaller index, so both ways need the same triangle.
     """
     length = positions.shape[1]
-    apart = distances(length)
     if structure == "toeplitz":
-        return kernel[:, apart][None]
+        return toeplitz(kernel, length)[None]
+    apart = distances(length)
     later, earlier = positions[:, :, None], positions[:, None, :]
     if structure == "full":
         high, low = jnp.maximum(later, earlier), jnp.minimum(later, earlier)
@@ -181,13 +199,22 @@ def mixing_weights(structure: Structure, kernel: Array, positions: Array) -> Arr
     return jnp.where(jnp.asarray(apart < band)[None, None], jnp.moveaxis(kernel[:, later, near], 0, 1), 0.0)
 
 
-def mix(x: Array, weights: Array, allowed: Array, dtype: Any) -> Array:
-    """``x`` [B, L, H, d] with each position replaced by a weighted sum of those it may see."""
-    masked = jnp.where(allowed, weights, 0.0)
-    if masked.shape[1] == 1:
-        flat = contract("bjk,bke->bje", masked[:, 0], merge_heads(x), dtype)
-        return flat.reshape(x.shape)
-    return contract("bhjk,bkhd->bjhd", masked, x, dtype)
+def mix(x: Array, weights: Array, allowed: Array, dtype: Any, chunks: int = 1) -> Array:
+    """``x`` [B, L, H, d] with each position replaced by a weighted sum of those it may see.
+
+    In ``chunks`` stretches of time (`jaxrec.attention.core.stretches`), on which the result does not depend.
+    """
+    flat = weights.shape[1] == 1
+    source = merge_heads(x) if flat else x
+    outs = []
+    for start, stop in stretches(x.shape[1], chunks):
+        part = (slice(None), slice(None), slice(start, stop), slice(stop))
+        masked = jnp.where(allowed[part], weights[part], 0.0)
+        if flat:
+            outs.append(contract("bjk,bke->bje", masked[:, 0], source[:, :stop], dtype))
+        else:
+            outs.append(contract("bhjk,bkhd->bjhd", masked, source[:, :stop], dtype))
+    return (outs[0] if chunks == 1 else jnp.concatenate(outs, axis=1)).reshape(x.shape)
 
 
 class KernelAttention(Mechanism):
@@ -195,9 +222,9 @@ class KernelAttention(Mechanism):
 
     Parameters: ``3 (D^2 + D)``, ``D^2 + D`` with an output projection, the position scheme's, and for each of
     U and L, n being the maximum length: 0 (identity), ``n`` (Toeplitz), ``n (n + 1) / 2`` (full) or ``n *
-    bandwidth`` (banded), times H with ``per_head``, none here if shared. They are named "upper" and "lower":
-    no weight decay on them. A position scheme's bias is added after U. Sows ``attention_weights`` float32[B,
-    H, L, L].
+    bandwidth`` (banded), times H with ``per_head``, none here if shared. Weight decay on kernels leaves them out
+    (`jaxrec.training.optimizers.decay_mask`). A position scheme's bias is added after U. Sows
+    ``attention_weights`` float32[B, H, L, L].
     """
 
     config: KernelAttentionConfig
@@ -216,15 +243,27 @@ class KernelAttention(Mechanism):
             kernels.update(config.from_shared(context, option))
         keep, probability = self.keep_mask((batch, config.heads, length, 1, length), train)
 
-        def mixed(name: str, structure: Structure, x: Array, rows: Rows) -> Array:
+        # By distance alone: the same for every row, and built once.
+        by_distance = {
+            name: mixing_weights("toeplitz", kernels[name], context.positions)
+            for name, structure in (("upper", config.upper), ("lower", config.lower))
+            if structure == "toeplitz"
+        }
+
+        def mixed(name: str, structure: Structure, x: Array, rows: Rows, chunks: int) -> Array:
             if structure == "identity":
                 return x
-            return mix(x, mixing_weights(structure, kernels[name], rows.positions), rows.allowed(), dtype)
+            weights = (
+                by_distance[name]
+                if structure == "toeplitz"
+                else mixing_weights(structure, kernels[name], rows.positions)
+            )
+            return mix(x, weights, rows.allowed(), dtype, chunks)
 
         def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = rows.inputs
-            k = mixed("upper", config.upper, k, rows)
-            v = mixed("lower", config.lower, v, rows)
+            k = mixed("upper", config.upper, k, rows, chunks)
+            v = mixed("lower", config.lower, v, rows, chunks)
             out, weights = softmax_core(
                 q,
                 k,
@@ -245,13 +284,15 @@ class KernelAttention(Mechanism):
 
 
 def kernel_matrices(
-    config: KernelAttentionConfig, max_length: int, kernels: Mapping[str, Any]
+    config: KernelAttentionConfig, max_length: int, kernels: Mapping[str, Any], origin: str = "start"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """U and L as matrices float32[1 or H, n, n], positions counted from the start, for figures.
+    """U and L as matrices float32[1 or H, n, n] of a history of full length, oldest first, for figures.
 
-    ``kernels`` holds the parameters "upper" and "lower" (a layer's ``attention/kernel``, or the shared ones).
+    ``kernels`` holds the parameters "upper" and "lower" (a layer's ``attention/kernel``, or the shared ones),
+    ``origin`` is what the encoder's positions count from.
     """
-    positions = jnp.arange(max_length, dtype=jnp.int32)[None]
+    places = np.arange(max_length, dtype=np.int32)
+    positions = jnp.asarray(places if origin == "start" else places[::-1])[None]
     out = []
     for name, structure in (("upper", config.upper), ("lower", config.lower)):
         if structure == "identity":

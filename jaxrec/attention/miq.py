@@ -18,7 +18,7 @@ x m and F_t would have m rows; ``query_level`` lists the repairs. Each layer has
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -126,26 +126,30 @@ class SlotMap(nn.Module):
 
 
 class QueryWindow(nn.Module):
-    """Query Window Matrix: ``[..., D] -> [..., m, D]``, a projection for each slot; ``m (D^2 + D)``
-    parameters.
+    """Query Window Matrix: the map of each slot, ``(kernel [D, m D], bias [m, D])``; ``m (D^2 + D)`` parameters.
 
-    `nn.vmap` over the m slots defines them (each initialised alone); they are applied as one matrix product,
-    since mapping the product too makes its backward pass sum m gradients of the inputs.
+    `nn.vmap` over the m slots defines them (each initialised alone). They lie side by side, to be applied as one
+    matrix product by `ask`: mapping the product too makes its backward pass sum m gradients of the inputs.
     """
 
     window: int
     shape: AttentionShape
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self) -> tuple[Array, Array]:
         maps = nn.vmap(
             SlotMap, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=self.window
         )
         kernels, biases = maps(self.shape, name="slots")()
         width = self.shape.width
-        side_by_side = jnp.moveaxis(kernels, 0, 1).reshape(width, self.window * width)
-        out = matmul(x, side_by_side, self.shape.dtype).reshape(*x.shape[:-1], self.window, width)
-        return out + biases.reshape((1,) * (x.ndim - 1) + (self.window, width))
+        return jnp.moveaxis(kernels, 0, 1).reshape(width, self.window * width), biases
+
+
+def ask(x: Array, maps: tuple[Array, Array], dtype: Any) -> Array:
+    """``[..., D] -> [..., m, D]``: what each slot of the window makes of ``x``, by the maps of `QueryWindow`."""
+    kernel, biases = maps
+    out = matmul(x, kernel, dtype).reshape(*x.shape[:-1], *biases.shape)
+    return out + biases.reshape((1,) * (x.ndim - 1) + biases.shape)
 
 
 def slide_window(items: Array, dummies: Array, index: Array) -> Array:
@@ -194,31 +198,28 @@ class MultiItemQueryAttention(Mechanism):
             dummies = config.from_shared(context, "share_dummies")
         else:
             dummies = Dummies(window - 1, width, name="dummies")()
-        project = QueryWindow(window, self.shape, name="query_window")
-        source = x if queries is None else queries
-        asked = slide_window(project(source), project(dummies), index_from_start(context.segments))
-        asked = split_heads(asked, heads)
+        maps = QueryWindow(window, self.shape, name="query_window")()
         scale = (width // heads) ** -0.5  # of the keys, which are fewer than the queries
         pair = Dense(2 * width, kernel_init=self._pair_init, dtype=dtype, name="keys_values")
         k, v = (split_heads(part, heads) for part in jnp.split(pair(x), 2, axis=-1))
-
-        def flat(q: Array) -> Array:
-            # Times and slots as one axis: each product of the core is one matrix product a row and head.
-            return q.reshape(batch, length * window, heads, width // heads)
-
-        inputs = [flat(jax.vmap(turn, 2, 2)(asked)), turn(k) * scale, v]
+        asked_by_dummies = ask(dummies, maps, dtype)
         n_dummies = window - 1 if config.dummies_as_keys else 0
         if n_dummies:
-            # Dummies have no place in the row: they meet the queries before these are rotated.
-            inputs.append(flat(asked))
             dummy_k, dummy_v = (split_heads(part, heads) for part in jnp.split(pair(dummies), 2, axis=-1))
         keep, probability = self.keep_mask((batch, heads, length, window, n_dummies + length), train)
         level = self._query_level_maps() if config.query_level != "none" else None
 
+        def flat(q: Array) -> Array:
+            # Times and slots as one axis: each product of the core is one matrix product a row and head.
+            return q.reshape(-1, length * window, heads, width // heads)
+
         def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
-            q, k, v = rows.inputs[:3]
+            source, k, v = rows.inputs
+            # The window's queries, m times the size of the states, exist for one group of rows at a time.
+            asked = slide_window(ask(source, maps, dtype), asked_by_dummies, index_from_start(rows.segments))
+            asked = split_heads(asked, heads)
             answers, weights = softmax_core(
-                q,
+                flat(jax.vmap(turn, 2, 2)(asked)),
                 k,
                 v,
                 segments=rows.segments,
@@ -228,12 +229,14 @@ class MultiItemQueryAttention(Mechanism):
                 dtype=dtype,
                 chunks=chunks,
                 slots=window,
-                extra=Extra(rows.inputs[3], dummy_k * scale, dummy_v) if n_dummies else None,
+                # Dummies have no place in the row: they meet the queries before these are rotated.
+                extra=Extra(flat(asked), dummy_k * scale, dummy_v) if n_dummies else None,
             )
             out, alpha = self._weigh(answers.reshape(-1, length, window, width), level)
             return out, {"attention_weights": jnp.moveaxis(weights, 3, 2), "query_weights": alpha}
 
-        rows = Rows(tuple(inputs), context.segments, context.positions, context.timestamps, keep)
+        inputs = (x if queries is None else queries, turn(k) * scale, v)
+        rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)
         attended = self.over_rows(core, rows, heads * window * length * length)
         return OutputProjection(self.shape, name="output")(attended)
 

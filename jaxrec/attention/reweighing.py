@@ -1,5 +1,6 @@
 """Attention on attention weights (AWRSR): new weights from the correlation of learned maps of the old ones.
 
+The paper's equations are not public; `jaxrec.attention.awrsr` says what is a reading and what the options are.
 Shared by the dot-product host (`jaxrec.attention.awrsr`) and the Wasserstein host
 (`jaxrec.attention.wasserstein`).
 """
@@ -39,7 +40,8 @@ class ReweighingConfig(AttentionConfig):
       variant: the new weights A'. "simple": msoftmax(R). "value-weighted": msoftmax(msoftmax(R) A W_v).
         "additive": msoftmax(S + R). "additive-gated": (1 - g) msoftmax(S) + g msoftmax(R) with a learned
         scalar g. "additive-bahdanau": msoftmax(R) with R_ij = v . tanh((A W_q)_i + (A W_k)_j).
-      source: A is "prob" = msoftmax(S), or "raw" = S with what the mask forbids set to 0.
+      source: A is "prob" = msoftmax(S), or "raw" = S with what the mask forbids set to 0 (nearer to what the
+        paper is said to call weights, but without a scale).
       rank: r, inner size of low-rank maps; 0 = full n x n maps.
       value_map: learn W_v; without it "value-weighted" is msoftmax(R) A, two hops along the old weights.
     """

@@ -10,9 +10,11 @@ stands for the covariance. With per-head size d = D / (2 H):
 Any encoder may use it, since the halves travel as one state; `jaxrec.models.stosa` is the encoder it was made
 for.
 
-AWRSR's reweighing applies to S and P as it does to dot products (`jaxrec.attention.reweighing`). Its
-"stochastic" variant is this project's reading: each weight profile becomes a Gaussian, ``m = A W_q``, ``s =
-ELU(A W_k) + 1``, and ``A' = msoftmax(-(|m_i - m_j|^2 + |sqrt(s_i) - sqrt(s_j)|^2) / sqrt(size))``.
+These equations are those of STOSA's published code. AWRSR's reweighing applies to S and P as it does to dot
+products; its equations are not public (`jaxrec.attention.awrsr` lists the readings). The "stochastic" variant
+in particular is this project's reading of a name, by analogy with STOSA: each weight profile becomes a Gaussian,
+``m = A W_q``, ``s = ELU(A W_k) + 1``, and ``A' = msoftmax(-(|m_i - m_j|^2 + |sqrt(s_i) - sqrt(s_j)|^2) /
+sqrt(size))``, which takes P's place for means and, squared, for covariances.
 """
 
 from __future__ import annotations

@@ -117,15 +117,15 @@ def draw_kernels(kernels: Sequence[tuple[np.ndarray, np.ndarray]], caption: str 
 
 
 def layer_kernels(
-    config: KernelAttentionConfig, max_length: int, params: Mapping[str, Any]
+    config: KernelAttentionConfig, max_length: int, params: Mapping[str, Any], origin: str = "start"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(U, L) of each layer from an encoder's parameters, with those that layers share
-    (``shared_attention``).
+    (``shared_attention``); ``origin`` as in `jaxrec.attention.kernel.kernel_matrices`.
     """
     shared = params.get("shared_attention", {})
     layers = sorted((name for name in params if name.startswith("layer_")), key=lambda name: int(name[6:]))
     own = [params[name]["attention"].get("kernel", {}) for name in layers]
-    return [kernel_matrices(config, max_length, {**shared, **kernels}) for kernels in own]
+    return [kernel_matrices(config, max_length, {**shared, **kernels}, origin) for kernels in own]
 
 
 def write_attention_figures(
@@ -157,7 +157,7 @@ def write_attention_figures(
             (f"Attention, layer {number}", f"{layer}_attention.png", draw_attention(history, titles))
         )
     if isinstance(encoder.attention, KernelAttentionConfig):
-        kernels = layer_kernels(encoder.attention, encoder.max_length, params)
+        kernels = layer_kernels(encoder.attention, encoder.max_length, params, encoder.position_origin)
         drawn.append(("Positional kernels", "kernels.png", draw_kernels(kernels)))
     out = []
     for caption, name, figure in drawn:

@@ -56,7 +56,7 @@ class Recommender:
         self.items = items
         self.encoder = encoder
         self.params = params
-        self._needs_times = POSITIONS[encoder.positions].needs_timestamps
+        self.needs_times = POSITIONS[encoder.positions].needs_timestamps
         self._forward = Forward(encoder)
         self._catalogue: Catalogue = catalogue(
             encoder.item_table(params), item_chunk=config.evaluation.item_chunk
@@ -118,7 +118,7 @@ class Recommender:
             raise DataError("histories must be a list of lists of item ids, one list a user; got a string")
         if not 1 <= k <= self.items.n_items:
             raise ConfigError(f"k must be from 1 to the catalogue's {self.items.n_items} items, got {k}")
-        if timestamps is None and self._needs_times:
+        if timestamps is None and self.needs_times:
             raise DataError(
                 "this model needs the time of each interaction (positions 'time-interval'): give timestamps=, a list of "
                 "seconds since 1970 for each history"

@@ -32,8 +32,8 @@ from jaxrec.attention.core import (
     operand_dtype,
     softmax_core,
 )
-from jaxrec.attention.kernel import kernel_matrices
-from jaxrec.attention.miq import QueryWindow, slide_window
+from jaxrec.attention.kernel import kernel_matrices, mix, mixing_weights, toeplitz
+from jaxrec.attention.miq import QueryWindow, ask, slide_window
 from jaxrec.attention.positions import interval_buckets
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
 from jaxrec.layers import Dense
@@ -182,6 +182,22 @@ def test_kernel_matrices_are_upper_and_lower_triangular():
     np.testing.assert_array_equal(lower[0], [[1, 0, 0, 0], [2, 3, 0, 0], [4, 5, 6, 0], [7, 8, 9, 10]])
 
 
+@pytest.mark.parametrize("structure", ["toeplitz", "full", "banded"])
+@pytest.mark.parametrize("origin", ["start", "end"])
+def test_kernel_matrices_are_those_that_mix(structure, origin):
+    """What is drawn is what a history of full length meets, whatever its positions count from."""
+    config = KernelAttentionConfig(upper="identity", lower=structure, bandwidth=2)
+    size = (1, *config.size(structure, 4))
+    kernel = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    places = jnp.arange(4, dtype=jnp.int32)[None]
+    positions = places if origin == "start" else places[:, ::-1]
+    x = jax.random.normal(jax.random.key(0), (1, 4, 1, 3))
+    allowed = AttentionContext(positions, jnp.ones((1, 4), jnp.int32)).allowed()[:, None]
+    mixed = mix(x, mixing_weights(structure, jnp.asarray(kernel), positions), allowed, jnp.float32)
+    _, lower = kernel_matrices(config, 4, {"lower": kernel}, origin)
+    np.testing.assert_allclose(mixed[0, :, 0], lower[0] @ np.asarray(x[0, :, 0]), atol=1e-6)
+
+
 def test_gated_awrsr_starts_near_softmax_attention():
     module, params = initialised(RefinedAttentionConfig(variant="additive-gated"))
     softmax = SoftmaxAttentionConfig().module(SHAPE)
@@ -196,7 +212,7 @@ def test_gated_awrsr_starts_near_softmax_attention():
 
 def test_query_window_by_vmap_equals_the_batched_product():
     window = QueryWindow(3, SHAPE)
-    params = jax.jit(window.init, **QUICK_JIT)(jax.random.key(0), X)["params"]
+    params = jax.jit(window.init, **QUICK_JIT)(jax.random.key(0))["params"]
     assert params["slots"]["kernel"].shape == (3, 8, 8)
     assert (
         len({float(slot.std()) for slot in params["slots"]["kernel"]}) == 3
@@ -210,7 +226,7 @@ def test_query_window_by_vmap_equals_the_batched_product():
             jax.value_and_grad(lambda p, x: jnp.sin(apply({"params": p}, x)).sum(), (0, 1)), **QUICK_JIT
         )
 
-    value, (own, by_input) = both(window.apply)(params, X)
+    value, (own, by_input) = both(lambda p, x: ask(x, window.apply(p), jnp.float32))(params, X)
     expected, (slots, by_input_expected) = both(mapped.apply)(params["slots"], X)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(by_input, by_input_expected, atol=1e-5)
@@ -338,22 +354,42 @@ def test_stretches_of_time_change_nothing(chunks):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "config",
     [
-        {"variant": "simple"},
-        {"variant": "value-weighted"},
-        {"variant": "value-weighted", "value_map": False, "source": "raw"},
-        {"variant": "value-weighted", "rank": 2},
-        {"variant": "additive-bahdanau", "rank": 2},
+        RefinedAttentionConfig(variant="simple"),
+        RefinedAttentionConfig(variant="value-weighted"),
+        RefinedAttentionConfig(variant="value-weighted", value_map=False, source="raw"),
+        RefinedAttentionConfig(variant="value-weighted", rank=2),
+        RefinedAttentionConfig(variant="additive-bahdanau", rank=2),
+        KernelAttentionConfig(),
+        KernelAttentionConfig(upper="banded", lower="toeplitz", per_head=True),
     ],
     ids=str,
 )
-def test_awrsr_in_stretches_of_time(options, monkeypatch):
+def test_mechanisms_in_stretches_of_time(config, monkeypatch):
     """Two stretches give what one gives, which is what the oracle saw."""
-    module, params = initialised(RefinedAttentionConfig(heads=2, **options))
+    module, params = initialised(dataclasses.replace(config, heads=2))
+    # Away from the identity, with which positional kernels start.
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params
+    )
     whole = applied(module, params)
     monkeypatch.setattr(core, "causal_chunks", lambda length, backend: 2)
-    np.testing.assert_allclose(applied(module, params), whole, atol=1e-6)
+    np.testing.assert_allclose(applied(module, params), whole, atol=1e-5)
+
+
+def test_toeplitz_and_its_gradient_equal_a_look_up_by_distance():
+    kernel = jax.random.normal(jax.random.key(0), (2, 7))
+    weights = jnp.tril(jax.random.normal(jax.random.key(1), (2, 5, 5)))
+    apart = np.maximum(np.arange(5)[:, None] - np.arange(5)[None], 0)
+
+    def values(by):
+        return jax.value_and_grad(lambda k: (weights * by(k)).sum())(kernel)
+
+    got, want = values(lambda k: toeplitz(k, 5)), values(lambda k: k[:, apart])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+    assert not np.triu(np.asarray(toeplitz(kernel, 5))[0], 1).any()
+    np.testing.assert_array_equal(toeplitz(kernel[:, :1], 1), kernel[:, :1, None])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 9])

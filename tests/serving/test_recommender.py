@@ -11,6 +11,7 @@ from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.serving import Recommender
 from jaxrec.serving.recommender import CATALOGUE, save_catalogue
+from jaxrec.studies import draw_attention
 from tests.helpers import small_config, small_dataset
 from tests.runs import standard_promotion  # noqa: F401
 
@@ -149,6 +150,8 @@ def test_time_interval_models_need_times(tmp_path):
     recommender = Recommender.load(done.workdir)
     with pytest.raises(DataError, match=r"needs the time of each interaction.*timestamps="):
         recommender.recommend([["i1"]], k=3)
+    with pytest.raises(DataError, match=r"needs the time of each interaction.*build a Batch"):
+        draw_attention(done.workdir, ["i1"], tmp_path / "figures")
     cases = done.fit.setup.split.test
     spans = list(zip(cases.history_starts, cases.history_stops, strict=True))
     times = [[int(t) for t in DATASET.timestamps[a:b]] for a, b in spans]
