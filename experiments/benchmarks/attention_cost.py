@@ -3,6 +3,7 @@ one layer.
 
     python -m experiments.benchmarks.attention_cost --json
     python -m experiments.benchmarks.attention_cost --mechanisms miq kernel-toeplitz --rounds 5
+    python -m experiments.benchmarks.attention_cost --out experiments/results/attention_cost
 
 Shapes are those of ML-1M by default: 128 histories of 200 interactions, width 64, two layers, exact
 cross-entropy over 3,416 items, Adam. Mechanisms take turns within each round, so ratios hold where the
@@ -15,10 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -57,6 +60,7 @@ class Options:
       dtype: operands of matrix products, "float32" or "bfloat16".
       rounds: measurements of each mechanism.
       repeats: steps of one measurement.
+      out: also write OUT.json and OUT.md; empty = do not.
       json: print one JSON object.
     """
 
@@ -69,6 +73,7 @@ class Options:
     dtype: str = "float32"
     rounds: int = 9
     repeats: int = 2
+    out: str = ""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -224,9 +229,32 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write(result: dict[str, Any], out: Path, command: str) -> None:
+    """Records to keep in the repository: everything, and the table with what it was measured on."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps({"command": command, **result}, indent=1) + "\n")
+    options, hardware = result["options"], result["hardware"]
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    out.with_suffix(".md").write_text(
+        f"# Cost of attention mechanisms\n\n`{command}`\n\n"
+        f"A training step of {options['rows']} histories of {options['max_length']} interactions, width "
+        f"{options['width']}, {options['layers']} layers, {options['n_items']:,} items, {options['dtype']}; "
+        f"milliseconds, medians of {options['rounds']} rounds; ratios against softmax attention in the same round. "
+        "Layer: one layer's attention alone, forward, and forward with backward.\n\n"
+        f"{table(result)}\n\n"
+        f"{versions}; {hardware['processor']}, {hardware['cores']} cores, {', '.join(hardware['devices'])}.\n"
+    )
+
+
 if __name__ == "__main__":
     given = tyro.cli(Options)
     outcome = main(given)
     print(table(outcome), file=sys.stderr if given.json else sys.stdout)
+    if given.out:
+        write(
+            outcome,
+            Path(given.out),
+            "python -m experiments.benchmarks.attention_cost " + shlex.join(sys.argv[1:]),
+        )
     if given.json:
         print(json.dumps(outcome))
