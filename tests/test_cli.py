@@ -357,6 +357,24 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
             ["train", "--preset", "smoke", "--workdir", "RUN", "--objective", "bpr-pvn"],
             ["objective 'bpr-pvn'", "expected the encoder 'stosa', got 'sasrec'"],
         ),
+        (
+            [
+                "train",
+                "--preset",
+                "smoke",
+                "--workdir",
+                "RUN",
+                "--attention",
+                "miq",
+                "--attention.query-window",
+                "21",
+            ],
+            ["query_window must be at most the maximum length", "a window of 21", "at most 20"],
+        ),
+        (
+            ["train", "--preset", "smoke", "--workdir", "RUN", "--encoder.positions", "relativ"],
+            ["unknown position scheme 'relativ'", "learned"],
+        ),
         (["train", "--encoder", "stossa"], ["unknown encoder 'stossa'", "Did you mean 'stosa'"]),
         (["train", "--preset", "smoke", "--workdir", "/dev/null/run"], ["/dev/null"]),
         (["evaluate", "/nonexistent"], ["config.json not found"]),
@@ -370,6 +388,32 @@ def test_bad_requests_are_refused_in_words(arguments, words, tmp_path):
     run = tmp_path / "run"
     refused(jaxrec(*[str(run) if a == "RUN" else a for a in arguments]), *words)
     assert not run.exists() or not list(run.iterdir())
+
+
+def test_times_that_the_data_lacks_are_refused_before_training(tmp_path):
+    interactions().drop("timestamp").write_csv(tmp_path / "log.csv")
+    start = ["train", "--data", tmp_path / "log.csv", "--workdir", tmp_path / "run", *SMALL]
+    refused(
+        jaxrec(*start, "--encoder.positions", "time-interval"),
+        "encoder.positions 'time-interval'",
+        "got one without",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_kernel_with_additive_positions_warns(files, tmp_path):
+    start = [
+        "train",
+        "--data",
+        files / "log.csv",
+        "--workdir",
+        tmp_path / "run",
+        *SMALL,
+        "--training.epochs",
+        "1",
+    ]
+    with pytest.warns(UserWarning, match="combined with additive 'learned' positions"):
+        jaxrec(*start, "--attention", "kernel", "--encoder.positions", "learned")
 
 
 def test_refused_overwrite_loses_nothing(small, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from jaxrec.attention import POSITIONS
 from jaxrec.data.batches import Batch
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sequences import RowStream
@@ -145,6 +146,11 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
     encoder = config.encoder.module(
         config.attention, dataset.n_items, config.batches.max_length, config.batches.origin
     )
+    if dataset.timestamps is None and POSITIONS[encoder.positions].needs_timestamps:
+        raise DataError(
+            f"encoder.positions {encoder.positions!r} needs the time of each interaction: expected a dataset with "
+            "timestamps, got one without; choose other positions, or load a log with a time column"
+        )
     if mesh is not None and mesh.shape["data"] > 1 and config.attention.rows_per_group:
         raise ConfigError(
             "attention.rows_per_group must be 0 where mesh.data is above 1, since rows on several devices cannot take "
