@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, allowed_positions
 from jaxrec.attention.positions import POSITIONS, ScoreBias, interval_bias, rotate
@@ -73,14 +73,6 @@ def merge_heads(x: Array) -> Array:
 def masked_softmax(scores: Array, allowed: Array) -> Array:
     """Softmax over the allowed entries of the last axis (one at least); exactly 0 elsewhere."""
     return jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(scores.dtype).min), axis=-1)
-
-
-def exponentials(scores: Array, allowed: Array) -> Array:
-    """What `masked_softmax` divides by its sum: 1 at the greatest allowed entry; exactly 0 where not allowed."""
-    lowest = jnp.finfo(scores.dtype).min
-    # The shift cancels in the quotient, and so does its gradient.
-    greatest = lax.stop_gradient(jnp.max(jnp.where(allowed, scores, lowest), axis=-1, keepdims=True))
-    return jnp.exp(jnp.where(allowed, scores - greatest, lowest))
 
 
 def causal_chunks(length: int, backend: str) -> int:
@@ -151,18 +143,15 @@ def softmax_core(
             more = contract("bihd,jhd->bhij", extra.queries[:, asking], extra.keys, dtype)
             scores = jnp.concatenate([more.reshape(*size, outside), scores], axis=-1)
             seen = jnp.concatenate([jnp.ones((*size, outside), jnp.bool_), seen], axis=-1)
-        # The softmax's division waits until after the product with the values: sums over keys are then all that the
-        # backward pass needs of it, and two passes over the scores are saved in either direction.
-        grown = exponentials(scores, seen)
-        total = jnp.sum(grown, axis=-1, keepdims=True)
+        weights = masked_softmax(scores, seen)
         dropped = drop_weights(
-            grown, None if keep is None else keep[:, :, start:stop, :, : outside + stop], probability
+            weights, None if keep is None else keep[:, :, start:stop, :, : outside + stop], probability
         ).reshape(batch, heads, (stop - start) * slots, outside + stop)
         out = contract("bhij,bjhd->bihd", dropped[..., outside:], v[:, :stop], dtype)
         if extra is not None:
             out = out + contract("bhij,jhd->bihd", dropped[..., :outside], extra.values, dtype)
-        outs.append(out / jnp.swapaxes(total.reshape(batch, heads, -1, 1), 1, 2))
-    return (outs[0] if chunks == 1 else jnp.concatenate(outs, axis=1)), grown / total
+        outs.append(out)
+    return (outs[0] if chunks == 1 else jnp.concatenate(outs, axis=1)), weights
 
 
 def softmax_at(
@@ -271,7 +260,7 @@ def map_rows(function: Callable[[Any], Any], rows_per_group: int, rows: Any) -> 
     grouped = jax.tree.map(lambda a: a[:whole].reshape(groups, rows_per_group, *a.shape[1:]), rows)
     # Inside a loop nothing can be shared between the forward and the backward pass: no barrier is needed
     # against it.
-    out = lax.map(jax.checkpoint(function, prevent_cse=False), grouped)
+    out = jax.lax.map(jax.checkpoint(function, prevent_cse=False), grouped)
     out = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), out)
     if not rest:
         return out
@@ -347,4 +336,4 @@ def index_from_start(segments: Array) -> Array:
     columns = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
     before = jnp.concatenate([jnp.full_like(segments[:, :1], -1), segments[:, :-1]], axis=1)
     starts = jnp.where(segments != before, columns, jnp.int32(0))
-    return columns - lax.cummax(starts, axis=1)
+    return columns - jax.lax.cummax(starts, axis=1)
