@@ -146,7 +146,7 @@ def test_two_processes_are_one(tmp_path):
     assert_close(place.state("single"), place.state("left"))
     for results in (pair, left):
         assert results["metrics"] == single["metrics"]
-        assert results["training"] == single["training"]
+        assert {**results["training"], "feed": "resident"} == single["training"]
     evaluated = place.together(["evaluate", tmp_path / "single"])
     assert evaluated["metrics"] == single["metrics"]
     refused = place.pair(place.train("single", 6))
