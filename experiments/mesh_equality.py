@@ -212,10 +212,10 @@ def main(options: Options) -> str:
 
 {dataset.name}: {dataset.n_items:,} items; SASRec of width {config.encoder.width} with dropout {config.encoder.dropout},
 exact cross-entropy, batches of {config.batches.batch_size} rows of {config.batches.max_length}, {options.epochs:g} epochs,
-one seed. jax {jax.__version__}. Forced host devices of one CPU: they show that the numbers agree, and what lies on a
-device, not how fast anything is. "Max diff." is to one device: of the mean losses of the chunks of steps, and
-of all best parameters but the bias of all keys, whose true gradient is zero. Bytes are those of one device: item tables
-with both moments of Adam; all arguments of the compiled steps (the log among them); its temporaries.
+one seed. jax {jax.__version__}. Losses are logged with six decimals. Forced host devices of one CPU: they show that the
+numbers agree, and what lies on a device, not how fast anything is. "Max diff." is to one device: of the mean losses of the
+chunks of steps, and of all best parameters but the bias of all keys, whose true gradient is zero. Bytes are those of one
+device: item tables with both moments of Adam; all arguments of the compiled steps (the log among them); its temporaries.
 
 | Devices (data x item) | Last loss | Max diff., loss | of params | HR@10 | NDCG@10 | Tables | Arguments | Temporaries |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

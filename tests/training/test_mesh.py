@@ -169,6 +169,7 @@ def test_other_encoders_and_objectives(sections):
         np.testing.assert_allclose(one, split, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initial_parameters_are_the_same_bits_on_every_mesh():
     expected = None
     for shape in ((1, 1), (8, 1), (2, 4), (1, 8)):
