@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,11 @@ def costliest(program: Program, directory: Path, count: int = 5) -> dict[str, An
     with jax.profiler.trace(str(directory)):
         jax.block_until_ready(program.run())
     total: collections.Counter[str] = collections.Counter()
-    for file in directory.rglob("*.xplane.pb"):
-        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-            for line in plane.lines:
-                for event in line.events:
-                    operation = next((str(value) for key, value in event.stats if key == "hlo_op"), "")
-                    if operation and not operation.startswith(CONTAINERS):
-                        total[operation] += event.duration_ns
+    with warnings.catch_warnings():
+        # Python 3.13 warns of a type that jaxlib makes here, and jaxlib aborts where the warning is an error.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for file in directory.rglob("*.xplane.pb"):
+            total.update(_durations(jax.profiler.ProfileData.from_file(str(file))))
     if not total:
         raise RuntimeError(f"the trace in {directory} names no operation of the compiled program")
     origins = dict(re.findall(r"%?([\w.-]+) = [^\n]*?op_name=\"([^\"]+)\"", program.compiled.as_text()))
@@ -54,3 +53,15 @@ def costliest(program: Program, directory: Path, count: int = 5) -> dict[str, An
             for operation, nanoseconds in total.most_common(count)
         ],
     }
+
+
+def _durations(data: jax.profiler.ProfileData) -> collections.Counter[str]:
+    """Nanoseconds of each operation of compiled programs."""
+    total: collections.Counter[str] = collections.Counter()
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                operation = next((str(value) for key, value in event.stats if key == "hlo_op"), "")
+                if operation and not operation.startswith(CONTAINERS):
+                    total[operation] += event.duration_ns
+    return total
