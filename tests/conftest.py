@@ -1,10 +1,16 @@
-"""Strict JAX for every test: eight host devices, no silent promotion of types or ranks."""
+"""Strict JAX for every test: eight host devices, no silent promotion of types or ranks.
+
+Compiling takes most of the tests' time, so LLVM is told not to optimise; tests that start processes of their own compile
+as users do, and ``XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest`` does everywhere.
+"""
 
 import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
