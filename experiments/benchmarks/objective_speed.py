@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.benchmarks import training_speed
-from experiments.benchmarks.records import keep, shown
+from experiments.benchmarks.records import keep, number, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +137,11 @@ if __name__ == "__main__":
         )
         keep(
             given.record,
+            "Speed and memory of training with each objective",
             shown("objective_speed", given),
             result,
             ["objective", *keys],
-            [[case["objective"], *(f"{case[key]:,.4g}" for key in keys)] for case in result["cases"]],
+            [[case["objective"], *(number(case[key]) for key in keys)] for case in result["cases"]],
             [
                 f"{result['dataset']['name']}, {result['dataset']['items']:,} items. Cross-entropy ran first and last; its "
                 f"second rate was {result['drift']:.2f} of its first."

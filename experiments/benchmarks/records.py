@@ -25,8 +25,14 @@ def shown(benchmark: str, options: Any) -> str:
     return " ".join([*words, "--json"])
 
 
+def number(value: float) -> str:
+    """Four significant figures, never with an exponent."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def keep(
     name: str,
+    title: str,
     command: str,
     result: dict[str, Any],
     header: list[str],
@@ -37,6 +43,7 @@ def keep(
 
     Args:
       name: of the record.
+      title: its heading.
       command: what a reader types to measure again.
       result: what was measured, with "versions" and "hardware" of `jaxrec.reporting.results`.
       header, rows: of the table to read.
@@ -48,5 +55,5 @@ def keep(
     hardware = result["hardware"]
     devices = ", ".join(hardware["devices"])
     closing = f"{versions}; {hardware['processor']}, {hardware['cores']} cores, {devices}."
-    parts = [f"`{command}`", to_markdown(header, rows).rstrip(), *notes, closing]
+    parts = [f"# {title}", f"`{command}`", to_markdown(header, rows).rstrip(), *notes, closing]
     (RESULTS / f"{name}.md").write_text("\n\n".join(parts) + "\n")

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.benchmarks.records import keep, shown
+from experiments.benchmarks.records import keep, number, shown
 
 KEYS = (
     "interactions_per_second",
@@ -206,10 +206,11 @@ if __name__ == "__main__":
         modes = {result["mode"]: result, "padded": result["padded"]}
         keep(
             given.record,
+            "Speed of training",
             shown("training_speed", given),
             result,
             ["mode", *KEYS],
-            [[name, *(f"{modes[name][key]:,.4g}" for key in KEYS)] for name in modes],
+            [[name, *(number(modes[name][key]) for key in KEYS)] for name in modes],
             [f"{result['dataset']}, {result['targets_per_epoch']:,} training targets an epoch."],
         )
     print(
