@@ -12,6 +12,7 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -74,15 +75,18 @@ def main(options: Options) -> None:
             },
         },
     )
-    result = study(base, variants(options), dataset, Path(options.out))
     command = "python -m experiments.objective_comparison " + shlex.join(sys.argv[1:])
     name = dataset.name.lower().replace(" ", "-")
-    write(
-        result,
-        f"Objectives on {dataset.name}",
-        command.strip(),
-        Path(f"experiments/results/objectives_{name}"),
-    )
+
+    def record(result: dict[str, Any]) -> None:
+        write(
+            result,
+            f"Objectives on {dataset.name}",
+            command.strip(),
+            Path(f"experiments/results/objectives_{name}"),
+        )
+
+    study(base, variants(options), dataset, Path(options.out), record=record)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from typing import Any
 
 from jaxrec.api import fit
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.studies import compare
+from jaxrec.studies import beyond_accuracy_of, compare, open_run
 from jaxrec.training.config import RunConfig, config_hash
 from jaxrec.training.loop import train
 
 Settings = Mapping[str, Any]
+#: Length of the lists whose coverage is told.
+LISTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,7 @@ def study(
             "name": variant.name,
             "tried": tried,
             **{key: results[key] for key in ("metrics", "valid_metrics", "timing", "training", "config")},
+            "lists": _lists(run, dataset),
         }
         rows.append(row)
         print(
@@ -119,6 +122,14 @@ def study(
     if record is not None:
         record(done)
     return done
+
+
+def _lists(run: Path, dataset: SequenceDataset) -> dict[str, dict[str, Any]]:
+    """Coverage, concentration and novelty of a finished run's `LISTS` first items for each user; kept beside it."""
+    file = run / f"lists_{LISTS}.json"
+    if not file.exists():
+        file.write_text(json.dumps(beyond_accuracy_of(open_run(run, dataset), "test", LISTS)))
+    return json.loads(file.read_text())
 
 
 def _so_far(
@@ -161,9 +172,12 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
     ]
     costs = []
     for row in result["variants"]:
-        seconds = row["timing"]["training_seconds"] / len(result["seeds"])
         valid = row["valid_metrics"]["NDCG@10"]["mean"]
-        costs.append(f"| {row['name']} | {row['training']['parameters']:,} | {seconds:.0f} | {valid:.4f} |")
+        covered = row["lists"][f"coverage@{LISTS}"]
+        costs.append(
+            f"| {row['name']} | {row['training']['parameters']:,} | {valid:.4f} | "
+            f"{covered['mean']:.3f} ± {covered['sd'] or 0:.3f} |"
+        )
     lines = [
         f"# {title}",
         "",
@@ -190,7 +204,7 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
         "",
         *baselines,
         "",
-        "| variant | parameters | training seconds a seed | validation NDCG@10 |",
+        f"| variant | parameters | validation NDCG@10 | coverage@{LISTS} |",
         "|---|---|---|---|",
         *costs,
         "",
