@@ -36,7 +36,8 @@ from jaxrec.training.loop import train
 from jaxrec.training.mesh import MeshConfig
 from jaxrec.training.restore import restore_params
 from jaxrec.training.setup import Setup, prepare
-from jaxrec.training.step import device_rows, initial_state, make_train_chunk
+from jaxrec.training.state import initial_state
+from jaxrec.training.step import device_rows, make_train_chunk
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (8, 1), (2, 4), (1, 8))
 RESULTS = Path(__file__).parent / "results" / "mesh_equality.md"

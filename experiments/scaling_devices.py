@@ -24,7 +24,8 @@ from jaxrec.compilation import keep_compiled
 from jaxrec.data.sequences import Position
 from jaxrec.training.mesh import MeshConfig
 from jaxrec.training.setup import prepare
-from jaxrec.training.step import device_rows, initial_state, make_train_chunk
+from jaxrec.training.state import initial_state
+from jaxrec.training.step import device_rows, make_train_chunk
 
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2))
 STEPS = 4

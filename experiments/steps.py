@@ -12,7 +12,8 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sequences import Position
 from jaxrec.training.config import RunConfig
 from jaxrec.training.setup import prepare
-from jaxrec.training.step import device_rows, initial_state, make_train_chunk
+from jaxrec.training.state import initial_state
+from jaxrec.training.step import device_rows, make_train_chunk
 
 MIB = 2**20
 

@@ -32,7 +32,7 @@ from jaxrec.training.loop import seed_params
 from jaxrec.training.mesh import MeshConfig
 from jaxrec.training.restore import restore_params
 from jaxrec.training.setup import Setup, prepare
-from jaxrec.training.step import Params
+from jaxrec.training.state import Params
 
 #: What `compare` writes.
 COMPARISON_FILES = (

@@ -10,8 +10,8 @@ import jaxrec as package
 from jaxrec import api
 from jaxrec.cli import COMMANDS
 from jaxrec.presets import PRESETS
+from tests.cli.shared import interactions
 from tests.runs import jaxrec, standard_promotion  # noqa: F401
-from tests.test_cli import interactions
 
 pytestmark = pytest.mark.slow
 

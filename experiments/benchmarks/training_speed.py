@@ -104,7 +104,8 @@ class Trial:
 
         from jaxrec.data.sequences import Position
         from jaxrec.training.setup import prepare
-        from jaxrec.training.step import initial_state, make_train_chunk
+        from jaxrec.training.state import initial_state
+        from jaxrec.training.step import make_train_chunk
 
         self.options = options
         self.setup = prepare(configuration(options, mode), dataset)

@@ -21,7 +21,7 @@ from jaxrec.evaluation.seen import SeenItems
 from jaxrec.training.config import RunConfig, load_config
 from jaxrec.training.restore import restore_params
 from jaxrec.training.setup import Forward
-from jaxrec.training.step import Params
+from jaxrec.training.state import Params
 
 #: Inside a run directory: the items' ids, titles and attributes, without any user.
 CATALOGUE = "catalogue"

@@ -32,7 +32,8 @@ from jaxrec.training.feed import ChunkFeed
 from jaxrec.training.journal import Journal, Progress, StopRequest
 from jaxrec.training.restore import check_fingerprint
 from jaxrec.training.setup import Setup, prepare
-from jaxrec.training.step import Params, StepMetrics, initial_state, make_train_chunk
+from jaxrec.training.state import Params, initial_state
+from jaxrec.training.step import StepMetrics, make_train_chunk
 
 #: Settings that a resumed run may change: they decide when it stops, how data gets in and on which devices it runs, not
 #: what a step does (beyond rounding, where the mesh is another).

@@ -25,7 +25,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.models.base import Encoder
 from jaxrec.models.shards import DATA, ITEM, ItemShards, place
 from jaxrec.training.checkpoint import flatten
-from jaxrec.training.step import Params, Resources, initial_state
+from jaxrec.training.state import Params, Resources, initial_state
 
 
 @dataclasses.dataclass(frozen=True)

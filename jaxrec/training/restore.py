@@ -13,7 +13,7 @@ from jaxrec.errors import CheckpointError
 from jaxrec.training.checkpoint import CheckpointStore, abstract
 from jaxrec.training.config import RunConfig
 from jaxrec.training.mesh import Layout
-from jaxrec.training.step import Params, initial_state
+from jaxrec.training.state import Params, initial_state
 
 
 def check_fingerprint(record: dict[str, Any], fingerprint: str) -> None:

@@ -25,7 +25,7 @@ from jaxrec.objectives import OBJECTIVES
 from jaxrec.training.config import RunConfig
 from jaxrec.training.feed import HostLog, RelativeSeconds, is_resident
 from jaxrec.training.mesh import Layout, build_mesh, on_mesh
-from jaxrec.training.step import Params, Resources, initial_state
+from jaxrec.training.state import Params, Resources, initial_state
 
 
 class Forward:

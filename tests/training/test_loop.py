@@ -13,7 +13,8 @@ from jaxrec.training import loop
 from jaxrec.training.journal import Journal, read_journal
 from jaxrec.training.loop import train
 from jaxrec.training.setup import plan_steps, prepare
-from jaxrec.training.step import TrainState, device_rows, make_train_chunk
+from jaxrec.training.state import TrainState
+from jaxrec.training.step import device_rows, make_train_chunk
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
 
 DATASET = small_dataset()
@@ -153,7 +154,7 @@ def test_one_compilation_for_a_whole_run(mode, monkeypatch):
 def test_chunks_of_any_length_give_the_same_state():
     """One chunk of eight steps, two of four, or three and five: the same bits."""
     setup = prepare(small_config(), DATASET)
-    from jaxrec.training.step import initial_state
+    from jaxrec.training.state import initial_state
 
     chunk = make_train_chunk(setup.encoder, setup.config.objective, setup.optimizer, setup.config.batches)
     stream = setup.streams[0]
@@ -176,7 +177,8 @@ def test_packed_and_padded_batches_have_the_same_gradient():
     """The same sequences, packed or padded, give the same loss and gradient without dropout."""
     from jaxrec.data.batches import expand, pack, pad
     from jaxrec.data.sequences import training_sequences
-    from jaxrec.training.step import batch_loss, initial_state
+    from jaxrec.training.state import initial_state
+    from jaxrec.training.step import batch_loss
 
     setup = prepare(small_config(encoder={"dropout": 0.0}), DATASET)
     state = initial_state(setup.encoder, setup.optimizer, np.uint32(0))

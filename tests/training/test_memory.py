@@ -17,7 +17,8 @@ from jaxrec.data.sequences import Position
 from jaxrec.errors import ConfigError
 from jaxrec.models import SASRecConfig
 from jaxrec.training.setup import prepare
-from jaxrec.training.step import device_rows, initial_state, make_train_chunk
+from jaxrec.training.state import initial_state
+from jaxrec.training.step import device_rows, make_train_chunk
 from tests.helpers import small_config, small_dataset
 
 DATASET = small_dataset()

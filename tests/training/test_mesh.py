@@ -21,7 +21,8 @@ from jaxrec.training.journal import read_journal
 from jaxrec.training.loop import train
 from jaxrec.training.mesh import MeshConfig, build_mesh
 from jaxrec.training.setup import prepare
-from jaxrec.training.step import device_rows, initial_state, make_train_chunk
+from jaxrec.training.state import initial_state
+from jaxrec.training.step import device_rows, make_train_chunk
 from tests.helpers import replace, small_config, small_dataset
 
 DATASET = small_dataset()

@@ -9,69 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
 import jaxrec as package
 from jaxrec.cli import COMMANDS
 from jaxrec.data import load_dataset
 from jaxrec.training import loop
-from tests.helpers import small_dataset
+from tests.cli.shared import SMALL, refused
 from tests.runs import jaxrec, standard_promotion  # noqa: F401
-
-#: Small enough for a test, with every part at work.
-SMALL = ["--preset", "smoke", "--quiet", "--batches.batch-size", "4", "--batches.max-length", "16"]
-SMALL += ["--evaluation.ks", "5", "10"]
-
-
-def interactions():
-    """The small dataset as a table of raw interactions."""
-    dataset = small_dataset()
-    users = np.repeat([f"u{i}" for i in range(dataset.n_users)], np.diff(dataset.offsets))
-    return pl.DataFrame(
-        {
-            "user_id": users,
-            "item_id": [dataset.item_ids[i - 1] for i in dataset.items],
-            "timestamp": np.asarray(dataset.timestamps) + 1_500_000_000,
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    table = interactions()
-    table.write_csv(folder / "log.csv")
-    table.write_csv(folder / "log.tsv", separator="\t")
-    table.write_parquet(folder / "log.parquet")
-    table.rename({"user_id": "who", "item_id": "what", "timestamp": "when"}).write_csv(folder / "odd.csv")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory):
-    """A finished run of the README's main command, with the smallest preset."""
-    run = tmp_path_factory.mktemp("bundled") / "run"
-    return run, jaxrec("train", "--preset", "smoke", "--workdir", run, "--json")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, files):
-    """A finished run on the small CSV, two seeds."""
-    run = tmp_path_factory.mktemp("small") / "run"
-    return run, jaxrec("train", "--data", files / "log.csv", "--workdir", run, *SMALL, "--seeds", 2, "--json")
-
-
-def refused(outcome, *words):
-    """One line on standard error, exit status 1, nothing on standard output."""
-    assert outcome.status == 1, outcome
-    assert outcome.err.startswith("jaxrec: ")
-    assert outcome.err.count("\n") == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    for word in words:
-        assert word in outcome.err
-    return True
 
 
 class TestTrain:
@@ -315,115 +260,6 @@ class TestDataCommands:
             for options in ([], strict)
         ]
         assert counts[1] < counts[0]
-
-
-def broken_files(folder):
-    """Name of a broken file -> (its text, words of the message)."""
-    cases = {
-        "columns.csv": ("a,b\n1,2\n", ["user", "column"]),
-        "empty.csv": ("", ["empty"]),
-        "headers.csv": ("user_id,item_id,timestamp\n", ["empty", "no rows"]),
-        "times.csv": ("user_id,item_id,timestamp\nu,i,soon\nu,j,later\n", ["timestamp"]),
-        "gaps.csv": ("user_id,item_id,timestamp\nu,i,1\nu,j,\n", ["timestamp", "row"]),
-        "lonely.csv": (
-            "user_id,item_id,timestamp\n" + "".join(f"u{n},i{n},1\n" for n in range(12)),
-            ["interactions"],
-        ),
-    }
-    for name, (text, _) in cases.items():
-        (folder / name).write_text(text)
-    return {name: words for name, (_, words) in cases.items()}
-
-
-def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
-    for name, words in broken_files(tmp_path).items():
-        run = tmp_path / f"run-{name}"
-        refused(jaxrec("train", "--data", tmp_path / name, "--workdir", run, *SMALL), *words)
-        assert not run.exists() or not list(run.iterdir()), name
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["train", "--preset", "sasrek"], ["unknown preset 'sasrek'", "Did you mean 'sasrec'"]),
-        (["train", "--attention", "softmaxx"], ["unknown attention mechanism", "Did you mean 'softmax'"]),
-        (["train", "--objective", "hinge"], ["unknown objective 'hinge'", "cross-entropy"]),
-        (["train", "--resume"], ["--resume needs --workdir"]),
-        (["train", "--resume", "--workdir", "/nonexistent/run"], ["config.json not found"]),
-        (["train", "--data", "/nonexistent/log.csv", "--workdir", "RUN"], ["no file '/nonexistent/log.csv'"]),
-        (["train", "--workdir", "RUN", "--seeds", "0"], ["training.seeds", "at least one"]),
-        (["train", "--preset", "smoke", "--workdir", "RUN", "--attention.heads", "3"], ["heads must divide"]),
-        (
-            ["train", "--preset", "smoke", "--workdir", "RUN", "--objective", "bpr-pvn"],
-            ["objective 'bpr-pvn'", "expected the encoder 'stosa', got 'sasrec'"],
-        ),
-        (
-            [
-                "train",
-                "--preset",
-                "smoke",
-                "--workdir",
-                "RUN",
-                "--attention",
-                "miq",
-                "--attention.query-window",
-                "21",
-            ],
-            ["query_window must be at most the maximum length", "a window of 21", "at most 20"],
-        ),
-        (
-            ["train", "--preset", "smoke", "--workdir", "RUN", "--encoder.positions", "relativ"],
-            ["unknown position scheme 'relativ'", "learned"],
-        ),
-        (["train", "--encoder", "stossa"], ["unknown encoder 'stossa'", "Did you mean 'stosa'"]),
-        (["train", "--preset", "smoke", "--workdir", "/dev/null/run"], ["/dev/null"]),
-        (["evaluate", "/nonexistent"], ["config.json not found"]),
-        (["audit", "/nonexistent.csv"], ["no file"]),
-        (["compare", "/nonexistent/a", "/nonexistent/b"], ["/nonexistent"]),
-        (["protocols", "/nonexistent"], ["config.json not found"]),
-        (["stability", "/nonexistent"], ["config.json not found"]),
-    ],
-)
-def test_bad_requests_are_refused_in_words(arguments, words, tmp_path):
-    run = tmp_path / "run"
-    refused(jaxrec(*[str(run) if a == "RUN" else a for a in arguments]), *words)
-    assert not run.exists() or not list(run.iterdir())
-
-
-def test_times_that_the_data_lacks_are_refused_before_training(tmp_path):
-    interactions().drop("timestamp").write_csv(tmp_path / "log.csv")
-    start = ["train", "--data", tmp_path / "log.csv", "--workdir", tmp_path / "run", *SMALL]
-    refused(
-        jaxrec(*start, "--encoder.positions", "time-interval"),
-        "encoder.positions 'time-interval'",
-        "got one without",
-    )
-    assert not list((tmp_path / "run").iterdir())
-
-
-def test_a_kernel_with_additive_positions_warns(files, tmp_path):
-    start = [
-        "train",
-        "--data",
-        files / "log.csv",
-        "--workdir",
-        tmp_path / "run",
-        *SMALL,
-        "--training.epochs",
-        "1",
-    ]
-    with pytest.warns(UserWarning, match="combined with additive 'learned' positions"):
-        jaxrec(*start, "--attention", "kernel", "--encoder.positions", "learned")
-
-
-def test_refused_overwrite_loses_nothing(small, tmp_path):
-    """Bad input beside --overwrite: the run that is there must survive."""
-    run, _ = small
-    before = sorted(run.rglob("*"))
-    refused(
-        jaxrec("train", "--data", tmp_path / "absent.csv", "--workdir", run, "--overwrite", *SMALL), "no file"
-    )
-    assert sorted(run.rglob("*")) == before
 
 
 def test_studies_of_finished_runs(small, tmp_path):

@@ -1,0 +1,115 @@
+"""What is refused, in which words, and that nothing is lost by it."""
+
+import pytest
+
+from tests.cli.shared import SMALL, interactions, refused
+from tests.runs import jaxrec, standard_promotion  # noqa: F401
+
+
+def broken_files(folder):
+    """Name of a broken file -> (its text, words of the message)."""
+    cases = {
+        "columns.csv": ("a,b\n1,2\n", ["user", "column"]),
+        "empty.csv": ("", ["empty"]),
+        "headers.csv": ("user_id,item_id,timestamp\n", ["empty", "no rows"]),
+        "times.csv": ("user_id,item_id,timestamp\nu,i,soon\nu,j,later\n", ["timestamp"]),
+        "gaps.csv": ("user_id,item_id,timestamp\nu,i,1\nu,j,\n", ["timestamp", "row"]),
+        "lonely.csv": (
+            "user_id,item_id,timestamp\n" + "".join(f"u{n},i{n},1\n" for n in range(12)),
+            ["interactions"],
+        ),
+    }
+    for name, (text, _) in cases.items():
+        (folder / name).write_text(text)
+    return {name: words for name, (_, words) in cases.items()}
+
+
+def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
+    for name, words in broken_files(tmp_path).items():
+        run = tmp_path / f"run-{name}"
+        refused(jaxrec("train", "--data", tmp_path / name, "--workdir", run, *SMALL), *words)
+        assert not run.exists() or not list(run.iterdir()), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--preset", "sasrek"], ["unknown preset 'sasrek'", "Did you mean 'sasrec'"]),
+        (["train", "--attention", "softmaxx"], ["unknown attention mechanism", "Did you mean 'softmax'"]),
+        (["train", "--objective", "hinge"], ["unknown objective 'hinge'", "cross-entropy"]),
+        (["train", "--resume"], ["--resume needs --workdir"]),
+        (["train", "--resume", "--workdir", "/nonexistent/run"], ["config.json not found"]),
+        (["train", "--data", "/nonexistent/log.csv", "--workdir", "RUN"], ["no file '/nonexistent/log.csv'"]),
+        (["train", "--workdir", "RUN", "--seeds", "0"], ["training.seeds", "at least one"]),
+        (["train", "--preset", "smoke", "--workdir", "RUN", "--attention.heads", "3"], ["heads must divide"]),
+        (
+            ["train", "--preset", "smoke", "--workdir", "RUN", "--objective", "bpr-pvn"],
+            ["objective 'bpr-pvn'", "expected the encoder 'stosa', got 'sasrec'"],
+        ),
+        (
+            [
+                "train",
+                "--preset",
+                "smoke",
+                "--workdir",
+                "RUN",
+                "--attention",
+                "miq",
+                "--attention.query-window",
+                "21",
+            ],
+            ["query_window must be at most the maximum length", "a window of 21", "at most 20"],
+        ),
+        (
+            ["train", "--preset", "smoke", "--workdir", "RUN", "--encoder.positions", "relativ"],
+            ["unknown position scheme 'relativ'", "learned"],
+        ),
+        (["train", "--encoder", "stossa"], ["unknown encoder 'stossa'", "Did you mean 'stosa'"]),
+        (["train", "--preset", "smoke", "--workdir", "/dev/null/run"], ["/dev/null"]),
+        (["evaluate", "/nonexistent"], ["config.json not found"]),
+        (["audit", "/nonexistent.csv"], ["no file"]),
+        (["compare", "/nonexistent/a", "/nonexistent/b"], ["/nonexistent"]),
+        (["protocols", "/nonexistent"], ["config.json not found"]),
+        (["stability", "/nonexistent"], ["config.json not found"]),
+    ],
+)
+def test_bad_requests_are_refused_in_words(arguments, words, tmp_path):
+    run = tmp_path / "run"
+    refused(jaxrec(*[str(run) if a == "RUN" else a for a in arguments]), *words)
+    assert not run.exists() or not list(run.iterdir())
+
+
+def test_times_that_the_data_lacks_are_refused_before_training(tmp_path):
+    interactions().drop("timestamp").write_csv(tmp_path / "log.csv")
+    start = ["train", "--data", tmp_path / "log.csv", "--workdir", tmp_path / "run", *SMALL]
+    refused(
+        jaxrec(*start, "--encoder.positions", "time-interval"),
+        "encoder.positions 'time-interval'",
+        "got one without",
+    )
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_kernel_with_additive_positions_warns(files, tmp_path):
+    start = [
+        "train",
+        "--data",
+        files / "log.csv",
+        "--workdir",
+        tmp_path / "run",
+        *SMALL,
+        "--training.epochs",
+        "1",
+    ]
+    with pytest.warns(UserWarning, match="combined with additive 'learned' positions"):
+        jaxrec(*start, "--attention", "kernel", "--encoder.positions", "learned")
+
+
+def test_refused_overwrite_loses_nothing(small, tmp_path):
+    """Bad input beside --overwrite: the run that is there must survive."""
+    run, _ = small
+    before = sorted(run.rglob("*"))
+    refused(
+        jaxrec("train", "--data", tmp_path / "absent.csv", "--workdir", run, "--overwrite", *SMALL), "no file"
+    )
+    assert sorted(run.rglob("*")) == before
