@@ -80,7 +80,7 @@ def sasrec_s3rec() -> RunConfig:
 def sasrec_ml1m() -> RunConfig:
     """SASRec for long histories such as MovieLens 1M's: L = 200, one head, dropout 0.2.
 
-    MovieLens 1M (6,040 users, 3,416 items), leave-one-out, one seed: HR@10 .3010, NDCG@10 .1737; 12.8 s an epoch on two
+    MovieLens 1M (6,040 users, 3,416 items), leave-one-out, one seed: HR@10 .3010, NDCG@10 .1737; 13.6 s an epoch on two
     CPU cores that do nothing else (``experiments/results/sasrec_ml-1m.md``).
     """
     return RunConfig(
@@ -111,7 +111,9 @@ def stosa() -> RunConfig:
 def hstu() -> RunConfig:
     """HSTU's layers (pointwise attention, no feed-forward network) where `sasrec` has its own; else the same.
 
-    On logs with times, ``--encoder.positions time-interval`` adds the paper's bias for seconds. Not measured yet.
+    On logs with times, ``--encoder.positions time-interval`` adds the paper's bias for seconds. MovieTweetings, 5 seeds, at
+    twice the learning rate: HR@10 .2250 ± .0049, NDCG@10 .1266 ± .0032
+    (``experiments/results/attention_movietweetings.md``).
     """
     return dataclasses.replace(
         sasrec(),
@@ -121,7 +123,11 @@ def hstu() -> RunConfig:
 
 
 def ligr() -> RunConfig:
-    """LiGR's gated residuals in the blocks of `sasrec`; else the same. Not measured yet."""
+    """LiGR's gated residuals in the blocks of `sasrec`; else the same.
+
+    MovieTweetings, 5 seeds, at twice the learning rate: HR@10 .2417 ± .0053, NDCG@10 .1346 ± .0037
+    (``experiments/results/attention_movietweetings.md``).
+    """
     return dataclasses.replace(sasrec(), encoder=SASRecConfig(width=64, layers=2, block="gated", dropout=0.3))
 
 
