@@ -33,6 +33,7 @@ def assert_trained(run):
     json.dumps(run.results, allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTENTION)
 def test_every_attention_mechanism_trains(name):
     import dataclasses
@@ -50,6 +51,7 @@ def with_encoder(config, name):
     return dataclasses.replace(config, encoder=ENCODERS[name](width=8, layers=1), attention=attention)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains(name):
     import dataclasses

@@ -44,6 +44,7 @@ def saved(tmp_path):
     return type(DATASET).load(tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_streamed_from_files_is_resident_to_the_bit(resident, saved, tmp_path):
     assert isinstance(saved.items, np.memmap)
     assert resident.setup.host_log is None
@@ -57,12 +58,14 @@ def test_streamed_from_files_is_resident_to_the_bit(resident, saved, tmp_path):
     assert streamed.ledger.waited_seconds == pytest.approx(waited, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_streamed_seeds_side_by_side():
     given = {"seeds": (0, 1), "over_seeds": "vmap", "epochs": 1}
     one, other = (quiet(small_config(training={**given, "feed": mode})) for mode in ("resident", "streamed"))
     assert_same_run(one, other)
 
 
+@pytest.mark.slow
 def test_a_resident_run_resumed_streamed_and_back(resident, tmp_path, monkeypatch):
     for mode in ("streamed", "resident"):
         monkeypatch.setattr(loop, "StopRequest", StopAfter(0))

@@ -116,6 +116,7 @@ def test_non_finite_loss_names_step_and_checkpoint(tmp_path):
         quiet(wild, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over_seeds", ["map", "vmap"])
 def test_several_seeds_are_the_single_runs(uninterrupted, over_seeds):
     """Each seed of one program is the run of that seed alone, up to rounding of batched products."""
@@ -151,6 +152,7 @@ def test_one_compilation_for_a_whole_run(mode, monkeypatch):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_chunks_of_any_length_give_the_same_state():
     """One chunk of eight steps, two of four, or three and five: the same bits."""
     setup = prepare(small_config(), DATASET)

@@ -99,6 +99,7 @@ def remat_loss(remat):
     return lambda params: jnp.square(encoder.apply(params, batch, False)).sum(), params
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_keep_less_and_change_no_value():
     found = []
     for remat in (False, True):
