@@ -61,6 +61,7 @@ class Options:
       rounds: measurements of each mechanism.
       repeats: steps of one measurement.
       out: also write OUT.json and OUT.md; empty = do not.
+      notes: what a reader of OUT.md must know besides, a paragraph each.
       json: print one JSON object.
     """
 
@@ -74,6 +75,7 @@ class Options:
     rounds: int = 9
     repeats: int = 2
     out: str = ""
+    notes: tuple[str, ...] = ()
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -235,13 +237,14 @@ def write(result: dict[str, Any], out: Path, command: str) -> None:
     out.with_suffix(".json").write_text(json.dumps({"command": command, **result}, indent=1) + "\n")
     options, hardware = result["options"], result["hardware"]
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    notes = "".join(f"{note}\n\n" for note in options["notes"])
     out.with_suffix(".md").write_text(
         f"# Cost of attention mechanisms\n\n`{command}`\n\n"
         f"A training step of {options['rows']} histories of {options['max_length']} interactions, width "
         f"{options['width']}, {options['layers']} layers, {options['n_items']:,} items, {options['dtype']}; "
         f"milliseconds, medians of {options['rounds']} rounds; ratios against softmax attention in the same round. "
         "Layer: one layer's attention alone, forward, and forward with backward.\n\n"
-        f"{table(result)}\n\n"
+        f"{table(result)}\n\n{notes}"
         f"{versions}; {hardware['processor']}, {hardware['cores']} cores, {', '.join(hardware['devices'])}.\n"
     )
 
