@@ -86,8 +86,8 @@ def study(
 ) -> dict[str, Any]:
     """Train every variant under ``out`` and compare them with the first.
 
-    Returns what the tables need; ``record`` is given the same after each variant, with the names of those to come under
-    "unfinished".
+    Returns what the tables need; ``record`` is given the same after each variant but the first, with the names of those to
+    come under "unfinished".
     """
     (out / "tuning").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -116,7 +116,7 @@ def study(
             file=sys.stderr,
             flush=True,
         )
-        if record is not None and number < len(variants):
+        if record is not None and 1 < number < len(variants):
             record(_so_far(rows, runs, results, metrics, [each.name for each in variants[number:]]))
     done = _so_far(rows, runs, results, metrics, [])
     if record is not None:
