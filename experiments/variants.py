@@ -86,8 +86,8 @@ def study(
 ) -> dict[str, Any]:
     """Train every variant under ``out`` and compare them with the first.
 
-    Returns what the tables need; ``record`` is given the same after each variant but the first, with the names of those to
-    come under "unfinished".
+    Returns what the tables need; ``record`` is given the same after each variant that was trained, but the first, with the
+    names of those to come under "unfinished"; and at the end.
     """
     (out / "tuning").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -95,7 +95,8 @@ def study(
     for number, variant in enumerate(variants, start=1):
         run = out / variant.name.replace(" ", "-")
         config, tried = tuned(base, variant, dataset, out / "tuning")
-        if not (run / "results.json").exists():
+        new = not (run / "results.json").exists()
+        if new:
             fit(dataset, config, run, resume=(run / "config.json").exists(), progress=False)
         results = json.loads((run / "results.json").read_text())
         runs.append(run)
@@ -116,7 +117,7 @@ def study(
             file=sys.stderr,
             flush=True,
         )
-        if record is not None and 1 < number < len(variants):
+        if record is not None and new and 1 < number < len(variants):
             record(_so_far(rows, runs, results, metrics, [each.name for each in variants[number:]]))
     done = _so_far(rows, runs, results, metrics, [])
     if record is not None:
