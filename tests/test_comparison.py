@@ -1,0 +1,54 @@
+"""Studies of variants: tuned on validation, kept as they grow, never trained twice."""
+
+import dataclasses
+
+import pytest
+
+from experiments import variants
+from experiments.variants import Variant, study, write
+from jaxrec.objectives import BinaryCrossEntropyConfig
+from tests.helpers import small_config, small_dataset
+from tests.runs import standard_promotion  # noqa: F401
+
+DATASET = small_dataset()
+BASE = small_config(training={"epochs": 1, "seeds": (0, 1), "metric": "NDCG@10"})
+RATES = [{"optimizer": {"learning_rate": rate}} for rate in (1e-2, 1e-9)]
+VARIANTS = [
+    Variant("plain", {}),
+    Variant("tuned", {"encoder": {"dropout": 0.0}}, RATES),
+    Variant("bce", {"objective": BinaryCrossEntropyConfig()}),
+]
+
+
+@pytest.mark.slow
+def test_a_study_chooses_on_validation_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    kept = []
+    first = study(BASE, VARIANTS[:2], DATASET, tmp_path / "runs", record=kept.append)
+    assert kept == [first]
+    tried = first["variants"][1]["tried"]
+    assert [each["candidate"] for each in tried] == RATES
+    best = max(tried, key=lambda each: each["valid"])
+    chosen = first["variants"][1]["config"]["optimizer"]["learning_rate"]
+    assert chosen == best["candidate"]["optimizer"]["learning_rate"]
+
+    trained = []
+    monkeypatch.setattr(
+        variants,
+        "fit",
+        lambda *args, fit=variants.fit, **options: (trained.append(args[2].name), fit(*args, **options)),
+    )
+    monkeypatch.setattr(variants, "train", lambda *args, **options: pytest.fail("tuned again"))
+    more = [*VARIANTS, dataclasses.replace(VARIANTS[0], name="plain again")]
+    whole = study(BASE, more, DATASET, tmp_path / "runs", record=kept.append)
+    assert trained == ["bce", "plain-again"]
+    assert [record["unfinished"] for record in kept[1:]] == [["plain again"], []]
+    assert whole["variants"][:2] == first["variants"]
+    assert whole["variants"][3]["metrics"] == whole["variants"][0]["metrics"], "the same configuration"
+    for row in whole["variants"]:
+        assert 0 < row["lists"]["coverage@10"]["mean"] <= 1
+
+    write(kept[1], "Title", "command", tmp_path / "record")
+    text = (tmp_path / "record.md").read_text()
+    assert "**Partial**: not trained yet: plain again." in text
+    write(whole, "Title", "command", tmp_path / "record")
+    assert "Partial" not in (tmp_path / "record.md").read_text()
