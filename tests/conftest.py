@@ -1,7 +1,8 @@
 """Strict JAX for every test: eight host devices, no silent promotion of types or ranks.
 
-Compiling takes most of the tests' time, so LLVM is told not to optimise; tests that start processes of their own compile
-as users do, and ``XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest`` does everywhere.
+Compiling takes most of the tests' time, so LLVM is told not to optimise. Tests of killed runs, of several processes and of
+kept programs start processes that compile as users do; ``XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest`` does
+so everywhere.
 """
 
 import os
