@@ -10,10 +10,10 @@ missing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -126,14 +126,12 @@ def main(options: Options) -> None:
     command = "python -m experiments.attention_comparison " + shlex.join(sys.argv[1:])
     name = dataset.name.lower().replace(" ", "-")
 
-    def record(result: dict[str, Any]) -> None:
-        write(
-            result,
-            f"Attention mechanisms on {dataset.name}",
-            command.strip(),
-            Path(f"experiments/results/attention_{name}"),
-        )
-
+    record = functools.partial(
+        write,
+        title=f"Attention mechanisms on {dataset.name}",
+        command=command.strip(),
+        path=Path(f"experiments/results/attention_{name}"),
+    )
     study(base, chosen, dataset, Path(options.out), record=record)
 
 

@@ -9,10 +9,10 @@ Writes ``experiments/results/objectives_<dataset>.{md,json}``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -78,14 +78,12 @@ def main(options: Options) -> None:
     command = "python -m experiments.objective_comparison " + shlex.join(sys.argv[1:])
     name = dataset.name.lower().replace(" ", "-")
 
-    def record(result: dict[str, Any]) -> None:
-        write(
-            result,
-            f"Objectives on {dataset.name}",
-            command.strip(),
-            Path(f"experiments/results/objectives_{name}"),
-        )
-
+    record = functools.partial(
+        write,
+        title=f"Objectives on {dataset.name}",
+        command=command.strip(),
+        path=Path(f"experiments/results/objectives_{name}"),
+    )
     study(base, variants(options), dataset, Path(options.out), record=record)
 
 

@@ -26,7 +26,7 @@ def shown(benchmark: str, options: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant figures, never with an exponent."""
+    """Four significant figures, but everything before the decimal point, and no exponent for large numbers."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
