@@ -14,7 +14,7 @@ from jaxrec.layers import matmul
 from jaxrec.models.base import ItemTable, sum_over_positions
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs, check_number, real_weights, scaled
 from jaxrec.objectives.catalogue_pass import equally_varying
-from jaxrec.objectives.sampled import CHUNK_BYTES, SampledObjectiveConfig, Scores, sum_over_chunks
+from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores, scored_positions, sum_over_chunks
 from jaxrec.objectives.samplers import needed
 
 
@@ -81,13 +81,25 @@ class InBatchConfig(ObjectiveConfig):
     ) -> tuple[Array, Array]:
         weights = real_weights(targets, weights)
         hidden, table = scaled(hidden, table, self.temperature, self.cosine)
-        candidates, bias, _ = table.take(targets)
-        offsets = jnp.zeros(targets.shape, jnp.float32) if bias is None else bias
+        n, n_items = targets.shape[0], table.n_items
         if self.log_q:
             counts = needed(inputs, "item_counts", "InBatchConfig.log_q").astype(jnp.float32)
-            share = jnp.maximum(counts[targets], 1.0) / jnp.maximum(jnp.sum(counts[1:]), 1.0)
-            offsets = offsets - jnp.log(share)
-        there = weights > 0
+            share = jnp.maximum(counts, 1.0) / jnp.maximum(jnp.sum(counts[1:]), 1.0)
+
+        def rows(items: Array) -> tuple[Array, Array]:
+            vectors, bias, _ = table.take(items)
+            offsets = jnp.zeros(items.shape, jnp.float32) if bias is None else bias
+            return vectors, offsets - jnp.log(share[items]) if self.log_q else offsets
+
+        # Copies of an item have the same score: with fewer items than positions, each is scored once and counted
+        # as often as it is there.
+        candidates, copies = targets, (weights > 0).astype(jnp.float32)
+        if n_items < n:
+            candidates = jnp.arange(n_items + 1, dtype=jnp.int32)
+            copies = jnp.zeros((n_items + 1,), jnp.float32).at[targets].add(copies, mode="drop")
+        vectors, offsets = rows(candidates)
+        there = copies > 0
+        offsets = offsets + jnp.log(jnp.where(there, copies, 1.0))
 
         def loss(part: Any, others: Any) -> Array:
             h, y, w, own, own_offset = part
@@ -100,14 +112,14 @@ class InBatchConfig(ObjectiveConfig):
             losses = _softmax_loss(jnp.where(real, positive, 0.0), scores, valid)
             return jnp.sum(jnp.where(real, w * losses, 0.0))
 
-        chunk = max(1, CHUNK_BYTES // (4 * max(1, targets.shape[0])))
+        chunk = scored_positions(candidates.shape[0])
 
         def total(_: ItemTable, parts: Any, others: Any) -> tuple[Array]:
             others = tuple(equally_varying(x, parts[0])[0] for x in others)
             return (sum_over_chunks(lambda part: loss(part, others), parts, chunk),)
 
-        parts = (hidden, targets, weights, candidates, offsets)
-        others = (candidates, offsets, targets, there)
+        parts = (hidden, targets, weights, *rows(targets))
+        others = (vectors, offsets, candidates, there)
         return sum_over_positions(total, table, parts, others)[0], jnp.sum(weights)
 
 

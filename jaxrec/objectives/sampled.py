@@ -26,9 +26,11 @@ from jaxrec.objectives.base import (
 from jaxrec.objectives.catalogue_pass import equally_varying
 from jaxrec.objectives.samplers import SAMPLERS, Request, draw
 
-CHUNK_BYTES = (
-    32 * 2**20
-)  # of the negatives' vectors (or, where they are shared, scores) of one chunk of positions
+CHUNK_BYTES = 32 * 2**20  # of the negatives' vectors, or of the scores, of a chunk of positions
+CACHED_BYTES = 4 * 2**20  # of the scores on a CPU, if they come from a matrix product
+# A gathered row costs about as much as scoring 40 items (XLA:CPU, D = 64): with fewer items a negative, all are
+# scored and the drawn scores picked out.
+ITEMS_PER_GATHERED_ROW = 40
 
 
 class Distances(NamedTuple):
@@ -129,7 +131,13 @@ class SampledObjectiveConfig(ObjectiveConfig):
         )
         negatives = draw(self.sampler, request, self.exclude_seen)
         one_draw = negatives.items.shape[0] == 1 and targets.shape[0] != 1
-        common = (table.take(negatives.items[0]), negatives.log_expected) if one_draw else None
+        few_items = n_items + 1 <= ITEMS_PER_GATHERED_ROW * negatives.items.shape[1]
+        score_all = few_items and not one_draw and not self.needs_distances
+        common: tuple[ItemTable, Array | None] | None = None
+        if one_draw:
+            common = (table.take(negatives.items[0]), negatives.log_expected)
+        elif score_all:
+            common = (table.take(jnp.arange(n_items + 1)), None)
 
         def loss(table: ItemTable, part: Any, common: Any) -> Array:
             h, y, w, valid, items, log_expected = part
@@ -137,9 +145,13 @@ class SampledObjectiveConfig(ObjectiveConfig):
             positive = jnp.sum(h * own.vectors, axis=-1)
             positive = positive if own.bias is None else positive + own.bias
             if common is not None:
-                rows, log_expected = common
+                rows = common[0]
                 negative = matmul(h, rows.vectors.T, jnp.dtype(self.dtype))
                 negative = negative if rows.bias is None else negative + rows.bias[None, :]
+                if score_all:
+                    negative = jnp.take_along_axis(negative, items, axis=1, mode="clip")
+                else:
+                    log_expected = common[1]
             else:
                 rows = table.take(items)
                 negative = jnp.sum(h[:, None, :] * rows.vectors, axis=-1)
@@ -161,8 +173,10 @@ class SampledObjectiveConfig(ObjectiveConfig):
             return jnp.sum(jnp.where(real, w * self.position_losses(scores, n_items), 0.0))
 
         own = (None, None) if one_draw else (negatives.items, negatives.log_expected)
-        width = self.n_negatives * (1 if one_draw else hidden.shape[1])
-        chunk = max(1, CHUNK_BYTES // (4 * width))
+        if common is not None:
+            chunk = scored_positions(common[0].vectors.shape[0])
+        else:
+            chunk = max(1, CHUNK_BYTES // (4 * self.n_negatives * hidden.shape[1]))
 
         def total(table: ItemTable, parts: Any, common: Any) -> tuple[Array]:
             # The product rule of `matmul` wants its operands marked alike.
@@ -190,6 +204,12 @@ class SampledObjectiveConfig(ObjectiveConfig):
         return Distances(
             jnp.sum(jnp.square(hidden), axis=-1) - positive, -targets.bias[:, None] - own - product / 2.0
         )
+
+
+def scored_positions(n_candidates: int) -> int:
+    """How many positions to score against the same ``n_candidates`` at a time."""
+    on_cpu = jax.default_backend() == "cpu"
+    return max(1, (CACHED_BYTES if on_cpu else CHUNK_BYTES) // (4 * max(1, n_candidates)))
 
 
 def sum_over_chunks(loss: Callable[[Any], Array], parts: Any, chunk: int) -> Array:

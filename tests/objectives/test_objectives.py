@@ -133,12 +133,27 @@ def compare(config, function, case, key):
     return weight
 
 
-@pytest.mark.parametrize("small_chunks", [False, True], ids=["whole", "chunks"])
+# Constants of `jaxrec.objectives.sampled` that choose how it computes the same.
+ROUTES = {
+    "gathered": {"ITEMS_PER_GATHERED_ROW": 0},
+    "gathered, chunks": {"ITEMS_PER_GATHERED_ROW": 0, "CHUNK_BYTES": 200},
+    "all scored": {},
+    "all scored, chunks": {"CACHED_BYTES": 80},
+}
+
+
+@pytest.fixture(params=ROUTES)
+def route(request, monkeypatch):
+    """Each way to compute sampled objectives; what was compiled for another is forgotten."""
+    for constant, value in ROUTES[request.param].items():
+        monkeypatch.setattr(sampled_module, constant, value)
+    _evaluate.clear_cache()
+    yield request.param
+    _evaluate.clear_cache()
+
+
 @pytest.mark.parametrize("name", SAMPLED)
-def test_sampled_objectives_equal_their_formula(name, small_chunks, key, monkeypatch):
-    if small_chunks:
-        monkeypatch.setattr(sampled_module, "CHUNK_BYTES", 200)
-        _evaluate.clear_cache()
+def test_sampled_objectives_equal_their_formula(name, route, key):
     config, of_position = SAMPLED[name]
     case = problem()
     drawn = negatives_of(config, case, key)
@@ -147,16 +162,10 @@ def test_sampled_objectives_equal_their_formula(name, small_chunks, key, monkeyp
         return sampled_oracle(config, of_position, drawn, hidden, vectors, bias, *case[3:])
 
     assert compare(config, function, case, key) == 4.5
-    if small_chunks:
-        _evaluate.clear_cache()
 
 
-@pytest.mark.parametrize("small_chunks", [False, True], ids=["whole", "chunks"])
 @pytest.mark.parametrize("name", PVN)
-def test_bpr_pvn_equals_its_formula(name, small_chunks, key, monkeypatch):
-    if small_chunks:
-        monkeypatch.setattr(sampled_module, "CHUNK_BYTES", 200)
-        _evaluate.clear_cache()
+def test_bpr_pvn_equals_its_formula(name, route, key):
     config, case = PVN[name], problem()
     targets, weights = case[3], case[4] * (case[3] > 0)
     items, _, valid = negatives_of(config, case, key)
@@ -171,8 +180,6 @@ def test_bpr_pvn_equals_its_formula(name, small_chunks, key, monkeypatch):
     without = dataclasses.replace(config, pvn_weight=0.0)
     compare(config, function, case, key)
     assert evaluate(config, *case, key)[0] > evaluate(without, *case, key)[0], "pvn is at work"
-    if small_chunks:
-        _evaluate.clear_cache()
 
 
 def test_bpr_pvn_is_stosa_s_loss_on_gaussians(key):
@@ -218,10 +225,12 @@ def test_sampled_softmax_normaliser_is_unbiased(key):
     np.testing.assert_allclose(np.mean(estimates), want, atol=4 * np.std(estimates) / np.sqrt(300))
 
 
+@pytest.mark.parametrize("copies", [1, 2], ids=["fewer positions than items", "more positions"])
 @pytest.mark.parametrize("name", ["in-batch", "in-batch, plain"])
-def test_in_batch_equals_its_formula(name, key):
+def test_in_batch_equals_its_formula(name, copies, key):
     config = ALL[name]
     case = problem()
+    case = (np.tile(case[0], (copies, 1)), *case[1:3], *(np.tile(x, copies) for x in case[3:]))
     targets, weights = case[3], case[4] * (case[3] > 0)
     counts = np.asarray(inputs().item_counts, np.float64)
 

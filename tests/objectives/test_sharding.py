@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrec.models.base import ItemTable
 from jaxrec.models.shards import ItemShards, place
 from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.objectives import sampled as sampled_module
 from jaxrec.objectives.catalogue import catalogue_cross_entropy
 from tests.objectives import test_objectives as objectives
 
@@ -102,15 +103,16 @@ def test_axis_name_needs_the_number_of_items():
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk"),
-    [(name, 0) for name in objectives.ALL] + [(name, 16) for name in ("bce", "sampled-softmax", "in-batch")],
+    ("name", "route"),
+    [(name, "all scored") for name in objectives.ALL]
+    + [("bce", "gathered"), ("gbce", "gathered, chunks")]
+    + [(name, "all scored, chunks") for name in ("bce", "sampled-softmax", "in-batch")],
 )
-def test_every_objective_on_a_split_table(name, chunk, monkeypatch, key):
+def test_every_objective_on_a_split_table(name, route, monkeypatch, key):
     """Value, weight and gradients of a table whose rows lie on four devices, and positions on two."""
     config = objectives.ALL[name]
-    if chunk:
-        monkeypatch.setattr("jaxrec.objectives.sampled.CHUNK_BYTES", chunk)
-        monkeypatch.setattr("jaxrec.objectives.listwise.CHUNK_BYTES", chunk)
+    for constant, value in objectives.ROUTES[route].items():
+        monkeypatch.setattr(sampled_module, constant, value)
     hidden, vectors, bias, targets, weights = objectives.problem()
     mesh = jax.make_mesh((2, 4), ("data", "item"), axis_types=(AxisType.Auto,) * 2)
     shards = ItemShards(mesh, objectives.V)
@@ -119,21 +121,21 @@ def test_every_objective_on_a_split_table(name, chunk, monkeypatch, key):
     inputs = objectives.inputs()
     targets, weights = jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32)
 
-    def value(shards, hidden, vectors, bias):
+    def evaluate(shards, hidden, vectors, bias):
         def loss(hidden, vectors, bias):
             return config(hidden, ItemTable(vectors, bias, shards), targets, weights, key, inputs)
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(hidden, vectors, bias)
 
     arrays = [np.asarray(x, np.float32) for x in (hidden, vectors, bias)]
-    (total, weight), gradients = value(None, *arrays)
+    (total, weight), gradients = evaluate(None, *arrays)
     # Rows beyond the catalogue must not count, whatever they hold.
     padded = (
         place(arrays[0], mesh, P("data")),
         place(np.pad(arrays[1], ((0, beyond), (0, 0)), constant_values=9.0), mesh, P("item")),
         place(np.pad(arrays[2], (0, beyond), constant_values=9.0), mesh, P("item")),
     )
-    (split_total, split_weight), split = value(shards, *padded)
+    (split_total, split_weight), split = evaluate(shards, *padded)
     np.testing.assert_allclose(split_total, total, rtol=2e-6)
     np.testing.assert_allclose(split_weight, weight, rtol=1e-6)
     for a, b in zip(split, gradients, strict=True):
