@@ -10,14 +10,10 @@ missing.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import shlex
-import sys
-from pathlib import Path
 
 import tyro
 
-from experiments.variants import Variant, apply, study, write
+from experiments.variants import StudyOptions, Variant
 from jaxrec.attention import (
     KernelAttentionConfig,
     MultiItemQueryAttentionConfig,
@@ -29,31 +25,20 @@ from jaxrec.attention import (
 from jaxrec.attention.kernel import Structure
 from jaxrec.attention.reweighing import Variant as AWRSRVariant
 from jaxrec.attention.wasserstein import WassersteinVariant
-from jaxrec.data import load_dataset
 from jaxrec.models import STOSAConfig
 from jaxrec.objectives import BPRPositiveVersusNegativeConfig, CrossEntropyConfig, ObjectiveConfig
-from jaxrec.presets import sasrec
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(StudyOptions):
     """Compare attention mechanisms.
 
     Attributes:
-      data: as for ``jaxrec train``.
-      seeds: models for each mechanism.
-      epochs: most epochs of each.
       learning_rate: the same for all.
-      out: run directories; an interrupted study goes on there.
-      only: names of the variants to run; empty = all.
     """
 
-    data: str = "movietweetings"
-    seeds: int = 5
-    epochs: float = 40.0
     learning_rate: float = 2e-3
     out: str = "runs/attention"
-    only: tuple[str, ...] = ()
 
 
 def variants(dropout: float = 0.1) -> list[Variant]:
@@ -107,32 +92,7 @@ def variants(dropout: float = 0.1) -> list[Variant]:
 
 def main(options: Options) -> None:
     """Run the study and write its tables."""
-    dataset = load_dataset(options.data)
-    base = apply(
-        sasrec(),
-        {
-            "data": {"source": options.data},
-            "optimizer": {"learning_rate": options.learning_rate},
-            "training": {
-                "seeds": tuple(range(options.seeds)),
-                "epochs": options.epochs,
-                "evaluate_every": 2,
-                "patience": 4,
-                "checkpoint_seconds": 60.0,
-            },
-        },
-    )
-    chosen = [variant for variant in variants() if not options.only or variant.name in options.only]
-    command = "python -m experiments.attention_comparison " + shlex.join(sys.argv[1:])
-    name = dataset.name.lower().replace(" ", "-")
-
-    record = functools.partial(
-        write,
-        title=f"Attention mechanisms on {dataset.name}",
-        command=command.strip(),
-        path=Path(f"experiments/results/attention_{name}"),
-    )
-    study(base, chosen, dataset, Path(options.out), record=record)
+    options.conduct("attention", variants(), {"optimizer": {"learning_rate": options.learning_rate}})
 
 
 if __name__ == "__main__":

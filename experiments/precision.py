@@ -89,17 +89,11 @@ def main(options: Options) -> None:
     if options.rounds:
         result["rate"] = rates(options, dataset)
         each = result["rate"]["interactions_per_second"]
-        for row in result["variants"]:
-            # The clock of a study that shares the machine means little: what was done, at the rate measured.
-            timing = row["timing"]
-            done = timing["training_seconds"] * timing["interactions_per_second"]
-            timing["training_seconds"] = round(done / each[row["name"]], 1)
-            timing["interactions_per_second"] = round(each[row["name"]], 1)
         result["markdown"] += (
             f"\nRate, measured in turns ({options.rounds} rounds of {options.steps} steps): float32 "
             f"{each['float32']:,.0f}, bfloat16 {each['bfloat16']:,.0f} real interactions/s; bfloat16 runs at "
             f"{result['rate']['bfloat16_over_float32']:.2f} times the speed "
-            f"({result['rate']['least']:.2f} to {result['rate']['most']:.2f}). Training seconds are at this rate."
+            f"({result['rate']['least']:.2f} to {result['rate']['most']:.2f})."
         )
     name = dataset.name.lower().replace(" ", "-")
     write(

@@ -9,14 +9,18 @@ directory is not trained again, so an interrupted study goes on where it stopped
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxrec.api import fit
+from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.presets import sasrec
 from jaxrec.studies import beyond_accuracy_of, compare, open_run
 from jaxrec.training.config import RunConfig, config_hash
 from jaxrec.training.loop import train
@@ -39,6 +43,58 @@ class Variant:
     name: str
     sections: Settings
     candidates: Sequence[Settings] = ({},)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """What the command of every study takes; a study adds the options of its own tuning.
+
+    Attributes:
+      data: as for ``jaxrec train``.
+      seeds: models for each variant.
+      epochs: most epochs of each.
+      out: run directories; an interrupted study goes on there.
+      only: names of the variants to train; empty = all.
+    """
+
+    data: str = "movietweetings"
+    seeds: int = 5
+    epochs: float = 40.0
+    out: str = "runs/study"
+    only: tuple[str, ...] = ()
+
+    def conduct(self, what: str, variants: Sequence[Variant], sections: Settings | None = None) -> None:
+        """Train the preset "sasrec" in all ``variants``; write ``experiments/results/WHAT_<dataset>.{md,json}``.
+
+        The records are written after each variant; until all are done, they say which are missing.
+
+        Args:
+          what: is compared: "attention" or "objectives".
+          variants: all of the study; the first is what the others are compared with.
+          sections: what differs from the preset in all of them.
+        """
+        unknown = set(self.only) - {variant.name for variant in variants}
+        if unknown:
+            raise SystemExit(
+                f"only: expected some of {', '.join(variant.name for variant in variants)}; got {sorted(unknown)}"
+            )
+        dataset = load_dataset(self.data)
+        training = {
+            "seeds": tuple(range(self.seeds)),
+            "epochs": self.epochs,
+            "evaluate_every": 2,
+            "patience": 4,
+            "checkpoint_seconds": 60.0,
+        }
+        base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **(sections or {})})
+        record = functools.partial(
+            write,
+            title=f"{what.capitalize()} on {dataset.name}",
+            command=f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
+            path=Path(f"experiments/results/{what}_{dataset.name.lower().replace(' ', '-')}"),
+        )
+        chosen = [variant for variant in variants if not self.only or variant.name in self.only]
+        study(base, chosen, dataset, Path(self.out), record=record)
 
 
 def apply(config: RunConfig, sections: Settings) -> RunConfig:

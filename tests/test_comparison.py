@@ -1,10 +1,12 @@
 """Studies of variants: tuned on validation, kept as they grow, never trained twice."""
 
 import dataclasses
+import sys
 
+import numpy as np
 import pytest
 
-from experiments import variants
+from experiments import attention_comparison, objective_comparison, variants
 from experiments.variants import Variant, study, write
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from tests.helpers import small_config, small_dataset
@@ -52,3 +54,27 @@ def test_a_study_chooses_on_validation_and_goes_on_where_it_stopped(tmp_path, mo
     assert "**Partial**: not trained yet: plain again." in text
     write(whole, "Title", "command", tmp_path / "record")
     assert "Partial" not in (tmp_path / "record.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_of_a_study_keeps_a_record(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [f"{user},{item},{t}" for user in range(30) for t, item in enumerate(rng.permutation(20)[:8])]
+    (tmp_path / "own.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["objective_comparison.py", "--data", "own.csv"])
+    options = objective_comparison.Options(
+        data="own.csv", epochs=1, seeds=2, learning_rates=(1e-3,), dropouts=(0.3,), only=("bce", "bpr")
+    )
+    objective_comparison.main(options)
+    text = (tmp_path / "experiments/results/objectives_own.md").read_text()
+    assert text.startswith(
+        "# Objectives on own\n\n`python -m experiments.objective_comparison --data own.csv`"
+    )
+    assert "bpr - bce" in text
+
+
+@pytest.mark.parametrize("module", [attention_comparison, objective_comparison])
+def test_an_unknown_variant_is_refused(module):
+    with pytest.raises(SystemExit, match=r"only: expected some of .*; got \['rope'\]"):
+        module.main(module.Options(only=("rope",)))

@@ -3,7 +3,7 @@ one layer.
 
     python -m experiments.benchmarks.attention_cost --json
     python -m experiments.benchmarks.attention_cost --mechanisms miq kernel-toeplitz --rounds 5
-    python -m experiments.benchmarks.attention_cost --out experiments/results/attention_cost
+    python -m experiments.benchmarks.attention_cost --record attention_cost --json
 
 Shapes are those of ML-1M by default: 128 histories of 200 interactions, width 64, two layers, exact
 cross-entropy over 3,416 items, Adam. Mechanisms take turns within each round, so ratios hold where the
@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
+from experiments.benchmarks.records import keep, shown
+from jaxrec.evaluation.tables import to_markdown
 
 MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax": ("softmax", {}),
@@ -60,8 +60,8 @@ class Options:
       dtype: operands of matrix products, "float32" or "bfloat16".
       rounds: measurements of each mechanism.
       repeats: steps of one measurement.
-      out: also write OUT.json and OUT.md; empty = do not.
-      notes: what a reader of OUT.md must know besides, a paragraph each.
+      record: name of a record to keep in experiments/results; empty = none.
+      notes: what a reader of the record must know besides, a paragraph each.
       json: print one JSON object.
     """
 
@@ -74,7 +74,7 @@ class Options:
     dtype: str = "float32"
     rounds: int = 9
     repeats: int = 2
-    out: str = ""
+    record: str = ""
     notes: tuple[str, ...] = ()
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
@@ -212,52 +212,42 @@ def main(options: Options) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table (times in milliseconds)."""
-    columns = ("mechanism", "step", "step ratio", "bound", "memory ratio", "layer", "layer, backward too")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, figures in result["mechanisms"].items():
-        took = figures["milliseconds"]
-        cells = (
+COLUMNS = ("mechanism", "step", "step ratio", "bound", "memory ratio", "layer", "layer, backward too")
+
+
+def table(result: dict[str, Any]) -> list[list[Any]]:
+    """Rows of the table to read (times in milliseconds)."""
+    return [
+        [
             name,
-            f"{took['step']:.0f}",
+            f"{figures['milliseconds']['step']:.0f}",
             f"{figures['step_ratio']:.2f}",
-            str(figures["bound"] or ""),
+            figures["bound"] or "",
             f"{figures['memory_ratio']:.2f}",
-            f"{took['layer_forward']:.1f}",
-            f"{took['layer_forward_backward']:.1f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def write(result: dict[str, Any], out: Path, command: str) -> None:
-    """Records to keep in the repository: everything, and the table with what it was measured on."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"command": command, **result}, indent=1) + "\n")
-    options, hardware = result["options"], result["hardware"]
-    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    notes = "".join(f"{note}\n\n" for note in options["notes"])
-    out.with_suffix(".md").write_text(
-        f"# Cost of attention mechanisms\n\n`{command}`\n\n"
-        f"A training step of {options['rows']} histories of {options['max_length']} interactions, width "
-        f"{options['width']}, {options['layers']} layers, {options['n_items']:,} items, {options['dtype']}; "
-        f"milliseconds, medians of {options['rounds']} rounds; ratios against softmax attention in the same round. "
-        "Layer: one layer's attention alone, forward, and forward with backward.\n\n"
-        f"{table(result)}\n\n{notes}"
-        f"{versions}; {hardware['processor']}, {hardware['cores']} cores, {', '.join(hardware['devices'])}.\n"
-    )
+            f"{figures['milliseconds']['layer_forward']:.1f}",
+            f"{figures['milliseconds']['layer_forward_backward']:.1f}",
+        ]
+        for name, figures in result["mechanisms"].items()
+    ]
 
 
 if __name__ == "__main__":
     given = tyro.cli(Options)
     outcome = main(given)
-    print(table(outcome), file=sys.stderr if given.json else sys.stdout)
-    if given.out:
-        write(
+    if given.record:
+        keep(
+            given.record,
+            "Cost of attention mechanisms",
+            shown("attention_cost", given),
             outcome,
-            Path(given.out),
-            "python -m experiments.benchmarks.attention_cost " + shlex.join(sys.argv[1:]),
+            list(COLUMNS),
+            table(outcome),
+            [
+                f"A training step of {given.rows} histories of {given.max_length} interactions, width {given.width}, "
+                f"{given.layers} layers, {given.n_items:,} items, {given.dtype}; milliseconds, medians of "
+                f"{given.rounds} rounds; ratios against softmax attention in the same round. Layer: one layer's "
+                "attention alone, forward, and forward with backward.",
+                *given.notes,
+            ],
         )
-    if given.json:
-        print(json.dumps(outcome))
+    print(json.dumps(outcome) if given.json else to_markdown(list(COLUMNS), table(outcome)))

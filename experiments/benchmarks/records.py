@@ -18,9 +18,10 @@ def shown(benchmark: str, options: Any) -> str:
     words = [f"python -m experiments.benchmarks.{benchmark}"]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value == field.default or field.name in ("json", "record"):
+        if value == field.default or field.name in ("json", "record", "notes"):
             continue
         text = Path(value).name if field.name == "data" else value
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else text
         words.append(f"--{field.name.replace('_', '-')} {text}")
     return " ".join([*words, "--json"])
 
