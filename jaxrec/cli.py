@@ -363,7 +363,3 @@ def _prepare(arguments: list[str]) -> int:
     )
     emit(summary, text, given.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

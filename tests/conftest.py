@@ -6,6 +6,7 @@ so everywhere.
 """
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,9 +21,14 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests train the same few programs again and again.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="jaxrec-tests-"))
+COMPILED = tempfile.mkdtemp(prefix="jaxrec-tests-")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture

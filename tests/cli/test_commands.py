@@ -311,7 +311,7 @@ def test_as_a_process():
     )
     assert done.stdout.endswith("False 0\n"), done.stderr
     piped = subprocess.run(
-        [sys.executable, "-m", "jaxrec.cli", "audit", "movietweetings", "--json"],
+        [sys.executable, "-m", "jaxrec", "audit", "movietweetings", "--json"],
         env=environment,
         capture_output=True,
         text=True,

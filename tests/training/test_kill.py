@@ -50,7 +50,7 @@ class Workplace:
         self.environment = {**kept, **cache, "PYTHONPATH": str(ROOT)}
 
     def start(self, workdir, resume):
-        command = [sys.executable, "-m", "jaxrec.cli", "train", "--workdir", str(workdir)]
+        command = [sys.executable, "-m", "jaxrec", "train", "--workdir", str(workdir)]
         # A resumed run takes its settings from the directory.
         command += (
             ["--resume", "--quiet", "--json"] if resume else ["--data", str(self.folder / "data"), *OPTIONS]
@@ -177,7 +177,7 @@ def test_killed_while_reporting(workplace, uninterrupted, tmp_path):
     assert without_clock(workplace.finish(run, resume=True)) == without_clock(results)
     assert_same_bits(whole, run)
     told = subprocess.run(
-        [sys.executable, "-m", "jaxrec.cli", "recommend", str(run), "--history", "i1", "--json"],
+        [sys.executable, "-m", "jaxrec", "recommend", str(run), "--history", "i1", "--json"],
         env=workplace.environment,
         capture_output=True,
         text=True,

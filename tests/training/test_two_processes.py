@@ -47,7 +47,7 @@ class Workplace:
     def start(self, devices, arguments):
         environment = {**self.environment, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         return subprocess.Popen(
-            [sys.executable, "-m", "jaxrec.cli", *map(str, arguments), "--json"],
+            [sys.executable, "-m", "jaxrec", *map(str, arguments), "--json"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

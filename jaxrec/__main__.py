@@ -1,0 +1,8 @@
+"""``python -m jaxrec`` is the command ``jaxrec``."""
+
+import sys
+
+from jaxrec.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
