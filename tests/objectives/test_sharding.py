@@ -12,7 +12,7 @@ from jaxrec.models.shards import ItemShards, place
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.objectives import sampled as sampled_module
 from jaxrec.objectives.catalogue import catalogue_cross_entropy
-from tests.objectives import test_objectives as objectives
+from tests.objectives import table as objectives
 
 N, V, D = 24, 21, 4
 ROWS = 24  # V + 1 padded to a multiple of the shards
