@@ -20,6 +20,7 @@ from typing import Any
 from jaxrec.api import fit
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.evaluation.tables import to_markdown
 from jaxrec.presets import sasrec
 from jaxrec.studies import beyond_accuracy_of, compare, open_run
 from jaxrec.training.config import RunConfig, config_hash
@@ -165,10 +166,7 @@ def study(
         rows.append(row)
         print(
             f"{variant.name}: valid {results['valid_metrics'][base.training.metric]['mean']:.4f}, test "
-            + ", ".join(
-                f"{m} {results['metrics'][m]['mean']:.4f} ± {results['metrics'][m]['sd'] or 0:.4f}"
-                for m in metrics
-            )
+            + ", ".join(f"{m} {told}" for m, told in zip(metrics, _told(results, metrics), strict=True))
             + f", {results['timing']['training_seconds']:.0f} s",
             file=sys.stderr,
             flush=True,
@@ -196,7 +194,11 @@ def _so_far(
     metrics: Sequence[str],
     unfinished: list[str],
 ) -> dict[str, Any]:
-    comparison = compare(runs, metrics)
+    if len(runs) > 1:
+        comparison = compare(runs, metrics)
+        text, differences = comparison.to_markdown(), comparison.differences
+    else:  # `StudyOptions.only` may name a single one
+        text, differences = to_markdown(["run", *metrics], [[rows[0]["name"], *_told(results, metrics)]]), ()
     return {
         "unfinished": unfinished,
         "dataset": results["dataset"],
@@ -207,9 +209,14 @@ def _so_far(
         "versions": results["versions"],
         "hardware": results["hardware"],
         "variants": list(rows),
-        "markdown": comparison.to_markdown(),
-        "differences": [dataclasses.asdict(each) for each in comparison.differences],
+        "markdown": text,
+        "differences": [dataclasses.asdict(each) for each in differences],
     }
+
+
+def _told(results: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    values = [results["metrics"][metric] for metric in metrics]
+    return [f"{value['mean']:.4f} ± {value['sd'] or 0:.4f}" for value in values]
 
 
 def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> None:
