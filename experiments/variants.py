@@ -162,6 +162,7 @@ def study(
             "tried": tried,
             **{key: results[key] for key in ("metrics", "valid_metrics", "timing", "training", "config")},
             "lists": _lists(run, dataset),
+            "commit": results["versions"].get("commit", "unknown"),
         }
         rows.append(row)
         print(
@@ -206,7 +207,11 @@ def _so_far(
         "protocol": results["protocol"],
         "baselines": results["baselines"],
         "seeds": results["seeds"],
-        "versions": results["versions"],
+        # A study that was interrupted may have gone on with other code.
+        "versions": {
+            **results["versions"],
+            "commit": " and ".join(dict.fromkeys(row["commit"] for row in rows)),
+        },
         "hardware": results["hardware"],
         "variants": list(rows),
         "markdown": text,
