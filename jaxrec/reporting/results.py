@@ -52,20 +52,18 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
+    """The commit, with "-dirty" where code differs from it; results that a study has just written do not count."""
     root = Path(jaxrec.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=5,
+        commit, changed = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=5, check=True)
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "*.py"])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def hardware() -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -94,3 +96,27 @@ def test_versions_and_hardware_are_plain():
     assert json.loads(json.dumps(versions())) == versions()
     assert {"jax", "flax", "python"} <= set(versions())
     assert hardware()["backend"] == "cpu"
+
+
+def test_the_commit_is_marked_where_code_differs(tmp_path, monkeypatch):
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+
+    def git(*words):
+        identity = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    monkeypatch.setattr(jaxrec, "__file__", str(tmp_path / "jaxrec/__init__.py"))
+    assert "commit" not in versions()
+    (tmp_path / "code.py").write_text("one")
+    (tmp_path / "record.md").write_text("one")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    commit = git("rev-parse", "HEAD")[:12]
+    (tmp_path / "record.md").write_text("two")
+    assert versions()["commit"] == commit
+    (tmp_path / "new.py").write_text("two")
+    assert versions()["commit"] == f"{commit}-dirty"
