@@ -54,6 +54,8 @@ class StudyOptions:
       data: as for ``jaxrec train``.
       seeds: models for each variant.
       epochs: most epochs of each.
+      patience: a model that has not improved on validation for so many evaluations, two epochs apart, has ended. With few
+        users validation is noisy, and with few steps an epoch models are slow: both want more.
       out: run directories; an interrupted study goes on there.
       only: names of the variants to train; empty = all.
     """
@@ -61,6 +63,7 @@ class StudyOptions:
     data: str = "movietweetings"
     seeds: int = 5
     epochs: float = 40.0
+    patience: int = 4
     out: str = "runs/study"
     only: tuple[str, ...] = ()
 
@@ -84,7 +87,7 @@ class StudyOptions:
             "seeds": tuple(range(self.seeds)),
             "epochs": self.epochs,
             "evaluate_every": 2,
-            "patience": 4,
+            "patience": self.patience,
             "checkpoint_seconds": 60.0,
         }
         base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **(sections or {})})
