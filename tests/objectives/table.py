@@ -32,9 +32,14 @@ SAMPLED = {
     "bpr-max": (BPRMaxConfig(n_negatives=4, regularisation=0.5), oracles.bpr_max(0.5)),
     "top1-max": (TOP1MaxConfig(n_negatives=4, sampler="mixed"), oracles.top1_max),
     "sampled-softmax": (SampledSoftmaxConfig(n_negatives=5, sampler="popularity"), oracles.sampled_softmax),
-    "sampled-softmax, own": (SampledSoftmaxConfig(n_negatives=5, shared=False), oracles.sampled_softmax),
+    "sampled-softmax, own": (
+        SampledSoftmaxConfig(n_negatives=5, sampler="uniform", shared=False),
+        oracles.sampled_softmax,
+    ),
     "sampled-softmax, seen": (
-        SampledSoftmaxConfig(n_negatives=5, exclude_seen=True, temperature=0.5, cosine=True),
+        SampledSoftmaxConfig(
+            n_negatives=5, sampler="uniform", exclude_seen=True, temperature=0.5, cosine=True
+        ),
         oracles.sampled_softmax,
     ),
 }
