@@ -222,7 +222,7 @@ def table(result: dict[str, Any]) -> list[list[Any]]:
             name,
             f"{figures['milliseconds']['step']:.0f}",
             f"{figures['step_ratio']:.2f}",
-            figures["bound"] or "",
+            str(figures["bound"] or ""),
             f"{figures['memory_ratio']:.2f}",
             f"{figures['milliseconds']['layer_forward']:.1f}",
             f"{figures['milliseconds']['layer_forward_backward']:.1f}",
