@@ -11,16 +11,14 @@ An interrupted study goes on where it stopped. Writes ``experiments/results/prec
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from experiments.benchmarks import training_speed
-from experiments.variants import Variant, apply, study, write
+from experiments.variants import Variant, apply, recorder, study
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.presets import PRESETS
@@ -95,13 +93,7 @@ def main(options: Options) -> None:
             f"{result['rate']['bfloat16_over_float32']:.2f} times the speed "
             f"({result['rate']['least']:.2f} to {result['rate']['most']:.2f})."
         )
-    name = dataset.name.lower().replace(" ", "-")
-    write(
-        result,
-        f"bfloat16 against float32 on {dataset.name}",
-        f"python -m experiments.precision {shlex.join(sys.argv[1:])}".strip(),
-        Path(f"experiments/results/precision_{name}"),
-    )
+    recorder("precision", "bfloat16 against float32", dataset)(result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 from jaxrec.api import fit
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.evaluation.tables import to_markdown
+from jaxrec.evaluation.tables import mean_and_deviation, to_markdown
 from jaxrec.presets import sasrec
 from jaxrec.studies import beyond_accuracy_of, compare, open_run
 from jaxrec.training.config import RunConfig, config_hash
@@ -91,14 +91,8 @@ class StudyOptions:
             "checkpoint_seconds": 60.0,
         }
         base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **(sections or {})})
-        record = functools.partial(
-            write,
-            title=f"{what.capitalize()} on {dataset.name}",
-            command=f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
-            path=Path(f"experiments/results/{what}_{dataset.name.lower().replace(' ', '-')}"),
-        )
         chosen = [variant for variant in variants if not self.only or variant.name in self.only]
-        study(base, chosen, dataset, Path(self.out), record=record)
+        study(base, chosen, dataset, Path(self.out), record=recorder(what, what.capitalize(), dataset))
 
 
 def apply(config: RunConfig, sections: Settings) -> RunConfig:
@@ -223,8 +217,17 @@ def _so_far(
 
 
 def _told(results: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
-    values = [results["metrics"][metric] for metric in metrics]
-    return [f"{value['mean']:.4f} ± {value['sd'] or 0:.4f}" for value in values]
+    return [mean_and_deviation(results["metrics"][metric]["values"]) for metric in metrics]
+
+
+def recorder(what: str, title: str, dataset: SequenceDataset) -> Callable[[dict[str, Any]], None]:
+    """`write` to ``experiments/results/WHAT_<dataset>``, as what the present command found."""
+    return functools.partial(
+        write,
+        title=f"{title} on {dataset.name}",
+        command=f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
+        path=Path(f"experiments/results/{what}_{dataset.name.lower().replace(' ', '-')}"),
+    )
 
 
 def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> None:
@@ -248,7 +251,7 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
         covered = row["lists"][f"coverage@{LISTS}"]
         costs.append(
             f"| {row['name']} | {row['training']['parameters']:,} | {valid:.4f} | "
-            f"{covered['mean']:.3f} ± {covered['sd'] or 0:.3f} |"
+            f"{mean_and_deviation(covered['values'], 3)} |"
         )
     lines = [
         f"# {title}",

@@ -57,7 +57,7 @@ def compare(config, function, case, key):
     return weight
 
 
-@pytest.fixture(params=["gathered, chunks", "all scored", "all scored, chunks"])
+@pytest.fixture(params=ROUTES)
 def route(request, monkeypatch):
     """Each way to compute sampled objectives; what was compiled for another is forgotten."""
     for constant, value in ROUTES[request.param].items():
