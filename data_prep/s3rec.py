@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.archives import PathLike, checked, member
 from jaxrec.data import SequenceDataset, load_dataset
-from jaxrec.data.text import parse_sequences
+from jaxrec.data.readers.text import parse_sequences
 from jaxrec.errors import DataError
 
 NAMES = ("Beauty", "LastFM", "Sports_and_Outdoors", "Toys_and_Games", "Yelp")

@@ -36,14 +36,15 @@ from experiments.steps import Program, random_histories
 from experiments.variants import apply
 from jaxrec.api import fit
 from jaxrec.attention import ATTENTION
-from jaxrec.data.batches import Sequences, expand, pack
+from jaxrec.config import RunConfig
+from jaxrec.data.batches import expand
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.packing import Sequences, pack
 from jaxrec.models import SASRecConfig
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import hardware, versions
 from jaxrec.training import step as step_module
-from jaxrec.training.config import RunConfig
 from jaxrec.training.loop import train
 
 #: Largest error of a loss or gradient against the CPU, over the largest value of that array. float32 is compared with

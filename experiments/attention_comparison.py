@@ -22,8 +22,8 @@ from jaxrec.attention import (
     SoftmaxAttentionConfig,
     WassersteinAttentionConfig,
 )
-from jaxrec.attention.kernel import Structure
-from jaxrec.attention.reweighing import Variant as AWRSRVariant
+from jaxrec.attention.awrsr import Variant as AWRSRVariant
+from jaxrec.attention.kernelised import Structure
 from jaxrec.attention.wasserstein import WassersteinVariant
 from jaxrec.models import STOSAConfig
 from jaxrec.objectives import BPRPositiveVersusNegativeConfig, CrossEntropyConfig, ObjectiveConfig

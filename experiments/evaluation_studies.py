@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxrec import studies
-from jaxrec.evaluation.tables import to_markdown
+from jaxrec.analysis.tables import to_markdown
 from jaxrec.reporting.results import hardware, versions
+from jaxrec.training import runs as studies
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,17 +27,18 @@ import jax
 import numpy as np
 import tyro
 
+from jaxrec.config import RunConfig, save_config
 from jaxrec.data import load_dataset
-from jaxrec.data.sequences import Position
+from jaxrec.data.sampler import Position
 from jaxrec.presets import smoke
-from jaxrec.training.config import RunConfig, save_config
-from jaxrec.training.journal import read_journal
+from jaxrec.sharding import MeshConfig
+from jaxrec.training.feed import device_rows
+from jaxrec.training.logging import read_journal
 from jaxrec.training.loop import train
-from jaxrec.training.mesh import MeshConfig
-from jaxrec.training.restore import restore_params
+from jaxrec.training.run_directory import restore_params
 from jaxrec.training.setup import Setup, prepare
 from jaxrec.training.state import initial_state
-from jaxrec.training.step import device_rows, make_train_chunk
+from jaxrec.training.step import make_train_chunk
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (8, 1), (2, 4), (1, 8))
 RESULTS = Path(__file__).parent / "results" / "mesh_equality.md"
@@ -143,7 +144,7 @@ def run_processes(options: Options, folder: Path) -> tuple[Outcome, float]:
     program = (
         "import sys; from pathlib import Path; from jaxrec.training.distributed import DistributedConfig, join;"
         f"join(DistributedConfig('manual', '127.0.0.1:{port}', 2, int(sys.argv[1])));"
-        "from jaxrec.api import fit; from jaxrec.training.config import load_config;"
+        "from jaxrec.api import fit; from jaxrec.config import load_config;"
         "folder = Path(sys.argv[2]);"
         "fit(None, load_config(folder / 'config.json'), folder / 'run', progress=False)"
     )

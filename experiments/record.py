@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxrec.evaluation.tables import to_markdown
+from jaxrec.analysis.tables import to_markdown
 
 
 @dataclasses.dataclass(frozen=True)

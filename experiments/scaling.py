@@ -27,15 +27,15 @@ import tyro
 
 from experiments.costs import Limits, Shape, measure_limits, parameters, seconds, spread, step_cost
 from experiments.steps import MIB, Program, random_histories
+from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import ATTENTION
 from jaxrec.compilation import keep_compiled
+from jaxrec.config import RunConfig, TrainingConfig
+from jaxrec.data.batches import BatchConfig
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.sequences import BatchConfig
-from jaxrec.evaluation.tables import to_markdown
 from jaxrec.models import SASRecConfig
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.reporting.results import hardware, versions
-from jaxrec.training.config import RunConfig, TrainingConfig
 
 BASE = Shape()
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {

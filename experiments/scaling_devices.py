@@ -21,11 +21,12 @@ from experiments.costs import Shape, parameters, step_cost
 from experiments.scaling import configuration, dataset_of
 from experiments.steps import MIB
 from jaxrec.compilation import keep_compiled
-from jaxrec.data.sequences import Position
-from jaxrec.training.mesh import MeshConfig
+from jaxrec.data.sampler import Position
+from jaxrec.sharding import MeshConfig
+from jaxrec.training.feed import device_rows
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
-from jaxrec.training.step import device_rows, make_train_chunk
+from jaxrec.training.step import make_train_chunk
 
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2))
 STEPS = 4

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.sequences import Position
-from jaxrec.training.config import RunConfig
+from jaxrec.data.sampler import Position
+from jaxrec.training.feed import device_rows
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
-from jaxrec.training.step import device_rows, make_train_chunk
+from jaxrec.training.step import make_train_chunk
 
 MIB = 2**20
 

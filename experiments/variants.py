@@ -17,14 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
+from jaxrec.analysis.compare import compare
+from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.api import fit
+from jaxrec.config import RunConfig, config_hash
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.evaluation.tables import mean_and_deviation, to_markdown
 from jaxrec.presets import sasrec
-from jaxrec.studies import beyond_accuracy_of, compare, open_run
-from jaxrec.training.config import RunConfig, config_hash
 from jaxrec.training.loop import train
+from jaxrec.training.runs import open_run
 
 Settings = Mapping[str, Any]
 #: Length of the lists whose coverage is told.

@@ -6,16 +6,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxrec.api import evaluate, fit
+    from jaxrec.config import RunConfig
     from jaxrec.data import audit, load_dataset, split_dataset
     from jaxrec.presets import PRESETS
     from jaxrec.serving import Recommender
-    from jaxrec.training.config import RunConfig
 
 # Loaded on first use: the data tools then need no JAX, and `jaxrec --help` answers at once.
 _HOMES = {
     "PRESETS": "jaxrec.presets",
     "Recommender": "jaxrec.serving",
-    "RunConfig": "jaxrec.training.config",
+    "RunConfig": "jaxrec.config",
     "audit": "jaxrec.data",
     "evaluate": "jaxrec.api",
     "fit": "jaxrec.api",

@@ -6,14 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
+from jaxrec.analysis.tables import summarize
+from jaxrec.config import RunConfig, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.presets import PRESETS
-from jaxrec.reporting.results import describe_dataset, describe_split, summarize, write_run
-from jaxrec.studies import beyond_accuracy_of, open_run
-from jaxrec.training.config import RunConfig, to_dict
+from jaxrec.reporting.results import describe_dataset, describe_split, write_run
+from jaxrec.sharding import MeshConfig
 from jaxrec.training.loop import FitResult, train
-from jaxrec.training.mesh import MeshConfig
+from jaxrec.training.runs import open_run
 from jaxrec.training.setup import prepare
 
 
@@ -79,7 +81,7 @@ def evaluate(
       split: which held-out part.
       dataset: in place of the one that the run's configuration names; its fingerprint must be the same.
       beyond: length of lists whose coverage, Gini coefficient, novelty and diversity are measured too
-        (`jaxrec.evaluation.beyond`), under "beyond_accuracy".
+        (`jaxrec.analysis.beyond_accuracy`), under "beyond_accuracy".
       mesh: devices to score on, whatever those it was trained on.
 
     Returns:

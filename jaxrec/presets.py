@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from jaxrec.attention import PointwiseAttentionConfig, SoftmaxAttentionConfig, WassersteinAttentionConfig
-from jaxrec.data.sequences import BatchConfig
+from jaxrec.config import RunConfig, TrainingConfig
+from jaxrec.data.batches import BatchConfig
 from jaxrec.models import SASRecConfig, STOSAConfig
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig, CrossEntropyConfig
+from jaxrec.optim import OptimizerConfig
 from jaxrec.registry import Registry
-from jaxrec.training.config import RunConfig, TrainingConfig
-from jaxrec.training.optimizers import OptimizerConfig
 
 
 def sasrec() -> RunConfig:

@@ -9,10 +9,11 @@ from typing import Any
 import chex
 import numpy as np
 
+from jaxrec.config import RunConfig, TrainingConfig
 from jaxrec.data import SequenceDataset
-from jaxrec.data.sequences import BatchConfig
+from jaxrec.data.batches import BatchConfig
+from jaxrec.evaluation.evaluate import EvaluationConfig
 from jaxrec.models import SASRecConfig
-from jaxrec.training.config import EvaluationConfig, RunConfig, TrainingConfig
 
 
 def small_dataset(n_users: int = 60, n_items: int = 40, seed: int = 0, times: bool = True) -> SequenceDataset:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from jaxrec.cli import main
+from jaxrec.cli.main import main
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,10 +7,10 @@ import pytest
 
 import jaxrec
 from jaxrec.attention import ATTENTION
+from jaxrec.config import load_config
 from jaxrec.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES
-from jaxrec.training.config import load_config
 from tests.helpers import replace, small_config, small_dataset
 from tests.runs import standard_promotion  # noqa: F401
 

@@ -6,9 +6,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
-from jaxrec.errors import ConfigError, UnknownNameError
-from jaxrec.presets import PRESETS
-from jaxrec.training.config import (
+from jaxrec.config import (
     NAMED_SECTIONS,
     RunConfig,
     config_hash,
@@ -18,6 +16,8 @@ from jaxrec.training.config import (
     save_config,
     to_dict,
 )
+from jaxrec.errors import ConfigError, UnknownNameError
+from jaxrec.presets import PRESETS
 
 REGISTERED = [(section, name) for section, registry in NAMED_SECTIONS.items() for name in registry]
 

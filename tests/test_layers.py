@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.layers import Dense, Dropout, dropout_mask, matmul
+from jaxrec.nn.layers import Dense, Dropout, dropout_mask
+from jaxrec.nn.precision import matmul
 
 
 def arrays(seed=0):

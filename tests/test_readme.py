@@ -8,7 +8,7 @@ import pytest
 
 import jaxrec as package
 from jaxrec import api
-from jaxrec.cli import COMMANDS
+from jaxrec.cli.main import COMMANDS
 from jaxrec.presets import PRESETS
 from tests.cli.shared import interactions
 from tests.runs import jaxrec, standard_promotion  # noqa: F401

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxrec import studies
 from jaxrec.data import load_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.metrics import metric_values
+from jaxrec.training import runs as studies
 from tests.helpers import small_dataset
 from tests.runs import jaxrec, standard_promotion  # noqa: F401
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.benchmarks.records import keep, shown
-from jaxrec.evaluation.tables import to_markdown
+from jaxrec.analysis.tables import to_markdown
 
 MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax": ("softmax", {}),

@@ -31,9 +31,9 @@ import numpy as np
 from jax import Array, lax
 
 from experiments.benchmarks.records import keep, number
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import CrossEntropyConfig
-from jaxrec.objectives.exponential import exponential
+from jaxrec.objectives.fused_cross_entropy import exponential
 from jaxrec.reporting.results import hardware, versions
 
 WIDTH = 64

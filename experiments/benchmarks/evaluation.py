@@ -83,12 +83,12 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
 
     from jaxrec.attention.softmax import SoftmaxAttentionConfig
     from jaxrec.data import split_dataset
-    from jaxrec.data.batches import pad
+    from jaxrec.data.packing import pad
     from jaxrec.evaluation.encode import encode_histories
     from jaxrec.evaluation.evaluate import evaluate_cases
-    from jaxrec.evaluation.scoring import catalogue, rank_targets
+    from jaxrec.evaluation.ranking import catalogue, rank_targets
     from jaxrec.evaluation.seen import seen_items
-    from jaxrec.models.sasrec import SASRecConfig
+    from jaxrec.models.transformer import SASRecConfig
 
     log, source = dataset(name, data)
     split = split_dataset(log)
@@ -126,7 +126,8 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
 def _initial(encoder: Any, max_length: int, pad: Callable[..., Any]) -> Any:
     import jax
 
-    from jaxrec.data.batches import Sequences, expand
+    from jaxrec.data.batches import expand
+    from jaxrec.data.packing import Sequences
 
     one = Sequences(np.zeros(1, np.int64), np.ones(1, np.int32), np.zeros(1, np.int32))
     batch = expand(pad(one), np.ones(2, np.int32), max_length=max_length)
@@ -157,8 +158,8 @@ def top_20(n_rows: int = 10_000, n_items: int = 1_000_000, seen: int = 50) -> di
     """Lists of 20 for many users over a large catalogue."""
     import jax.numpy as jnp
 
-    from jaxrec.evaluation.scoring import ITEM_CHUNK, ROW_CHUNK, catalogue, top_k
-    from jaxrec.models.base import ItemTable
+    from jaxrec.evaluation.ranking import ITEM_CHUNK, ROW_CHUNK, catalogue, top_k
+    from jaxrec.nn.item_table import ItemTable
 
     rng = np.random.default_rng(0)
     vectors = jnp.asarray(rng.standard_normal((n_items + 1, WIDTH), np.float32))
@@ -188,8 +189,8 @@ def scaling(n_items: int, n_rows: int = 512) -> dict[str, Any]:
     """Ranks of 512 targets, D = 16, at one catalogue size: memory beside the table does not grow."""
     import jax.numpy as jnp
 
-    from jaxrec.evaluation.scoring import catalogue, rank_targets
-    from jaxrec.models.base import ItemTable
+    from jaxrec.evaluation.ranking import catalogue, rank_targets
+    from jaxrec.nn.item_table import ItemTable
 
     width = 16
     rng = np.random.default_rng(0)
@@ -228,7 +229,7 @@ def cases(data: Path) -> dict[str, Callable[[], dict[str, Any]]]:
 
 def record(results: list[dict[str, Any]], order: list[str], path: Path) -> None:
     """Put the results into the record ``path``.json and write it anew, with ``path``.md."""
-    from jaxrec.evaluation.tables import to_markdown
+    from jaxrec.analysis.tables import to_markdown
     from jaxrec.reporting.results import hardware, versions
 
     file = path.with_suffix(".json")

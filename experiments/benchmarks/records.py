@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrec.evaluation.tables import to_markdown
+from jaxrec.analysis.tables import to_markdown
 
 RESULTS = Path("experiments/results")
 

@@ -69,8 +69,8 @@ class Options:
 
 def configuration(options: Options, mode: str = "") -> Any:
     """The run's configuration; ``mode`` overrides the batch mode."""
+    from jaxrec.config import NAMED_SECTIONS
     from jaxrec.presets import PRESETS
-    from jaxrec.training.config import NAMED_SECTIONS
 
     config = PRESETS[options.preset]()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=options.data))
@@ -102,7 +102,7 @@ class Trial:
         import jax
         import jax.numpy as jnp
 
-        from jaxrec.data.sequences import Position
+        from jaxrec.data.sampler import Position
         from jaxrec.training.setup import prepare
         from jaxrec.training.state import initial_state
         from jaxrec.training.step import make_train_chunk
@@ -125,7 +125,7 @@ class Trial:
         self.seconds, self.targets = [], []
 
     def _rows(self) -> Any:
-        from jaxrec.training.step import device_rows
+        from jaxrec.training.feed import device_rows
 
         batch_size = self.setup.config.batches.batch_size
         rows, self.position = self.setup.streams[0].take(self.position, self.options.steps * batch_size)

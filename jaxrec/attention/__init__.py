@@ -3,7 +3,7 @@
 from jaxrec.attention.awrsr import RefinedAttentionConfig
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, allowed_positions
 from jaxrec.attention.hstu import PointwiseAttentionConfig
-from jaxrec.attention.kernel import KernelAttentionConfig
+from jaxrec.attention.kernelised import KernelAttentionConfig
 from jaxrec.attention.miq import MultiItemQueryAttentionConfig
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.softmax import SoftmaxAttentionConfig

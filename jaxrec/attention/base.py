@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
-from jaxrec.layers import Initializer
+from jaxrec.nn.layers import Initializer
 
 XAVIER_UNIFORM: Initializer = nn.initializers.xavier_uniform()
 

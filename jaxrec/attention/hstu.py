@@ -19,17 +19,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.core import (
-    Mechanism,
-    Rows,
-    contract,
-    drop_weights,
-    merge_heads,
-    position_count,
-    split_heads,
-)
+from jaxrec.attention.functional import drop_weights, merge_heads, split_heads
+from jaxrec.attention.module import Mechanism, Rows, position_count
 from jaxrec.attention.positions import distances
-from jaxrec.layers import Dense
+from jaxrec.nn.layers import Dense
+from jaxrec.nn.precision import contract
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,20 +27,11 @@ import numpy as np
 from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.core import (
-    Extra,
-    Mechanism,
-    OutputProjection,
-    Rows,
-    contract,
-    index_from_start,
-    position_count,
-    projection_count,
-    softmax_core,
-    split_heads,
-)
+from jaxrec.attention.functional import Extra, index_from_start, softmax_core, split_heads
+from jaxrec.attention.module import Mechanism, OutputProjection, Rows, position_count, projection_count
 from jaxrec.errors import ConfigError
-from jaxrec.layers import Dense, matmul
+from jaxrec.nn.layers import Dense
+from jaxrec.nn.precision import contract, matmul
 
 QueryLevel = Literal["mean", "last", "pooled", "sum", "none"]
 

@@ -9,16 +9,14 @@ import flax.linen as nn
 from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.core import (
+from jaxrec.attention.functional import merge_heads, softmax_at, softmax_core
+from jaxrec.attention.module import (
     Mechanism,
     OutputProjection,
     Projections,
     Rows,
-    merge_heads,
     position_count,
     projection_count,
-    softmax_at,
-    softmax_core,
 )
 
 

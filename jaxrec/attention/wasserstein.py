@@ -28,21 +28,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxrec.attention.awrsr import Mapped, ProfileMaps, ReweighingConfig, mapped, reweigh
 from jaxrec.attention.base import AttentionContext, AttentionShape
-from jaxrec.attention.core import (
+from jaxrec.attention.functional import drop_weights, masked_softmax, merge_heads
+from jaxrec.attention.module import (
     Mechanism,
     OutputProjection,
     Projections,
     Rows,
-    contract,
-    drop_weights,
-    masked_softmax,
-    merge_heads,
     position_count,
     projection_count,
 )
-from jaxrec.attention.reweighing import Mapped, ProfileMaps, ReweighingConfig, mapped, reweigh
 from jaxrec.errors import ConfigError
+from jaxrec.nn.precision import contract
 
 WassersteinVariant = Literal[
     "none", "stochastic", "simple", "value-weighted", "additive", "additive-gated", "additive-bahdanau"

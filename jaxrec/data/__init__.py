@@ -1,9 +1,10 @@
 """Logs, sequences, splits, audit and batches: NumPy, with Polars at the edge. Knows nothing of models."""
 
 from jaxrec.data.audit import Audit, audit
-from jaxrec.data.dataset import AttributeTable, SequenceDataset
-from jaxrec.data.filters import FirstOfPair, KCore, OnePass, filter_dataset
-from jaxrec.data.readers import load_dataset
+from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.interactions import FirstOfPair, KCore, OnePass, filter_dataset
+from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.splits import EvaluationCases, Split, SplitConfig, split_dataset
 
 __all__ = [

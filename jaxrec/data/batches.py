@@ -1,15 +1,13 @@
-"""From sequences to rows of a batch: padded, packed and prefix modes, each a pure function of (seed, epoch).
-
-A *plan* says which stretch of the log goes where (`Rows`: a few integers a row); `expand` turns a plan into a `Batch` by
-gathering from the log. The same `expand` runs in NumPy on the host and in JAX inside the compiled step, so a dataset
-that is resident on the device and one that is streamed to it give the same numbers.
-"""
+"""Batches: what an encoder reads, the options that shape them, and how a plan of rows is filled from the log."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
+from jaxrec.errors import ConfigError
 
 Origin = Literal["start", "end"]
 
@@ -36,34 +34,54 @@ class Batch(NamedTuple):
     users: Any = None
 
 
-class Rows(NamedTuple):
-    """A plan of R rows with up to S sequences each.
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """How sequences become batches.
 
     Attributes:
-      starts: int64[R, S], index into the log of a sequence's first input.
-      lengths: int32[R, S], its number of inputs; 0 = unused, and unused slots come last.
-      users: int32[R, S], index of its user.
+      mode: "packed" puts several sequences into a row, "padded" one, "prefix" packs every prefix of every sequence with
+        its last target only (each target then sees positions relative to itself: Revisiting SASRec, experiment E1).
+      batch_size: B, rows of a training step.
+      max_length: L, positions of a row and the longest history that the model sees.
+      origin: positions count from the "start" or from the "end" of a sequence (the original SASRec counts from the end).
+      long_histories: of a sequence longer than L, train on the "last" L interactions or on all of them, cut into
+        consecutive "windows".
+      targets: "all" time steps, or the "last" of each sequence only.
+      prefixes_per_sequence: prefix mode: how many prefixes of each sequence an epoch draws; 0 = all.
+      max_segments: most sequences in one row.
     """
 
-    starts: np.ndarray
-    lengths: np.ndarray
-    users: np.ndarray
+    mode: Literal["packed", "padded", "prefix"] = "packed"
+    batch_size: int = 64
+    max_length: int = 50
+    origin: Origin = "start"
+    long_histories: Literal["last", "windows"] = "last"
+    targets: Literal["all", "last"] = "all"
+    prefixes_per_sequence: int = 0
+    max_segments: int = 32
 
-    def select(self, index: Any) -> Rows:
-        """The rows of a slice, or of an array of row numbers."""
-        return Rows(self.starts[index], self.lengths[index], self.users[index])
+    def __post_init__(self) -> None:
+        for field, value, allowed in (
+            ("mode", self.mode, ("packed", "padded", "prefix")),
+            ("origin", self.origin, ("start", "end")),
+            ("long_histories", self.long_histories, ("last", "windows")),
+            ("targets", self.targets, ("all", "last")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"batches.{field} must be one of {', '.join(allowed)}; got {value!r}")
+        for field, number, least in (
+            ("batch_size", self.batch_size, 1),
+            ("max_length", self.max_length, 1),
+            ("prefixes_per_sequence", self.prefixes_per_sequence, 0),
+            ("max_segments", self.max_segments, 1),
+        ):
+            if number < least:
+                raise ConfigError(f"batches.{field} must be at least {least}, got {number}")
 
-
-class Sequences(NamedTuple):
-    """Sequences to train on: ``lengths`` inputs from ``starts`` on; the item after each input is its target.
-
-    Attributes:
-      starts: int64[N], lengths: int32[N], users: int32[N].
-    """
-
-    starts: np.ndarray
-    lengths: np.ndarray
-    users: np.ndarray
+    @property
+    def last_only(self) -> bool:
+        """Whether only the last target of each sequence of a row counts."""
+        return self.mode == "prefix" or self.targets == "last"
 
 
 def expand(
@@ -129,84 +147,3 @@ def expand(
         timestamps=None if timestamps is None else xp.where(real, timestamps[place], zero).astype(np.int32),
         users=xp.where(real, of_sequence(rows.users), np.int32(-1)).astype(np.int32),
     )
-
-
-def pad(sequences: Sequences) -> Rows:
-    """One sequence a row, in the given order."""
-    return Rows(sequences.starts[:, None], sequences.lengths[:, None], sequences.users[:, None])
-
-
-class Packing(NamedTuple):
-    """Which sequences share a row: row r holds ``members[offsets[r]:offsets[r+1]]``, in that order.
-
-    Attributes:
-      members: int[N], numbers of sequences.
-      offsets: int64[R+1].
-    """
-
-    members: np.ndarray
-    offsets: np.ndarray
-
-    def select(self, index: np.ndarray) -> Packing:
-        """The rows of an array of row numbers."""
-        sizes = np.diff(self.offsets)[index]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        shift = np.repeat(self.offsets[index] - offsets[:-1], sizes)
-        return Packing(self.members[np.arange(offsets[-1]) + shift], offsets)
-
-    def rows(self, sequences: Sequences, first: int, stop: int, width: int) -> Rows:
-        """The plan ``[stop - first, width]`` of some consecutive rows."""
-        offsets = self.offsets[first : stop + 1]
-        members = self.members[offsets[0] : offsets[-1]]
-        sizes = np.diff(offsets)
-        row = np.repeat(np.arange(len(sizes)), sizes)
-        slot = np.arange(len(members)) - np.repeat(offsets[:-1] - offsets[0], sizes)
-        plan = Rows(*(np.zeros((len(sizes), width), dtype) for dtype in (np.int64, np.int32, np.int32)))
-        for into, values in zip(plan, sequences, strict=True):
-            into[row, slot] = values[members]
-        return plan
-
-
-def pack(sequences: Sequences, max_length: int, max_segments: int = 32) -> Rows:
-    """Several sequences a row by best fit: each goes, in the given order, into the fullest open row that has room.
-
-    Sequences stay whole; every one appears exactly once. ``max_segments`` bounds S, the width of the plan.
-    """
-    packing = best_fit(sequences.lengths, max_length, max_segments)
-    return packing.rows(sequences, 0, len(packing.offsets) - 1, max_segments)
-
-
-def best_fit(lengths: np.ndarray, max_length: int, max_segments: int) -> Packing:
-    """`pack`, without the plan: the numbers of the sequences in each row.
-
-    ``room[c]`` stacks the open rows with c free positions; the bits of ``nonempty`` say which stacks hold any, so the
-    tightest one that fits is the lowest set bit at or above the length.
-    """
-    room: list[list[int]] = [[] for _ in range(max_length + 1)]
-    nonempty = 0
-    used: list[int] = []
-    row_of = np.empty(len(lengths), np.int32 if len(lengths) < 2**31 else np.int64)
-    for i, n in enumerate(lengths.tolist()):
-        candidates = nonempty >> n
-        if candidates:
-            free = n + (candidates & -candidates).bit_length() - 1
-            stack = room[free]
-            row = stack.pop()
-            if not stack:
-                nonempty ^= 1 << free
-        else:
-            row, free = len(used), max_length
-            used.append(0)
-        row_of[i] = row
-        used[row] += 1
-        left = free - n
-        if left and used[row] < max_segments:
-            room[left].append(row)
-            nonempty |= 1 << left
-    members = np.argsort(row_of, kind="stable").astype(row_of.dtype)
-    return Packing(members, np.concatenate([np.zeros(1, np.int64), np.cumsum(used, dtype=np.int64)]))
-
-
-def fill_rate(rows: Rows, max_length: int) -> float:
-    """Real interactions divided by positions of the batch, between 0 and 1."""
-    return float(rows.lengths.sum()) / (len(rows.lengths) * max_length) if len(rows.lengths) else 0.0

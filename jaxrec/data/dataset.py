@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from jaxrec.data.strings import StringArray
+from jaxrec.data.catalogue import AttributeTable, StringArray, digest
 from jaxrec.errors import DataError
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AttributeTable:
-    """Attributes of items (genres, brands, tags, ...), as compressed sparse rows.
-
-    Attributes:
-      offsets: int64[V + 2]; item i owns ``values[offsets[i]:offsets[i + 1]]``. Row 0, the padding item, is
-        empty.
-      values: int32[M], attribute ids 1..A (0 is left for padding); ``names[a - 1]`` names attribute a.
-      names: A strings.
-    """
-
-    offsets: np.ndarray
-    values: np.ndarray
-    names: Sequence[str]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", StringArray.of(self.names))
-
-    @property
-    def n_attributes(self) -> int:
-        """A, the number of distinct attributes."""
-        return len(self.names)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of offsets, values and names."""
-        names = cast(StringArray, self.names)
-        return _digest((("offsets", self.offsets), ("values", self.values), ("names", names)))
-
-    def of_item(self, item: int) -> np.ndarray:
-        """int32[...], the attribute ids of one item."""
-        return self.values[self.offsets[item] : self.offsets[item + 1]]
-
-    @classmethod
-    def from_lists(cls, lists: Sequence[Iterable[str]]) -> AttributeTable:
-        """Build from V lists of names, ``lists[i - 1]`` for item i. Attributes are numbered by first
-        appearance; a name that an item lists twice counts once."""
-        ids: dict[str, int] = {}
-        values: list[int] = []
-        offsets = np.zeros(len(lists) + 2, np.int64)
-        for row, names in enumerate(lists):
-            values.extend(ids.setdefault(name, len(ids) + 1) for name in dict.fromkeys(names))
-            offsets[row + 2] = len(values)
-        return cls(offsets, np.array(values, np.int32), StringArray.of(ids))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +143,7 @@ class SequenceDataset:
 
     def compute_fingerprint(self) -> str:
         """The fingerprint from the content itself, whatever ``meta`` says."""
-        return _digest(
+        return digest(
             (
                 ("items", self.items),
                 ("offsets", self.offsets),
@@ -221,7 +176,7 @@ class SequenceDataset:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write to a directory of ``.npy`` files and ``meta.json``, which must be empty or new."""
-        from jaxrec.data.storage import save_dataset
+        from jaxrec.data.dataset import save_dataset
 
         save_dataset(self, directory)
 
@@ -232,7 +187,7 @@ class SequenceDataset:
         Raises:
           DataError: the directory is missing, foreign, truncated, or (with ``verify``) changed.
         """
-        from jaxrec.data.storage import open_dataset
+        from jaxrec.data.dataset import open_dataset
 
         return open_dataset(directory, verify=verify)
 
@@ -243,16 +198,123 @@ class SequenceDataset:
         )
 
 
-def _digest(parts: Iterable[tuple[str, np.ndarray | StringArray | None]]) -> str:
-    """SHA-256 over arrays, labelled with type and length, so that moved boundaries change it."""
-    digest = hashlib.sha256()
-    for label, part in parts:
-        arrays = (part.data, part.offsets) if isinstance(part, StringArray) else (part,)
-        for array in arrays:
-            if array is None:
-                digest.update(f"{label}:none;".encode())
-                continue
-            little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            digest.update(f"{label}:{little_endian.dtype.str}:{len(array)};".encode())
-            digest.update(little_endian.data)
-    return digest.hexdigest()
+FORMAT = "jaxrec.SequenceDataset"
+VERSION = 1
+
+
+def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) -> None:
+    """Write ``dataset``; ``meta.json`` comes last, so an interrupted save is recognised as incomplete.
+
+    Raises:
+      DataError: ``directory`` is a file, or a directory that holds anything.
+    """
+    path = Path(directory)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(
+            f"directory {str(path)!r} is not empty: give a new or empty directory, nothing was written"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, np.ndarray] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, StringArray):
+            arrays[f"{name}_bytes"], arrays[f"{name}_offsets"] = value.data, value.offsets
+        elif value is not None:
+            arrays[name] = value
+
+    for name in ("items", "offsets", "timestamps", "user_ids", "item_ids", "item_titles"):
+        add(name, getattr(dataset, name))
+    if dataset.attributes is not None:
+        for name in ("offsets", "values", "names"):
+            add(f"attribute_{name}", getattr(dataset.attributes, name))
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+    meta = {
+        **dataset.meta,
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": dataset.fingerprint,
+        "counts": dataset.counts,
+        "arrays": {name: {"dtype": array.dtype.str, "length": len(array)} for name, array in arrays.items()},
+    }
+    (path / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
+    """Open a saved dataset; see `SequenceDataset.load`."""
+    path = Path(directory)
+    meta = _read_meta(path)
+    arrays = {name: _open_array(path, name, expected) for name, expected in meta["arrays"].items()}
+
+    def strings(name: str) -> StringArray:
+        return StringArray(arrays[f"{name}_bytes"], arrays[f"{name}_offsets"])
+
+    missing = {"items", "offsets", "user_ids_bytes", "item_ids_bytes"} - arrays.keys()
+    if missing:
+        raise DataError(
+            f"dataset {str(path)!r} lacks {', '.join(sorted(missing))}: its meta.json was altered"
+        )
+    attributes = None
+    if "attribute_offsets" in arrays:
+        attributes = AttributeTable(
+            arrays["attribute_offsets"], arrays["attribute_values"], strings("attribute_names")
+        )
+    dataset = SequenceDataset(
+        items=arrays["items"],
+        offsets=arrays["offsets"],
+        user_ids=strings("user_ids"),
+        item_ids=strings("item_ids"),
+        timestamps=arrays.get("timestamps"),
+        item_titles=strings("item_titles") if "item_titles_bytes" in arrays else None,
+        attributes=attributes,
+        meta=meta,
+        check_content=verify,
+    )
+    if verify and dataset.compute_fingerprint() != meta["fingerprint"]:
+        raise DataError(
+            f"dataset {str(path)!r} has changed since it was saved: its fingerprint is not the one in "
+            "meta.json; build it again from the source"
+        )
+    return dataset
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    advice = "give the directory that SequenceDataset.save wrote"
+    if not path.is_dir():
+        raise DataError(f"dataset directory {str(path)!r} does not exist: {advice}")
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"directory {str(path)!r} has no meta.json, so it is no dataset or an interrupted save: {advice}"
+        ) from None
+    except ValueError as error:
+        raise DataError(
+            f"{str(path / 'meta.json')!r} is not valid JSON ({error}): save the dataset again"
+        ) from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise DataError(f"{str(path / 'meta.json')!r} has format {found!r}, expected {FORMAT!r}: {advice}")
+    if meta.get("version") != VERSION:
+        raise DataError(
+            f"dataset {str(path)!r} has version {meta.get('version')!r}, this release reads version "
+            f"{VERSION}: build it again from the source"
+        )
+    return cast("dict[str, Any]", meta)
+
+
+def _open_array(path: Path, name: str, expected: dict[str, Any]) -> np.ndarray:
+    file = path / f"{name}.npy"
+    again = "build the dataset again from the source"
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"dataset {str(path)!r} lacks the file {file.name}: {again}") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"dataset file {str(file)!r} is truncated or damaged ({error}): {again}") from None
+    if array.dtype.str != expected["dtype"] or array.shape != (expected["length"],):
+        raise DataError(
+            f"dataset file {str(file)!r} holds {array.dtype.str} of shape {array.shape}, meta.json says "
+            f"{expected['dtype']} of length {expected['length']}: {again}"
+        )
+    return array

@@ -14,7 +14,7 @@ import numpy as np
 from jaxrec.data.splits import Split
 from jaxrec.evaluation.evaluate import Evaluation, check_cutoffs, evaluation_of, usable_cases
 from jaxrec.evaluation.metrics import DEFAULT_KS
-from jaxrec.evaluation.scoring import ITEM_CHUNK, ROW_CHUNK, identity_catalogue, rank_targets, top_k
+from jaxrec.evaluation.ranking import ITEM_CHUNK, ROW_CHUNK, identity_catalogue, rank_targets, top_k
 from jaxrec.evaluation.seen import SeenItems, ranges, seen_items
 
 
@@ -143,7 +143,7 @@ def baseline_lists(
     seen: SeenItems | None = None,
     keep: np.ndarray | None = None,
 ) -> np.ndarray:
-    """int32[E, K]: the k best items of each history by a baseline; see `jaxrec.evaluation.scoring.top_k`."""
+    """int32[E, K]: the k best items of each history by a baseline; see `jaxrec.evaluation.ranking.top_k`."""
     table = identity_catalogue(model.n_items, item_chunk=ITEM_CHUNK)
     lists = [
         top_k(

@@ -15,10 +15,11 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrec.data.batches import Batch, Origin, Rows, Sequences, expand, pack
+from jaxrec.data.batches import Batch, Origin, expand
+from jaxrec.data.packing import Rows, Sequences, pack
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import parallel
-from jaxrec.models.shards import DATA, place
+from jaxrec.sharding import DATA, place
 
 #: ``(params, batch, at int32[B, S]) -> hidden [B, S, D]`` at the positions ``at``, without dropout.
 ApplyFn = Callable[[Any, Batch, Array], Array]

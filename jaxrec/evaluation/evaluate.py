@@ -15,12 +15,33 @@ from jax.sharding import Mesh
 from jaxrec.data.batches import Origin
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation import scoring
+from jaxrec.evaluation import ranking as scoring
 from jaxrec.evaluation.encode import TOKENS_PER_BATCH, ApplyFn, encode_histories
 from jaxrec.evaluation.metrics import DEFAULT_KS, metric_values, ranking_metrics
-from jaxrec.evaluation.scoring import Catalogue, catalogue, rank_targets
+from jaxrec.evaluation.ranking import Catalogue, catalogue, rank_targets
 from jaxrec.evaluation.seen import seen_items
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on held-out targets.
+
+    Attributes:
+      ks: list lengths K of HR@K and NDCG@K.
+      remove_seen: leave the items of the user's own history out of the ranking.
+      item_chunk: items scored at a time; bounds the memory of ranking.
+      tokens_per_batch: positions encoded at a time.
+    """
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    remove_seen: bool = True
+    item_chunk: int = 4096
+    tokens_per_batch: int = 6400
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ConfigError(f"evaluation.ks must be positive list lengths, got {self.ks}")
 
 
 @dataclasses.dataclass(frozen=True)

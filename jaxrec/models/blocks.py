@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.layers import Dense, Dropout, Initializer, take_positions
+from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.registry import Registry
 
 ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry(

@@ -27,10 +27,12 @@ from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig, positive, root
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.layers import Dense, Dropout, Initializer, take_positions
-from jaxrec.models.base import DTYPES, Encoder, EncoderConfig, ItemTable
+from jaxrec.models.base import Encoder, EncoderConfig
 from jaxrec.models.blocks import zero_padding
-from jaxrec.models.embedding import ItemEmbedding, PositionEmbedding
+from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
+from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
+from jaxrec.nn.precision import DTYPES
 
 STREAMS = ("mean", "covariance")
 

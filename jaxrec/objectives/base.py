@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxrec.errors import ConfigError
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxrec.models.base import ItemTable, sum_over_positions
-from jaxrec.models.shards import ITEM
+from jaxrec.nn.item_table import ItemTable, sum_over_positions
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs, check_number, real_weights, scaled
-from jaxrec.objectives.catalogue import catalogue_cross_entropy
+from jaxrec.objectives.fused_cross_entropy import catalogue_cross_entropy
+from jaxrec.sharding import ITEM
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class CrossEntropyConfig(ObjectiveConfig):
         """The same inside `jax.shard_map` with the rows of the table sharded over the mesh axis
         ``axis_name``.
 
-        See `jaxrec.objectives.catalogue.catalogue_cross_entropy` for what each device gives. Both sums are
+        See `jaxrec.objectives.fused_cross_entropy.catalogue_cross_entropy` for what each device gives. Both sums are
         those of the positions given; positions sharded over another axis are summed over it by the caller.
         """
         weights = real_weights(targets, weights)

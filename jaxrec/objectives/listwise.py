@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxrec.layers import matmul
-from jaxrec.models.base import ItemTable, sum_over_positions
+from jaxrec.nn.item_table import ItemTable, sum_over_positions
+from jaxrec.nn.precision import matmul
 from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs, check_number, real_weights, scaled
-from jaxrec.objectives.catalogue_pass import equally_varying
 from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores, scored_positions, sum_over_chunks
 from jaxrec.objectives.samplers import needed
+from jaxrec.sharding import equally_varying
 
 
 def _softmax_loss(positive: Array, negative: Array, valid: Array) -> Array:

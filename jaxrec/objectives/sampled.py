@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxrec.errors import ConfigError
-from jaxrec.layers import matmul
-from jaxrec.models.base import ItemTable, sum_over_positions
+from jaxrec.nn.item_table import ItemTable, sum_over_positions
+from jaxrec.nn.precision import matmul
 from jaxrec.objectives.base import (
     ObjectiveConfig,
     SamplingInputs,
@@ -23,8 +23,8 @@ from jaxrec.objectives.base import (
     real_weights,
     scaled,
 )
-from jaxrec.objectives.catalogue_pass import equally_varying
 from jaxrec.objectives.samplers import SAMPLERS, Request, draw
+from jaxrec.sharding import equally_varying
 
 CHUNK_BYTES = 32 * 2**20  # of the negatives' vectors, or of the scores, of a chunk of positions
 CACHED_BYTES = 4 * 2**20  # of the scores on a CPU, if they come from a matrix product

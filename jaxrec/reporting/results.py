@@ -7,19 +7,17 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-import jaxrec
+from jaxrec.analysis.tables import summarize
+from jaxrec.config import to_dict
 from jaxrec.evaluation.baselines import evaluate_baselines
-from jaxrec.evaluation.evaluate import Evaluation
-from jaxrec.reporting.page import write_figures, write_page
+from jaxrec.reporting.html import write_figures, write_page
 from jaxrec.serving.recommender import save_catalogue
-from jaxrec.training.config import to_dict
 from jaxrec.training.distributed import is_first
 from jaxrec.training.loop import FitResult
 from jaxrec.training.setup import Setup
@@ -27,24 +25,9 @@ from jaxrec.training.setup import Setup
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars")
 
 
-def summarize(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
-    """Metric -> mean, sd over seeds (None for a single seed), and the value of each seed."""
-    return over_seeds([evaluation.metrics for evaluation in evaluations])
-
-
-def over_seeds(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """`summarize` of the metrics of each seed."""
-    out = {}
-    for name in metrics[0]:
-        values = [float(each[name]) for each in metrics]
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        out[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
-    return out
-
-
 def versions() -> dict[str, str]:
     """Of jaxrec, Python, and the packages that the numbers depend on; with the commit where there is a checkout."""
-    found = {"jaxrec": jaxrec.__version__, "python": platform.python_version()}
+    found = {"jaxrec": importlib.metadata.version("jaxrec"), "python": platform.python_version()}
     for package in PACKAGES:
         found[package] = importlib.metadata.version(package)
     commit = _commit()
@@ -53,7 +36,7 @@ def versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """The commit, with "-dirty" where code differs from it; results that a study has just written do not count."""
-    root = Path(jaxrec.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

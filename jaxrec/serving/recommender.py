@@ -12,14 +12,13 @@ import flax.linen as nn
 import numpy as np
 
 from jaxrec.attention import POSITIONS
-from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.storage import open_dataset, save_dataset
+from jaxrec.config import RunConfig, load_config
+from jaxrec.data.dataset import SequenceDataset, open_dataset, save_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.encode import encode_histories
-from jaxrec.evaluation.scoring import Catalogue, catalogue, top_k
+from jaxrec.evaluation.ranking import Catalogue, catalogue, top_k
 from jaxrec.evaluation.seen import SeenItems
-from jaxrec.training.config import RunConfig, load_config
-from jaxrec.training.restore import restore_params
+from jaxrec.training.run_directory import restore_params
 from jaxrec.training.setup import Forward
 from jaxrec.training.state import Params
 

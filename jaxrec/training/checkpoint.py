@@ -17,20 +17,12 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxrec.errors import CheckpointError
+from jaxrec.training.trees import flatten
 
 FORMAT = 1
+
+
 _policies = ocp.training.preservation_policies
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Array leaves by path, as in ``params/items/table``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    parts = (getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))) for entry in path)
-    return "/".join(str(part) for part in parts)
 
 
 def abstract(tree: Any) -> Any:

@@ -16,15 +16,17 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.data.batches import Batch, Rows, expand
+from jaxrec.config import TrainingConfig
+from jaxrec.data.batches import Batch, BatchConfig, expand
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.sequences import BatchConfig, Position, RowStream
+from jaxrec.data.packing import Rows
+from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.objectives import ObjectiveConfig
-from jaxrec.training.config import TrainingConfig
-from jaxrec.training.step import device_rows
+from jaxrec.training.state import Resources
 
 MOST_ADDRESSED = 2**31 - 1  # interactions: indices on the device are int32
 BLOCK = 1 << 17  # positions that the host fills at a time: its scratch arrays stay in the processor's cache
@@ -227,3 +229,34 @@ class ChunkFeed:
         else:
             inputs = fill(plans, self._steps, self._log, self._batches, self._rows)
         return jax.block_until_ready(self._put(inputs)), after
+
+
+def fill_batches(inputs: Rows | Batch, resources: Resources, batches: BatchConfig) -> Batch:
+    """The batches of K steps, [K, B, L]: gathered from the resident log by their plans, or those that were streamed.
+
+    They are filled before the loop over steps, so that the loop is the same program in both cases: inside it, the compiler
+    would merge the gathers into what follows, and round differently.
+    """
+    if isinstance(inputs, Batch):
+        return inputs
+    return jax.vmap(
+        lambda rows: expand(
+            rows,
+            resources.items,
+            max_length=batches.max_length,
+            origin=batches.origin,
+            last_only=batches.last_only,
+            timestamps=resources.timestamps,
+            xp=jnp,
+        )
+    )(inputs)
+
+
+def device_rows(parts: list[Rows], steps: int) -> Rows:
+    """Plans of S seeds, each of ``steps * B`` rows, as arrays [S, K, B, segments] that fit the device (int32)."""
+
+    def stack(field: str) -> np.ndarray:
+        values = np.stack([getattr(part, field) for part in parts]).astype(np.int32)
+        return values.reshape(len(parts), steps, -1, values.shape[-1])
+
+    return Rows(stack("starts"), stack("lengths"), stack("users"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,40 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.config import RunConfig, save_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.sequences import Position
+from jaxrec.data.sampler import Position
 from jaxrec.errors import (
-    CheckpointError,
     ConfigError,
-    DistributedError,
     Interrupted,
-    JaxrecError,
     NonFiniteError,
-    RunExistsError,
 )
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
-from jaxrec.training.config import RunConfig, differences, load_config, save_config, to_dict
 from jaxrec.training.distributed import decided, highest, is_first
 from jaxrec.training.feed import ChunkFeed
-from jaxrec.training.journal import Journal, Progress, StopRequest
-from jaxrec.training.restore import check_fingerprint
+from jaxrec.training.logging import Journal, Progress, StopRequest
+from jaxrec.training.run_directory import _claim_together, check_record
 from jaxrec.training.setup import Setup, prepare
 from jaxrec.training.state import Params, initial_state
 from jaxrec.training.step import StepMetrics, make_train_chunk
-
-#: Settings that a resumed run may change: they decide when it stops, how data gets in and on which devices it runs, not
-#: what a step does (beyond rounding, where the mesh is another).
-RESUMABLE = (
-    "training.epochs",
-    "training.patience",
-    "training.checkpoint_seconds",
-    "training.keep_checkpoints",
-    "training.feed",
-    "training.resident_share",
-    "mesh.data",
-    "mesh.item",
-)
 
 
 @dataclasses.dataclass
@@ -308,69 +290,6 @@ def train(
     test = [setup.evaluate(layout.seed_params(best, s), setup.split.test) for s in range(len(seeds))]
     ledger.evaluation_seconds += time.perf_counter() - started
     return FitResult(setup, best, valid, test, ledger, directory, step)
-
-
-def _claim_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
-    """`claim_directory` by the first process; where it refuses, all do."""
-    refused: Exception | None = None
-    if is_first():
-        try:
-            claim_directory(directory, config, resume, overwrite)
-        except (JaxrecError, OSError) as error:
-            refused = error
-    if decided(refused is not None):
-        raise refused or DistributedError(
-            f"the first process refused the run directory {directory}: its message says why"
-        )
-
-
-def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
-    """Make ``directory`` ours, or refuse; see `train`."""
-    saved = directory / "config.json"
-    if resume:
-        if not saved.exists():
-            raise CheckpointError(
-                f"nothing to resume in {directory}: expected the config.json of a run; start it without --resume"
-            )
-        changed = differences(to_dict(load_config(saved)), to_dict(config))
-        forbidden = {field: pair for field, pair in changed.items() if field not in RESUMABLE}
-        if config.optimizer.schedule != "constant" and "training.epochs" in changed:
-            forbidden["training.epochs"] = changed["training.epochs"]
-        if forbidden:
-            told = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in forbidden.items())
-            raise CheckpointError(
-                f"cannot resume {directory} with another configuration: {told}. Leave these settings out, or start a "
-                f"new run in another directory"
-            )
-        return
-    if directory.exists() and not directory.is_dir():
-        raise RunExistsError(f"workdir {directory} is a file; expected a directory that is new or empty")
-    if directory.exists() and any(directory.iterdir()):
-        if not overwrite:
-            raise RunExistsError(
-                f"workdir {directory} is not empty: expected a new or empty directory. Continue its run with --resume, "
-                "delete it with --overwrite, or choose another --workdir"
-            )
-        if not saved.exists():
-            raise RunExistsError(
-                f"workdir {directory} holds files but no run (no config.json), so --overwrite leaves it alone; "
-                "empty it yourself or choose another --workdir"
-            )
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-
-
-def check_record(record: dict[str, Any], config: RunConfig, dataset: SequenceDataset) -> None:
-    """Refuse a checkpoint of other data or of another configuration."""
-    check_fingerprint(record, dataset.fingerprint)
-    changed = {
-        field: pair
-        for field, pair in differences(record["config"], to_dict(config)).items()
-        if field not in RESUMABLE
-    }
-    if changed:
-        told = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in changed.items())
-        raise CheckpointError(f"the checkpoint belongs to another configuration: {told}")
 
 
 def _check_finite(metrics: StepMetrics, step: int, config: RunConfig, store: CheckpointStore | None) -> None:

@@ -14,18 +14,19 @@ import optax
 from jax import Array
 
 from jaxrec.attention import POSITIONS
+from jaxrec.config import RunConfig
 from jaxrec.data.batches import Batch
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.sequences import RowStream
+from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES
-from jaxrec.training.config import RunConfig
+from jaxrec.sharding import build_mesh
 from jaxrec.training.feed import HostLog, RelativeSeconds, is_resident
-from jaxrec.training.mesh import Layout, build_mesh, on_mesh
 from jaxrec.training.state import Params, Resources, initial_state
+from jaxrec.training.state_sharding import Layout, on_mesh
 
 
 class Forward:

@@ -8,16 +8,16 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array, lax, stages
 
-from jaxrec.data.batches import Batch, Rows, expand
-from jaxrec.data.sequences import BatchConfig
-from jaxrec.models.base import ItemTable
+from jaxrec.data.batches import Batch, BatchConfig
+from jaxrec.data.packing import Rows
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import ObjectiveConfig, SamplingInputs
-from jaxrec.training.mesh import Layout
+from jaxrec.training.feed import fill_batches
 from jaxrec.training.state import Params, Resources, TrainState
+from jaxrec.training.state_sharding import Layout
 
 
 class StepMetrics(NamedTuple):
@@ -54,27 +54,6 @@ def batch_loss(
         objective_key,
         inputs,
     )
-
-
-def fill_batches(inputs: Rows | Batch, resources: Resources, batches: BatchConfig) -> Batch:
-    """The batches of K steps, [K, B, L]: gathered from the resident log by their plans, or those that were streamed.
-
-    They are filled before the loop over steps, so that the loop is the same program in both cases: inside it, the compiler
-    would merge the gathers into what follows, and round differently.
-    """
-    if isinstance(inputs, Batch):
-        return inputs
-    return jax.vmap(
-        lambda rows: expand(
-            rows,
-            resources.items,
-            max_length=batches.max_length,
-            origin=batches.origin,
-            last_only=batches.last_only,
-            timestamps=resources.timestamps,
-            xp=jnp,
-        )
-    )(inputs)
 
 
 def train_step(
@@ -156,13 +135,3 @@ def make_train_chunk(
 
     shardings = None if layout is None else (layout.shardings(), layout.everywhere())
     return jax.jit(chunk, donate_argnums=0, out_shardings=shardings)
-
-
-def device_rows(parts: list[Rows], steps: int) -> Rows:
-    """Plans of S seeds, each of ``steps * B`` rows, as arrays [S, K, B, segments] that fit the device (int32)."""
-
-    def stack(field: str) -> np.ndarray:
-        values = np.stack([getattr(part, field) for part in parts]).astype(np.int32)
-        return values.reshape(len(parts), steps, -1, values.shape[-1])
-
-    return Rows(stack("starts"), stack("lengths"), stack("users"))

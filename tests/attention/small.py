@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.attention import AttentionContext, AttentionShape
-from jaxrec.attention.core import index_from_start
+from jaxrec.attention.functional import index_from_start
 from tests.attention.variants import QUICK
 
 QUICK_JIT = {"compiler_options": QUICK}

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.analysis.attention_maps import (
+    attention_figure,
+    attention_weights,
+    kernels_figure,
+    query_weights_figure,
+    write_attention_figures,
+)
 from jaxrec.attention import KernelAttentionConfig, MultiItemQueryAttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models import SASRecConfig
-from jaxrec.reporting.attention_figures import (
-    attention_weights,
-    draw_attention,
-    draw_kernels,
-    draw_query_weights,
-    write_attention_figures,
-)
 from tests.attention.variants import QUICK
 
 TITLES = ["First", None, "A title that is far too long for the side of a heat map"]
@@ -54,25 +54,25 @@ def test_weights_of_each_layer_in_order():
 
 def test_attention_heat_map_shows_the_weights_and_the_titles():
     weights = np.tril(np.ones((2, 3, 3))) / np.arange(1, 4)[:, None]
-    figure = draw_attention(weights, TITLES, "layer 1")
+    figure = attention_figure(weights, TITLES, "layer 1")
     panels = [axis for axis in figure.axes if axis.images and axis.get_xlabel()]
     assert len(panels) == 2
     np.testing.assert_allclose(panels[0].images[0].get_array().filled(0.0), weights[0])
     assert [label.get_text() for label in panels[0].get_xticklabels()][:2] == ["First", "2"]
     with pytest.raises(ConfigError, match=r"one title for each .* shape \(2, 3, 3\) and 2 titles"):
-        draw_attention(weights, TITLES[:2])
+        attention_figure(weights, TITLES[:2])
 
 
 def test_query_weights_are_averaged_over_histories():
     weights = np.stack([np.full((5, 2), 0.25), np.full((5, 2), 0.75)])
-    axis = draw_query_weights(weights).axes[0]
+    axis = query_weights_figure(weights).axes[0]
     np.testing.assert_allclose(axis.images[0].get_array(), np.full((2, 5), 0.5))
     assert [label.get_text() for label in axis.get_yticklabels()] == ["1 before", "current item"]
 
 
 def test_kernels_by_layer_and_head():
     upper, lower = np.triu(np.ones((1, 3, 3))), np.tril(np.ones((2, 3, 3)))
-    figure = draw_kernels([(upper, lower), (upper, lower[:1])])
+    figure = kernels_figure([(upper, lower), (upper, lower[:1])])
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == [
         *("U, layer 1, head 1", "L, layer 1, head 1", "U, layer 1, head 2", "L, layer 1, head 2"),

@@ -7,22 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.attention import (
-    KernelAttentionConfig,
-    PointwiseAttentionConfig,
-    RefinedAttentionConfig,
-    core,
-)
-from jaxrec.attention.core import (
-    Extra,
-    automatic_rows_per_group,
-    causal_chunks,
-    contract,
-    map_rows,
-    operand_dtype,
-    softmax_core,
-)
-from jaxrec.attention.kernel import toeplitz
+from jaxrec.attention import KernelAttentionConfig, PointwiseAttentionConfig, RefinedAttentionConfig
+from jaxrec.attention import module as core
+from jaxrec.attention.functional import Extra, causal_chunks, softmax_core
+from jaxrec.attention.kernelised import toeplitz
+from jaxrec.attention.module import automatic_rows_per_group, map_rows
+from jaxrec.nn.precision import contract, operand_dtype
 from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, X, applied, initialised
 from tests.attention.variants import QUICK
 

@@ -19,14 +19,12 @@ from jaxrec.attention import (
     SoftmaxAttentionConfig,
     WassersteinAttentionConfig,
 )
-from jaxrec.attention.core import (
-    index_from_start,
-)
-from jaxrec.attention.kernel import kernel_matrices, mix, mixing_weights
+from jaxrec.attention.functional import index_from_start
+from jaxrec.attention.kernelised import kernel_matrices, mix, mixing_weights
 from jaxrec.attention.miq import QueryWindow, ask, slide_window
 from jaxrec.attention.positions import interval_buckets
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
-from jaxrec.layers import Dense
+from jaxrec.nn.layers import Dense
 from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SHAPE, X, applied, initialised
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxrec as package
-from jaxrec.cli import COMMANDS
+from jaxrec.cli.main import COMMANDS
 from jaxrec.data import load_dataset
 from jaxrec.training import loop
 from tests.cli.shared import SMALL, refused
@@ -305,7 +305,9 @@ def test_every_option_of_train_has_a_text():
 def test_as_a_process():
     """Without JAX for what needs none: help answers at once."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = "import sys; from jaxrec.cli import main; s = main(['--help']); print('jax' in sys.modules, s)"
+    command = (
+        "import sys; from jaxrec.cli.main import main; s = main(['--help']); print('jax' in sys.modules, s)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=120
     )

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.data.batches import Rows, Sequences, expand, fill_rate, pack, pad
-from jaxrec.data.sequences import BatchConfig, Position, RowStream, prefixes, training_sequences
+from jaxrec.data.batches import BatchConfig, expand
+from jaxrec.data.packing import Rows, Sequences, fill_rate, pack, pad
+from jaxrec.data.sampler import Position, RowStream, prefixes, training_sequences
 from jaxrec.errors import ConfigError, DataError
 
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec.data.dataset import AttributeTable, SequenceDataset
-from jaxrec.data.strings import StringArray
+from jaxrec.data.catalogue import AttributeTable, StringArray
+from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import DataError
 
 

@@ -6,18 +6,16 @@ import math
 import numpy as np
 import pytest
 
-from jaxrec.data.dataset import AttributeTable
-from jaxrec.evaluation.beyond import (
+from jaxrec.analysis.beyond_accuracy import (
     beyond_accuracy,
-    breakdown,
     coverage,
     gini,
-    history_length_groups,
     intra_list_diversity,
     mean_popularity,
-    popularity_groups,
     self_information,
 )
+from jaxrec.analysis.groups import breakdown, history_length_groups, popularity_groups
+from jaxrec.data.catalogue import AttributeTable
 
 LISTS = np.array([[1, 2, 3], [2, 3, 5], [3, 2, 0]], np.int32)
 COUNTS = np.array([0, 50, 20, 8, 4, 0, 1])

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxrec.analysis.compare import compare_runs, effect_figure, load_run
+from jaxrec.analysis.figures import save_figure
+from jaxrec.analysis.groups import breakdown, group_figure, history_length_groups
+from jaxrec.analysis.stability import Perturbation, Stability, stability_figure
+from jaxrec.analysis.tables import cell, mean_and_deviation, to_latex, to_markdown
 from jaxrec.errors import DataError
-from jaxrec.evaluation.beyond import breakdown, history_length_groups
-from jaxrec.evaluation.compare import compare_runs, load_run
 from jaxrec.evaluation.evaluate import evaluation_of
-from jaxrec.evaluation.stability import Perturbation, Stability
-from jaxrec.evaluation.tables import cell, mean_and_deviation, to_latex, to_markdown
-from jaxrec.reporting.comparison import effect_figure, group_figure, save_figure, stability_figure
 
 META = {"fingerprint": "abc", "split": {"protocol": "leave-one-out"}, "part": "test"}
 USERS = 300

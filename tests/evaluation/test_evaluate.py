@@ -8,8 +8,8 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import encode, parallel
 from jaxrec.evaluation.encode import encode_histories
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
-from jaxrec.layers import take_positions
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.layers import take_positions
 from tests.evaluation import oracle
 
 N_ITEMS, WIDTH, LENGTH = 40, 6, 8

@@ -8,7 +8,7 @@ import pytest
 
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.metrics import metric_values, ranking_metrics
-from jaxrec.evaluation.scoring import identity_catalogue, rank_targets
+from jaxrec.evaluation.ranking import identity_catalogue, rank_targets
 from tests.evaluation import oracle
 
 K = 10

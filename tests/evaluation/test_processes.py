@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
-from jaxrec.evaluation.scoring import catalogue, rank_targets, top_k
+from jaxrec.evaluation.ranking import catalogue, rank_targets, top_k
 from jaxrec.models.base import ItemTable
 from tests.evaluation import oracle
 

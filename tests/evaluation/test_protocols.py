@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.protocols import (
+from jaxrec.analysis.protocols import (
     SIDE_BY_SIDE,
     Candidates,
     protocol_ranks,
@@ -13,9 +12,10 @@ from jaxrec.evaluation.protocols import (
     sample_negatives,
     side_by_side,
 )
-from jaxrec.evaluation.scoring import rank_targets
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.ranking import rank_targets
 from jaxrec.evaluation.seen import as_seen
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
-from jaxrec.evaluation import kernels
-from jaxrec.evaluation.scoring import catalogue, identity_catalogue, rank_targets, top_k
+from jaxrec.evaluation import ranking_tiles as kernels
+from jaxrec.evaluation.ranking import catalogue, identity_catalogue, rank_targets, top_k
 from jaxrec.evaluation.seen import SeenItems, as_seen, ranges, seen_items
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.significance import (
+from jaxrec.analysis.significance import (
     holm,
     mean_interval,
     minimal_detectable_difference,
     paired_bootstrap,
     paired_permutation,
 )
+from jaxrec.errors import ConfigError, DataError
 
 
 def hits(rng, *shape):

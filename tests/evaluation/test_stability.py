@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrec.errors import ConfigError
-from jaxrec.evaluation.evaluate import evaluate_cases
-from jaxrec.evaluation.stability import (
+from jaxrec.analysis.stability import (
     DEFAULT_PERTURBATIONS,
     Log,
     Perturbation,
@@ -15,8 +13,10 @@ from jaxrec.evaluation.stability import (
     perturb,
     rank_biased_overlap,
 )
-from jaxrec.layers import take_positions
-from jaxrec.models.base import ItemTable
+from jaxrec.errors import ConfigError
+from jaxrec.evaluation.evaluate import evaluate_cases
+from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.layers import take_positions
 
 N_ITEMS = 30
 

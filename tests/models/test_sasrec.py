@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from jaxrec.attention import PointwiseAttentionConfig, SoftmaxAttentionConfig
-from jaxrec.data.batches import Batch, Sequences, expand, pack, pad
+from jaxrec.data.batches import Batch, expand
+from jaxrec.data.packing import Sequences, pack, pad
 from jaxrec.errors import ConfigError, UnknownNameError
 from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
-from jaxrec.models.embedding import ItemEmbedding, sinusoids
+from jaxrec.nn.embedding import ItemEmbedding, sinusoids
 from tests.models import oracle
 
 V, L, D = 11, 8, 4

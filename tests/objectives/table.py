@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import (
     BinaryCrossEntropyConfig,
     BPRConfig,

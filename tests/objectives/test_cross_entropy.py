@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import CrossEntropyConfig
-from jaxrec.objectives.catalogue import catalogue_cross_entropy, choose_settings
-from jaxrec.objectives.exponential import exponential
+from jaxrec.objectives.fused_cross_entropy import catalogue_cross_entropy, choose_settings, exponential
 from tests.objectives import oracles
 
 N, V, D = 13, 41, 4

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import (
     BPRPositiveVersusNegativeConfig,
     CrossEntropyConfig,

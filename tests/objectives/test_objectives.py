@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, UnknownNameError
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import (
     OBJECTIVES,
     BinaryCrossEntropyConfig,

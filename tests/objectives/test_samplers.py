@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrec.models.base import ItemTable
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import SamplingInputs
 from jaxrec.objectives.samplers import SAMPLERS, Request, draw, inverse_transform, is_seen
 

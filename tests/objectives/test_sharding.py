@@ -7,11 +7,11 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxrec.models.base import ItemTable
-from jaxrec.models.shards import ItemShards, place
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.objectives import sampled as sampled_module
-from jaxrec.objectives.catalogue import catalogue_cross_entropy
+from jaxrec.objectives.fused_cross_entropy import catalogue_cross_entropy
+from jaxrec.sharding import ItemShards, place
 from tests.objectives import table as objectives
 
 N, V, D = 24, 21, 4
@@ -38,7 +38,7 @@ def problem(scale):
 )
 def test_eight_devices_equal_one(shape, scale, tile, smoothing, monkeypatch):
     if tile:
-        monkeypatch.setattr("jaxrec.objectives.catalogue.MOST_TILES", 1)
+        monkeypatch.setattr("jaxrec.objectives.fused_cross_entropy.MOST_TILES", 1)
     mesh = jax.make_mesh(shape, ("data", "item"), axis_types=(AxisType.Auto,) * 2)
     hidden, vectors, bias, targets, weights = problem(scale)
 

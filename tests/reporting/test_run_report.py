@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import jaxrec
+from jaxrec.analysis.tables import summarize
 from jaxrec.evaluation.evaluate import Evaluation
-from jaxrec.reporting.results import format_metrics, hardware, summarize, versions
+from jaxrec.reporting.results import format_metrics, hardware, versions
 from tests.helpers import small_config, small_dataset
 from tests.runs import standard_promotion  # noqa: F401
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import jaxrec
-from jaxrec.data.storage import open_dataset
+from jaxrec.analysis.attention_maps import draw_attention
+from jaxrec.data.dataset import open_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.serving import Recommender
 from jaxrec.serving.recommender import CATALOGUE, save_catalogue
-from jaxrec.studies import draw_attention
 from tests.helpers import small_config, small_dataset
 from tests.runs import standard_promotion  # noqa: F401
 

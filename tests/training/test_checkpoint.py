@@ -14,7 +14,8 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxrec.errors import CheckpointError
 from jaxrec.training import checkpoint
-from jaxrec.training.checkpoint import CheckpointStore, abstract, flatten, json_safe
+from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
+from jaxrec.training.trees import flatten
 
 # Orbax abandons the other reads when one fails, and Python complains about each when it collects them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

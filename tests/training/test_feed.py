@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.data.batches import Rows, expand
-from jaxrec.data.sequences import BatchConfig, Position, RowStream
+from jaxrec.config import TrainingConfig
+from jaxrec.data.batches import BatchConfig, expand
+from jaxrec.data.packing import Rows
+from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError, DataError, Interrupted
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from jaxrec.training import feed, loop
-from jaxrec.training.config import TrainingConfig
-from jaxrec.training.feed import ChunkFeed, HostLog, RelativeSeconds, fill, is_resident
-from jaxrec.training.journal import read_journal
+from jaxrec.training.feed import ChunkFeed, HostLog, RelativeSeconds, device_rows, fill, is_resident
+from jaxrec.training.logging import read_journal
 from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare
-from jaxrec.training.step import device_rows
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
 
 DATASET = small_dataset()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxrec.training.checkpoint import CheckpointStore
-from jaxrec.training.journal import read_journal
+from jaxrec.training.logging import read_journal
 from tests.helpers import small_dataset
 
 pytestmark = pytest.mark.slow

@@ -7,14 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec.data.sequences import BatchConfig
+from jaxrec.data.batches import BatchConfig
 from jaxrec.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
 from jaxrec.training import loop
-from jaxrec.training.journal import Journal, read_journal
+from jaxrec.training.feed import device_rows
+from jaxrec.training.logging import Journal, read_journal
 from jaxrec.training.loop import train
 from jaxrec.training.setup import plan_steps, prepare
 from jaxrec.training.state import TrainState
-from jaxrec.training.step import device_rows, make_train_chunk
+from jaxrec.training.step import make_train_chunk
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
 
 DATASET = small_dataset()
@@ -177,8 +178,9 @@ def test_chunks_of_any_length_give_the_same_state():
 
 def test_packed_and_padded_batches_have_the_same_gradient():
     """The same sequences, packed or padded, give the same loss and gradient without dropout."""
-    from jaxrec.data.batches import expand, pack, pad
-    from jaxrec.data.sequences import training_sequences
+    from jaxrec.data.batches import expand
+    from jaxrec.data.packing import pack, pad
+    from jaxrec.data.sampler import training_sequences
     from jaxrec.training.state import initial_state
     from jaxrec.training.step import batch_loss
 

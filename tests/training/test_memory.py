@@ -13,12 +13,13 @@ import pytest
 
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
 from jaxrec.data.batches import Batch
-from jaxrec.data.sequences import Position
+from jaxrec.data.sampler import Position
 from jaxrec.errors import ConfigError
 from jaxrec.models import SASRecConfig
+from jaxrec.training.feed import device_rows
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
-from jaxrec.training.step import device_rows, make_train_chunk
+from jaxrec.training.step import make_train_chunk
 from tests.helpers import small_config, small_dataset
 
 DATASET = small_dataset()

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig
-from jaxrec.data.sequences import Position
+from jaxrec.data.sampler import Position
 from jaxrec.errors import CheckpointError, ConfigError
 from jaxrec.evaluation.evaluate import evaluate_cases
-from jaxrec.models.base import ItemTable
-from jaxrec.models.shards import ItemShards, place
 from jaxrec.models.stosa import STOSAConfig
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig
-from jaxrec.training.journal import read_journal
+from jaxrec.sharding import ItemShards, MeshConfig, build_mesh, place
+from jaxrec.training.feed import device_rows
+from jaxrec.training.logging import read_journal
 from jaxrec.training.loop import train
-from jaxrec.training.mesh import MeshConfig, build_mesh
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
-from jaxrec.training.step import device_rows, make_train_chunk
+from jaxrec.training.step import make_train_chunk
 from tests.helpers import replace, small_config, small_dataset
 
 DATASET = small_dataset()

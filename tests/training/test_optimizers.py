@@ -8,7 +8,7 @@ import pytest
 from jaxrec.attention import ATTENTION
 from jaxrec.data.batches import Batch
 from jaxrec.models import ENCODERS
-from jaxrec.training.optimizers import OptimizerConfig, decay_mask
+from jaxrec.optim import OptimizerConfig, decay_mask
 
 #: Besides those of a softmax encoder: what each mechanism has, and whether it is a matrix between features.
 OWN = {

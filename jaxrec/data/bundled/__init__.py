@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.data.dataset import AttributeTable, SequenceDataset
-from jaxrec.data.strings import StringArray
+from jaxrec.data.catalogue import AttributeTable, StringArray
+from jaxrec.data.dataset import SequenceDataset
 
 BUNDLED = ("movietweetings",)
 

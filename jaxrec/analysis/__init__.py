@@ -1,0 +1,1 @@
+"""Analyses of finished runs: computation, table and figure of each in one file."""

@@ -1,0 +1,136 @@
+"""What lists are like besides being right: coverage, concentration, novelty, diversity; and metrics by group
+of cases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxrec.analysis.tables import over_seeds
+from jaxrec.data.catalogue import AttributeTable
+from jaxrec.evaluation.ranking import top_k
+from jaxrec.evaluation.seen import ranges, seen_items
+from jaxrec.training.runs import OpenRun
+
+
+def coverage(lists: np.ndarray, n_items: int) -> float:
+    """Share of the catalogue that stands in at least one list (aggregate diversity; Adomavicius and Kwon,
+    2012).
+
+    Args:
+      lists: int32[E, K], items, 0 = none.
+      n_items: V.
+    """
+    return float((_counts(lists, n_items) > 0).sum() / n_items)
+
+
+def gini(lists: np.ndarray, n_items: int) -> float:
+    """Gini coefficient of how often each of the V items stands in a list: 0 = all alike, towards 1 = few get
+    all.
+    """
+    counts = np.sort(_counts(lists, n_items)).astype(np.float64)
+    if counts.sum() == 0:
+        return 0.0
+    place = np.arange(1, n_items + 1)
+    return float(((2 * place - n_items - 1) * counts).sum() / (n_items * counts.sum()))
+
+
+def _counts(lists: np.ndarray, n_items: int) -> np.ndarray:
+    return np.bincount(np.asarray(lists).reshape(-1), minlength=n_items + 1)[1:]
+
+
+def mean_popularity(lists: np.ndarray, item_counts: np.ndarray) -> float:
+    """Mean number of training interactions of a listed item.
+
+    Args:
+      lists: int32[E, K], 0 = none.
+      item_counts: int[V+1], training interactions of each item.
+    """
+    return float(np.asarray(item_counts)[_listed(lists)].mean())
+
+
+def self_information(lists: np.ndarray, item_counts: np.ndarray, n_users: int) -> float:
+    """Mean of -log2(interactions of the item / users), in bits (Zhou et al., PNAS 2010).
+
+    An item without a training interaction counts as if it had one: its surprise is bounded by that of the
+      rarest.
+    """
+    share = np.maximum(np.asarray(item_counts)[_listed(lists)], 1) / n_users
+    return float(-np.log2(share).mean())
+
+
+def _listed(lists: np.ndarray) -> np.ndarray:
+    flat = np.asarray(lists).reshape(-1)
+    return flat[flat > 0]
+
+
+def intra_list_diversity(lists: np.ndarray, attributes: AttributeTable, *, rows_at_once: int = 256) -> float:
+    """Mean over lists of the mean Jaccard distance between the attribute sets of two listed items (Ziegler,
+    2005).
+
+    Pairs of items that both have no attribute are left out, and lists with no other pair too; NaN if none is
+    left.
+
+    Args:
+      lists: int32[E, K], 0 = none.
+      attributes: CSR over items; item i has ``values[offsets[i]:offsets[i+1]]``.
+      rows_at_once: lists in memory at a time, as dense sets.
+    """
+    lists = np.asarray(lists)
+    width = int(attributes.values.max(initial=0)) + 1
+    upper = np.triu(np.ones((lists.shape[1], lists.shape[1]), bool), 1)
+    total, n_lists = 0.0, 0
+    for start in range(0, len(lists), rows_at_once):
+        part = lists[start : start + rows_at_once]
+        first = np.asarray(attributes.offsets)[part.reshape(-1)]
+        sizes = np.where(
+            part.reshape(-1) > 0, np.asarray(attributes.offsets)[part.reshape(-1) + 1] - first, 0
+        )
+        sets = np.zeros((part.size, width), np.float32)
+        sets[np.repeat(np.arange(part.size), sizes), np.asarray(attributes.values)[ranges(first, sizes)]] = 1
+        sets = sets.reshape(*part.shape, width)
+        common = sets @ sets.transpose(0, 2, 1)
+        size = sets.sum(axis=2)
+        union = size[:, :, None] + size[:, None, :] - common
+        pairs = upper[None] & (union > 0) & (part > 0)[:, :, None] & (part > 0)[:, None, :]
+        distance = np.where(pairs, 1 - common / np.maximum(union, 1), 0).sum(axis=(1, 2))
+        count = pairs.sum(axis=(1, 2))
+        total += float((distance[count > 0] / count[count > 0]).sum())
+        n_lists += int((count > 0).sum())
+    return total / n_lists if n_lists else float("nan")
+
+
+def beyond_accuracy(
+    lists: np.ndarray, item_counts: np.ndarray, n_users: int, attributes: AttributeTable | None = None
+) -> dict[str, float]:
+    """All of the above for lists int32[E, K], under names that carry K such as "coverage@10"."""
+    n_items, k = len(item_counts) - 1, lists.shape[1]
+    values = {
+        f"coverage@{k}": coverage(lists, n_items),
+        f"gini@{k}": gini(lists, n_items),
+        f"mean_popularity@{k}": mean_popularity(lists, item_counts),
+        f"self_information_bits@{k}": self_information(lists, item_counts, n_users),
+    }
+    if attributes is not None:
+        values[f"intra_list_diversity@{k}"] = intra_list_diversity(lists, attributes)
+    return values
+
+
+def beyond_accuracy_of(opened: OpenRun, part: str, k: int) -> dict[str, dict[str, Any]]:
+    """What lists of ``k`` are like besides being right: mean, sd and values over the seeds of each measure.
+
+    Seen items are left out as in the run's evaluation.
+
+    Raises:
+      ConfigError: ``k`` is below 1 or above the catalogue.
+    """
+    setup, cases = opened.setup, opened.setup.split.cases(part)
+    dataset, found = setup.dataset, []
+    seen = seen_items(cases, dataset.items) if opened.config.evaluation.remove_seen else None
+    for index in range(len(opened.config.training.seeds)):
+        params = opened.of_seed(index)
+        lists = top_k(opened.states(params, cases), setup.encoder.item_table(params), k, seen)[1]
+        found.append(beyond_accuracy(lists, setup.split.item_counts, dataset.n_users, dataset.attributes))
+    return over_seeds(found)

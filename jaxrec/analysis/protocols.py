@@ -1,0 +1,346 @@
+"""Which candidates a target is ranked among: the choices that make published numbers incomparable, each by
+name.
+
+``full`` (all items, seen ones removed) is the project's protocol. The others exist so that old tables can be
+compared, and so that a report can print what each choice alone does to the number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxrec.analysis.tables import write_tables
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.metrics import DEFAULT_KS, ranking_metrics
+from jaxrec.evaluation.ranking import Catalogue, catalogue, rank_targets
+from jaxrec.evaluation.seen import SeenItems, as_seen, seen_items
+from jaxrec.nn.item_table import ItemTable
+from jaxrec.training.runs import open_run
+
+#: Candidate vectors gathered at once by the sampled protocol, as float32 numbers.
+_GATHERED = 1 << 23
+#: Marks, rows by items, held at once while negatives are drawn.
+_MARKED = 1 << 23
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The candidates of a ranking.
+
+    Attributes:
+      kind: "full", or "sampled": the target among ``negatives`` drawn items (He et al., WWW 2017; Kang and
+        McAuley, 2018). Sampled metrics are not comparable with full ones, nor consistent with them (Krichene
+        and Rendle, KDD 2020).
+      seen: full ranking: "remove" the items of the history; "keep" them; "zero": give them score 0 and let
+        them compete, as the code of S3-Rec and its descendants does (a seen target scores 0 too).
+      rank_padding: item 0 is a candidate, as in that code.
+      sampler: sampled: "uniform", or "popularity": in proportion to training counts.
+      negatives: sampled: how many, all different, none of them seen or the target.
+      seed: sampled: of the draw.
+    """
+
+    kind: Literal["full", "sampled"] = "full"
+    seen: Literal["remove", "keep", "zero"] = "remove"
+    rank_padding: bool = False
+    sampler: Literal["uniform", "popularity"] = "uniform"
+    negatives: int = 99
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, allowed in (
+            ("kind", ("full", "sampled")),
+            ("seen", ("remove", "keep", "zero")),
+            ("sampler", ("uniform", "popularity")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ConfigError(
+                    f"candidates.{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}"
+                )
+        if self.negatives < 1:
+            raise ConfigError(f"candidates.negatives must be at least 1, got {self.negatives}")
+
+    @property
+    def name(self) -> str:
+        """What a table prints beside the number."""
+        if self.kind == "sampled":
+            return f"sampled: {self.negatives} {self.sampler} negatives, seed {self.seed}"
+        seen = {"remove": "seen items removed", "keep": "seen items kept", "zero": "seen items score 0"}[
+            self.seen
+        ]
+        return f"full corpus; {seen}" + ("; padding rankable" if self.rank_padding else "")
+
+
+#: One choice changed at a time, then the old protocols as they were.
+SIDE_BY_SIDE = (
+    Candidates(),
+    Candidates(seen="keep"),
+    Candidates(seen="zero"),
+    Candidates(rank_padding=True),
+    Candidates(seen="zero", rank_padding=True),
+    Candidates("sampled", negatives=99),
+    Candidates("sampled", negatives=99, sampler="popularity"),
+    Candidates("sampled", negatives=999),
+)
+
+
+def protocol_ranks(
+    protocol: Candidates,
+    hidden: Any,
+    table: ItemTable | Catalogue,
+    targets: np.ndarray,
+    seen: Any,
+    item_counts: np.ndarray | None = None,
+) -> np.ndarray:
+    """int32[E]: the rank of each target under a protocol.
+
+    Args:
+      protocol: the candidates.
+      hidden: float32[E, D].
+      table: the items. To let a mask token compete as in old code, append its vector as one more item.
+      targets: int32[E].
+      seen: items of each history (`jaxrec.evaluation.seen.seen_items`), or as `rank_targets` takes them.
+      item_counts: int[V+1], training interactions of each item, for the popularity sampler.
+
+    Raises:
+      ConfigError: the popularity sampler without ``item_counts``.
+      DataError: fewer unseen items than negatives.
+    """
+    items = catalogue(table)
+    targets = np.asarray(targets, np.int32)
+    if protocol.kind == "full":
+        rule: Literal["remove", "zero"] = "zero" if protocol.seen == "zero" else "remove"
+        struck = None if protocol.seen == "keep" else seen
+        return rank_targets(
+            hidden, items, targets, struck, seen_rule=rule, rank_padding=protocol.rank_padding
+        )
+    history = as_seen(seen, len(targets), items.n_items)
+    weights = _weights(protocol, items.n_items, item_counts)
+    negatives = sample_negatives(protocol.negatives, targets, history, weights, seed=protocol.seed)
+    return rank_among(hidden, items, targets, negatives)
+
+
+def _weights(protocol: Candidates, n_items: int, item_counts: np.ndarray | None) -> np.ndarray:
+    """float64[V+1], in what proportion items are drawn."""
+    weights = np.ones(n_items + 1) if protocol.sampler == "uniform" else None
+    if weights is None:
+        if item_counts is None:
+            raise ConfigError("candidates.sampler='popularity' needs item_counts (int[V+1]), got None")
+        weights = np.asarray(item_counts, np.float64).copy()
+    weights[0] = 0
+    return weights
+
+
+def sample_negatives(
+    negatives: int, targets: np.ndarray, seen: SeenItems, weights: np.ndarray, *, seed: int = 0
+) -> np.ndarray:
+    """int32[E, negatives]: different items a row, neither seen nor the target, drawn one after another by
+    weight.
+
+    Many rows are drawn at once, and drawn again where taken; a row that is still short after some rounds (a
+    user who has seen nearly everything) is drawn by the Gumbel method, which has the same distribution.
+
+    Raises:
+      DataError: a row has fewer items to draw from than ``negatives``.
+    """
+    targets = np.asarray(targets)
+    drawable = int((weights > 0).sum())
+    rng = np.random.default_rng(seed)
+    cumulative = np.cumsum(weights / weights.sum())
+    drawn = np.empty((len(targets), negatives), np.int32)
+    size = max(1, _MARKED // len(weights))
+    for start in range(0, len(targets), size):
+        rows = np.arange(start, min(start + size, len(targets)))
+        part = seen.select(rows)
+        taken = np.zeros((len(rows), len(weights)), bool)
+        taken[:, weights == 0] = True
+        taken[part.row_numbers(), part.items] = True
+        taken[np.arange(len(rows)), targets[rows]] = True
+        left = len(weights) - taken.sum(axis=1)
+        if left.min() < negatives:
+            raise DataError(
+                f"candidates.negatives={negatives} asks for more items than row {start + int(left.argmin())} "
+                f"has left: {int(left.min())} of {drawable} are unseen; ask for fewer or rank all items"
+            )
+        drawn[rows] = _draw(negatives, taken, cumulative, weights, rng)
+    return drawn
+
+
+def _draw(
+    negatives: int, taken: np.ndarray, cumulative: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """int64[R, negatives] of items that are not taken bool[R, V+1], which is changed."""
+    drawn = np.zeros((len(taken), negatives), np.int64)
+    # Who drew an item last; never read before it is written.
+    holder = np.empty(taken.shape, np.int32)
+    unchanged = taken.copy()
+    rows, slots = (part.reshape(-1) for part in np.indices(drawn.shape))
+    for _ in range(20):
+        if not len(rows):
+            return drawn
+        items = np.searchsorted(cumulative, rng.random(len(rows)), side="right").clip(1, len(weights) - 1)
+        holder[rows, items] = slots
+        fresh = (holder[rows, items] == slots) & ~taken[rows, items]
+        drawn[rows[fresh], slots[fresh]] = items[fresh]
+        taken[rows[fresh], items[fresh]] = True
+        rows, slots = rows[~fresh], slots[~fresh]
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(weights)
+    for row in np.unique(rows):
+        keys = np.where(unchanged[row], -np.inf, log_weights + rng.gumbel(size=len(weights)))
+        drawn[row] = np.argsort(-keys, kind="stable")[:negatives]
+    return drawn
+
+
+def rank_among(
+    hidden: Any, table: ItemTable | Catalogue, targets: np.ndarray, negatives: np.ndarray
+) -> np.ndarray:
+    """int32[E]: rank of each target among itself and its row of negatives int32[E, n]; ties as everywhere."""
+    items = catalogue(table)
+    if items.vectors is None:
+        raise ConfigError("table must have item vectors to rank among drawn negatives, got scores")
+    candidates = np.concatenate([np.asarray(targets, np.int32)[:, None], negatives.astype(np.int32)], axis=1)
+    size = max(1, min(_GATHERED // (candidates.shape[1] * items.vectors.shape[1]), 512, len(targets)))
+    ranks = np.empty(len(targets), np.int32)
+    for start in range(0, len(targets), size):
+        rows = np.arange(start, min(start + size, len(targets)))
+        padded = np.pad(rows, (0, size - len(rows)), mode="edge")
+        states = jnp.take(jnp.asarray(hidden, jnp.float32), padded, axis=0)
+        ranks[rows] = np.asarray(_rank_first(states, items.vectors, items.bias, candidates[padded]))[
+            : len(rows)
+        ]
+    return ranks
+
+
+@partial(jax.jit)
+def _rank_first(hidden: Array, vectors: Array, bias: Array, candidates: Array) -> Array:
+    """int32[R]: the rank of the first candidate of each row among all of them."""
+    scores = lax.dot_general(
+        jnp.take(vectors, candidates, axis=0, mode="clip"),
+        hidden,
+        (((2,), (1,)), ((0,), (0,))),
+        precision=lax.Precision.HIGHEST,
+    ) + jnp.take(bias, candidates, mode="clip")
+    target, own = candidates[:, :1], scores[:, :1]
+    ahead = (scores > own) | ((scores == own) & (candidates < target))
+    return 1 + ahead.sum(axis=1, dtype=jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolRow:
+    """One protocol's result: its name, ranks int32[E], metrics, and each metric's difference to the first
+    protocol's.
+    """
+
+    name: str
+    ranks: np.ndarray
+    metrics: dict[str, float]
+    difference: dict[str, float]
+
+
+def side_by_side(
+    hidden: Any,
+    table: ItemTable | Catalogue,
+    targets: np.ndarray,
+    seen: Any,
+    item_counts: np.ndarray,
+    protocols: Sequence[Candidates] = SIDE_BY_SIDE,
+    ks: Sequence[int] = DEFAULT_KS,
+) -> list[ProtocolRow]:
+    """One model under several protocols: what each choice alone does to the number.
+
+    Args:
+      hidden, table, targets, seen, item_counts: see `protocol_ranks`.
+      protocols: the first is what the others are compared with.
+      ks: cutoffs.
+    """
+    items = catalogue(table)
+    rows: list[ProtocolRow] = []
+    for protocol in protocols:
+        ranks = protocol_ranks(protocol, hidden, items, targets, seen, item_counts)
+        metrics = ranking_metrics(ranks, ks)
+        first = rows[0].metrics if rows else metrics
+        rows.append(ProtocolRow(protocol.name, ranks, metrics, {m: metrics[m] - first[m] for m in metrics}))
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolStudy:
+    """One model under several protocols.
+
+    Attributes:
+      results: for each protocol its name, metrics (mean over seeds), and the difference to the project's own,
+        which is the first.
+      seeds: how many models the means are over.
+    """
+
+    results: list[dict[str, Any]]
+    seeds: int
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of a table: value and, in brackets, what the choice does to it."""
+        first = self.results[0]["metrics"]
+        names = [name for name in first if name in ("HR@10", "NDCG@10", "MRR")] or list(first)
+        rows = [
+            [each["protocol"], *(f"{each['metrics'][n]:.4f} ({each['difference'][n]:+.4f})" for n in names)]
+            for each in self.results
+        ]
+        return ["protocol", *names], rows
+
+
+def protocols(
+    run: str | Path,
+    part: str = "test",
+    dataset: SequenceDataset | None = None,
+    out: str | Path | None = None,
+) -> ProtocolStudy:
+    """One model under every protocol in use: what each choice alone does to the number.
+
+    Args:
+      run: run directory.
+      part: "test" or "valid".
+      dataset: see `open_run`.
+      out: directory for ``protocols.md`` and ``protocols.tex``; None writes nothing.
+    """
+    opened = open_run(run, dataset)
+    setup, cases = opened.setup, opened.setup.split.cases(part)
+    rows_of_target = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
+    seen = seen_items(cases, setup.dataset.items).select(rows_of_target)
+    by_seed = []
+    for index in range(len(opened.config.training.seeds)):
+        params = opened.of_seed(index)
+        hidden = opened.states(params, cases)[rows_of_target]
+        candidates = [
+            each
+            for each in SIDE_BY_SIDE
+            if each.kind == "full" or each.negatives < setup.dataset.n_items // 2
+        ]
+        by_seed.append(
+            side_by_side(
+                hidden,
+                setup.encoder.item_table(params),
+                cases.targets,
+                seen,
+                setup.split.item_counts,
+                protocols=candidates,
+                ks=opened.config.evaluation.ks,
+            )
+        )
+    results = []
+    for rows in zip(*by_seed, strict=True):
+        means = {name: float(np.mean([row.metrics[name] for row in rows])) for name in rows[0].metrics}
+        changes = {name: float(np.mean([row.difference[name] for row in rows])) for name in rows[0].metrics}
+        results.append({"protocol": rows[0].name, "metrics": means, "difference": changes})
+    study = ProtocolStudy(results, len(by_seed))
+    if out is not None:
+        write_tables(out, "protocols", [study.rows()])
+    return study

@@ -1,0 +1,411 @@
+"""How much a model's lists move when a history changes a little: perturb, recommend again, compare list by
+list.
+
+Perturbed histories depend on the data and a seed alone, so every model meets the same ones and can be
+compared case by case (`compare_stability`). The candidates stay those of the unperturbed history: only the
+model's answer moves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxrec.analysis.figures import _COLOURS
+from jaxrec.analysis.significance import Effect, mean_interval, paired_bootstrap
+from jaxrec.analysis.tables import write_tables
+from jaxrec.data.batches import Origin
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.splits import EvaluationCases
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.encode import TOKENS_PER_BATCH, ApplyFn, encode_histories
+from jaxrec.evaluation.metrics import metric_values
+from jaxrec.evaluation.ranking import Catalogue, catalogue, rank_targets, top_k
+from jaxrec.evaluation.seen import SeenItems, ranges, seen_items
+from jaxrec.nn.item_table import ItemTable
+from jaxrec.training.runs import OpenRun, open_run, run_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbation:
+    """A small change of every history.
+
+    Attributes:
+      edit: "drop" an interaction; "replace" its item by another, uniformly drawn one; "swap" it with the one
+        before (the first with the one after); "insert" a uniformly drawn item, after the newest interaction
+        or before a random one.
+      where: the "last" interaction, or a "random" one.
+      rate: share of the history's interactions that are edited, rounded to at least one; 0 = exactly one.
+      seed: of the draws.
+    """
+
+    edit: Literal["drop", "replace", "swap", "insert"]
+    where: Literal["last", "random"] = "last"
+    rate: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.edit not in ("drop", "replace", "swap", "insert") or self.where not in ("last", "random"):
+            raise ConfigError(
+                "perturbation must be drop, replace, swap or insert of the last or a random interaction, got "
+                f"edit={self.edit!r}, where={self.where!r}"
+            )
+        if not 0.0 <= self.rate < 1.0:
+            raise ConfigError(f"perturbation.rate must be in [0, 1), got {self.rate}")
+
+    @property
+    def name(self) -> str:
+        """Such as "drop last" or "replace random 20%"."""
+        return f"{self.edit} {self.where}" + (f" {self.rate:.0%}" if self.rate else "")
+
+
+#: Each edit of the last and of a random interaction, then rising noise.
+DEFAULT_PERTURBATIONS = (
+    *(
+        Perturbation(edit, where)
+        for where in ("last", "random")
+        for edit in ("drop", "replace", "swap", "insert")
+    ),  # type: ignore[arg-type]
+    *(Perturbation("replace", "random", rate) for rate in (0.1, 0.2, 0.4)),
+)
+
+
+class Log(NamedTuple):
+    """Histories on their own: ``items[offsets[e]:offsets[e+1]]``, with timestamps or None."""
+
+    items: np.ndarray
+    offsets: np.ndarray
+    timestamps: np.ndarray | None
+
+
+def perturb(histories: Log, perturbation: Perturbation, n_items: int) -> Log:
+    """Histories with the edit applied. A history of one interaction is never emptied; an empty one stays
+    empty.
+
+    Args:
+      histories: what to edit.
+      perturbation: the edit.
+      n_items: V, which replacements and insertions are drawn from.
+    """
+    rng = np.random.default_rng(perturbation.seed)
+    lengths = np.diff(histories.offsets)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    position = ranges(np.zeros(len(lengths), np.int64), lengths)
+    edits = np.minimum(np.maximum(np.rint(perturbation.rate * lengths).astype(np.int64), 1), lengths)
+    if perturbation.edit == "drop":
+        edits = np.minimum(edits, np.maximum(lengths - 1, 0))
+    draw = -position if perturbation.where == "last" else rng.random(len(owner))
+    order = np.lexsort((draw, owner))
+    chosen = np.zeros(len(owner), bool)
+    chosen[order] = position < edits[owner]  # the n-th in the order of a history has the position n in it
+    items, key = np.array(histories.items, np.int64), position.astype(np.float64)
+    times = histories.timestamps
+    if perturbation.edit == "drop":
+        owner, items, key = owner[~chosen], items[~chosen], key[~chosen]
+        times = None if times is None else times[~chosen]
+    elif perturbation.edit == "replace":
+        other = rng.integers(1, max(n_items, 2), int(chosen.sum()))
+        items[chosen] = np.minimum(other + (other >= items[chosen]), n_items)
+    elif perturbation.edit == "swap":
+        key[chosen] += np.where(position[chosen] == 0, 1.5, -1.5)
+    else:
+        where = key[chosen] + (0.5 if perturbation.where == "last" else -0.5)
+        owner = np.concatenate([owner, owner[chosen]])
+        items = np.concatenate([items, rng.integers(1, n_items + 1, len(where))])
+        key = np.concatenate([key, where])
+        times = None if times is None else np.concatenate([times, times[chosen]])
+    order = np.lexsort((key, owner))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(owner, minlength=len(lengths)))])
+    if times is not None and perturbation.edit != "swap":  # a swap exchanges the items, time stays in order
+        times = times[order]
+    return Log(items[order].astype(np.int32), offsets, times)
+
+
+def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndarray:
+    """Similarity of two lists in which early places weigh more: float64[E] in [0, 1], 1 = the same list.
+
+    The extrapolated form for lists of the same length K (Webber, Moffat and Zobel, TOIS 2010, equation 32):
+    X_K / K * p^K + (1 - p) / p * sum over d = 1..K of X_d / d * p^d, with X_d the overlap of the first d
+    places.
+
+    Args:
+      a, b: int32[E, K], items, 0 = none.
+      p: persistence: the chance that a reader goes on to the next place.
+    """
+    if not 0.0 < p < 1.0:
+        raise ConfigError(f"p must be between 0 and 1, got {p}")
+    length = a.shape[1]
+    same = (a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None]
+    place = np.arange(length)
+    later = np.maximum(place[:, None], place[None, :])
+    overlap = np.stack([(same & (later == d)[None]).sum(axis=(1, 2)) for d in range(length)], axis=1).cumsum(
+        axis=1
+    )
+    depth = np.arange(1, length + 1)
+    weights = p**depth / depth
+    return overlap[:, -1] * weights[-1] + (1 - p) / p * (overlap * weights[None]).sum(axis=1)
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64[E]: shared items of two lists int32[E, K] (0 = none) over all items of both; 1 where both are
+    empty.
+    """
+    shared = ((a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None]).sum(axis=(1, 2))
+    union = (a > 0).sum(axis=1) + (b > 0).sum(axis=1) - shared
+    return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+    """What one perturbation did to one model's answers; means are in `summary`.
+
+    Attributes:
+      perturbation: the edit.
+      overlap: float64[E], rank-biased overlap of the lists before and after.
+      jaccard: float64[E], of the first k items before and after.
+      ranks, ranks_before: int32[T], of the targets after and before.
+      target_offsets: int64[E+1].
+      k: length of the lists.
+    """
+
+    perturbation: Perturbation
+    overlap: np.ndarray
+    jaccard: np.ndarray
+    ranks: np.ndarray
+    ranks_before: np.ndarray
+    target_offsets: np.ndarray
+    k: int
+
+    def change(self, metric: str) -> np.ndarray:
+        """float64[E]: a metric after minus before, such as ``change("NDCG@10")``."""
+        after = metric_values(self.ranks, metric, self.target_offsets)
+        return after - metric_values(self.ranks_before, metric, self.target_offsets)
+
+    def summary(self) -> dict[str, float]:
+        """Means over cases; the rank change is the median of |after - before|, in places."""
+        moved = np.abs(self.ranks.astype(np.int64) - self.ranks_before)
+        return {
+            f"rank_biased_overlap@{self.k}": float(self.overlap.mean()),
+            f"jaccard@{self.k}": float(self.jaccard.mean()),
+            "median_rank_change": float(np.median(moved)),
+            f"HR@{self.k} change": float(self.change(f"HR@{self.k}").mean()),
+            f"NDCG@{self.k} change": float(self.change(f"NDCG@{self.k}").mean()),
+        }
+
+
+def measure_stability(
+    apply_fn: ApplyFn,
+    table: ItemTable | Catalogue,
+    params: Any,
+    cases: EvaluationCases,
+    items: np.ndarray,
+    *,
+    max_length: int,
+    origin: Origin = "start",
+    k: int = 10,
+    perturbations: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
+    timestamps: np.ndarray | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    persistence: float = 0.9,
+) -> list[Stability]:
+    """Lists and ranks of a model before and after each perturbation of the part of the history that it sees.
+
+    Args:
+      apply_fn, table, params, cases, items, max_length, origin, timestamps, tokens_per_batch: as
+        `evaluate_cases`.
+      k: length of the lists.
+      perturbations: edits to try.
+      persistence: p of the rank-biased overlap.
+    """
+    full = catalogue(table)
+    starts, stops = np.asarray(cases.history_starts, np.int64), np.asarray(cases.history_stops, np.int64)
+    lengths = np.minimum(stops - starts, max_length)
+    place = ranges(stops - lengths, lengths)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    log = Log(np.asarray(items)[place], offsets, None if timestamps is None else timestamps[place])
+    seen = seen_items(cases, items)
+
+    def answer(histories: Log) -> tuple[np.ndarray, np.ndarray]:
+        hidden = encode_histories(
+            apply_fn,
+            params,
+            histories.items,
+            histories.offsets[:-1],
+            histories.offsets[1:],
+            max_length=max_length,
+            origin=origin,
+            tokens_per_batch=tokens_per_batch,
+            timestamps=histories.timestamps,
+            users=cases.users,
+        )
+        return top_k(hidden, full, k, seen)[1], _ranks(hidden, full, cases, seen)
+
+    lists, ranks = answer(log)
+    results = []
+    for perturbation in perturbations:
+        new_lists, new_ranks = answer(perturb(log, perturbation, full.n_items))
+        results.append(
+            Stability(
+                perturbation,
+                rank_biased_overlap(lists, new_lists, persistence),
+                jaccard(lists, new_lists),
+                new_ranks,
+                ranks,
+                np.asarray(cases.target_offsets, np.int64),
+                k,
+            )
+        )
+    return results
+
+
+def _ranks(hidden: Any, table: Catalogue, cases: EvaluationCases, seen: SeenItems) -> np.ndarray:
+    rows = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
+    return rank_targets(hidden[rows], table, cases.targets, seen.select(rows))
+
+
+def compare_stability(
+    a: Sequence[Stability], b: Sequence[Stability], measure: Literal["overlap", "jaccard"] = "overlap"
+) -> dict[str, Effect]:
+    """Is model B steadier than A? Paired over cases, by perturbation: {name: effect on the measure, B - A}.
+
+    Raises:
+      ConfigError: the two were measured under different perturbations.
+    """
+    names = [each.perturbation.name for each in a]
+    if [each.perturbation for each in a] != [each.perturbation for each in b]:
+        raise ConfigError(
+            f"a and b must be measured under the same perturbations, got {names} and "
+            f"{[each.perturbation.name for each in b]} (or other seeds)"
+        )
+    return {
+        x.perturbation.name: paired_bootstrap(getattr(x, measure), getattr(y, measure))
+        for x, y in zip(a, b, strict=True)
+    }
+
+
+def stability_figure(runs: Mapping[str, Sequence[Stability]]) -> Figure:
+    """How alike the lists stay, by perturbation, one line a run, with 95 % intervals over cases.
+
+    Args:
+      runs: {run: its results}, under the same perturbations.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    names: list[str] = []
+    k = 0
+    for number, (run, results) in enumerate(runs.items()):
+        names, k = [each.perturbation.name for each in results], results[0].k
+        mean, low, high = np.array([mean_interval(each.overlap) for each in results]).T
+        place = np.arange(len(results)) + 0.08 * (number - (len(runs) - 1) / 2)
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.errorbar(
+            place, mean, yerr=[mean - low, high - mean], fmt="o-", capsize=3, label=run, color=colour
+        )
+    axes.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize=8)
+    axes.set_ylabel(f"rank-biased overlap of the first {k}")
+    axes.set_ylim(0, 1.02)
+    axes.legend(fontsize=8)
+    return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class StabilityStudy:
+    """Stability of several runs under the same perturbations.
+
+    Attributes:
+      runs: {name: one `Stability` a perturbation}, of each run's first seed.
+      effects: {name: {perturbation: difference in rank-biased overlap to the first run}}, for all runs but the first.
+    """
+
+    runs: dict[str, list[Stability]]
+    effects: dict[str, dict[str, Effect]]
+
+    def rows(self) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of a table."""
+        header, rows = [], []
+        for name, measured in self.runs.items():
+            for each in measured:
+                summary = each.summary()
+                header = ["run", "perturbation", *summary]
+                rows.append([name, each.perturbation.name, *summary.values()])
+        return header, rows
+
+    def effect_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: rank-biased overlap of each run minus that of the first."""
+        base = next(iter(self.runs))
+        rows = [
+            [
+                f"{name} - {base}",
+                edit,
+                f"{effect.difference:+.4f}",
+                f"[{effect.low:+.4f}, {effect.high:+.4f}]",
+                f"{effect.p_value:.4f}",
+            ]
+            for name, by_edit in self.effects.items()
+            for edit, effect in by_edit.items()
+        ]
+        return ["rank-biased overlap", "perturbation", "difference", "95% interval", "p"], rows
+
+    def tables(self) -> list[tuple[list[str], list[list[Any]]]]:
+        """Both tables, or the first alone where there is one run."""
+        return [self.rows(), self.effect_rows()] if self.effects else [self.rows()]
+
+
+def stability(
+    runs: Sequence[str | Path],
+    part: str = "test",
+    k: int = 10,
+    out: str | Path | None = None,
+    dataset: SequenceDataset | None = None,
+) -> StabilityStudy:
+    """How lists and ranks move when histories are perturbed, paired between runs.
+
+    Args:
+      runs: run directories of one dataset and split; the first is the baseline.
+      part: "test" or "valid".
+      k: length of the lists.
+      out: directory for ``stability.md``, ``stability.tex`` and ``stability.png``; None writes nothing.
+      dataset: see `open_run`.
+
+    Raises:
+      ConfigError: ``k`` is below 1 or above the catalogue.
+      DataError: runs of different datasets or splits.
+    """
+    if not runs:
+        raise DataError("runs must hold at least one run directory, got none")
+    measured: dict[str, list[Stability]] = {}
+    first: OpenRun | None = None
+    for name, run in zip(run_names(runs), runs, strict=True):
+        opened = open_run(run, dataset)
+        first = first or opened
+        for what, a, b in (
+            ("dataset", first.setup.dataset.fingerprint, opened.setup.dataset.fingerprint),
+            ("split", dict(first.setup.split.options), dict(opened.setup.split.options)),
+        ):
+            if a != b:
+                raise DataError(
+                    f"runs must have the same {what}, but that of {name} differs from that of the first"
+                )
+        setup, params = opened.setup, opened.of_seed(0)
+        measured[name] = measure_stability(
+            setup.forward,
+            setup.encoder.item_table(params),
+            params,
+            setup.split.cases(part),
+            setup.dataset.items,
+            max_length=opened.config.batches.max_length,
+            origin=opened.config.batches.origin,
+            k=k,
+            timestamps=setup.timestamps,
+        )
+    base, *others = measured
+    effects = {name: compare_stability(measured[base], measured[name]) for name in others}
+    study = StabilityStudy(measured, effects)
+    if out is not None:
+        write_tables(out, "stability", study.tables(), {"stability.png": stability_figure(measured)})
+    return study

@@ -1,0 +1,115 @@
+"""Tables for papers: the same rows as Markdown or as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxrec.analysis.figures import save_figure
+from jaxrec.errors import ConfigError
+from jaxrec.evaluation.evaluate import Evaluation
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "±": r"$\pm$",
+}
+
+
+def mean_and_deviation(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:
+    """ "0.1234 ± 0.0056" of several seeds; one seed has no deviation, and says so: "0.1234 (1 seed)"."""
+    values = np.asarray(values, np.float64)
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (1 seed)"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+
+def cell(value: Any, digits: int = 4) -> str:
+    """A number with fixed digits, a whole number or text as it is; an absent value as "-"."""
+    if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+        return "-"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.{digits}f}"
+    return str(value)
+
+
+def to_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 4) -> str:
+    """A Markdown table; numbers are aligned to the right."""
+    text = [[cell(value, digits).replace("|", "\\|") for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *text]) for i in range(len(header))]
+    right = [_numeric(rows, i) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    return "\n".join([line(list(header)), line(rule), *(line(row) for row in text)]) + "\n"
+
+
+def to_latex(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 4) -> str:
+    """A LaTeX ``tabular`` with the rules of the booktabs package."""
+    columns = "".join("r" if _numeric(rows, i) else "l" for i in range(len(header)))
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(_LATEX.get(letter, letter) for letter in c) for c in cells) + r" \\"
+
+    body = [line([cell(value, digits) for value in row]) for row in rows]
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(list(header)), r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _numeric(rows: Sequence[Sequence[Any]], column: int) -> bool:
+    return all(row[column] is None or isinstance(row[column], (int, float, np.number)) for row in rows)
+
+
+def write_tables(
+    out: str | Path,
+    name: str,
+    tables: Sequence[tuple[list[str], list[list[Any]]]],
+    figures: Mapping[str, Figure] | None = None,
+) -> None:
+    """Tables as ``name.md`` and ``name.tex``, and figures by file name, in a new directory."""
+    figures = figures or {}
+    directory = new_directory(out, (f"{name}.md", f"{name}.tex", *figures))
+    (directory / f"{name}.md").write_text("\n".join(to_markdown(*table) for table in tables))
+    (directory / f"{name}.tex").write_text("\n".join(to_latex(*table) for table in tables))
+    for file, figure in figures.items():
+        save_figure(figure, directory / file)
+
+
+def new_directory(out: str | Path, files: Sequence[str]) -> Path:
+    """Make ``out`` and refuse to replace any of ``files`` in it."""
+    directory = Path(out)
+    there = [name for name in files if (directory / name).exists()]
+    if there:
+        raise ConfigError(f"out: {directory} already holds {', '.join(there)}; choose another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def summarize(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Metric -> mean, sd over seeds (None for a single seed), and the value of each seed."""
+    return over_seeds([evaluation.metrics for evaluation in evaluations])
+
+
+def over_seeds(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """`summarize` of the metrics of each seed."""
+    out = {}
+    for name in metrics[0]:
+        values = [float(each[name]) for each in metrics]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        out[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+    return out

@@ -1,0 +1,68 @@
+"""The command line: every command is a call that a script could make."""
+
+import importlib
+import os
+import sys
+
+from jaxrec.errors import Interrupted, JaxrecError
+
+#: Command -> (module of `jaxrec.cli` that holds a function of that name, one line of help).
+COMMANDS = {
+    "train": ("train", "train on interactions, rank the held-out targets, write a run directory"),
+    "evaluate": ("evaluate", "rank the held-out targets of a saved run again"),
+    "recommend": ("recommend", "recommend the next items for a history, from a saved run"),
+    "audit": ("data", "report data issues that affect evaluation: ties, duplicates, leakage"),
+    "prepare": ("data", "read a log once and save it as memory-mapped arrays"),
+    "compare": ("analysis", "test the difference between runs: paired tests over users and seeds"),
+    "protocols": ("analysis", "evaluate one run under every evaluation protocol in use"),
+    "stability": ("analysis", "measure the robustness of recommendations to perturbed histories"),
+    "attention": ("analysis", "list the attention mechanisms, or draw the attention of a run"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 1 for an error told in words, 128 + signal after an interruption."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        from jaxrec import __version__
+
+        print(f"jaxrec {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"jaxrec: unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(f"jaxrec.cli.{COMMANDS[command][0]}")
+        status: int = getattr(module, command)(rest)
+        return status
+    except Interrupted as interruption:
+        print(f"jaxrec: {interruption}", file=sys.stderr)
+        return 128 + interruption.signal_number
+    except JaxrecError as error:
+        print(f"jaxrec: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("jaxrec: interrupted before anything was saved", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (as in `jaxrec ... | head`); nothing is wrong with the run.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        # A full disk, a directory without permission, a file that vanished.
+        print(f"jaxrec: {error}; check the path, the permissions and the free space", file=sys.stderr)
+        return 1
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {what}" for name, (_, what) in COMMANDS.items()]
+    return (
+        "usage: jaxrec COMMAND [OPTIONS]\n\ncommands:\n"
+        + "\n".join(lines)
+        + "\n\n`jaxrec COMMAND --help` lists the options."
+    )

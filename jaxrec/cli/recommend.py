@@ -1,0 +1,47 @@
+"""`jaxrec recommend`."""
+
+import dataclasses
+import sys
+from typing import Annotated
+
+import tyro
+
+from jaxrec.cli.common import emit, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommend:
+    """The next items for one history, from a saved run."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+    history: Annotated[tuple[str, ...], tyro.conf.arg(help="original item ids, oldest first")]
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="how many items")] = 10
+    seed: Annotated[int | None, tyro.conf.arg(help="which of the run's models; default: the first")] = None
+    keep_seen: Annotated[bool, tyro.conf.arg(help="allow items of the history in the answer")] = False
+    json: Annotated[bool, tyro.conf.arg(help="print the answer as one JSON object")] = False
+
+
+def recommend(arguments: list[str]) -> int:
+    given = parse(Recommend, arguments, "recommend")
+
+    from jaxrec.compilation import keep_compiled
+    from jaxrec.serving import Recommender
+
+    keep_compiled()
+    recommender = Recommender.load(given.run, given.seed)
+    remove_seen = False if given.keep_seen else None
+    answer = recommender.recommend([list(given.history)], given.k, remove_seen=remove_seen)[0]
+    titles = answer.titles or [""] * len(answer.items)
+    lines = [
+        f"{place:>3}  {item:<12} {title}  ({score:.3f})"
+        for place, (item, title, score) in enumerate(
+            zip(answer.items, titles, answer.scores, strict=True), start=1
+        )
+    ]
+    if answer.unknown:
+        note = f"jaxrec: not in the catalogue, passed over: {', '.join(answer.unknown)}"
+        if len(answer.unknown) == len(given.history):
+            note += "; nothing of the history is known, so this is what the model answers to an empty one"
+        print(note, file=sys.stderr)
+    emit(dataclasses.asdict(answer), "\n".join(lines), given.json)
+    return 0

@@ -1,0 +1,5 @@
+"""Readers of interaction logs: delimited text, Parquet, Arrow, sequence lines, data frames."""
+
+from jaxrec.data.readers.load import DataConfig, load_dataset
+
+__all__ = ["DataConfig", "load_dataset"]

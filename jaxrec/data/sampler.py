@@ -1,0 +1,163 @@
+"""Which stretches of the log are trained on, and the endless stream of rows that a run consumes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxrec.data.batches import BatchConfig
+from jaxrec.data.packing import Packing, Rows, Sequences, best_fit
+from jaxrec.errors import DataError
+
+
+def training_sequences(
+    starts: np.ndarray,
+    stops: np.ndarray,
+    max_length: int,
+    long_histories: Literal["last", "windows"] = "last",
+) -> Sequences:
+    """Input stretches of at most ``max_length`` from each user's training part ``[starts, stops)`` of the log.
+
+    A part of n interactions has n - 1 inputs with a target; users with fewer than two interactions give none. With
+    "windows" the whole part is used: consecutive stretches that end at the newest interaction.
+
+    Args:
+      starts, stops: int64[U].
+    """
+    inputs = np.maximum(stops - starts - 1, 0)
+    if long_histories == "last":
+        users = np.flatnonzero(inputs > 0)
+        lengths = np.minimum(inputs[users], max_length)
+        return Sequences(
+            (stops[users] - 1 - lengths).astype(np.int64), lengths.astype(np.int32), users.astype(np.int32)
+        )
+    windows = -(-inputs // max_length)
+    users = np.repeat(np.arange(len(starts)), windows)
+    # Windows are numbered from the newest: the k-th ends k * max_length inputs before the end.
+    number = np.arange(len(users)) - np.repeat(np.cumsum(windows) - windows, windows)
+    window_stops = stops[users] - 1 - number * max_length
+    window_starts = np.maximum(window_stops - max_length, starts[users])
+    return Sequences(
+        window_starts.astype(np.int64),
+        (window_stops - window_starts).astype(np.int32),
+        users.astype(np.int32),
+    )
+
+
+def prefixes(starts: np.ndarray, stops: np.ndarray, max_length: int) -> Sequences:
+    """Every prefix of each training part that has a target: one sequence a target, at most ``max_length`` long."""
+    targets = np.maximum(stops - starts - 1, 0)
+    users = np.repeat(np.arange(len(starts)), targets)
+    number = np.arange(len(users)) - np.repeat(np.cumsum(targets) - targets, targets)
+    prefix_stops = starts[users] + 1 + number
+    prefix_starts = np.maximum(prefix_stops - max_length, starts[users])
+    return Sequences(
+        prefix_starts.astype(np.int64),
+        (prefix_stops - prefix_starts).astype(np.int32),
+        users.astype(np.int32),
+    )
+
+
+class Position(NamedTuple):
+    """Where a stream stands: the next row is number ``row`` of epoch ``epoch``."""
+
+    epoch: int = 0
+    row: int = 0
+
+
+class RowStream:
+    """Rows without end: each epoch holds every sequence once, in an order that (seed, epoch) alone determine.
+
+    A batch may straddle two epochs, so that every batch is full and every chunk of steps has the same shape.
+
+    Args:
+      starts, stops: int64[U], each user's training part of the log.
+      config: mode and shapes.
+      seed: of the order.
+
+    Raises:
+      DataError: no user has two training interactions.
+    """
+
+    def __init__(self, starts: np.ndarray, stops: np.ndarray, config: BatchConfig, seed: int):
+        self.config = config
+        self.seed = seed
+        self._lock = threading.Lock()
+        if config.mode == "prefix":
+            self._sequences = prefixes(starts, stops, config.max_length)
+        else:
+            self._sequences = training_sequences(starts, stops, config.max_length, config.long_histories)
+        if not len(self._sequences.starts):
+            raise DataError(
+                "no training sequence: expected at least one user with two training interactions, got none; "
+                "lower the filters or hold out fewer interactions"
+            )
+        self._plans: dict[int, Packing] = {}
+        lengths = self._sequences.lengths
+        first = self._plan(0)
+        self.rows_per_epoch = len(first.offsets) - 1
+        in_epoch = int(lengths[first.members].sum())
+        self.fill_rate = in_epoch / (self.rows_per_epoch * config.max_length)
+        self.targets_per_epoch = len(first.members) if config.last_only else in_epoch
+
+    def prepare(self, epoch: int) -> None:
+        """Plan an epoch before it is asked for; a thread may do so while another takes rows."""
+        self._plan(epoch)
+
+    def epoch_rows(self, epoch: int) -> Rows:
+        """All rows of an epoch (their number differs a little from epoch to epoch when packed)."""
+        plan = self._plan(epoch)
+        return plan.rows(self._sequences, 0, len(plan.offsets) - 1, self._width)
+
+    @property
+    def _width(self) -> int:
+        return 1 if self.config.mode == "padded" else self.config.max_segments
+
+    def _plan(self, epoch: int) -> Packing:
+        """Which sequences share a row: 4 bytes a sequence and 8 a row; the plans of two epochs are kept."""
+        if (known := self._plans.get(epoch)) is not None:
+            return known
+        with self._lock:
+            if epoch in self._plans:
+                return self._plans[epoch]
+            config = self.config
+            generator = np.random.default_rng([self.seed, epoch])
+            order = generator.permutation(len(self._sequences.starts))
+            if config.mode == "prefix" and config.prefixes_per_sequence:
+                order = self._draw_prefixes(order)
+            if config.mode == "padded":
+                plan = Packing(order, np.arange(len(order) + 1))
+            else:
+                packed = best_fit(self._sequences.lengths[order], config.max_length, config.max_segments)
+                packed = packed.select(generator.permutation(len(packed.offsets) - 1))
+                plan = packed._replace(members=order[packed.members].astype(packed.members.dtype))
+            self._plans = {old: kept for old, kept in self._plans.items() if abs(old - epoch) == 1}
+            self._plans[epoch] = plan
+            return plan
+
+    def _draw_prefixes(self, order: np.ndarray) -> np.ndarray:
+        """The first few prefixes of each user in a random order: a draw without replacement."""
+        by_user = order[np.argsort(self._sequences.users[order], kind="stable")]
+        users = self._sequences.users[by_user]
+        first = np.searchsorted(users, users)
+        drawn = by_user[np.arange(len(users)) - first < self.config.prefixes_per_sequence]
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        return drawn[np.argsort(rank[drawn])]
+
+    def take(self, position: Position, count: int) -> tuple[Rows, Position]:
+        """The next ``count`` rows from ``position`` on, and the position after them."""
+        parts: list[Rows] = []
+        epoch, row = position
+        while count > 0:
+            plan = self._plan(epoch)
+            n_rows = len(plan.offsets) - 1
+            stop = min(row + count, n_rows)
+            parts.append(plan.rows(self._sequences, row, stop, self._width))
+            count -= stop - row
+            row = stop
+            if row >= n_rows:
+                epoch, row = epoch + 1, 0
+        return Rows(*(np.concatenate(field) for field in zip(*parts, strict=True))), Position(epoch, row)

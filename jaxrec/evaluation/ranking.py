@@ -1,0 +1,338 @@
+"""Exact ranks and exact top-k over the whole catalogue, in float32, streamed in chunks of items.
+
+One batch of rows meets one chunk of items at a time, so memory is ``row_chunk * item_chunk`` scores whatever
+the size of the catalogue, and the chunk is still in the cache when it is counted. The tie rule is that of a
+stable top-k: greater score first, then lower id. A rank and a list come from the same product of the same
+shape, so the target has rank r if and only if it stands at place r of the list.
+
+On a mesh with axes ``data`` and ``item`` every device does this for its rows and its items; ranks are then
+summed over ``item``, and k candidates a device are gathered and merged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrec.errors import ConfigError, DataError, NonFiniteError
+from jaxrec.evaluation import parallel
+from jaxrec.evaluation import ranking_tiles as kernels
+from jaxrec.evaluation.seen import SeenItems, as_seen
+from jaxrec.nn.item_table import ItemTable
+
+#: Rows and items of one tile of scores: 8 MiB of float32, which stays in the cache of a CPU core complex.
+ROW_CHUNK = 512
+ITEM_CHUNK = 4096
+#: Least number of removed scores a tile that a program is compiled for.
+LEAST_STRUCK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """An item table that was checked and laid out for scoring; build it once with `catalogue` to score many
+    times.
+
+    Attributes:
+      vectors: float32[padded rows, D], split over ``item`` on a mesh; None = the states are the scores.
+      bias: float32[padded rows].
+      n_items: V.
+      item_chunk: items of one tile on one device.
+      mesh: axes ``data`` and ``item``, or None for one device.
+      largest: bound on the length of ``vectors`` rows (for the overflow check) and on ``bias``.
+    """
+
+    vectors: Array | None
+    bias: Array
+    n_items: int
+    item_chunk: int
+    mesh: Mesh | None
+    largest: tuple[float, float]
+
+    @property
+    def data_shards(self) -> int:
+        return self.mesh.shape["data"] if self.mesh is not None else 1
+
+    @property
+    def item_shards(self) -> int:
+        return self.mesh.shape["item"] if self.mesh is not None else 1
+
+    @property
+    def local_items(self) -> int:
+        """Table rows on one device."""
+        return self.bias.shape[0] // self.item_shards
+
+
+def catalogue(
+    table: ItemTable | Catalogue, *, item_chunk: int = ITEM_CHUNK, mesh: Mesh | None = None
+) -> Catalogue:
+    """Check a table and lay it out for scoring.
+
+    Args:
+      table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `Catalogue`
+        passes through.
+      item_chunk: items of one tile; more memory, fewer and larger products.
+      mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None: that on which the
+        table lies, if any.
+
+    Raises:
+      NonFiniteError: the table holds NaN or infinity.
+      ConfigError: ``item_chunk`` is below 1, or the mesh lacks an axis.
+    """
+    if isinstance(table, Catalogue):
+        return table
+    if item_chunk < 1:
+        raise ConfigError(f"item_chunk must be at least 1, got {item_chunk}")
+    if mesh is not None and set(mesh.axis_names) != {"data", "item"}:
+        raise ConfigError(f"mesh must have the axes 'data' and 'item', got {mesh.axis_names}")
+    if table.shards is not None:
+        mesh = table.shards.mesh
+    vectors = jnp.asarray(table.vectors, jnp.float32)
+    bias = (
+        np.zeros((vectors.shape[0],), np.float32)
+        if table.bias is None
+        else jnp.asarray(table.bias, jnp.float32)
+    )
+    largest = _largest(vectors, "the item table's vectors"), _largest(bias, "the item table's bias")
+    n_items = table.n_items
+    vectors, bias = (vectors, jnp.asarray(bias)) if mesh is None else _shard(vectors, bias, mesh)
+    local = vectors.shape[0] // (1 if mesh is None else mesh.shape["item"])
+    return Catalogue(vectors, bias, n_items, min(item_chunk, local), mesh, largest)
+
+
+def identity_catalogue(n_items: int, *, item_chunk: int = ITEM_CHUNK) -> Catalogue:
+    """For scores that are no product: the "hidden states" are the scores float32[E, V+1] themselves."""
+    bias = jnp.zeros((n_items + 1,), jnp.float32)
+    return Catalogue(None, bias, n_items, min(item_chunk, n_items + 1), None, (0.0, 0.0))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _shard(vectors: Array, bias: Array, mesh: Mesh) -> tuple[Array, Array]:
+    """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their
+    id.
+    """
+    extra = -vectors.shape[0] % mesh.shape["item"]
+    padded = jnp.pad(vectors, ((0, extra), (0, 0))), jnp.pad(bias, (0, extra))
+    place = (NamedSharding(mesh, P("item", None)), NamedSharding(mesh, P("item")))
+    result: tuple[Array, Array] = lax.with_sharding_constraint(padded, place)
+    return result
+
+
+@jax.jit
+def _largest_magnitude(x: Array) -> Array:
+    return jnp.max(jnp.abs(x), initial=jnp.float32(0))
+
+
+def _largest(x: Any, name: str) -> float:
+    largest = float(_largest_magnitude(x))
+    if not np.isfinite(largest):
+        raise NonFiniteError(
+            f"{name} must be finite to be ranked, got {largest}: the model diverged, or its parameters are "
+            "damaged; restore an earlier checkpoint"
+        )
+    return largest
+
+
+def _check_scores_finite(hidden: Any, items: Catalogue) -> None:
+    """Scores of finite operands are finite unless they overflow: |h·v + b| <= D max|h| max|v| + max|b|."""
+    largest = _largest(jnp.asarray(hidden, jnp.float32), "hidden states")
+    if not hidden.shape[-1] * largest * items.largest[0] + items.largest[1] < float(np.finfo(np.float32).max):
+        raise NonFiniteError(
+            f"scores must fit in float32, got hidden states up to {largest:.3g} and item vectors up to "
+            f"{items.largest[0]:.3g}: the model diverged; restore an earlier checkpoint"
+        )
+
+
+def rank_targets(
+    hidden: Any,
+    table: ItemTable | Catalogue,
+    targets: Any,
+    seen: Any = None,
+    *,
+    item_chunk: int = ITEM_CHUNK,
+    row_chunk: int = ROW_CHUNK,
+    mesh: Mesh | None = None,
+    seen_rule: Literal["remove", "zero"] = "remove",
+    rank_padding: bool = False,
+) -> np.ndarray:
+    """Rank of one target a row among all items: 1 + #(greater score) + #(equal score and lower id).
+
+    Args:
+      hidden: float[E, D].
+      table: the items; see `catalogue`.
+      targets: int[E], ids 1..V.
+      seen: `SeenItems`, padded int[E, S] with 0 = none, or None. A row's target is never removed.
+      item_chunk: items of one tile (ignored for a `Catalogue`).
+      row_chunk: rows of one tile and device; a tile takes ``4 * row_chunk * item_chunk`` bytes.
+      mesh: see `catalogue` (ignored for a `Catalogue`).
+      seen_rule: "remove", or "zero": seen items, a seen target too, score 0 and stay (see `protocols`).
+      rank_padding: item 0 is a candidate (see `protocols`).
+
+    Returns:
+      int32[E], 1 = best.
+
+    Raises:
+      NonFiniteError: hidden states or the table hold NaN or infinity, or a score may overflow.
+      DataError: targets or seen items outside 1..V, or lengths that differ.
+    """
+    items = catalogue(table, item_chunk=item_chunk, mesh=mesh)
+    targets = np.asarray(targets, np.int32)
+    n_rows = len(hidden)
+    _check_rows(hidden, items, row_chunk)
+    if targets.shape != (n_rows,):
+        raise DataError(
+            f"targets must hold one item for each of the {n_rows} hidden states, got shape {targets.shape}"
+        )
+    if n_rows and (targets.min() < 1 or targets.max() > items.n_items):
+        raise DataError(
+            f"targets must be item ids from 1 to {items.n_items}, got {targets.min()} to {targets.max()}: "
+            "leave out cases without a target, and use the table of the dataset that the cases come from"
+        )
+    seen = as_seen(seen, n_rows, items.n_items)
+    _check_scores_finite(hidden, items)
+    # Rows sorted by target: the tile that holds the target is computed twice, and then a batch has few such
+    # tiles.
+    order = np.argsort(targets, kind="stable")
+    ranks = np.empty(n_rows, np.int32)
+    kept = targets if seen_rule == "remove" else None
+    layout = _layout(items, zero_seen=seen_rule == "zero", first_item=0 if rank_padding else 1)
+    batches = _row_batches(order, items, row_chunk)
+
+    def rank(batch: np.ndarray) -> Array:
+        struck = _struck(seen, batch, items, kept)
+        batch_targets = np.where(batch >= 0, targets[batch], 1).astype(np.int32)
+        states = _take_rows(hidden, batch)
+        return kernels.rank(layout, states, items.vectors, items.bias, batch_targets, *struck)
+
+    results = parallel.each(rank, [batch for _, batch in batches], parallel.workers())
+    for (rows, _), out in zip(batches, results, strict=True):
+        ranks[rows] = np.asarray(out)[: len(rows)]
+    return ranks
+
+
+def top_k(
+    hidden: Any,
+    table: ItemTable | Catalogue,
+    k: int,
+    seen: Any = None,
+    *,
+    keep: Any = None,
+    item_chunk: int = ITEM_CHUNK,
+    row_chunk: int = ROW_CHUNK,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best items of each row, best first; among equal scores the lower id first.
+
+    Args:
+      hidden, table, seen, item_chunk, row_chunk, mesh: see `rank_targets`.
+      k: length of the lists, from 1 to V.
+      keep: int[E], one item a row that is not removed even when seen (its target), or None.
+
+    Returns:
+      Scores float32[E, K] and items int32[E, K]. A row with fewer than K candidates left ends with score
+      -inf, item 0.
+
+    Raises:
+      ConfigError: ``k`` is below 1 or above what the catalogue holds.
+      NonFiniteError, DataError: as in `rank_targets`.
+    """
+    items = catalogue(table, item_chunk=item_chunk, mesh=mesh)
+    n_rows = len(hidden)
+    _check_rows(hidden, items, row_chunk)
+    if not 1 <= k <= items.n_items:
+        raise ConfigError(f"k must be from 1 to the catalogue's {items.n_items} items, got {k}")
+    seen = as_seen(seen, n_rows, items.n_items)
+    _check_scores_finite(hidden, items)
+    kept = None if keep is None else np.asarray(keep, np.int32)
+    scores = np.empty((n_rows, k), np.float32)
+    ids = np.empty((n_rows, k), np.int32)
+    layout, batches = _layout(items), _row_batches(np.arange(n_rows), items, row_chunk)
+
+    def best(batch: np.ndarray) -> tuple[Array, Array]:
+        struck = _struck(seen, batch, items, kept)
+        return kernels.best(layout, _take_rows(hidden, batch), items.vectors, items.bias, *struck, k=k)
+
+    results = parallel.each(best, [batch for _, batch in batches], parallel.workers())
+    for (rows, _), out in zip(batches, results, strict=True):
+        scores[rows], ids[rows] = (np.asarray(part)[: len(rows)] for part in out)
+    return scores, ids
+
+
+def _layout(items: Catalogue, zero_seen: bool = False, first_item: int = 1) -> kernels.Layout:
+    return kernels.Layout(first_item, items.n_items, items.item_chunk, zero_seen, items.mesh)
+
+
+def _check_rows(hidden: Any, items: Catalogue, row_chunk: int) -> None:
+    width = items.n_items + 1 if items.vectors is None else items.vectors.shape[1]
+    if np.ndim(hidden) != 2 or hidden.shape[1] != width:
+        raise DataError(
+            f"hidden must be [rows, {width}] to match the item table, got shape {np.shape(hidden)}"
+        )
+    if row_chunk < 1:
+        raise ConfigError(f"row_chunk must be at least 1, got {row_chunk}")
+
+
+def _row_batches(order: np.ndarray, items: Catalogue, row_chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches of one size: the rows of each, and the same padded with -1. Few rows make a smaller batch, a
+    power of two so that calls of many sizes share few compilations. Batches that are under way at once share
+    ``row_chunk``; ranks and lists have the same batches, on which rounding depends."""
+    if not len(order):
+        return []
+    per_device = -(-len(order) // items.data_shards)
+    most = max(1, row_chunk // parallel.workers())
+    size = min(most, 1 << (per_device - 1).bit_length()) * items.data_shards
+    batches = []
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        batches.append((rows, np.pad(rows, (0, size - len(rows)), constant_values=-1)))
+    return batches
+
+
+def _take_rows(hidden: Any, batch: np.ndarray) -> Any:
+    rows = np.maximum(batch, 0)
+    if isinstance(hidden, np.ndarray):
+        return hidden[rows].astype(np.float32, copy=False)
+    return jnp.take(hidden, rows, axis=0, mode="clip").astype(jnp.float32)
+
+
+def _struck(
+    seen: SeenItems, batch: np.ndarray, items: Catalogue, kept: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where -inf goes: rows and columns inside each tile of each device.
+
+    Returns:
+      rows int32[data, item, tiles, P] and columns of the same shape; padding has a row that does not exist. P
+      is a power of two and at least `LEAST_STRUCK`, so that few programs are compiled.
+    """
+    data, shards, local = items.data_shards, items.item_shards, items.local_items
+    tiles = -(-local // items.item_chunk)
+    size = len(batch) // data
+    real = batch[batch >= 0]
+    part = seen.select(real)
+    rows, ids = part.row_numbers(), part.items.astype(np.int64)
+    if kept is not None:
+        unlike = ids != kept[real][rows]
+        rows, ids = rows[unlike], ids[unlike]
+    shard, place = np.divmod(ids, local)
+    tile = place // items.item_chunk
+    column = place - np.minimum(tile * items.item_chunk, local - items.item_chunk)
+    group = ((rows // size) * shards + shard) * tiles + tile
+    n_groups = data * shards * tiles
+    small = group.astype(np.uint16) if n_groups <= 65536 else group  # 16 bits are sorted by radix
+    by_group = np.argsort(small, kind="stable") if n_groups > 1 else slice(None)
+    counts = np.bincount(group, minlength=n_groups)
+    width = max(LEAST_STRUCK, 1 << max(int(counts.max()) - 1, 0).bit_length())
+    fill = np.arange(width)[None, :] < counts[:, None]
+    out_rows = np.full((n_groups, width), size, np.int32)
+    out_columns = np.zeros((n_groups, width), np.int32)
+    out_rows[fill] = (rows % size)[by_group]
+    out_columns[fill] = column[by_group]
+    shape = (data, shards, tiles, width)
+    return out_rows.reshape(shape), out_columns.reshape(shape)

@@ -1,0 +1,187 @@
+"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), faithful and modern."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
+from jaxrec.attention.positions import POSITIONS
+from jaxrec.data.batches import Batch
+from jaxrec.errors import ConfigError
+from jaxrec.models.base import Encoder, EncoderConfig
+from jaxrec.models.blocks import ACTIVATIONS, ARRANGEMENTS, Block, zero_padding
+from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding, item_parameter
+from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.layers import Dropout, Initializer
+from jaxrec.nn.precision import DTYPES
+
+
+@dataclasses.dataclass(frozen=True)
+class SASRecConfig(EncoderConfig):
+    """A causal transformer over item embeddings whose output is scored against those embeddings.
+
+    Attributes:
+      block: arrangement of norms and residuals: "original", "post-norm" (S3-Rec, Li et al.), "pre-norm", "gated"
+        (LiGR) or "attention-only" (HSTU); see `jaxrec.models.blocks.Block`.
+      ffn_width: inner size of the feed-forward network; 0 = the same as ``width`` (the original's).
+      activation: of the feed-forward network: "relu", "gelu", "gelu-tanh" or "silu".
+      scale_embeddings: multiply item vectors by sqrt(D) at the input (the original does).
+      embedding_norm: layer norm on the input embeddings (S3-Rec does).
+      init: "normal" with standard deviation ``init_scale``, or "xavier" (uniform for kernels, normal for tables).
+      init_scale: standard deviation of "normal".
+      norm_epsilon: of the layer norms.
+      item_bias: learn a bias for each item's score.
+      separate_output: score against a second item table rather than the input's.
+      remat: recompute each block in the backward pass: less memory, one more forward. (On a CPU, XLA's scheduler prefers
+        speed and gives the memory away; `training.accumulate_steps` saves it there.)
+    """
+
+    block: Literal["original", "post-norm", "pre-norm", "gated", "attention-only"] = "pre-norm"
+    ffn_width: int = 0
+    activation: Literal["relu", "gelu", "gelu-tanh", "silu"] = "gelu-tanh"
+    scale_embeddings: bool = False
+    embedding_norm: bool = False
+    init: Literal["normal", "xavier"] = "normal"
+    init_scale: float = 0.02
+    norm_epsilon: float = 1e-6
+    item_bias: bool = False
+    separate_output: bool = False
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, value, allowed in (
+            ("block", self.block, tuple(ARRANGEMENTS)),
+            ("init", self.init, ("normal", "xavier")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"encoder.{field} must be one of {', '.join(allowed)}; got {value!r}")
+        ACTIVATIONS[self.activation]
+        if self.block == "attention-only" and self.ffn_width:
+            raise ConfigError(
+                f"encoder.ffn_width has nothing to act on in block 'attention-only', which has no feed-forward "
+                f"network: expected 0, got {self.ffn_width}; leave it out, or choose block 'pre-norm'"
+            )
+
+    def module(
+        self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
+    ) -> SASRec:
+        """The encoder for a catalogue of ``n_items`` and histories of at most ``max_length``."""
+        return SASRec(self, attention, n_items, max_length, position_origin)
+
+
+class SASRec(Encoder):
+    """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
+
+    Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
+    ``max_length * D`` for learned positions, ``2 D`` for the embedding norm and for the final norm (not in
+    post-norm), what the attention shares between layers, and for each layer the attention's own, ``2 D`` for each of
+    two norms and ``2 D F + F + D`` for a feed-forward width F. "attention-only" has one norm and no feed-forward
+    network; "gated" has two gates of ``D^2 + D`` more.
+    """
+
+    config: SASRecConfig
+
+    def attention_shape(self) -> AttentionShape:
+        """What every block hands to its attention mechanism."""
+        return AttentionShape(
+            width=self.config.width,
+            max_length=self.max_length,
+            positions=self.positions,
+            position_origin=self.position_origin,
+            output_projection=self.config.block != "original",
+            kernel_init=self._kernel_init(),
+            dtype=DTYPES[self.config.dtype],
+        )
+
+    def _kernel_init(self) -> Initializer:
+        if self.config.init == "normal":
+            return nn.initializers.normal(self.config.init_scale)
+        return nn.initializers.xavier_uniform()
+
+    def _table_init(self) -> Initializer:
+        if self.config.init == "normal":
+            return nn.initializers.normal(self.config.init_scale)
+        return nn.initializers.xavier_normal()
+
+    @nn.compact
+    def __call__(self, batch: Batch, train: bool = False, at: Array | None = None) -> Array:
+        self.check_selection(train, at)
+        config = self.config
+        shape = self.attention_shape()
+        self.attention.check(shape)
+        embed = ItemEmbedding(self.n_items, config.width, self._table_init(), self.shards, name="items")
+        x = embed(batch.items)
+        if config.scale_embeddings:
+            x = x * config.width**0.5
+        if POSITIONS[self.positions].additive:
+            x = x + PositionEmbedding(
+                self.max_length,
+                config.width,
+                self.positions == "learned",
+                self._table_init(),
+                name="positions",
+            )(batch.positions)
+        if config.embedding_norm:
+            x = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")(x)
+        x = zero_padding(Dropout(config.dropout)(x, train), batch.segments)
+
+        shared = self.attention.shared_module(shape, name="shared_attention")
+        context = AttentionContext(
+            batch.positions, batch.segments, batch.timestamps, None if shared is None else shared()
+        )
+        block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
+        segments = batch.segments
+        for layer in range(config.layers):
+            wanted = at if layer == config.layers - 1 else None
+            x = block(
+                config.block,
+                self.attention,
+                shape,
+                config.ffn_width or config.width,
+                config.activation,
+                config.dropout,
+                config.norm_epsilon,
+                name=f"layer_{layer}",
+            )(x, context, train, wanted)
+            segments = segments if wanted is None else jnp.take_along_axis(segments, wanted, axis=1)
+            x = zero_padding(x, segments)
+        if config.block != "post-norm":
+            x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), segments)
+        if config.separate_output:
+            init = self._table_init()
+            item_parameter(self, "output_table", init, self.n_items, self.shards, config.width)
+        if config.item_bias:
+            zeros = nn.initializers.zeros_init()
+            item_parameter(self, "item_bias", zeros, self.n_items, self.shards)
+        return x
+
+    def item_table(self, params: Mapping[str, Any]) -> ItemTable:
+        """The candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
+        vectors = params["output_table"] if self.config.separate_output else params["items"]["table"]
+        return ItemTable(vectors, params["item_bias"] if self.config.item_bias else None, self.shards)
+
+    def parameter_count(self) -> int:
+        """Number of parameters by the formula in the class docstring."""
+        config, width = self.config, self.config.width
+        inner = config.ffn_width or width
+        shape = self.attention_shape()
+        norms = 2 * width
+        layer = self.attention.parameter_count(shape) + norms
+        if config.block != "attention-only":
+            layer += norms + 2 * width * inner + inner + width
+        if config.block == "gated":
+            layer += 2 * (width**2 + width)
+        return (
+            (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
+            + (self.max_length * width if self.positions == "learned" else 0)
+            + 2 * width * (int(config.embedding_norm) + int(config.block != "post-norm"))
+            + self.attention.shared_parameter_count(shape)
+            + config.layers * layer
+        )

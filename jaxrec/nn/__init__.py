@@ -1,0 +1,1 @@
+"""Building blocks that know nothing of recommendation tasks: precision, layers, embeddings, the item table."""

@@ -1,0 +1,79 @@
+"""Item and position embeddings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxrec.nn.layers import Initializer
+from jaxrec.sharding import ItemShards
+
+
+def item_parameter(
+    module: nn.Module, name: str, init: Initializer, n_items: int, shards: ItemShards | None, *size: int
+) -> Array:
+    """A parameter of ``module`` with a row for each item: float32[V+1, *size], or its padded form on a mesh.
+
+    The values are drawn for V + 1 rows either way.
+    """
+
+    def padded(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        values = init(key, (n_items + 1, *size), dtype)
+        return values if shards is None else shards.pad(values)
+
+    rows = n_items + 1 if shards is None else shards.rows
+    return module.param(name, padded, (rows, *size), jnp.float32)
+
+
+class ItemEmbedding(nn.Module):
+    """Items to vectors: int32[...] -> float32[..., D]. ``(V + 1) * D`` parameters; row 0 is padding, zero and untrained.
+
+    The rows are gathered in float32. Casting the table before the gather would make its gradient accumulate in the
+    compute precision, and in bfloat16 a popular item's sum of unit gradients stops at 256.
+    """
+
+    n_items: int
+    width: int
+    table_init: Initializer
+    shards: ItemShards | None = None
+
+    @nn.compact
+    def __call__(self, items: Array) -> Array:
+        def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+            return self.table_init(key, shape, dtype).at[0].set(0.0)
+
+        table = item_parameter(self, "table", init, self.n_items, self.shards, self.width)
+        # "fill" answers an id beyond the table with NaN where plain indexing would silently take the last row.
+        take = partial(jnp.take, axis=0, mode="fill") if self.shards is None else self.shards.take
+        vectors = take(table, items)
+        return jnp.where((items > 0)[..., None], vectors, 0.0)
+
+
+def sinusoids(length: int, width: int) -> Array:
+    """Fixed position vectors float32[length, width] (Vaswani et al. 2017, section 3.5): sines, then cosines."""
+    half = (width + 1) // 2
+    frequency = np.exp(-np.log(10_000.0) * np.arange(half) / max(half - 1, 1))
+    angle = np.arange(length)[:, None] * frequency[None, :]
+    return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], axis=1)[:, :width], jnp.float32)
+
+
+class PositionEmbedding(nn.Module):
+    """Additive position vectors: int32[B, L] -> float32[B, L, D]; ``max_length * D`` parameters if learned, else none."""
+
+    max_length: int
+    width: int
+    learned: bool
+    table_init: Initializer
+
+    @nn.compact
+    def __call__(self, positions: Array) -> Array:
+        if self.learned:
+            table = self.param("table", self.table_init, (self.max_length, self.width), jnp.float32)
+        else:
+            table = sinusoids(self.max_length, self.width)
+        return jnp.take(table, positions, axis=0, mode="fill")

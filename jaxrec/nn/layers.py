@@ -1,0 +1,70 @@
+"""The few layers that attention mechanisms and encoders share: mixed-precision products, dropout, initialisers.
+
+Parameters, sums, norms and the residual stream are float32. ``dtype`` names the precision of the operands of matrix
+products only, so bfloat16 runs use the matrix units without rounding what is accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxrec.nn.precision import matmul
+
+Initializer = Callable[..., Array]
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis: ``[..., I] -> [..., features]``, float32 out; ``I * features + features`` parameters."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = matmul(x, kernel, self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+
+def take_positions(x: Array, at: Array) -> Array:
+    """``x [B, L, D]`` at the positions ``at`` int32[B, S] of each row: [B, S, D]."""
+    return jnp.take_along_axis(x, at[:, :, None], axis=1)
+
+
+def dropout_mask(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Array, float]:
+    """A keep-mask ``bool[shape]`` and the probability that it keeps an element.
+
+    Eight random bits an element: on a CPU the bits cost more than the layer they regularise. The rate is therefore
+    rounded to a multiple of 1/256, and the probability returned is the exact one of the mask.
+    """
+    dropped = round(rate * 256)
+    size = 1
+    for extent in shape:
+        size *= extent
+    words = jax.random.bits(key, (-(-size // 4),), jnp.uint32)
+    octets = lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size].reshape(shape)
+    return octets >= jnp.uint8(dropped), 1.0 - dropped / 256.0
+
+
+class Dropout(nn.Module):
+    """Inverted dropout of whole-number 256ths (see `dropout_mask`); draws from the ``dropout`` stream while training."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or round(self.rate * 256) == 0:
+            return x
+        keep, probability = dropout_mask(self.make_rng("dropout"), x.shape, self.rate)
+        return jnp.where(keep, x / jnp.asarray(probability, x.dtype), jnp.zeros((), x.dtype))

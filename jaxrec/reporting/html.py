@@ -1,0 +1,81 @@
+"""Figures of one run, and the HTML page that shows them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxrec.analysis.figures import save_figure
+from jaxrec.analysis.groups import group_figures
+from jaxrec.training.logging import read_journal
+from jaxrec.training.loop import FitResult
+
+
+def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> list[tuple[str, Path]]:
+    """Draw the training curve and the test metric by history length and by item popularity: (caption, file) each."""
+    folder = directory / "figures"
+    folder.mkdir(exist_ok=True)
+    metric = fit.setup.config.training.metric
+    name = str(results["config"]["encoder"]["name"])
+    by_group = group_figures({name: fit.test}, fit.setup.split, "test", metric)
+    drawn = [
+        (
+            "Training loss and validation metric",
+            "training.png",
+            _training_curve(read_journal(directory / "log.jsonl"), metric),
+        ),
+        (
+            f"Test {metric} by length of the history",
+            "by_history_length.png",
+            by_group["by_history_length"],
+        ),
+        (f"Test {metric} by popularity of the target", "by_popularity.png", by_group["by_popularity"]),
+    ]
+    for _, file, figure in drawn:
+        save_figure(figure, folder / file)
+    return [(caption, folder / file) for caption, file, _ in drawn]
+
+
+def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.add_subplot()
+    steps = [line["step"] for line in lines if "loss" in line]
+    losses = np.array([line["loss"] for line in lines if "loss" in line]).reshape(len(steps), -1)
+    axis.plot(steps, losses, color="tab:blue", alpha=0.8, linewidth=1)
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss", color="tab:blue")
+    validations = [(line["step"], line["valid"][metric]) for line in lines if "valid" in line]
+    if validations:
+        right = axis.twinx()
+        right.plot(
+            [step for step, _ in validations],
+            [scores for _, scores in validations],
+            color="tab:orange",
+            marker=".",
+            linewidth=1,
+        )
+        right.set_ylabel(f"validation {metric}", color="tab:orange")
+    return figure
+
+
+def write_page(results: dict[str, Any], figures: list[tuple[str, Path]], directory: Path) -> Path:
+    """One self-contained HTML page; returns its path."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxrec", "reporting"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    pictures = [(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in figures]
+    page = environment.get_template("run.html.jinja").render(
+        results=results,
+        metrics=list(results["metrics"]),
+        figures=pictures,
+        config=json.dumps(results["config"], indent=2),
+    )
+    path = directory / "report.html"
+    path.write_text(page)
+    return path

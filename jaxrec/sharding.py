@@ -1,0 +1,185 @@
+"""Item tables split over the devices of a mesh: where the rows lie, how they are read, how arrays get there.
+
+The mesh has the axes ``data`` (rows of a batch) and ``item`` (rows of item tables). A table's V + 1 rows are
+followed by rows of zeros up to a multiple of the item axis; nothing reads them, so they stay zero, and no
+number depends on how many there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrec.errors import ConfigError
+
+DATA, ITEM = "data", "item"
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class ItemShards:
+    """How the item tables of one model lie on a mesh.
+
+    Attributes:
+      mesh: axes ``data`` and ``item``.
+      n_items: V.
+      manual: whether the code at hand runs inside `jax.shard_map`, on one device's rows of the tables.
+    """
+
+    mesh: Mesh
+    n_items: int
+    manual: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of a table: V + 1 and what makes it a multiple of the item axis."""
+        return -(-(self.n_items + 1) // self.mesh.shape[ITEM]) * self.mesh.shape[ITEM]
+
+    def pad(self, x: Array) -> Array:
+        """``x [V+1, ...]`` with the rows of zeros."""
+        return jnp.pad(x, [(0, self.rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+
+    def take(self, table: Array, items: Array) -> Array:
+        """Rows of ``table`` float32[rows, ...] of ``items`` int32[...]; NaN for an id outside 0..V.
+
+        Each device gives the rows that it has and zeros for the others, and the sum over ``item`` is complete:
+        what travels is the answer, never the table.
+        """
+        if self.manual:
+            return self._local_rows(table, items)
+        divides = items.ndim > 0 and items.shape[0] % self.mesh.shape[DATA] == 0
+        spec = P(DATA) if divides else P()
+        return jax.shard_map(self._local_rows, mesh=self.mesh, in_specs=(P(ITEM), spec), out_specs=spec)(
+            table, items
+        )
+
+    def _local_rows(self, table: Array, items: Array) -> Array:
+        row = items - lax.axis_index(ITEM).astype(jnp.int32) * table.shape[0]
+        own = (row >= 0) & (row < table.shape[0])
+        found = table[jnp.where(own, row, 0)]
+
+        def wide(mask: Array) -> Array:
+            return mask.reshape(mask.shape + (1,) * (found.ndim - mask.ndim))
+
+        rows = lax.psum(jnp.where(wide(own), found, 0.0), ITEM)
+        return jnp.where(wide((items >= 0) & (items <= self.n_items)), rows, jnp.nan)
+
+    def everywhere(self, x: Any) -> Any:
+        """Arrays that the compiler must hold on every device, outside `jax.shard_map`.
+
+        For a top-k: on GPU meshes that of a split array has been wrong (jax issue 19271).
+        """
+        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, P()))
+
+    def local(self) -> ItemShards:
+        """The same inside `jax.shard_map`."""
+        return dataclasses.replace(self, manual=True)
+
+
+def place(value: Any, mesh: Mesh, spec: P = P()) -> Array:  # noqa: B008
+    """A host array on the devices of a mesh; each process hands over only what its own devices hold.
+
+    Args:
+      value: NumPy array, the same in every process (wherever this process reads it).
+      mesh: of the program that it is for.
+      spec: which axes are split; none by default.
+    """
+    host = np.asarray(value)
+    return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
+
+
+def _axes(*arrays: Array) -> frozenset[Any]:
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
+
+
+def equally_varying(*arrays: Array) -> tuple[Array, ...]:
+    """Inside `shard_map`, arrays marked as varying over the union of their axes, so that JAX sums their
+    gradients.
+    """
+    union = _axes(*arrays)
+    return tuple(_varying(x, union) for x in arrays)
+
+
+def _varying(x: Array, axes: frozenset[Any]) -> Array:
+    missing = tuple(sorted(axes - _axes(x)))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices of a run, over all its processes. Results do not depend on it beyond rounding.
+
+    Attributes:
+      data: devices that share each batch; 0 = all that are left.
+      item: devices that share the item tables and the loss over the catalogue.
+    """
+
+    data: int = 1
+    item: int = 1
+
+    def __post_init__(self) -> None:
+        if self.data < 0:
+            raise ConfigError(
+                f"mesh.data must be 0 (all that are left) or a number of devices, got {self.data}"
+            )
+        if self.item < 1:
+            raise ConfigError(f"mesh.item must be at least 1, got {self.item}")
+
+
+def build_mesh(config: MeshConfig, rows: int, n_items: int) -> Mesh | None:
+    """The mesh with axes ``data`` and ``item``, or None for a single device.
+
+    A process of its own may use fewer devices than it sees, if their number divides; several processes use
+    all of theirs.
+
+    Args:
+      config: how many along each axis.
+      rows: that go through the model at a time.
+      n_items: V.
+
+    Raises:
+      ConfigError: it does not divide the devices, the batch does not divide over it, or a device would have no
+        item.
+    """
+    devices = jax.devices()
+    count, processes = len(devices), jax.process_count()
+    seen = f"{count} device{'s' * (count > 1)}"
+    if not config.data and count % config.item:
+        raise ConfigError(
+            f"mesh.item must divide the number of devices, got {config.item} for {seen}; choose from {_divisors(count)}"
+        )
+    shape = (config.data or count // config.item, config.item)
+    size = shape[0] * shape[1]
+    if count % size:
+        raise ConfigError(
+            f"mesh.data x mesh.item must divide the number of devices, got {shape[0]} x {shape[1]} = {size} for "
+            f"{seen}; choose a product from {_divisors(count)}"
+        )
+    if processes > 1 and size != count:
+        raise ConfigError(
+            f"mesh.data x mesh.item must use every device of all {processes} processes, got {shape[0]} x {shape[1]} for "
+            f"{seen}; set mesh.data to 0"
+        )
+    if rows % shape[0]:
+        raise ConfigError(
+            "batches.batch_size / training.accumulate_steps must be a multiple of mesh.data, got "
+            f"{rows} rows for {shape[0]} devices"
+        )
+    if n_items < shape[1]:
+        raise ConfigError(
+            f"mesh.item must be at most the number of items, got {shape[1]} for {n_items}; choose a smaller one"
+        )
+    if size == 1:
+        return None
+    return jax.make_mesh(shape, (DATA, ITEM), axis_types=(AxisType.Auto,) * 2, devices=devices[:size])
+
+
+def _divisors(count: int) -> list[int]:
+    return [n for n in range(1, count + 1) if count % n == 0]

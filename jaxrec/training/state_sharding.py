@@ -1,0 +1,148 @@
+"""The mesh of a run, and how its state, its batches and its data lie on it.
+
+Batches are split over the axis ``data``; item tables, with what the optimiser keeps for them, over ``item``;
+all else is on every device. The compiler partitions the program (`jax.jit` with Auto axes); what reads or
+scores a split table is written with `jax.shard_map` (`jaxrec.sharding`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrec.data.batches import Batch
+from jaxrec.models.base import Encoder
+from jaxrec.sharding import DATA, ITEM, ItemShards, place
+from jaxrec.training.state import Params, Resources, initial_state
+from jaxrec.training.trees import flatten
+
+
+def on_mesh(encoder: Encoder, mesh: Mesh | None) -> Encoder:
+    """``encoder`` with its item tables split over ``mesh``."""
+    return encoder if mesh is None else encoder.clone(shards=ItemShards(mesh, encoder.n_items))
+
+
+def item_axes(encoder: Encoder, optimizer: optax.GradientTransformation) -> Any:
+    """For each array of a `TrainState`, as a tree of the same structure: the axis that counts items, or -1.
+
+    Read off the shapes: it is the axis that grows by one with one more item.
+    """
+    whole = encoder.clone(shards=None)
+
+    def shapes(n_items: int) -> Any:
+        return jax.eval_shape(
+            lambda seed: initial_state(whole.clone(n_items=n_items), optimizer, seed), jnp.uint32(0)
+        )
+
+    def axis(here: Any, more: Any) -> int:
+        return next((i for i, (a, b) in enumerate(zip(here.shape, more.shape, strict=True)) if a != b), -1)
+
+    return jax.tree.map(axis, shapes(whole.n_items), shapes(whole.n_items + 1))
+
+
+def _of_seed(params: Params, index: int) -> Params:
+    return jax.tree.map(lambda x: x[index], params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the arrays of a run lie.
+
+    Attributes:
+      encoder: which knows its mesh (`on_mesh`).
+      optimizer: of the run.
+    """
+
+    encoder: Encoder
+    optimizer: optax.GradientTransformation
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Of the run, or None for a single device."""
+        return None if self.encoder.shards is None else self.encoder.shards.mesh
+
+    @functools.cached_property
+    def axes(self) -> Any:
+        """See `item_axes`, of the state of one seed."""
+        return item_axes(self.encoder, self.optimizer)
+
+    def shardings(self) -> Any:
+        """Of the state of all seeds (leading axis), for `jax.jit`; None leaves a single device to JAX."""
+        return None if self.mesh is None else _shardings(self.mesh, self.axes, 1)
+
+    def everywhere(self) -> Any:
+        """The sharding of what every device holds, for `jax.jit`."""
+        return None if self.mesh is None else NamedSharding(self.mesh, P())
+
+    def seed_params(self, params: Params, index: int) -> Params:
+        """One seed's parameters out of the stacked ones."""
+        if self.mesh is None:
+            return _of_seed(params, index)
+        shardings = _shardings(self.mesh, self.axes.params, 0)
+        return jax.jit(_of_seed, static_argnums=1, out_shardings=shardings)(params, index)
+
+    def tables(self) -> dict[str, Any]:
+        """What `CheckpointStore.restore` must know of (state, best parameters) to fit tables to this mesh."""
+        axes = flatten((self.axes, self.axes.params))
+        return {
+            "tables": {name: axis + 1 for name, axis in axes.items() if axis >= 0},
+            "table_rows": self.encoder.n_items + 1,
+        }
+
+    def own_rows(self, batch_size: int) -> slice:
+        """Which of the rows of every batch lie on devices of this process."""
+        if self.mesh is None:
+            return slice(None)
+        split = NamedSharding(self.mesh, P(DATA)).addressable_devices_indices_map((batch_size,))
+        bounds = [index[0].indices(batch_size)[:2] for index in split.values() if index is not None]
+        return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+
+    def put(self, batch_size: int) -> Callable[[Any], Any]:
+        """What moves a chunk's plans or batches [S, K, rows, ...] to the devices, split over ``data``; each process gives
+        its `own_rows` of every batch.
+        """
+        mesh, first = self.mesh, self.own_rows(batch_size).start
+        if mesh is None:
+            return jax.device_put
+
+        def whole(x: np.ndarray) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                start, stop, _ = index[2].indices(batch_size)
+                return x[:, :, start - first : stop - first]
+
+            shape = (*x.shape[:2], batch_size, *x.shape[3:])
+            return jax.make_array_from_callback(shape, NamedSharding(mesh, P(None, None, DATA)), part)
+
+        return lambda tree: jax.tree.map(whole, tree)
+
+    def resources(self, resources: Resources) -> Resources:
+        """What every device holds: the log, and what samplers ask for."""
+        mesh = self.mesh
+        return resources if mesh is None else jax.tree.map(lambda x: place(x, mesh), resources)
+
+    def batches(self, batches: Batch) -> Batch:
+        """Inside the program: the batches of K steps [K, B, L] split over ``data``, which the compiler carries on to all
+        that follows.
+        """
+        if self.mesh is None:
+            return batches
+        return lax.with_sharding_constraint(batches, NamedSharding(self.mesh, P(None, DATA)))
+
+
+def _shardings(mesh: Mesh, axes: Any, before: int) -> Any:
+    """Split over ``item`` along the axis that counts items, which ``before`` further axes precede."""
+
+    def sharding(axis: int) -> NamedSharding:
+        return NamedSharding(mesh, P() if axis < 0 else P(*(None,) * (axis + before), ITEM))
+
+    return jax.tree.map(sharding, axes)
