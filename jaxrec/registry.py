@@ -1,42 +1,83 @@
-"""Names for interchangeable parts: attention mechanisms, encoders, objectives, samplers, presets."""
+"""Open registries: names for attention mechanisms, encoders, objectives, samplers, tasks, datasets and presets.
+
+A user's package adds parts of its own with the decorator `Registry.register`, and the command line sees them when the
+package declares an entry point in the group ``jaxrec.plugins`` or is named by ``--plugin``.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
-from jaxrec.errors import UnknownNameError
+from jaxrec.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
 
+#: Entry-point group of packages that register parts when they are imported.
+PLUGINS = "jaxrec.plugins"
+
 
 class Registry(Mapping[str, T], Generic[T]):
-    """An immutable mapping from a public name to a part, whose failed look-up lists what exists.
+    """A mapping from public names to parts, open to new ones; a failed look-up lists the names that exist.
 
-    >>> losses = Registry("objective", {"bce": 1, "cross-entropy": 2})
-    >>> losses["bce"]
-    1
-    >>> losses.name_of(2)
-    'cross-entropy'
+    >>> losses = Registry("objective")
+    >>> @losses.register("hinge")
+    ... class Hinge: ...
+    >>> losses["hinge"] is Hinge
+    True
+    >>> losses.name_of(Hinge)
+    'hinge'
     """
 
-    def __init__(self, kind: str, parts: Mapping[str, T]):
+    def __init__(self, kind: str, parts: Mapping[str, T] | None = None):
         self.kind = kind
-        self._parts = dict(parts)
+        self._parts: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
+        for name, part in (parts or {}).items():
+            self.register(name)(part)
+
+    def register(self, name: str, *aliases: str) -> Callable[[T], T]:
+        """Decorate a part to make it known under ``name``.
+
+        Args:
+          name: public name, as the command line and ``config.json`` show it.
+          *aliases: further names that find the part but are not listed.
+
+        Raises:
+          ConfigError: on use, where a name already belongs to another part.
+        """
+
+        def add(part: T) -> T:
+            for known in (name, *aliases):
+                present = self._parts.get(self._aliases.get(known, known))
+                if present is not None and not _same_part(present, part):
+                    raise ConfigError(
+                        f"the {self.kind} {known!r} is already registered as {present!r}: register {part!r} under "
+                        "another name"
+                    )
+            self._parts[name] = part
+            self._aliases.update(dict.fromkeys(aliases, name))
+            return part
+
+        return add
 
     def __getitem__(self, name: str) -> T:
+        """Return the part called ``name``; raise `UnknownNameError` where there is none."""
         try:
-            return self._parts[name]
+            return self._parts[self._aliases.get(name, name)]
         except KeyError:
             close = difflib.get_close_matches(name, self._parts, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UnknownNameError(
-                f"unknown {self.kind} {name!r}: expected one of {', '.join(sorted(self._parts))}.{hint}"
+                f"unknown {self.kind} {name!r}: expected one of {', '.join(sorted(self._parts))}.{hint} "
+                "(A part of your own is registered by importing its module: --plugin my_package.my_module.)"
             ) from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._parts
+        return name in self._parts or name in self._aliases
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -45,10 +86,84 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._parts)
 
     def name_of(self, part: T) -> str:
-        """The name under which ``part`` is registered."""
+        """Return the name under which ``part`` is registered.
+
+        Raises:
+          UnknownNameError: it is not registered.
+        """
         for name, registered in self._parts.items():
             if registered is part or registered == part:
                 return name
         raise UnknownNameError(
             f"{part!r} is not a registered {self.kind}: expected one of {', '.join(self._parts)}"
         )
+
+    def label_of(self, part: Any) -> str:
+        """Return the registered name of a class, or its own name where it has none."""
+        return self.name_of(part) if part in self._parts.values() else part.__name__
+
+
+def _same_part(a: Any, b: Any) -> bool:
+    """Whether two parts are one, also after its module was loaded a second time."""
+    names = [(getattr(x, "__module__", None), getattr(x, "__qualname__", x)) for x in (a, b)]
+    return a is b or (names[0] == names[1] and names[0][0] is not None)
+
+
+def import_path(part: type) -> str:
+    """Return ``module:Class`` of a class that another process can import.
+
+    Raises:
+      ConfigError: the class is local to a function or to ``__main__``, so a saved run could not name it.
+    """
+    path = f"{part.__module__}:{part.__qualname__}"
+    if part.__module__ == "__main__" or "<locals>" in part.__qualname__ or load_class(path) is not part:
+        raise ConfigError(
+            f"{path} cannot be imported by name, so a saved run could not be reopened: expected a class at the top of "
+            "an importable module; move it to a file of its own, or leave workdir out to train in memory"
+        )
+    return path
+
+
+def load_class(path: str) -> type:
+    """Import the class at ``module:Class``.
+
+    Raises:
+      ConfigError: there is no such module or class.
+    """
+    module, separator, name = path.partition(":")
+    try:
+        if not separator:
+            raise ValueError("expected module:Class")
+        part: Any = importlib.import_module(module)
+        for attribute in name.split("."):
+            part = getattr(part, attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"the class {path!r} cannot be imported ({error}): install the package that defines it, or put its folder "
+            "on PYTHONPATH"
+        ) from None
+    if not isinstance(part, type):
+        raise ConfigError(f"{path!r} must name a class, got {part!r}")
+    return part
+
+
+def load_plugins(modules: tuple[str, ...] = ()) -> None:
+    """Import the packages that register parts: entry points of the group ``jaxrec.plugins``, then ``modules``.
+
+    Raises:
+      ConfigError: one of them cannot be imported.
+    """
+    for entry in importlib.metadata.entry_points(group=PLUGINS):
+        try:
+            entry.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"the plugin {entry.name!r} ({entry.value}) cannot be imported: {error}; repair or uninstall its package"
+            ) from error
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"--plugin {module} cannot be imported: {error}; expected a module that Python finds (PYTHONPATH)"
+            ) from error

@@ -1,7 +1,7 @@
 import pytest
 
 from jaxrec.errors import ConfigError, UnknownNameError
-from jaxrec.registry import Registry
+from jaxrec.registry import Registry, import_path, load_class, load_plugins
 
 LOSSES = Registry("objective", {"bce": "B", "cross-entropy": "C"})
 
@@ -21,7 +21,7 @@ def test_failed_look_up_lists_what_exists():
         match=r"unknown objective 'bec': expected one of bce, cross-entropy\. Did you mean 'bce'\?",
     ):
         LOSSES["bec"]
-    with pytest.raises(ConfigError, match=r"cross-entropy\.$"):
+    with pytest.raises(ConfigError, match=r"cross-entropy\. \(A part"):
         LOSSES["something else"]
 
 
@@ -38,3 +38,34 @@ def test_later_changes_of_the_argument_do_not_show():
     registry = Registry("part", parts)
     parts["b"] = 2
     assert list(registry) == ["a"]
+
+
+def test_register_opens_the_registry():
+    registry = Registry("part", {"a": 1})
+
+    @registry.register("mine", "old-name")
+    class Mine: ...
+
+    assert registry["mine"] is registry["old-name"] is Mine
+    assert list(registry) == ["a", "mine"]
+    assert registry.name_of(Mine) == "mine"
+    with pytest.raises(ConfigError, match="'mine' is already registered"):
+        registry.register("mine")(int)
+
+
+def test_import_path_names_a_class_or_refuses():
+    assert load_class(import_path(Registry)) is Registry
+
+    class Local: ...
+
+    with pytest.raises(ConfigError, match="could not be reopened"):
+        import_path(Local)
+    for path in ("no_such_module:X", "jaxrec.registry:Nothing", "jaxrec.registry", "jaxrec.registry:PLUGINS"):
+        with pytest.raises(ConfigError, match=r"cannot be imported|must name a class"):
+            load_class(path)
+
+
+def test_plugins_are_imported_by_name():
+    load_plugins(("jaxrec.registry",))
+    with pytest.raises(ConfigError, match="--plugin no_such_package cannot be imported"):
+        load_plugins(("no_such_package",))

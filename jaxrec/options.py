@@ -1,0 +1,124 @@
+"""One validator for the options of every configuration, whose messages name the option as the user types it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import numbers
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from jaxrec.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number in interval notation, for use in ``Annotated[float, Range("[0, 1)")]``.
+
+    >>> 1.0 in Range("[0, 1)")
+    False
+    >>> 7 in Range("[1, inf)")
+    True
+    """
+
+    text: str
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[float, float]:
+        low, high = self.text[1:-1].split(",")
+        return float(low), float(high)
+
+    def __contains__(self, value: float) -> bool:
+        low, high = self._bounds
+        return (value >= low if self.text[0] == "[" else value > low) and (
+            value <= high if self.text[-1] == "]" else value < high
+        )
+
+    def __str__(self) -> str:
+        low, high = self._bounds
+        if high == math.inf and low > -math.inf:
+            return f"at least {low:g}" if self.text[0] == "[" else f"above {low:g}"
+        return f"in {self.text}"
+
+
+def option_name(section: str, field: str) -> str:
+    """Return the option of the command line that sets ``field`` of ``section``.
+
+    >>> option_name("objective", "label_smoothing")
+    '--objective.label-smoothing'
+    """
+    return f"--{section}.{field}".replace("_", "-")
+
+
+def validate(config: Any, section: str) -> None:
+    """Check every field of a configuration against its type hint, in its ``__post_init__``.
+
+    Numbers must be finite and inside their `Range`, choices one of their ``Literal``, and all values of the
+    declared type.
+
+    Args:
+      config: a dataclass instance.
+      section: where it stands in a `RunConfig`, such as "objective" or "encoder.attention".
+
+    Raises:
+      ConfigError: a value does not fit; the message names the option, what was expected and what came.
+    """
+    for field, hint in _hints(type(config)).items():
+        value = getattr(config, field)
+        expected = _mismatch(value, hint)
+        if expected:
+            raise ConfigError(f"{option_name(section, field)} must be {expected}; got {value!r}")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _mismatch(value: Any, hint: Any, bounds: Range | None = None) -> str:
+    """What ``hint`` expects where ``value`` does not fit it, else the empty string."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = next((extra for extra in arguments[1:] if isinstance(extra, Range)), bounds)
+        return _mismatch(value, arguments[0], bounds)
+    if origin is Literal:
+        return (
+            "" if value in arguments and type(value) in map(type, arguments) else _choices(value, arguments)
+        )
+    if origin in (Union, types.UnionType):
+        failures = [_mismatch(value, option, bounds) for option in arguments]
+        return "" if "" in failures else " or ".join(failures)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return "a sequence of values"
+        element = next(
+            (_mismatch(x, arguments[0], bounds) for x in value if _mismatch(x, arguments[0], bounds)), ""
+        )
+        return f"a sequence whose elements are each {element}" if element else ""
+    if hint is type(None):
+        return "" if value is None else "absent"
+    if hint in (int, float):
+        return _number_mismatch(value, hint, bounds)
+    if isinstance(hint, type):
+        return "" if isinstance(value, hint) else f"a {_KINDS.get(hint, hint.__name__)}"
+    return ""
+
+
+_KINDS = {bool: "boolean (true or false)", str: "text"}
+
+
+def _number_mismatch(value: Any, hint: type, bounds: Range | None) -> str:
+    kind = numbers.Integral if hint is int else numbers.Real
+    article = "an integer" if hint is int else "a finite number"
+    expected = f"{article} {bounds}" if bounds else article
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    return "" if fits and (bounds is None or value in bounds) else expected
+
+
+def _choices(value: Any, choices: tuple[Any, ...]) -> str:
+    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    listed = ", ".join(map(str, choices))
+    return f"one of {listed}" + (f" (did you mean {close[0]!r}?)" if close else "")
