@@ -227,7 +227,7 @@ def recorder(what: str, title: str, dataset: SequenceDataset) -> Callable[[dict[
     return functools.partial(
         write,
         title=f"{title} on {dataset.name}",
-        command=f"python -m experiments.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
+        command=f"python -m experiments.studies.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
         path=Path(f"experiments/results/{what}_{dataset.name.lower().replace(' ', '-')}"),
     )
 

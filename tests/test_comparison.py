@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import attention_comparison, objective_comparison, variants
+from experiments import variants
+from experiments.studies import attention_comparison, objective_comparison
 from experiments.variants import Variant, study, write
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from tests.helpers import small_config, small_dataset
@@ -70,7 +71,7 @@ def test_the_command_of_a_study_keeps_a_record(tmp_path, monkeypatch):
     objective_comparison.main(options)
     text = (tmp_path / "experiments/results/objectives_own.md").read_text()
     assert text.startswith(
-        "# Objectives on own\n\n`python -m experiments.objective_comparison --data own.csv`"
+        "# Objectives on own\n\n`python -m experiments.studies.objective_comparison --data own.csv`"
     )
     assert re.search(r"^\| bce +\| 0\.\d{4} ± 0\.\d{4} \|", text, re.MULTILINE)
 

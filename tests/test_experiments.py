@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import accelerator, costs, scaling, scaling_devices
-from experiments.costs import Limits, Shape, parameters, seconds, step_cost
+from experiments.scaling import accelerator, costs, devices, training_step
+from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
 from jaxrec.attention import ATTENTION
 from tests.runs import standard_promotion  # noqa: F401
 
@@ -16,7 +16,7 @@ def test_parameters_are_those_of_the_encoder():
     """But for biases and norms, which the model leaves out."""
     for m in (0, 3):
         shape = Shape(width=256, layers=3, items=500, length=20, query_positions=m)
-        config = scaling.configuration(shape, 2)
+        config = training_step.configuration(shape, 2)
         encoder = config.encoder.module(config.attention, 500, 20)
         assert sum(parameters(shape)) == pytest.approx(encoder.parameter_count(), rel=0.02)
 
@@ -59,8 +59,8 @@ def test_limits_are_measured():
 
 @pytest.mark.slow
 def test_scaling_writes_its_records(tmp_path):
-    result = scaling.main(
-        scaling.Options(
+    result = training_step.main(
+        training_step.Options(
             axes=("batch",), repeats=1, steps=2, quick=True, out=str(tmp_path / "out" / "scaling")
         )
     )
@@ -73,7 +73,7 @@ def test_scaling_writes_its_records(tmp_path):
     assert "## Predictions (not measured)" in record
     assert (tmp_path / "out" / "scaling.png").stat().st_size > 1000
     with pytest.raises(SystemExit, match=r"unknown axes \['colour'\]: expected some of batch, length"):
-        scaling.main(scaling.Options(axes=("colour",)))
+        training_step.main(training_step.Options(axes=("colour",)))
 
 
 @pytest.mark.slow
@@ -116,12 +116,12 @@ def test_traffic_is_read_from_compiled_programs():
   %done = f32[100]{0} add(%all-reduce.1, %z)
 """
     expected = 1.5 * 160 + 0.5 * 16 + 2 * 7 / 8 * 20 + 1.5 * 28
-    assert scaling_devices.collective_bytes(program) == pytest.approx(expected)
+    assert devices.collective_bytes(program) == pytest.approx(expected)
 
 
 @pytest.mark.slow
 def test_meshes_agree_with_one_device():
-    one, data, item = scaling_devices.main(scaling_devices.Options(quick=True))
+    one, data, item = devices.main(devices.Options(quick=True))
     assert one["collective_mib"] == 0
     for mesh in (data, item):
         assert mesh["difference"] < 1e-4

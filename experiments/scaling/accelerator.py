@@ -1,6 +1,6 @@
 """One command for an accelerator: is it right there, how fast is it, and what does a step spend its time on?
 
-    python -m experiments.accelerator --json
+    python -m experiments.scaling.accelerator --json
 
 In order: (1) loss and gradients of every attention mechanism against a CPU process; (2) one compilation for a run; (3)
 the default preset trained on the bundled data; (4) steps of ML-1M's shape in both precisions, packed and padded; (5) the
@@ -30,9 +30,9 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks import cross_entropy, evaluation
-from experiments.costs import Shape, measure_limits, seconds, spread, step_cost
-from experiments.profiles import costliest
-from experiments.steps import Program, random_histories
+from experiments.scaling.costs import Shape, measure_limits, seconds, spread, step_cost
+from experiments.scaling.profiles import costliest
+from experiments.scaling.steps import Program, random_histories
 from experiments.variants import apply
 from jaxrec.api import fit
 from jaxrec.attention import ATTENTION
@@ -126,7 +126,7 @@ def parity(options: Options) -> dict[str, Any]:
     """Against a CPU process, mechanism by mechanism: the largest relative error, and whether it is tolerable."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reference.npz"
-        command = [sys.executable, "-m", "experiments.accelerator", "--reference", str(path)]
+        command = [sys.executable, "-m", "experiments.scaling.accelerator", "--reference", str(path)]
         subprocess.run(
             command + ["--quick"] * options.quick, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True
         )

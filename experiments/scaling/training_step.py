@@ -1,9 +1,9 @@
 """How a training step scales: time and memory against batch, length, width, depth, catalogue, query positions, devices.
 
-    python -m experiments.scaling --json
-    python -m experiments.scaling --axes batch catalogue --out runs/scaling
+    python -m experiments.scaling.training_step --json
+    python -m experiments.scaling.training_step --axes batch catalogue --out runs/scaling
 
-Beside each measurement stands what the simple model of `experiments.costs` expects from the machine's measured limits.
+Beside each measurement stands what the simple model of `experiments.scaling.costs` expects from the machine's measured limits.
 Forced host devices share the cores of one processor: for them this study shows that results agree and what memory and
 traffic a device has, and no speed. What the model says of larger meshes is marked as a prediction.
 
@@ -25,8 +25,8 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.costs import Limits, Shape, measure_limits, parameters, seconds, spread, step_cost
-from experiments.steps import MIB, Program, random_histories
+from experiments.scaling.costs import Limits, Shape, measure_limits, parameters, seconds, spread, step_cost
+from experiments.scaling.steps import MIB, Program, random_histories
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import ATTENTION
 from jaxrec.compilation import keep_compiled
@@ -148,7 +148,7 @@ def predictions(limits: Limits) -> list[dict[str, Any]]:
 def forced_devices(quick: bool) -> list[dict[str, Any]]:
     """The study of devices, in a process with eight forced host devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-    command = [sys.executable, "-m", "experiments.scaling_devices", *(["--quick"] if quick else [])]
+    command = [sys.executable, "-m", "experiments.scaling.devices", *(["--quick"] if quick else [])]
     done = subprocess.run(
         command,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
@@ -196,7 +196,7 @@ def report(result: dict[str, Any], name: str) -> str:
     lines = [
         "# Scaling of the training step",
         "",
-        f"`python -m experiments.scaling`; {used['processor']}, {used['cores']} cores, {', '.join(used['devices'][:1])}; "
+        f"`python -m experiments.scaling.training_step`; {used['processor']}, {used['cores']} cores, {', '.join(used['devices'][:1])}; "
         + ", ".join(f"{package} {version}" for package, version in result["versions"].items()),
         "",
         "Padded batches without padding, exact cross-entropy, Adam, float32; the base has "

@@ -1,6 +1,6 @@
-"""The part of `experiments.scaling` that needs several devices, in a process of its own.
+"""The part of `experiments.scaling.training_step` that needs several devices, in a process of its own.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.scaling_devices
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.scaling.devices
 
 For each mesh the same steps are run as on one device: how far parameters and losses are apart, the bytes of state that one
 device holds, the compiler's temporary memory, and what one device sends in a step, read from the compiled program.
@@ -17,9 +17,9 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.costs import Shape, parameters, step_cost
-from experiments.scaling import configuration, dataset_of
-from experiments.steps import MIB
+from experiments.scaling.costs import Shape, parameters, step_cost
+from experiments.scaling.steps import MIB
+from experiments.scaling.training_step import configuration, dataset_of
 from jaxrec.compilation import keep_compiled
 from jaxrec.data.sampler import Position
 from jaxrec.sharding import MeshConfig

@@ -1,7 +1,7 @@
 """Every attention mechanism in one encoder, on one dataset, with one budget.
 
-    python -m experiments.attention_comparison
-    python -m experiments.attention_comparison --data path/to/LastFM.txt --out runs/attention-lastfm
+    python -m experiments.studies.attention_comparison
+    python -m experiments.studies.attention_comparison --data path/to/LastFM.txt --out runs/attention-lastfm
 
 Writes ``experiments/results/attention_<dataset>.{md,json}`` after each mechanism; until all are done, it says which are
 missing.

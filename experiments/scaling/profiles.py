@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from experiments.steps import Program
+from experiments.scaling.steps import Program
 
 #: They contain the operations that are counted.
 CONTAINERS = ("while", "call", "conditional")

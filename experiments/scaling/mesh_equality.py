@@ -1,6 +1,6 @@
 """The same run on meshes of one to eight devices, and by two processes: do the numbers agree, and what lies on a device?
 
-    python -m experiments.mesh_equality
+    python -m experiments.scaling.mesh_equality
 
 Forced host devices of one CPU: this shows numbers and memory, never a speed. Writes
 ``experiments/results/mesh_equality.md``.
@@ -41,7 +41,7 @@ from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (8, 1), (2, 4), (1, 8))
-RESULTS = Path(__file__).parent / "results" / "mesh_equality.md"
+RESULTS = Path(__file__).parents[1] / "results" / "mesh_equality.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,7 @@ def main(options: Options) -> str:
     config = configuration(options, MeshConfig())
     page = f"""# One run on meshes of one to eight devices
 
-    python -m experiments.mesh_equality
+    python -m experiments.scaling.mesh_equality
 
 {dataset.name}: {dataset.n_items:,} items; SASRec of width {config.encoder.width} with dropout {config.encoder.dropout},
 exact cross-entropy, batches of {config.batches.batch_size} rows of {config.batches.max_length}, {options.epochs:g} epochs,

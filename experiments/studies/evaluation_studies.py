@@ -1,8 +1,8 @@
 """Keep what the studies of finished runs say: protocols, comparison, stability.
 
-    python -m experiments.evaluation_studies protocols runs/ml-1m --name protocols_ml-1m \\
+    python -m experiments.studies.evaluation_studies protocols runs/ml-1m --name protocols_ml-1m \\
         --commands "jaxrec train --data ml-1m.txt.gz --preset sasrec-ml1m"
-    python -m experiments.evaluation_studies compare runs/five runs/original --name compare_movietweetings
+    python -m experiments.studies.evaluation_studies compare runs/five runs/original --name compare_movietweetings
 
 Writes ``experiments/results/NAME.json`` and ``NAME.md``; figures go to ``--figures``, if given.
 """
@@ -75,7 +75,7 @@ def main(options: Options) -> None:
     ]
     listed = [f"{model}; `{command}`" for model, command in zip(models, options.commands, strict=False)]
     listed += models[len(listed) :]
-    command = f"python -m experiments.evaluation_studies {options.study} {' '.join(names)}"
+    command = f"python -m experiments.studies.evaluation_studies {options.study} {' '.join(names)}"
     installed, machine = versions(), hardware()
     record = {
         "command": command,

@@ -1,7 +1,7 @@
 """Every objective with the same encoder, on one dataset, with the same tuning budget on validation.
 
-    python -m experiments.objective_comparison
-    python -m experiments.objective_comparison --data path/to/LastFM.txt --out runs/objectives-lastfm
+    python -m experiments.studies.objective_comparison
+    python -m experiments.studies.objective_comparison --data path/to/LastFM.txt --out runs/objectives-lastfm
 
 Writes ``experiments/results/objectives_<dataset>.{md,json}``.
 """

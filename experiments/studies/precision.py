@@ -1,7 +1,7 @@
 """Accuracy and speed of bfloat16 products against float32 ones, on one dataset, over seeds.
 
-    python -m experiments.precision
-    python -m experiments.precision --data path/to/ml-1m.txt.gz --preset sasrec-ml1m --out runs/precision-ml1m
+    python -m experiments.studies.precision
+    python -m experiments.studies.precision --data path/to/ml-1m.txt.gz --preset sasrec-ml1m --out runs/precision-ml1m
 
 In both, parameters, optimiser, sums, norms, log-sum-exp and the scores that rank are float32; only operands of matrix
 products differ. Nothing is tuned. Rates are measured apart, in turns, so that they hold on a machine that is not quiet.
