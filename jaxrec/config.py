@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxrec.attention import ATTENTION
 from jaxrec.attention.base import AttentionConfig
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.data import batches, splits
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.readers.load import DataConfig
 from jaxrec.data.splits import SplitConfig
@@ -120,6 +121,9 @@ class RunConfig:
             )
 
 
+#: "section.field" of an older configuration -> its name today.
+RENAMED_FIELDS = {**batches.RENAMED_FIELDS, **splits.RENAMED_FIELDS}
+
 #: Sections whose class is chosen by a registered name.
 NAMED_SECTIONS: dict[str, Registry] = {"encoder": ENCODERS, "attention": ATTENTION, "objective": OBJECTIVES}
 
@@ -151,7 +155,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
         )
     built = {}
     for name, given in values.items():
-        given = dict(given)
+        given = {RENAMED_FIELDS.get(f"{name}.{k}", f"{name}.{k}").split(".")[1]: v for k, v in given.items()}
         if name in NAMED_SECTIONS:
             default = NAMED_SECTIONS[name].name_of(type(getattr(RunConfig(), name)))
             section_class = NAMED_SECTIONS[name][given.pop("name", default)]

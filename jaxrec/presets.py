@@ -20,7 +20,7 @@ def sasrec() -> RunConfig:
     cores (``experiments/results/sasrec_movietweetings.md``).
     """
     return RunConfig(
-        batches=BatchConfig(mode="packed", batch_size=32, max_length=50, origin="end"),
+        batches=BatchConfig(mode="packed", batch_size=32, max_length=50, position_origin="end"),
         encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.3),
         attention=SoftmaxAttentionConfig(heads=1, dropout=0.1),
         objective=CrossEntropyConfig(),
@@ -35,7 +35,7 @@ def sasrec_original() -> RunConfig:
     No figure of ours yet: not measured.
     """
     return RunConfig(
-        batches=BatchConfig(mode="padded", batch_size=128, max_length=50, origin="end"),
+        batches=BatchConfig(mode="padded", batch_size=128, max_length=50, position_origin="end"),
         encoder=SASRecConfig(
             width=50,
             layers=2,
@@ -59,7 +59,7 @@ def sasrec_s3rec() -> RunConfig:
     No figure of ours yet: not measured.
     """
     return RunConfig(
-        batches=BatchConfig(mode="padded", batch_size=256, max_length=50, origin="end"),
+        batches=BatchConfig(mode="padded", batch_size=256, max_length=50, position_origin="end"),
         encoder=SASRecConfig(
             width=64,
             layers=2,
@@ -84,7 +84,7 @@ def sasrec_ml1m() -> RunConfig:
     CPU cores that do nothing else (``experiments/results/sasrec_ml-1m.md``).
     """
     return RunConfig(
-        batches=BatchConfig(mode="packed", batch_size=128, max_length=200, origin="end"),
+        batches=BatchConfig(mode="packed", batch_size=128, max_length=200, position_origin="end"),
         encoder=SASRecConfig(width=64, layers=2, block="pre-norm", dropout=0.2),
         attention=SoftmaxAttentionConfig(heads=1, dropout=0.2),
         objective=CrossEntropyConfig(),
@@ -99,7 +99,7 @@ def stosa() -> RunConfig:
     No figure of ours yet: not measured. The paper reports Recall@5 and NDCG@5 on 5-core Amazon data, leave-one-out.
     """
     return RunConfig(
-        batches=BatchConfig(mode="padded", batch_size=256, max_length=100, origin="end"),
+        batches=BatchConfig(mode="padded", batch_size=256, max_length=100, position_origin="end"),
         encoder=STOSAConfig(width=64, layers=1, dropout=0.3),
         attention=WassersteinAttentionConfig(heads=4),
         objective=BPRPositiveVersusNegativeConfig(pvn_weight=0.005),

@@ -101,6 +101,11 @@ def test_absent_sections_and_fields_take_their_defaults():
     assert from_dict({"attention": {}}) == RunConfig()
 
 
+def test_former_names_of_fields_are_read():
+    config = from_dict({"batches": {"origin": "end"}, "split": {"protocol": "temporal"}})
+    assert (config.batches.position_origin, config.split.strategy) == ("end", "temporal")
+
+
 def test_what_does_not_exist_is_refused():
     with pytest.raises(
         ConfigError, match=r"unknown section \['trainning'\].*expected some of \['data', 'split'"

@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     small_dataset().save(folder / "log")
     small_dataset(seed=1).save(folder / "other-log")
-    temporal = ["--split.protocol", "temporal", "--split.target", "all", "--split.valid-quantile", "0.5"]
+    temporal = ["--split.strategy", "temporal", "--split.target", "all", "--split.valid-quantile", "0.5"]
     temporal += ["--split.test-quantile", "0.7"]
     options = {
         "a": ("log", ["--seeds", "2"]),

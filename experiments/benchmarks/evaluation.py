@@ -126,11 +126,11 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
 def _initial(encoder: Any, max_length: int, pad: Callable[..., Any]) -> Any:
     import jax
 
-    from jaxrec.data.batches import expand
+    from jaxrec.data.batches import gather_batch
     from jaxrec.data.packing import Sequences
 
     one = Sequences(np.zeros(1, np.int64), np.ones(1, np.int32), np.zeros(1, np.int32))
-    batch = expand(pad(one), np.ones(2, np.int32), max_length=max_length)
+    batch = gather_batch(pad(one), np.ones(2, np.int32), max_length=max_length)
     return encoder.init({"params": jax.random.key(0)}, batch, False)["params"]
 
 

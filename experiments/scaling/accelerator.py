@@ -37,7 +37,7 @@ from experiments.variants import apply
 from jaxrec.api import fit
 from jaxrec.attention import ATTENTION
 from jaxrec.config import RunConfig
-from jaxrec.data.batches import expand
+from jaxrec.data.batches import gather_batch
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.packing import Sequences, pack
 from jaxrec.models import SASRecConfig
@@ -88,7 +88,7 @@ def values(name: str, dtype: str, precision: str) -> dict[str, np.ndarray]:
     log = generator.integers(1, n_items + 1, int((lengths + 1).sum())).astype(np.int32)
     times = np.cumsum(generator.integers(0, 1000, len(log))).astype(np.int32)
     plan = pack(Sequences(starts, lengths, np.arange(12, dtype=np.int32)), length)
-    batch = expand(plan, log, max_length=length, timestamps=times)
+    batch = gather_batch(plan, log, max_length=length, timestamps=times)
     encoder = SASRecConfig(width=16, layers=2, dropout=0.0, dtype=dtype, init_scale=0.3).module(
         ATTENTION[name](), n_items, length
     )

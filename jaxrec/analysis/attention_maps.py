@@ -118,15 +118,15 @@ def kernels_figure(kernels: Sequence[tuple[np.ndarray, np.ndarray]], caption: st
 
 
 def layer_kernels(
-    config: KernelAttentionConfig, max_length: int, params: Mapping[str, Any], origin: str = "start"
+    config: KernelAttentionConfig, max_length: int, params: Mapping[str, Any], position_origin: str = "start"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(U, L) of each layer from an encoder's parameters, with those that layers share
-    (``shared_attention``); ``origin`` as in `jaxrec.attention.kernelised.kernel_matrices`.
+    (``shared_attention``); ``position_origin`` as in `jaxrec.attention.kernelised.kernel_matrices`.
     """
     shared = params.get("shared_attention", {})
     layers = sorted((name for name in params if name.startswith("layer_")), key=lambda name: int(name[6:]))
     own = [params[name]["attention"].get("kernel", {}) for name in layers]
-    return [kernel_matrices(config, max_length, {**shared, **kernels}, origin) for kernels in own]
+    return [kernel_matrices(config, max_length, {**shared, **kernels}, position_origin) for kernels in own]
 
 
 def write_attention_figures(
@@ -210,7 +210,7 @@ def draw_attention(
     row = np.zeros((1, length), np.int32)
     items, segments, positions = row.copy(), row.copy(), row.copy()
     items[0, :n], segments[0, :n] = ids, 1
-    positions[0, :n] = np.arange(n) if config.batches.origin == "start" else np.arange(n)[::-1]
+    positions[0, :n] = np.arange(n) if config.batches.position_origin == "start" else np.arange(n)[::-1]
     batch = Batch(items, positions, segments, row, row.astype(np.float32), timestamps=row)
     titles = recommender.items.item_titles or recommender.items.item_ids
     return write_attention_figures(

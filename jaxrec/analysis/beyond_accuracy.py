@@ -118,7 +118,7 @@ def beyond_accuracy(
     return values
 
 
-def beyond_accuracy_of(opened: OpenRun, part: str, k: int) -> dict[str, dict[str, Any]]:
+def beyond_accuracy_of(opened: OpenRun, split: str, k: int) -> dict[str, dict[str, Any]]:
     """What lists of ``k`` are like besides being right: mean, sd and values over the seeds of each measure.
 
     Seen items are left out as in the run's evaluation.
@@ -126,7 +126,7 @@ def beyond_accuracy_of(opened: OpenRun, part: str, k: int) -> dict[str, dict[str
     Raises:
       ConfigError: ``k`` is below 1 or above the catalogue.
     """
-    setup, cases = opened.setup, opened.setup.split.cases(part)
+    setup, cases = opened.setup, opened.setup.split.cases(split)
     dataset, found = setup.dataset, []
     seen = seen_items(cases, dataset.items) if opened.config.evaluation.remove_seen else None
     for index in range(len(opened.config.training.seeds)):

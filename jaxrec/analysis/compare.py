@@ -298,7 +298,7 @@ COMPARISON_FILES = (
 def compare(
     runs: Sequence[str | Path],
     metrics: Sequence[str] = ("HR@10", "NDCG@10"),
-    part: str = "test",
+    split: str = "test",
     out: str | Path | None = None,
     dataset: SequenceDataset | None = None,
 ) -> Comparison:
@@ -307,7 +307,7 @@ def compare(
     Args:
       runs: run directories of one dataset and split; the first is the baseline.
       metrics: what to compare.
-      part: "test" or "valid".
+      split: "test" or "valid".
       out: directory for `COMPARISON_FILES`: tables, differences with intervals, and the last metric by history
         length and by popularity; None writes nothing.
       dataset: what the figures by group take lengths and counts from; None = what the first run's
@@ -322,10 +322,10 @@ def compare(
     loaded = []
     for name, run in zip(run_names(runs), runs, strict=True):
         files = sorted(
-            Path(run).glob(f"ranks/{part}_seed*.npz"), key=lambda file: int(file.stem.split("seed")[1])
+            Path(run).glob(f"ranks/{split}_seed*.npz"), key=lambda file: int(file.stem.split("seed")[1])
         )
         if not files:
-            raise DataError(f"no saved {part} ranks in {run}: expected the directory of a finished run")
+            raise DataError(f"no saved {split} ranks in {run}: expected the directory of a finished run")
         loaded.append(load_run(name, files))
     comparison = compare_runs(loaded, metrics)
     if out is not None:
@@ -340,7 +340,7 @@ def compare(
         figures = group_figures(
             {run.name: run.evaluations for run in loaded},
             split_dataset(dataset, config.split),
-            part,
+            split,
             metrics[-1],
         )
         directory = new_directory(out, COMPARISON_FILES)

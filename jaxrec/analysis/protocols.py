@@ -299,7 +299,7 @@ class ProtocolStudy:
 
 def protocols(
     run: str | Path,
-    part: str = "test",
+    split: str = "test",
     dataset: SequenceDataset | None = None,
     out: str | Path | None = None,
 ) -> ProtocolStudy:
@@ -307,12 +307,12 @@ def protocols(
 
     Args:
       run: run directory.
-      part: "test" or "valid".
+      split: "test" or "valid".
       dataset: see `open_run`.
       out: directory for ``protocols.md`` and ``protocols.tex``; None writes nothing.
     """
     opened = open_run(run, dataset)
-    setup, cases = opened.setup, opened.setup.split.cases(part)
+    setup, cases = opened.setup, opened.setup.split.cases(split)
     rows_of_target = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
     seen = seen_items(cases, setup.dataset.items).select(rows_of_target)
     by_seed = []

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from jaxrec.analysis.figures import _COLOURS
 from jaxrec.analysis.significance import Effect, mean_interval, paired_bootstrap
 from jaxrec.analysis.tables import write_tables
-from jaxrec.data.batches import Origin
+from jaxrec.data.batches import PositionOrigin
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
@@ -206,7 +206,7 @@ def measure_stability(
     items: np.ndarray,
     *,
     max_length: int,
-    origin: Origin = "start",
+    position_origin: PositionOrigin = "start",
     k: int = 10,
     perturbations: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
     timestamps: np.ndarray | None = None,
@@ -216,7 +216,7 @@ def measure_stability(
     """Lists and ranks of a model before and after each perturbation of the part of the history that it sees.
 
     Args:
-      apply_fn, table, params, cases, items, max_length, origin, timestamps, tokens_per_batch: as
+      apply_fn, table, params, cases, items, max_length, position_origin, timestamps, tokens_per_batch: as
         `evaluate_cases`.
       k: length of the lists.
       perturbations: edits to try.
@@ -238,7 +238,7 @@ def measure_stability(
             histories.offsets[:-1],
             histories.offsets[1:],
             max_length=max_length,
-            origin=origin,
+            position_origin=position_origin,
             tokens_per_batch=tokens_per_batch,
             timestamps=histories.timestamps,
             users=cases.users,
@@ -358,7 +358,7 @@ class StabilityStudy:
 
 def stability(
     runs: Sequence[str | Path],
-    part: str = "test",
+    split: str = "test",
     k: int = 10,
     out: str | Path | None = None,
     dataset: SequenceDataset | None = None,
@@ -367,7 +367,7 @@ def stability(
 
     Args:
       runs: run directories of one dataset and split; the first is the baseline.
-      part: "test" or "valid".
+      split: "test" or "valid".
       k: length of the lists.
       out: directory for ``stability.md``, ``stability.tex`` and ``stability.png``; None writes nothing.
       dataset: see `open_run`.
@@ -396,10 +396,10 @@ def stability(
             setup.forward,
             setup.encoder.item_table(params),
             params,
-            setup.split.cases(part),
+            setup.split.cases(split),
             setup.dataset.items,
             max_length=opened.config.batches.max_length,
-            origin=opened.config.batches.origin,
+            position_origin=opened.config.batches.position_origin,
             k=k,
             timestamps=setup.timestamps,
         )

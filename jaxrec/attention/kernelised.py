@@ -14,7 +14,7 @@ lower one on the value aggregation, and the structures). Readings: "Toeplitz-Ful
 Toeplitz and L full. "Layer-wise" is a U and an L of its own for each layer; a figure's caption hints that L may
 be shared (``share_lower``). All heads share them (``per_head`` for one each). U = L = I at the start, which is
 softmax attention without positions. The rows of "full" and "banded" factors are positions as the batch counts
-them: with ``origin`` "end", distances to the newest interaction.
+them: with ``position_origin`` "end", distances to the newest interaction.
 """
 
 from __future__ import annotations
@@ -282,15 +282,15 @@ class KernelAttention(Mechanism):
 
 
 def kernel_matrices(
-    config: KernelAttentionConfig, max_length: int, kernels: Mapping[str, Any], origin: str = "start"
+    config: KernelAttentionConfig, max_length: int, kernels: Mapping[str, Any], position_origin: str = "start"
 ) -> tuple[np.ndarray, np.ndarray]:
     """U and L as matrices float32[1 or H, n, n] of a history of full length, oldest first, for figures.
 
     ``kernels`` holds the parameters "upper" and "lower" (a layer's ``attention/kernel``, or the shared ones),
-    ``origin`` is what the encoder's positions count from.
+    ``position_origin`` is what the encoder's positions count from.
     """
     places = np.arange(max_length, dtype=np.int32)
-    positions = jnp.asarray(places if origin == "start" else places[::-1])[None]
+    positions = jnp.asarray(places if position_origin == "start" else places[::-1])[None]
     out = []
     for name, structure in (("upper", config.upper), ("lower", config.lower)):
         if structure == "identity":

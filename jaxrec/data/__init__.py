@@ -1,6 +1,6 @@
 """Logs, sequences, splits, audit and batches: NumPy, with Polars at the edge. Knows nothing of models."""
 
-from jaxrec.data.audit import Audit, audit
+from jaxrec.data.auditing import Audit, audit
 from jaxrec.data.catalogue import AttributeTable
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.interactions import FirstOfPair, KCore, OnePass, filter_dataset

@@ -9,7 +9,10 @@ import numpy as np
 
 from jaxrec.errors import ConfigError
 
-Origin = Literal["start", "end"]
+PositionOrigin = Literal["start", "end"]
+
+#: Former names of fields, as they occur in the configuration of an older run.
+RENAMED_FIELDS = {"batches.origin": "batches.position_origin"}
 
 
 class Batch(NamedTuple):
@@ -17,7 +20,7 @@ class Batch(NamedTuple):
 
     Attributes:
       items: interacted items, 0 = padding.
-      positions: index inside the own sequence, counted from its start or from its end (``origin``).
+      positions: index inside the own sequence, counted from its start or from its end (``position_origin``).
       segments: 0 = padding, 1.. = which sequence of the row; the positions of a sequence are adjacent.
       targets: the item to predict, 0 = none here.
       weights: weight of the target in the loss, 0 where there is none.
@@ -43,7 +46,8 @@ class BatchConfig:
         its last target only (each target then sees positions relative to itself: Revisiting SASRec, experiment E1).
       batch_size: B, rows of a training step.
       max_length: L, positions of a row and the longest history that the model sees.
-      origin: positions count from the "start" or from the "end" of a sequence (the original SASRec counts from the end).
+      position_origin: positions count from the "start" or from the "end" of a sequence (the original SASRec counts from
+        the end).
       long_histories: of a sequence longer than L, train on the "last" L interactions or on all of them, cut into
         consecutive "windows".
       targets: "all" time steps, or the "last" of each sequence only.
@@ -54,7 +58,7 @@ class BatchConfig:
     mode: Literal["packed", "padded", "prefix"] = "packed"
     batch_size: int = 64
     max_length: int = 50
-    origin: Origin = "start"
+    position_origin: PositionOrigin = "start"
     long_histories: Literal["last", "windows"] = "last"
     targets: Literal["all", "last"] = "all"
     prefixes_per_sequence: int = 0
@@ -63,7 +67,7 @@ class BatchConfig:
     def __post_init__(self) -> None:
         for field, value, allowed in (
             ("mode", self.mode, ("packed", "padded", "prefix")),
-            ("origin", self.origin, ("start", "end")),
+            ("position_origin", self.position_origin, ("start", "end")),
             ("long_histories", self.long_histories, ("last", "windows")),
             ("targets", self.targets, ("all", "last")),
         ):
@@ -84,12 +88,12 @@ class BatchConfig:
         return self.mode == "prefix" or self.targets == "last"
 
 
-def expand(
+def gather_batch(
     rows: Any,
     items: Any,
     *,
     max_length: int,
-    origin: Origin = "start",
+    position_origin: PositionOrigin = "start",
     last_only: Any = False,
     with_targets: bool = True,
     pad_left: bool = False,
@@ -99,10 +103,10 @@ def expand(
     """Fill the rows of a plan from the log.
 
     Args:
-      rows: `Rows` with arrays of ``xp``; the lengths of a row add up to at most ``max_length``.
+      rows: `PackedRows` with arrays of ``xp``; the lengths of a row add up to at most ``max_length``.
       items: int32[N], the log's items, user after user and oldest first.
       max_length: L, the width of the batch.
-      origin: what ``positions`` count from: "start" (0 = first of the sequence) or "end" (0 = newest of the sequence).
+      position_origin: what ``positions`` count from: "start" (0 = first of the sequence) or "end" (0 = newest).
       last_only: weight only the last target of each sequence (prefix mode, or the last-position loss).
       with_targets: False for histories to be scored: targets and weights are zero.
       pad_left: padding before the sequences rather than after them.
@@ -140,7 +144,7 @@ def expand(
         weights = xp.zeros(column.shape, np.float32)
     return Batch(
         items=xp.where(real, items[place], zero).astype(np.int32),
-        positions=xp.where(real, offset if origin == "start" else remaining, zero).astype(np.int32),
+        positions=xp.where(real, offset if position_origin == "start" else remaining, zero).astype(np.int32),
         segments=xp.where(real, slot + 1, zero).astype(np.int32),
         targets=targets,
         weights=weights,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """A plan of R rows with up to S sequences each.
 
     Attributes:
@@ -20,9 +20,9 @@ class Rows(NamedTuple):
     lengths: np.ndarray
     users: np.ndarray
 
-    def select(self, index: Any) -> Rows:
+    def select(self, index: Any) -> PackedRows:
         """The rows of a slice, or of an array of row numbers."""
-        return Rows(self.starts[index], self.lengths[index], self.users[index])
+        return PackedRows(self.starts[index], self.lengths[index], self.users[index])
 
 
 class Sequences(NamedTuple):
@@ -37,9 +37,9 @@ class Sequences(NamedTuple):
     users: np.ndarray
 
 
-def pad(sequences: Sequences) -> Rows:
+def pad(sequences: Sequences) -> PackedRows:
     """One sequence a row, in the given order."""
-    return Rows(sequences.starts[:, None], sequences.lengths[:, None], sequences.users[:, None])
+    return PackedRows(sequences.starts[:, None], sequences.lengths[:, None], sequences.users[:, None])
 
 
 class Packing(NamedTuple):
@@ -60,20 +60,20 @@ class Packing(NamedTuple):
         shift = np.repeat(self.offsets[index] - offsets[:-1], sizes)
         return Packing(self.members[np.arange(offsets[-1]) + shift], offsets)
 
-    def rows(self, sequences: Sequences, first: int, stop: int, width: int) -> Rows:
+    def rows(self, sequences: Sequences, first: int, stop: int, width: int) -> PackedRows:
         """The plan ``[stop - first, width]`` of some consecutive rows."""
         offsets = self.offsets[first : stop + 1]
         members = self.members[offsets[0] : offsets[-1]]
         sizes = np.diff(offsets)
         row = np.repeat(np.arange(len(sizes)), sizes)
         slot = np.arange(len(members)) - np.repeat(offsets[:-1] - offsets[0], sizes)
-        plan = Rows(*(np.zeros((len(sizes), width), dtype) for dtype in (np.int64, np.int32, np.int32)))
+        plan = PackedRows(*(np.zeros((len(sizes), width), dtype) for dtype in (np.int64, np.int32, np.int32)))
         for into, values in zip(plan, sequences, strict=True):
             into[row, slot] = values[members]
         return plan
 
 
-def pack(sequences: Sequences, max_length: int, max_segments: int = 32) -> Rows:
+def pack(sequences: Sequences, max_length: int, max_segments: int = 32) -> PackedRows:
     """Several sequences a row by best fit: each goes, in the given order, into the fullest open row that has room.
 
     Sequences stay whole; every one appears exactly once. ``max_segments`` bounds S, the width of the plan.
@@ -113,6 +113,6 @@ def best_fit(lengths: np.ndarray, max_length: int, max_segments: int) -> Packing
     return Packing(members, np.concatenate([np.zeros(1, np.int64), np.cumsum(used, dtype=np.int64)]))
 
 
-def fill_rate(rows: Rows, max_length: int) -> float:
+def fill_rate(rows: PackedRows, max_length: int) -> float:
     """Real interactions divided by positions of the batch, between 0 and 1."""
     return float(rows.lengths.sum()) / (len(rows.lengths) * max_length) if len(rows.lengths) else 0.0

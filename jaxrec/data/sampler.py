@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxrec.data.batches import BatchConfig
-from jaxrec.data.packing import Packing, Rows, Sequences, best_fit
+from jaxrec.data.packing import PackedRows, Packing, Sequences, best_fit
 from jaxrec.errors import DataError
 
 
@@ -106,7 +106,7 @@ class RowStream:
         """Plan an epoch before it is asked for; a thread may do so while another takes rows."""
         self._plan(epoch)
 
-    def epoch_rows(self, epoch: int) -> Rows:
+    def epoch_rows(self, epoch: int) -> PackedRows:
         """All rows of an epoch (their number differs a little from epoch to epoch when packed)."""
         plan = self._plan(epoch)
         return plan.rows(self._sequences, 0, len(plan.offsets) - 1, self._width)
@@ -147,9 +147,9 @@ class RowStream:
         rank[order] = np.arange(len(order))
         return drawn[np.argsort(rank[drawn])]
 
-    def take(self, position: Position, count: int) -> tuple[Rows, Position]:
+    def take(self, position: Position, count: int) -> tuple[PackedRows, Position]:
         """The next ``count`` rows from ``position`` on, and the position after them."""
-        parts: list[Rows] = []
+        parts: list[PackedRows] = []
         epoch, row = position
         while count > 0:
             plan = self._plan(epoch)
@@ -160,4 +160,6 @@ class RowStream:
             row = stop
             if row >= n_rows:
                 epoch, row = epoch + 1, 0
-        return Rows(*(np.concatenate(field) for field in zip(*parts, strict=True))), Position(epoch, row)
+        return PackedRows(*(np.concatenate(field) for field in zip(*parts, strict=True))), Position(
+            epoch, row
+        )

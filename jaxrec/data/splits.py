@@ -16,13 +16,16 @@ import numpy as np
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
 
+#: Former names of fields, as they occur in the configuration of an older run.
+RENAMED_FIELDS = {"split.protocol": "split.strategy"}
+
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
     """How the log is split.
 
     Attributes:
-      protocol: "leave-one-out": of each user with at least three interactions the last is the test target,
+      strategy: "leave-one-out": of each user with at least three interactions the last is the test target,
         the one before it the validation target; "leave-last-n": the same with n targets each; "temporal": one
         moment for all users separates training from validation, and a later one validation from test.
       n: leave-last-n: targets a user in validation and again in test.
@@ -39,7 +42,7 @@ class SplitConfig:
       min_length: users with fewer interactions in all have no evaluation case; their training part stays.
     """
 
-    protocol: Literal["leave-one-out", "leave-last-n", "temporal"] = "leave-one-out"
+    strategy: Literal["leave-one-out", "leave-last-n", "temporal"] = "leave-one-out"
     n: int = 1
     valid_quantile: float = 0.9
     test_quantile: float = 0.95
@@ -52,15 +55,15 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
-            ("protocol", self.protocol, ("leave-one-out", "leave-last-n", "temporal")),
+            ("strategy", self.strategy, ("leave-one-out", "leave-last-n", "temporal")),
             ("target", self.target, ("first", "last", "all")),
         ):
             if value not in allowed:
                 raise ConfigError(f"split.{field} must be one of {', '.join(allowed)}; got {value!r}")
-        if self.n < 1 or (self.n > 1 and self.protocol != "leave-last-n"):
+        if self.n < 1 or (self.n > 1 and self.strategy != "leave-last-n"):
             raise ConfigError(
-                f"split.n must be at least 1, and 1 unless protocol='leave-last-n'; got n={self.n} with "
-                f"protocol={self.protocol!r}"
+                f"split.n must be at least 1, and 1 unless strategy='leave-last-n'; got n={self.n} with "
+                f"strategy={self.strategy!r}"
             )
         if not 0.0 < self.valid_quantile <= self.test_quantile < 1.0:
             raise ConfigError(
@@ -74,10 +77,10 @@ class SplitConfig:
             )
         if self.min_length < 0:
             raise ConfigError(f"split.min_length must be at least 0, got {self.min_length}")
-        if self.holdout_users and (self.protocol != "temporal" or self.target != "last"):
+        if self.holdout_users and (self.strategy != "temporal" or self.target != "last"):
             raise ConfigError(
-                "split.holdout_users needs protocol='temporal' and target='last', got "
-                f"protocol={self.protocol!r} and target={self.target!r}"
+                "split.holdout_users needs strategy='temporal' and target='last', got "
+                f"strategy={self.strategy!r} and target={self.target!r}"
             )
 
 
@@ -109,7 +112,7 @@ class Split:
 
     Attributes:
       dataset: what was split.
-      protocol: name of the protocol.
+      strategy: name of the strategy.
       options: the whole `SplitConfig` as a dict; for a temporal split also the cuts that were used,
         ``valid_cut`` and ``test_cut``, in seconds.
       train_starts, train_stops: int64[U]; ``dataset.items[start:stop]``, a prefix of the user's interactions,
@@ -119,7 +122,7 @@ class Split:
     """
 
     dataset: SequenceDataset
-    protocol: str
+    strategy: str
     options: Mapping[str, Any]
     train_starts: np.ndarray
     train_stops: np.ndarray
@@ -132,11 +135,11 @@ class Split:
         """int64[V + 1], training interactions of each item (entry 0 is the padding item's 0)."""
         return _count_items(self.dataset, self.train_starts, self.train_stops)
 
-    def cases(self, part: str) -> EvaluationCases:
+    def cases(self, split: str) -> EvaluationCases:
         """The cases of "valid" or "test"."""
-        if part not in ("valid", "test"):
-            raise ConfigError(f"part must be valid or test, got {part!r}")
-        return self.valid if part == "valid" else self.test
+        if split not in ("valid", "test"):
+            raise ConfigError(f"split must be valid or test, got {split!r}")
+        return self.valid if split == "valid" else self.test
 
 
 class _Parts(NamedTuple):
@@ -158,7 +161,7 @@ def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -
     config = config or SplitConfig()
     options: dict[str, Any] = dataclasses.asdict(config)
     starts, stops = np.asarray(dataset.offsets[:-1]), np.asarray(dataset.offsets[1:])
-    if config.protocol == "temporal":
+    if config.strategy == "temporal":
         valid_cut, test_cut = _cuts(dataset, config)
         options |= {"valid_cut": valid_cut, "test_cut": test_cut}
         valid_begin, test_begin = (_first_at_or_after(dataset, cut) for cut in (valid_cut, test_cut))
@@ -172,7 +175,7 @@ def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -
         )
     if not np.any(parts.train_stops > starts):
         raise DataError(
-            f"the {config.protocol} split leaves no training interaction of {dataset.n_interactions}: "
+            f"the {config.strategy} split leaves no training interaction of {dataset.n_interactions}: "
             "choose later cuts or hold out less"
         )
     item_counts = _count_items(dataset, starts, parts.train_stops)
@@ -193,7 +196,7 @@ def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -
         )
         cases.append(found)
         counts |= {f"{part}_{name}": number for name, number in part_counts.items()}
-    return Split(dataset, config.protocol, options, starts, parts.train_stops, cases[0], cases[1], counts)
+    return Split(dataset, config.strategy, options, starts, parts.train_stops, cases[0], cases[1], counts)
 
 
 def _leave_last(starts: np.ndarray, stops: np.ndarray, n: int) -> _Parts:
@@ -205,7 +208,7 @@ def _cuts(dataset: SequenceDataset, config: SplitConfig) -> tuple[int, int]:
     if dataset.timestamps is None:
         raise DataError(
             f"a temporal split needs timestamps, but dataset {dataset.name!r} has none: "
-            "name the time column when loading it, or use protocol='leave-one-out'"
+            "name the time column when loading it, or use strategy='leave-one-out'"
         )
 
     times = dataset.timestamps

@@ -15,8 +15,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrec.data.batches import Batch, Origin, expand
-from jaxrec.data.packing import Rows, Sequences, pack
+from jaxrec.data.batches import Batch, PositionOrigin, gather_batch
+from jaxrec.data.packing import PackedRows, Sequences, pack
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import parallel
 from jaxrec.sharding import DATA, place
@@ -39,7 +39,7 @@ def encode_histories(
     stops: Any,
     *,
     max_length: int,
-    origin: Origin = "start",
+    position_origin: PositionOrigin = "start",
     tokens_per_batch: int = TOKENS_PER_BATCH,
     timestamps: Any = None,
     users: Any = None,
@@ -59,7 +59,7 @@ def encode_histories(
       starts, stops: int64[E], history e is ``items[starts[e]:stops[e]]``; its last ``max_length``
         interactions are used.
       max_length: L.
-      origin: what positions count from, as in training.
+      position_origin: what positions count from, as in training.
       tokens_per_batch: positions encoded at a time, which set the memory of the forward pass: B * L, or on a
         CPU the sum over the batches under way.
       timestamps: int32[N], seconds since the first event, for encoders that use them.
@@ -98,7 +98,9 @@ def encode_histories(
     if mesh is not None:
         n_rows = -(-n_rows // mesh.shape[DATA]) * mesh.shape[DATA]
     if not len(full):
-        return _no_states(apply_fn, params, plan.rows, timestamps, max_length, origin, n_rows, len(starts))
+        return _no_states(
+            apply_fn, params, plan.rows, timestamps, max_length, position_origin, n_rows, len(starts)
+        )
     log: Any = np.asarray(items)
     times = timestamps
     if resident:
@@ -111,12 +113,12 @@ def encode_histories(
     def split(tree: Any) -> Any:
         return tree if mesh is None else jax.tree.map(lambda x: place(x, mesh, P(DATA)), tree)
 
-    def states(rows: Rows) -> Array:
+    def states(rows: PackedRows) -> Array:
         if resident:
             rows = rows._replace(starts=rows.starts.astype(np.int32))
-            batch = _filled(split(rows), log, times, max_length=max_length, origin=origin)
+            batch = _filled(split(rows), log, times, max_length=max_length, position_origin=position_origin)
         else:
-            batch = split(_fill(rows, log, times, max_length, origin, xp=np))
+            batch = split(_fill(rows, log, times, max_length, position_origin, xp=np))
         return _last_states(apply_fn, params, batch, split(rows.lengths))
 
     pieces = parallel.each(states, batches, at_once)
@@ -146,7 +148,7 @@ def _on_device(values: Any, mesh: Mesh | None) -> Array:
 class _Plan:
     """Rows of packed histories, and where each history went: ``place[i]`` = row * S + slot."""
 
-    def __init__(self, rows: Rows, place: np.ndarray):
+    def __init__(self, rows: PackedRows, place: np.ndarray):
         self.rows, self.place = rows, place
 
 
@@ -161,7 +163,7 @@ def _plan(
     width = max(1, int((rows.lengths > 0).sum(axis=1).max(initial=1)))
     width = _power_of_two(width)
     extra = max(0, width - rows.lengths.shape[1])
-    rows = Rows(*(np.pad(part, ((0, 0), (0, extra)))[:, :width] for part in rows))
+    rows = PackedRows(*(np.pad(part, ((0, 0), (0, extra)))[:, :width] for part in rows))
     used = rows.lengths > 0
     place = np.empty(len(starts), np.int64)
     place[rows.users[used]] = np.flatnonzero(used.reshape(-1))
@@ -169,19 +171,27 @@ def _plan(
     return _Plan(rows._replace(users=owners), place[full])
 
 
-def _padded(rows: Rows, n_rows: int) -> Rows:
+def _padded(rows: PackedRows, n_rows: int) -> PackedRows:
     extra = n_rows - len(rows.lengths)
-    return Rows(*(np.pad(part, ((0, extra), (0, 0))) for part in rows)) if extra else rows
+    return PackedRows(*(np.pad(part, ((0, extra), (0, 0))) for part in rows)) if extra else rows
 
 
-def _fill(rows: Rows, items: Any, timestamps: Any, max_length: int, origin: Origin, xp: Any) -> Batch:
-    return expand(
-        rows, items, max_length=max_length, origin=origin, with_targets=False, timestamps=timestamps, xp=xp
+def _fill(
+    rows: PackedRows, items: Any, timestamps: Any, max_length: int, position_origin: PositionOrigin, xp: Any
+) -> Batch:
+    return gather_batch(
+        rows,
+        items,
+        max_length=max_length,
+        position_origin=position_origin,
+        with_targets=False,
+        timestamps=timestamps,
+        xp=xp,
     )
 
 
 #: A program of its own: what follows is then the same to the bit, whether the log is on the device or not.
-_filled = jax.jit(partial(_fill, xp=jnp), static_argnames=("max_length", "origin"))
+_filled = jax.jit(partial(_fill, xp=jnp), static_argnames=("max_length", "position_origin"))
 
 
 @partial(jax.jit, static_argnames=("apply_fn",))
@@ -202,11 +212,18 @@ def _gather(pieces: list[Array], where: Array, mesh: Mesh | None) -> Array:
 
 
 def _no_states(
-    apply_fn: ApplyFn, params: Any, rows: Rows, times: Any, length: int, origin: Origin, n: int, e: int
+    apply_fn: ApplyFn,
+    params: Any,
+    rows: PackedRows,
+    times: Any,
+    length: int,
+    position_origin: PositionOrigin,
+    n: int,
+    e: int,
 ) -> Array:
     """Zero states of the encoder's width, without running it."""
-    empty = Rows(*(np.zeros((n, 1), np.int32) for _ in rows))
+    empty = PackedRows(*(np.zeros((n, 1), np.int32) for _ in rows))
     nothing = np.zeros(1, np.int32)
-    batch = _fill(empty, nothing, None if times is None else nothing, length, origin, xp=np)
+    batch = _fill(empty, nothing, None if times is None else nothing, length, position_origin, xp=np)
     shape = jax.eval_shape(lambda p: _last_states(apply_fn, p, batch, empty.lengths), params)
     return jnp.zeros((e, shape.shape[-1]), jnp.float32)

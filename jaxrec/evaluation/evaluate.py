@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrec.data.batches import Origin
+from jaxrec.data.batches import PositionOrigin
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import ranking as scoring
@@ -121,7 +121,7 @@ def evaluate_cases(
     items: np.ndarray,
     *,
     max_length: int,
-    origin: Origin = "start",
+    position_origin: PositionOrigin = "start",
     ks: Sequence[int] = DEFAULT_KS,
     remove_seen: bool = True,
     known_items: np.ndarray | None = None,
@@ -135,7 +135,7 @@ def evaluate_cases(
     """Rank every target of every case among all items.
 
     Args:
-      apply_fn, params, max_length, origin, timestamps, tokens_per_batch, resident: see `encode_histories`.
+      apply_fn, params, max_length, position_origin, timestamps, tokens_per_batch, resident: see `encode_histories`.
       table: the encoder's item table, or a `Catalogue`.
       cases: `EvaluationCases` of a split.
       items: int32[N], the log that the cases point into.
@@ -161,7 +161,7 @@ def evaluate_cases(
         cases.history_starts,
         cases.history_stops,
         max_length=max_length,
-        origin=origin,
+        position_origin=position_origin,
         tokens_per_batch=tokens_per_batch,
         timestamps=timestamps,
         users=cases.users,

@@ -70,7 +70,7 @@ def hardware() -> dict[str, Any]:
 def describe_split(setup: Setup) -> dict[str, Any]:
     """Protocol, options and counts of the split."""
     return {
-        "protocol": setup.split.protocol,
+        "protocol": setup.split.strategy,
         "options": dict(setup.split.options),
         "counts": {name: int(count) for name, count in setup.split.counts.items()},
     }

@@ -84,7 +84,7 @@ class Recommender:
             )
         items = open_dataset(run / CATALOGUE)
         encoder = config.encoder.module(
-            config.attention, items.n_items, config.batches.max_length, config.batches.origin
+            config.attention, items.n_items, config.batches.max_length, config.batches.position_origin
         )
         index = 0 if seed is None else seeds.index(seed)
         fingerprint = items.meta["source_fingerprint"]
@@ -135,7 +135,7 @@ class Recommender:
             offsets[:-1],
             offsets[1:],
             max_length=self.config.batches.max_length,
-            origin=self.config.batches.origin,
+            position_origin=self.config.batches.position_origin,
             tokens_per_batch=max(
                 self.config.batches.max_length, min(len(log), self.config.evaluation.tokens_per_batch)
             ),

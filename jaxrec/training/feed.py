@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.config import TrainingConfig
-from jaxrec.data.batches import Batch, BatchConfig, expand
+from jaxrec.data.batches import Batch, BatchConfig, gather_batch
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.packing import Rows
+from jaxrec.data.packing import PackedRows
 from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.objectives import ObjectiveConfig
@@ -101,7 +101,7 @@ def is_resident(training: TrainingConfig, objective: ObjectiveConfig, dataset: S
 
 
 def fill(
-    plans: list[Rows], steps: int, log: HostLog, batches: BatchConfig, rows: slice = slice(None)
+    plans: list[PackedRows], steps: int, log: HostLog, batches: BatchConfig, rows: slice = slice(None)
 ) -> Batch:
     """The batches of a chunk, filled on the host: arrays [S, K, B, L] from plans of S seeds, each of K B rows.
 
@@ -125,11 +125,11 @@ def fill(
         for first in range(0, len(index), block):
             part = plan.select(index[first : first + block])
             width = max(1, int((part.lengths > 0).sum(axis=1).max()))
-            batch = expand(
-                Rows(*(field[:, :width] for field in part)),
+            batch = gather_batch(
+                PackedRows(*(field[:, :width] for field in part)),
                 log.items,
                 max_length=length,
-                origin=batches.origin,
+                position_origin=batches.position_origin,
                 last_only=batches.last_only,
                 timestamps=log.timestamps,
             )
@@ -142,12 +142,12 @@ class Supply(NamedTuple):
     """What one chunk of steps consumes.
 
     Attributes:
-      inputs: on the device, with leading axes [S, K, B]: a `Rows` (resident) or a `Batch` (streamed).
+      inputs: on the device, with leading axes [S, K, B]: a `PackedRows` (resident) or a `Batch` (streamed).
       positions: of each seed's stream after the chunk.
       waited_seconds: for how long it was not ready when asked for.
     """
 
-    inputs: Rows | Batch
+    inputs: PackedRows | Batch
     positions: list[Position]
     waited_seconds: float
 
@@ -231,7 +231,7 @@ class ChunkFeed:
         return jax.block_until_ready(self._put(inputs)), after
 
 
-def fill_batches(inputs: Rows | Batch, resources: Resources, batches: BatchConfig) -> Batch:
+def fill_batches(inputs: PackedRows | Batch, resources: Resources, batches: BatchConfig) -> Batch:
     """The batches of K steps, [K, B, L]: gathered from the resident log by their plans, or those that were streamed.
 
     They are filled before the loop over steps, so that the loop is the same program in both cases: inside it, the compiler
@@ -240,11 +240,11 @@ def fill_batches(inputs: Rows | Batch, resources: Resources, batches: BatchConfi
     if isinstance(inputs, Batch):
         return inputs
     return jax.vmap(
-        lambda rows: expand(
+        lambda rows: gather_batch(
             rows,
             resources.items,
             max_length=batches.max_length,
-            origin=batches.origin,
+            position_origin=batches.position_origin,
             last_only=batches.last_only,
             timestamps=resources.timestamps,
             xp=jnp,
@@ -252,11 +252,11 @@ def fill_batches(inputs: Rows | Batch, resources: Resources, batches: BatchConfi
     )(inputs)
 
 
-def device_rows(parts: list[Rows], steps: int) -> Rows:
+def device_rows(parts: list[PackedRows], steps: int) -> PackedRows:
     """Plans of S seeds, each of ``steps * B`` rows, as arrays [S, K, B, segments] that fit the device (int32)."""
 
     def stack(field: str) -> np.ndarray:
         values = np.stack([getattr(part, field) for part in parts]).astype(np.int32)
         return values.reshape(len(parts), steps, -1, values.shape[-1])
 
-    return Rows(stack("starts"), stack("lengths"), stack("users"))
+    return PackedRows(stack("starts"), stack("lengths"), stack("users"))

@@ -52,7 +52,7 @@ class OpenRun:
             cases.history_starts,
             cases.history_stops,
             max_length=batches.max_length,
-            origin=batches.origin,
+            position_origin=batches.position_origin,
             timestamps=self.setup.timestamps,
             users=cases.users,
             resident=self.setup.host_log is None,

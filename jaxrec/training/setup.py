@@ -103,7 +103,7 @@ class Setup:
             cases,
             self.dataset.items,
             max_length=config.batches.max_length,
-            origin=config.batches.origin,
+            position_origin=config.batches.position_origin,
             ks=config.evaluation.ks,
             remove_seen=config.evaluation.remove_seen,
             known_items=self.known_items,
@@ -145,7 +145,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
         for seed in config.training.seeds
     ]
     encoder = config.encoder.module(
-        config.attention, dataset.n_items, config.batches.max_length, config.batches.origin
+        config.attention, dataset.n_items, config.batches.max_length, config.batches.position_origin
     )
     if dataset.timestamps is None and POSITIONS[encoder.positions].needs_timestamps:
         raise DataError(

@@ -12,7 +12,7 @@ import optax
 from jax import Array, lax, stages
 
 from jaxrec.data.batches import Batch, BatchConfig
-from jaxrec.data.packing import Rows
+from jaxrec.data.packing import PackedRows
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import ObjectiveConfig, SamplingInputs
 from jaxrec.training.feed import fill_batches
@@ -110,7 +110,7 @@ def make_train_chunk(
     """A jitted function that runs K steps for each of S seeds; the state is donated.
 
     ``(state with leading [S], inputs with leading [S, K, B], resources) -> (state, metrics [S, K])``, where the inputs
-    are `Rows` to be filled from the resident log or a `Batch` that the host filled. With "vmap" the seeds advance
+    are `PackedRows` to be filled from the resident log or a `Batch` that the host filled. With "vmap" the seeds advance
     together; with "map" one after the other inside the same program, which holds the activations of one seed at a time.
 
     K is the length of the rows: every chunk of a run has the same, so the program is compiled once. It should be at
@@ -121,7 +121,7 @@ def make_train_chunk(
     step = partial(train_step, encoder, objective, optimizer, accumulate_steps)
 
     def chunk(
-        state: TrainState, inputs: Rows | Batch, resources: Resources
+        state: TrainState, inputs: PackedRows | Batch, resources: Resources
     ) -> tuple[TrainState, StepMetrics]:
         def one_seed(arguments: tuple[TrainState, Any]) -> tuple[TrainState, StepMetrics]:
             own_state, own_inputs = arguments

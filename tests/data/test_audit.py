@@ -88,9 +88,9 @@ def test_without_times(random_dataset):
 
 def test_text_and_split(random_dataset):
     data = random_dataset(4)
-    split = split_dataset(data, SplitConfig(protocol="temporal", valid_quantile=0.3))
+    split = split_dataset(data, SplitConfig(strategy="temporal", valid_quantile=0.3))
     found = audit(data, split)
-    assert found.protocol == "temporal"
+    assert found.strategy == "temporal"
     assert found.items_unseen_in_training == split.counts["items_unseen_in_training"]
     assert found.test_targets_unseen == split.counts["test_targets_unseen"]
     text = str(found)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.data.batches import BatchConfig, expand
-from jaxrec.data.packing import Rows, Sequences, fill_rate, pack, pad
+from jaxrec.data.batches import BatchConfig, gather_batch
+from jaxrec.data.packing import PackedRows, Sequences, fill_rate, pack, pad
 from jaxrec.data.sampler import Position, RowStream, prefixes, training_sequences
 from jaxrec.errors import ConfigError, DataError
 
@@ -23,7 +23,9 @@ def test_expand_against_loops(mode, origin, pad_left):
     length = 7
     sequences = training_sequences(starts, stops, length)
     rows = pack(sequences, length) if mode == "packed" else pad(sequences)
-    batch = expand(rows, items, max_length=length, origin=origin, pad_left=pad_left, timestamps=items * 10)
+    batch = gather_batch(
+        rows, items, max_length=length, position_origin=origin, pad_left=pad_left, timestamps=items * 10
+    )
     for r in range(len(rows.starts)):
         expected = {name: [0] * length for name in ("items", "positions", "segments", "targets")}
         column = length - rows.lengths[r].sum() if pad_left else 0
@@ -46,9 +48,9 @@ def test_expand_against_loops(mode, origin, pad_left):
 def test_expand_is_the_same_in_jax_and_numpy():
     items, starts, stops = log([5, 2, 9, 3, 4, 12])
     rows = pack(training_sequences(starts, stops, 8), 8)
-    host = expand(rows, items, max_length=8, last_only=True)
-    traced = jax.jit(lambda r, i: expand(r, i, max_length=8, last_only=True, xp=jnp))(
-        Rows(rows.starts.astype(np.int32), rows.lengths, rows.users), jnp.asarray(items)
+    host = gather_batch(rows, items, max_length=8, last_only=True)
+    traced = jax.jit(lambda r, i: gather_batch(r, i, max_length=8, last_only=True, xp=jnp))(
+        PackedRows(rows.starts.astype(np.int32), rows.lengths, rows.users), jnp.asarray(items)
     )
     for a, b in zip(host, traced, strict=True):
         if a is not None:
@@ -57,8 +59,8 @@ def test_expand_is_the_same_in_jax_and_numpy():
 
 def test_histories_without_targets():
     items, starts, stops = log([3, 4])
-    batch = expand(
-        Rows(starts[:, None], (stops - starts)[:, None], starts[:, None]),
+    batch = gather_batch(
+        PackedRows(starts[:, None], (stops - starts)[:, None], starts[:, None]),
         items,
         max_length=4,
         with_targets=False,

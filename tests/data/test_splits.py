@@ -34,8 +34,8 @@ def training(split) -> list[list[int]]:
 @pytest.mark.parametrize("n", [1, 2])
 def test_leave_last_n(n, random_dataset):
     data = random_dataset(n)
-    protocol = "leave-one-out" if n == 1 else "leave-last-n"
-    split = split_dataset(data, SplitConfig(protocol=protocol, n=n))
+    strategy = "leave-one-out" if n == 1 else "leave-last-n"
+    split = split_dataset(data, SplitConfig(strategy=strategy, n=n))
     valid, test, train = as_lists(split, "valid"), as_lists(split, "test"), training(split)
     short = 0
     for user in range(data.n_users):
@@ -56,7 +56,7 @@ def test_leave_last_n(n, random_dataset):
     assert (
         split.item_counts.tolist() == np.bincount(np.concatenate(train), minlength=data.n_items + 1).tolist()
     )
-    assert split.protocol == protocol
+    assert split.strategy == strategy
 
 
 @pytest.mark.parametrize("target", ["first", "last", "all"])
@@ -64,7 +64,7 @@ def test_leave_last_n(n, random_dataset):
 def test_temporal(seed, target, random_dataset):
     data = random_dataset(seed)
     split = split_dataset(
-        data, SplitConfig(protocol="temporal", target=target, valid_quantile=0.6, test_quantile=0.8)
+        data, SplitConfig(strategy="temporal", target=target, valid_quantile=0.6, test_quantile=0.8)
     )
     cuts = split.options["valid_cut"], split.options["test_cut"], 10**9
     assert cuts[0] in data.timestamps
@@ -103,7 +103,7 @@ def test_a_temporal_split_never_leaks(seed, random_dataset):
     low, high = np.sort(rng.uniform(0.3, 0.95, 2))
     holdout = bool(seed % 2)
     config = SplitConfig(
-        protocol="temporal",
+        strategy="temporal",
         valid_quantile=float(low),
         test_quantile=float(high),
         target="last" if holdout else ("first", "last", "all")[seed % 3],
@@ -141,14 +141,14 @@ def test_a_temporal_split_never_leaks(seed, random_dataset):
 
 def test_absolute_cuts(random_dataset):
     data = random_dataset(3)
-    split = split_dataset(data, SplitConfig(protocol="temporal", valid_time=20, test_time=30))
+    split = split_dataset(data, SplitConfig(strategy="temporal", valid_time=20, test_time=30))
     assert (split.options["valid_cut"], split.options["test_cut"]) == (20, 30)
 
 
 def test_holdout_users(random_dataset):
     data = random_dataset(7)
     config = SplitConfig(
-        protocol="temporal", target="last", holdout_users=True, valid_quantile=0.5, test_quantile=0.8
+        strategy="temporal", target="last", holdout_users=True, valid_quantile=0.5, test_quantile=0.8
     )
     split = split_dataset(data, config)
     cut = split.options["test_cut"]
@@ -215,12 +215,12 @@ def test_a_user_with_one_interaction_trains_only():
 def test_errors(random_dataset):
     timeless = dataclasses.replace(random_dataset(0), timestamps=None)
     with pytest.raises(DataError, match="temporal split needs timestamps, but dataset 'random' has none"):
-        split_dataset(timeless, SplitConfig(protocol="temporal"))
+        split_dataset(timeless, SplitConfig(strategy="temporal"))
     with pytest.raises(DataError, match="leaves no training interaction"):
-        split_dataset(random_dataset(0), SplitConfig(protocol="temporal", valid_time=-5, test_time=30))
+        split_dataset(random_dataset(0), SplitConfig(strategy="temporal", valid_time=-5, test_time=30))
     with pytest.raises(DataError, match=r"validation cut \(90\) is after the test cut"):
-        split_dataset(random_dataset(0), SplitConfig(protocol="temporal", valid_time=90))
-    with pytest.raises(ConfigError, match="part must be valid or test"):
+        split_dataset(random_dataset(0), SplitConfig(strategy="temporal", valid_time=90))
+    with pytest.raises(ConfigError, match="split must be valid or test"):
         split_dataset(random_dataset(0)).cases("train")
 
 
@@ -228,16 +228,16 @@ def test_errors(random_dataset):
     ("options", "message"),
     [
         (
-            {"protocol": "random"},
-            "protocol must be one of leave-one-out, leave-last-n, temporal; got 'random'",
+            {"strategy": "random"},
+            "strategy must be one of leave-one-out, leave-last-n, temporal; got 'random'",
         ),
         ({"target": "next"}, "target must be one of first, last, all"),
         ({"n": 2}, "split.n must be at least 1, and 1 unless"),
-        ({"protocol": "leave-last-n", "n": 0}, "split.n must be at least 1"),
+        ({"strategy": "leave-last-n", "n": 0}, "split.n must be at least 1"),
         ({"valid_quantile": 0.99}, "must satisfy 0 < valid <= test < 1, got 0.99 and 0.95"),
         ({"valid_time": 9, "test_time": 3}, "valid_time must not be after"),
         ({"min_length": -1}, "min_length must be at least 0"),
-        ({"holdout_users": True}, "holdout_users needs protocol='temporal' and target='last'"),
+        ({"holdout_users": True}, "holdout_users needs strategy='temporal' and target='last'"),
     ],
 )
 def test_wrong_options(options, message):
@@ -246,6 +246,6 @@ def test_wrong_options(options, message):
 
 
 def test_options_are_json(random_dataset):
-    split = split_dataset(random_dataset(0), SplitConfig(protocol="temporal"))
+    split = split_dataset(random_dataset(0), SplitConfig(strategy="temporal"))
     assert json.loads(json.dumps(split.options))["target"] == "first"
     json.dumps(split.counts)

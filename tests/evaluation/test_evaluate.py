@@ -52,7 +52,7 @@ def data():
 def test_states_are_those_of_each_history_alone(data, origin, tokens):
     params, items, starts, stops = data
     times = np.arange(len(items), dtype=np.int32)
-    options = {"max_length": LENGTH, "origin": origin, "tokens_per_batch": tokens}
+    options = {"max_length": LENGTH, "position_origin": origin, "tokens_per_batch": tokens}
     got = encode_histories(apply_fn, params, items, starts, stops, timestamps=times, **options)
     np.testing.assert_allclose(
         got, expected(params, items, starts, stops, origin, times), rtol=1e-5, atol=1e-5

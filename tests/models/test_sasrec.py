@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrec.attention import PointwiseAttentionConfig, SoftmaxAttentionConfig
-from jaxrec.data.batches import Batch, expand
+from jaxrec.data.batches import Batch, gather_batch
 from jaxrec.data.packing import Sequences, pack, pad
 from jaxrec.errors import ConfigError, UnknownNameError
 from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
@@ -47,7 +47,7 @@ def build(heads=1, origin="start", **options):
 
 
 def batch_of(rows, **options):
-    return expand(rows, LOG, max_length=options.pop("max_length", L), **options)
+    return gather_batch(rows, LOG, max_length=options.pop("max_length", L), **options)
 
 
 def states_by_sequence(encoder, params, batch):
@@ -74,13 +74,15 @@ def test_equal_to_loops(options, heads):
 @pytest.mark.parametrize("origin", ["start", "end"])
 def test_same_states_alone_padded_left_and_right_and_packed(options, origin):
     encoder, params = build(origin=origin, **options)
-    right = states_by_sequence(encoder, params, batch_of(pad(SEQUENCES), origin=origin))
-    left = states_by_sequence(encoder, params, batch_of(pad(SEQUENCES), origin=origin, pad_left=True))
-    packed = states_by_sequence(encoder, params, batch_of(pack(SEQUENCES, L), origin=origin))
+    right = states_by_sequence(encoder, params, batch_of(pad(SEQUENCES), position_origin=origin))
+    left = states_by_sequence(
+        encoder, params, batch_of(pad(SEQUENCES), position_origin=origin, pad_left=True)
+    )
+    packed = states_by_sequence(encoder, params, batch_of(pack(SEQUENCES, L), position_origin=origin))
     assert batch_of(pack(SEQUENCES, L)).segments.max() == 2
     for start, n, items in zip(SEQUENCES.starts, SEQUENCES.lengths, right, strict=True):
         alone = batch_of(
-            pad(Sequences(*(np.array([x]) for x in (start, n, 0)))), origin=origin, max_length=int(n)
+            pad(Sequences(*(np.array([x]) for x in (start, n, 0)))), position_origin=origin, max_length=int(n)
         )
         expected = states_by_sequence(encoder, params, alone)[items]
         for states in (right, left, packed):

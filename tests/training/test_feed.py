@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxrec.config import TrainingConfig
-from jaxrec.data.batches import BatchConfig, expand
-from jaxrec.data.packing import Rows
+from jaxrec.data.batches import BatchConfig, gather_batch
+from jaxrec.data.packing import PackedRows
 from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError, DataError, Interrupted
 from jaxrec.objectives import BinaryCrossEntropyConfig
@@ -21,7 +21,7 @@ from jaxrec.training.setup import prepare
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
 
 DATASET = small_dataset()
-BATCHES = BatchConfig(batch_size=4, max_length=16, origin="end")
+BATCHES = BatchConfig(batch_size=4, max_length=16, position_origin="end")
 
 
 def config(mode, **sections):
@@ -137,8 +137,8 @@ def test_filled_batches_are_those_of_the_device(mode, monkeypatch):
     times = log.timestamps[:]
     for s in range(2):
         for k in range(5):
-            plan = Rows(*(jnp.asarray(field[s, k]) for field in rows))
-            expected = expand(
+            plan = PackedRows(*(jnp.asarray(field[s, k]) for field in rows))
+            expected = gather_batch(
                 plan,
                 jnp.asarray(DATASET.items),
                 max_length=16,

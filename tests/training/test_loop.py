@@ -178,7 +178,7 @@ def test_chunks_of_any_length_give_the_same_state():
 
 def test_packed_and_padded_batches_have_the_same_gradient():
     """The same sequences, packed or padded, give the same loss and gradient without dropout."""
-    from jaxrec.data.batches import expand
+    from jaxrec.data.batches import gather_batch
     from jaxrec.data.packing import pack, pad
     from jaxrec.data.sampler import training_sequences
     from jaxrec.training.state import initial_state
@@ -189,7 +189,7 @@ def test_packed_and_padded_batches_have_the_same_gradient():
     sequences = training_sequences(setup.split.train_starts, setup.split.train_stops, 16)
 
     def loss_and_gradient(rows):
-        batch = expand(rows, np.asarray(DATASET.items), max_length=16)
+        batch = gather_batch(rows, np.asarray(DATASET.items), max_length=16)
         key = jax.random.key(0)
         loss = lambda p: batch_loss(setup.encoder, setup.config.objective, p, batch, key, setup.resources)[0]  # noqa: E731
         return jax.jit(jax.value_and_grad(loss))(state.params)

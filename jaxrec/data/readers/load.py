@@ -33,7 +33,7 @@ from jaxrec.data.readers.tables import (
     scan_table,
     suffix_of,
 )
-from jaxrec.data.readers.text import Layout, read_text
+from jaxrec.data.readers.text import TextLayout, read_text
 from jaxrec.data.readers.times import TimeUnit, parse_times
 from jaxrec.errors import ConfigError, DataError
 
@@ -48,7 +48,7 @@ def load_dataset(
     time_unit: TimeUnit = "auto",
     separator: str | None = None,
     has_header: bool = True,
-    layout: Layout = "auto",
+    layout: TextLayout = "auto",
     filter: Literal["none", "k-core", "one-pass"] = "none",
     min_interactions: int = 5,
     first_of_pair: bool = False,
@@ -144,7 +144,7 @@ def _ready_made(source: Any) -> SequenceDataset | None:
 
 
 def _open_source(
-    source: Any, separator: str | None, has_header: bool, layout: Layout
+    source: Any, separator: str | None, has_header: bool, layout: TextLayout
 ) -> tuple[pl.LazyFrame, dict[str, Any], str]:
     """Lazy frame, description and default name of a raw log."""
     if isinstance(source, str | os.PathLike):

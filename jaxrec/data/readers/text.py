@@ -16,7 +16,7 @@ import polars as pl
 from jaxrec.data.readers.tables import scan_delimited
 from jaxrec.errors import ConfigError, DataError
 
-Layout = Literal["auto", "pairs", "sequences"]
+TextLayout = Literal["auto", "pairs", "sequences"]
 
 
 _SAMPLE = 10_000
@@ -29,7 +29,7 @@ def open_text(path: Path) -> io.TextIOBase:
     return open(path, encoding="utf-8")
 
 
-def read_text(path: Path, layout: Layout = "auto") -> tuple[pl.DataFrame, str]:
+def read_text(path: Path, layout: TextLayout = "auto") -> tuple[pl.DataFrame, str]:
     """Columns ``user`` and ``item`` of a text file, oldest first, and which layout it has.
 
     Raises:
@@ -47,7 +47,7 @@ def read_text(path: Path, layout: Layout = "auto") -> tuple[pl.DataFrame, str]:
         return parse_sequences(file, str(path)), "sequences"
 
 
-def _guess_layout(path: Path, lines: Iterable[str]) -> Layout:
+def _guess_layout(path: Path, lines: Iterable[str]) -> TextLayout:
     widths = {len(line.split()) for line in lines if line.strip()}
     if not widths:
         raise DataError(f"file {str(path)!r} is empty: expected 'user item' or 'user item item ...' a line")

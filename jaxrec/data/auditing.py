@@ -34,7 +34,7 @@ class Audit:
         would change (the tie holds more than one item). Ties keep the order of the source file.
       leave_one_out_users: users with at least three interactions, who have such targets.
       users_too_short: users with fewer than three: never evaluated by leave-one-out.
-      protocol: of the split that the next fields are about.
+      strategy: of the split that the next fields are about.
       items_unseen_in_training: items without a training interaction under that split.
       valid_targets_unseen, test_targets_unseen: targets that are such items.
       leaking_targets: leave-one-out test targets that some other user's training interaction post-dates: the
@@ -62,7 +62,7 @@ class Audit:
     ambiguous_test_targets: int | None
     leave_one_out_users: int
     users_too_short: int
-    protocol: str
+    strategy: str
     items_unseen_in_training: int
     valid_targets_unseen: int
     test_targets_unseen: int
@@ -93,7 +93,7 @@ class Audit:
             ("repeats (user had the item before)", share(self.repeats, self.interactions)),
             ("users with repeats", share(self.users_with_repeats, self.users)),
             ("users under 3 interactions", share(self.users_too_short, self.users)),
-            (f"items unseen in training ({self.protocol})", share(self.items_unseen_in_training, self.items)),
+            (f"items unseen in training ({self.strategy})", share(self.items_unseen_in_training, self.items)),
             ("  validation targets unseen", f"{self.valid_targets_unseen:,}"),
             ("  test targets unseen", f"{self.test_targets_unseen:,}"),
         ]
@@ -163,7 +163,7 @@ def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
         users_with_repeats=len(np.unique(users[repeated])),
         leave_one_out_users=int(np.count_nonzero(lengths >= 3)),
         users_too_short=int(np.count_nonzero(lengths < 3)),
-        protocol=split.protocol,
+        strategy=split.strategy,
         items_unseen_in_training=split.counts["items_unseen_in_training"],
         valid_targets_unseen=split.counts["valid_targets_unseen"],
         test_targets_unseen=split.counts["test_targets_unseen"],
