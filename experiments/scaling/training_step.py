@@ -3,9 +3,9 @@
     python -m experiments.scaling.training_step --json
     python -m experiments.scaling.training_step --axes batch catalogue --out runs/scaling
 
-Beside each measurement stands what the simple model of `experiments.scaling.costs` expects from the machine's measured limits.
-Forced host devices share the cores of one processor: for them this study shows that results agree and what memory and
-traffic a device has, and no speed. What the model says of larger meshes is marked as a prediction.
+Beside each measurement stands what the simple model of `experiments.scaling.costs` expects from the machine's measured
+limits. Forced host devices share the cores of one processor: for them this study shows that results agree and what
+memory and traffic a device has, and no speed. What the model says of larger meshes is marked as a prediction.
 
 Writes ``experiments/results/scaling_<backend>.{json,md,png}``. Compiled programs are kept, so a second run measures at
 once: run it a first time to compile, and again on a quiet machine.
@@ -196,7 +196,8 @@ def report(result: dict[str, Any], name: str) -> str:
     lines = [
         "# Scaling of the training step",
         "",
-        f"`python -m experiments.scaling.training_step`; {used['processor']}, {used['cores']} cores, {', '.join(used['devices'][:1])}; "
+        f"`python -m experiments.scaling.training_step`; {used['processor']}, {used['cores']} cores, "
+        f"{', '.join(used['devices'][:1])}; "
         + ", ".join(f"{package} {version}" for package, version in result["versions"].items()),
         "",
         "Padded batches without padding, exact cross-entropy, Adam, float32; the base has "
