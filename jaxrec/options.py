@@ -65,7 +65,8 @@ def validate(config: Any, section: str) -> None:
     Raises:
       ConfigError: a value does not fit; the message names the option, what was expected and what came.
     """
-    for field, hint in _hints(type(config)).items():
+    kind: Any = type(config)
+    for field, hint in _hints(kind).items():
         value = getattr(config, field)
         expected = _mismatch(value, hint)
         if expected:
@@ -73,7 +74,7 @@ def validate(config: Any, section: str) -> None:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
