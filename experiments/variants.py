@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.record import RESULTS, command_line, dataset_line, write_record
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
 from jaxrec.analysis.compare import compare
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
@@ -93,8 +93,11 @@ class StudyOptions:
             "checkpoint_seconds": 60.0,
         }
         base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **(sections or {})})
+        module = sys.modules[type(self).__module__].__spec__.name  # "__main__" when it is run as a script
         chosen = [variant for variant in variants if not self.only or variant.name in self.only]
-        study(base, chosen, dataset, Path(self.out), record=recorder(what, what.capitalize(), dataset))
+        study(
+            base, chosen, dataset, Path(self.out), record=recorder(what, what.capitalize(), dataset, module)
+        )
 
 
 def apply(config: RunConfig, sections: Settings) -> RunConfig:
@@ -222,21 +225,22 @@ def _told(results: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     return [mean_and_deviation(results["metrics"][metric]["values"]) for metric in metrics]
 
 
-def recorder(what: str, title: str, dataset: SequenceDataset) -> Callable[[dict[str, Any]], None]:
-    """`write` to ``experiments/results/WHAT_<dataset>``, as what the present command found."""
+def recorder(
+    what: str, title: str, dataset: SequenceDataset, module: str
+) -> Callable[[dict[str, Any]], None]:
+    """`write` to ``experiments/results/WHAT_<dataset>``, as the result of the present command in ``module``."""
     return functools.partial(
         write,
         title=f"{title} on {dataset.name}",
-        command=f"python -m experiments.studies.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
-        path=Path(f"experiments/results/{what}_{dataset.name.lower().replace(' ', '-')}"),
+        command=command_line(module),
+        name=f"{what}_{dataset.name.lower().replace(' ', '-')}",
     )
 
 
-def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> None:
-    """Commit-ready records: ``path``.json with everything, ``path``.md to read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps({**result, "command": command}, indent=1) + "\n")
-    versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+def write(
+    result: Mapping[str, Any], title: str, command: str, name: str, folder: Path | str = RESULTS
+) -> None:
+    """Write the record ``name`` of a study."""
     tuning = [
         f"- {row['name']}: "
         + "; ".join(f"{json.dumps(t['candidate'])} {t['valid']:.4f}" for t in row["tried"])
@@ -255,38 +259,29 @@ def write(result: Mapping[str, Any], title: str, command: str, path: Path) -> No
             f"| {row['name']} | {row['training']['parameters']:,} | {valid:.4f} | "
             f"{mean_and_deviation(covered['values'], 3)} |"
         )
-    lines = [
-        f"# {title}",
-        "",
-        *(
-            [
-                f"**Partial**: not trained yet: {', '.join(result['unfinished'])}. The command goes on where it stopped.",
-                "",
-            ]
-            if result["unfinished"]
-            else []
-        ),
-        f"`{command}`",
-        "",
-        f"{result['dataset']['name']}: {result['dataset']['users']:,} users, "
-        f"{result['dataset']['items']:,} items, "
-        f"{result['dataset']['interactions']:,} interactions "
-        f"(fingerprint `{result['dataset']['fingerprint'][:16]}`). "
-        f"{result['split']['protocol']}; {result['protocol']}. Seeds {result['seeds']}. Settings and stopping were "
+    partial = (
+        f"**Partial**: not trained yet: {', '.join(result['unfinished'])}. The command resumes the study."
+        if result["unfinished"]
+        else ""
+    )
+    seeds = f"Seeds {result['seeds']}."
+    chosen = "Settings and stopping" if tuning else "Nothing was tuned; stopping"
+    verb = "were" if tuning else "was"
+    body = [
+        partial,
+        f"{dataset_line(result['dataset'])} {result['split']['protocol']}; {result['protocol']}. {seeds} {chosen} {verb} "
         "chosen on validation; test targets were ranked once.",
-        "",
         result["markdown"],
-        "",
-        "Without training:",
-        "",
-        *baselines,
-        "",
-        f"| variant | parameters | validation NDCG@10 | coverage@{LISTS} |",
-        "|---|---|---|---|",
-        *costs,
-        "",
-        *(["Tuning (validation, first seed):", "", *tuning, ""] if tuning else []),
-        f"Run with {versions}; {result['hardware']['processor']}, {result['hardware']['cores']} cores, "
-        f"{', '.join(result['hardware']['devices'])}.",
+        "Without training:\n\n" + "\n".join(baselines),
+        "\n".join(
+            [
+                f"| variant | parameters | validation NDCG@10 | coverage@{LISTS} |",
+                "|---|---|---|---|",
+                *costs,
+            ]
+        ),
+        "Tuning (validation, first seed):\n\n" + "\n".join(tuning) if tuning else "",
     ]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write_record(
+        name, result, title=title, command=command, body=[part for part in body if part], folder=folder
+    )

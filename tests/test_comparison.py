@@ -51,10 +51,10 @@ def test_a_study_chooses_on_validation_and_goes_on_where_it_stopped(tmp_path, mo
     for row in whole["variants"]:
         assert 0 < row["lists"]["coverage@10"]["mean"] <= 1
 
-    write(kept[1], "Title", "command", tmp_path / "record")
+    write(kept[1], "Title", "command", "record", tmp_path)
     text = (tmp_path / "record.md").read_text()
     assert "**Partial**: not trained yet: plain again." in text
-    write(whole, "Title", "command", tmp_path / "record")
+    write(whole, "Title", "command", "record", tmp_path)
     assert "Partial" not in (tmp_path / "record.md").read_text()
 
 

@@ -1,15 +1,78 @@
-"""The scripts that measure: they run, and what they count is right."""
+"""Experiment scripts: they run, their counts are right, and every script and record is listed."""
 
 import json
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.record import command_line, write_record
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
 from jaxrec.attention import ATTENTION
 from tests.runs import standard_promotion  # noqa: F401
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+LIST = (FOLDER / "README.md").read_text()
+RECORDS = sorted({path.stem for path in (FOLDER / "results").iterdir()})
+
+
+def test_every_script_and_record_is_listed():
+    scripts = [path for path in FOLDER.rglob("*.py") if "__main__" in path.read_text()]
+    missing = [str(path.relative_to(FOLDER)) for path in scripts]
+    missing = [name for name in [*missing, *RECORDS] if f"`{name}`" not in LIST]
+    assert not missing, "experiments/README.md has no row for them"
+    listed = set(re.findall(r"`((?:\w+/)*\w+\.py)`", LIST))
+    assert all((FOLDER / name).exists() for name in listed)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record_names_a_command_that_exists(name):
+    path = FOLDER / "results" / f"{name}.json"
+    text = path.read_text() if path.exists() else (FOLDER / "results" / f"{name}.md").read_text()
+    modules = set(re.findall(r"python -m (experiments[\w.]*)", text))
+    for module in modules:
+        assert (FOLDER.parent / f"{module.replace('.', '/')}.py").exists(), module
+    assert modules or "jaxrec train" in text
+    if path.exists():
+        record = json.loads(text)
+        assert record["command"]
+        assert {"versions", "hardware"} <= record.keys()
+        assert "commit" in record["versions"]
+
+
+def test_one_writer_of_records():
+    """Beside the writer, a study logs its tuning in its run directories; nothing else writes JSON or Markdown."""
+    writing = re.compile(r"write_text\((?:json|text|page|report)|json\.dump\(|\.md\"\)\.write")
+    writers = {path.name for path in FOLDER.rglob("*.py") if writing.search(path.read_text())}
+    assert writers == {"record.py", "variants.py"}
+
+
+def test_record_has_command_versions_and_tables(tmp_path):
+    command = command_line(
+        "experiments.x",
+        ["--data", "/some/where/log.txt", "--out", "runs/a", "--notes", "a", "b", "--seeds", "3"],
+    )
+    assert command == "python -m experiments.x --data log.txt --out runs/a --seeds 3"
+    page = write_record(
+        "name",
+        {"figure": 1.5},
+        title="Title",
+        command=command,
+        body=["| a |"],
+        notes=["Note."],
+        folder=tmp_path,
+    )
+    record = json.loads((tmp_path / "name.json").read_text())
+    assert list(record) == ["command", "notes", "figure", "versions", "hardware"]
+    text = page.read_text()
+    assert text.startswith(f"# Title\n\n`{command}`\n\n| a |\n\nNote.\n\n")
+    assert f"jax {jax.__version__}" in text.splitlines()[-1]
+    with pytest.raises(ValueError, match="Out of range"):
+        write_record("nan", {"figure": float("nan")}, title="", command="", body=[], folder=tmp_path)
+    assert not (tmp_path / "nan.json").exists()
 
 
 def test_parameters_are_those_of_the_encoder():

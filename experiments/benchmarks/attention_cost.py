@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.benchmarks.records import keep, shown
+from experiments.record import command_line, write_record
 from jaxrec.analysis.tables import to_markdown
 
 MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -235,14 +235,13 @@ if __name__ == "__main__":
     given = tyro.cli(Options)
     outcome = main(given)
     if given.record:
-        keep(
+        write_record(
             given.record,
-            "Cost of attention mechanisms",
-            shown("attention_cost", given),
             outcome,
-            list(COLUMNS),
-            table(outcome),
-            [
+            title="Cost of attention mechanisms",
+            command=command_line(__spec__.name),
+            body=[to_markdown(list(COLUMNS), table(outcome))],
+            notes=[
                 f"A training step of {given.rows} histories of {given.max_length} interactions, width {given.width}, "
                 f"{given.layers} layers, {given.n_items:,} items, {given.dtype}; milliseconds, medians of "
                 f"{given.rounds} rounds; ratios against softmax attention in the same round. Layer: one layer's "

@@ -30,7 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from experiments.benchmarks.records import keep, number
+from experiments.record import command_line, number, write_record
+from jaxrec.analysis.tables import to_markdown
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.objectives.fused_cross_entropy import exponential
@@ -166,14 +167,14 @@ def main() -> None:
     result = {"cases": cases, "versions": versions(), "hardware": hardware()}
     if options.record:
         columns = [name for name in cases[0] if name != "gradient_error_bf16"]
-        keep(
+        table = [["-" if case[name] is None else number(case[name]) for name in columns] for case in cases]
+        write_record(
             options.record,
-            "Exact cross-entropy against a materialised one",
-            "python -m experiments.benchmarks.cross_entropy --json",
             result,
-            columns,
-            [["-" if case[name] is None else number(case[name]) for name in columns] for case in cases],
-            [
+            title="Exact cross-entropy against a materialised one",
+            command=command_line(__spec__.name),
+            body=[to_markdown(columns, table)],
+            notes=[
                 "Seconds are medians. The floor's products run in tiles of [256 x 64] by [64 x 2048], one at a time; a "
                 "share above 1 means that the loss keeps the processor busier than they do."
             ],

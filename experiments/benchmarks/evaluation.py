@@ -1,13 +1,13 @@
 """Time and memory of evaluation.
 
     python -m experiments.benchmarks.evaluation --json
-    python -m experiments.benchmarks.evaluation --only ml-1m "top-20" --record
+    python -m experiments.benchmarks.evaluation --only ml-1m "top-20" --record evaluation_speed
 
 Every case runs in a fresh process, so that its peak memory is its own, and is timed after a first run that
 compiles. ML-1M and the large Beauty file are read from ``--data`` (`../shared/data`); where they are absent,
 random histories of the same sizes stand in and the case says so. The last line of standard output is the
-result. ``--record`` keeps it in ``experiments/results/evaluation_speed.json`` and ``.md``, beside the cases that
-are there already and were not run.
+result. ``--record NAME`` writes it to ``experiments/results/NAME.json`` and ``NAME.md``, beside the cases that
+the record has already and that were not run.
 """
 
 from __future__ import annotations
@@ -227,21 +227,18 @@ def cases(data: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     return found
 
 
-def record(results: list[dict[str, Any]], order: list[str], path: Path) -> None:
-    """Put the results into the record ``path``.json and write it anew, with ``path``.md."""
+def record(results: list[dict[str, Any]], order: list[str], name: str) -> None:
+    """Merge the results into the record ``name``, which may have other cases."""
+    from experiments.record import RESULTS, write_record
     from jaxrec.analysis.tables import to_markdown
-    from jaxrec.reporting.results import hardware, versions
+    from jaxrec.reporting.results import versions
 
-    file = path.with_suffix(".json")
+    file = RESULTS / f"{name}.json"
     before = json.loads(file.read_text()) if file.exists() else {"cases": []}
     known = {case["name"]: case for case in before["cases"]}
-    notes = before.get("notes", [])
     installed = versions()
     known.update({case["name"]: {**case, "commit": installed.get("commit")} for case in results})
     found = sorted(known.values(), key=lambda case: order.index(case["name"]))
-    command = "python -m experiments.benchmarks.evaluation --json --record"
-    kept = {"command": command, "versions": installed, "hardware": hardware(), "notes": notes, "cases": found}
-    file.write_text(json.dumps(kept, indent=1) + "\n")
     columns = {
         "seconds": "seconds",
         "scoring_seconds": "of which scoring",
@@ -260,17 +257,20 @@ def record(results: list[dict[str, Any]], order: list[str], path: Path) -> None:
         ]
         for case in found
     ]
-    listed = ", ".join(
-        f"{package} {version}" for package, version in installed.items() if package != "commit"
-    )
-    commits = ", ".join(sorted({str(case["commit"]) for case in found}))
-    path.with_suffix(".md").write_text(
-        f"`{command}`\n\n{to_markdown(['case', 'users', 'items', *columns.values()], rows)}\n"
-        "ml-1m and beauty-large: SASRec, two layers, D = 64, L = 200 and 50; encoding, ranking and metrics, the "
-        "fastest of three after one that compiles. top-20: D = 64, 50 seen items a user; the floor is its matrix "
-        "products alone, in the same tiles. 10^n items: ranks of 512 targets, D = 16.\n\n"
-        + "".join(f"{note}\n\n" for note in notes)
-        + f"{listed}; commit {commits}; {hardware()['processor']}, {hardware()['cores']} cores.\n"
+    write_record(
+        name,
+        {
+            "cases": found,
+            "versions": {**installed, "commit": ", ".join(sorted({str(c["commit"]) for c in found}))},
+        },
+        title="Time and memory of evaluation",
+        command="python -m experiments.benchmarks.evaluation",
+        body=[to_markdown(["case", "users", "items", *columns.values()], rows)],
+        notes=[
+            "ml-1m and beauty-large: SASRec, two layers, D = 64, L = 200 and 50; encoding, ranking and metrics, the "
+            "fastest of three after one that compiles. top-20: D = 64, 50 seen items per user; the floor is its matrix "
+            "products alone, in the same tiles. 10^n items: ranks of 512 targets, D = 16."
+        ],
     )
 
 
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="directory of the archives")
     parser.add_argument("--only", nargs="+", metavar="CASE", help="names of cases, or the beginning of them")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
-    parser.add_argument("--record", action="store_true", help="keep the results in experiments/results")
+    parser.add_argument("--record", default="", metavar="NAME", help="record in experiments/results to write")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     known = cases(options.data)
@@ -313,7 +313,7 @@ def main() -> None:
             times = f"{row['seconds']:8.3f} s  scoring {row['scoring_seconds']:8.3f} s"
             print(f"{name:22s} {times}  {row['peak_rss_mib']:7.0f} MiB")
     if options.record:
-        record(results, list(known), Path("experiments/results/evaluation_speed"))
+        record(results, list(known), options.record)
     print(json.dumps({"cases": results}))
 
 

@@ -21,7 +21,8 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.benchmarks import training_speed
-from experiments.benchmarks.records import keep, number, shown
+from experiments.record import command_line, number, write_record
+from jaxrec.analysis.tables import to_markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +136,14 @@ if __name__ == "__main__":
             "peak_rss_mib",
             "temporary_mib",
         )
-        keep(
+        table = [[case["objective"], *(number(case[key]) for key in keys)] for case in result["cases"]]
+        write_record(
             given.record,
-            "Speed and memory of training with each objective",
-            shown("objective_speed", given),
             result,
-            ["objective", *keys],
-            [[case["objective"], *(number(case[key]) for key in keys)] for case in result["cases"]],
-            [
+            title="Speed and memory of training with each objective",
+            command=command_line(__spec__.name),
+            body=[to_markdown(["objective", *keys], table)],
+            notes=[
                 f"{result['dataset']['name']}, {result['dataset']['items']:,} items. Cross-entropy ran first and last; its "
                 f"second rate was {result['drift']:.2f} of its first."
             ],

@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.benchmarks.records import keep, number, shown
+from experiments.record import command_line, number, write_record
+from jaxrec.analysis.tables import to_markdown
 
 KEYS = (
     "interactions_per_second",
@@ -205,14 +206,14 @@ if __name__ == "__main__":
         print(name, *(f"{key} {figures[key]:,.4g}" for key in KEYS), sep="\n  ", file=sys.stderr)
     if given.record:
         modes = {result["mode"]: result, "padded": result["padded"]}
-        keep(
+        table = [[name, *(number(modes[name][key]) for key in KEYS)] for name in modes]
+        write_record(
             given.record,
-            "Speed of training",
-            shown("training_speed", given),
             result,
-            ["mode", *KEYS],
-            [[name, *(number(modes[name][key]) for key in KEYS)] for name in modes],
-            [f"{result['dataset']}, {result['targets_per_epoch']:,} training targets an epoch."],
+            title="Speed of training",
+            command=command_line(__spec__.name),
+            body=[to_markdown(["mode", *KEYS], table)],
+            notes=[f"{result['dataset']}, {result['targets_per_epoch']:,} training targets per epoch."],
         )
     print(
         json.dumps(result) if given.json else f"{result['speedup_over_padded']:.2f} times as fast as padded"

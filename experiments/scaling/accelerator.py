@@ -30,10 +30,12 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks import cross_entropy, evaluation
+from experiments.record import command_line, write_record
 from experiments.scaling.costs import Shape, measure_limits, seconds, spread, step_cost
 from experiments.scaling.profiles import costliest
 from experiments.scaling.steps import Program, random_histories
 from experiments.variants import apply
+from jaxrec.analysis.tables import to_markdown
 from jaxrec.api import fit
 from jaxrec.attention import ATTENTION
 from jaxrec.config import RunConfig
@@ -305,14 +307,26 @@ SECTIONS: dict[str, Callable[[Options], dict[str, Any]]] = {
 }
 
 
+def record(result: dict[str, Any], took: dict[str, str], folder: str) -> None:
+    """Write the record as far as it has come."""
+    rows = [[name, took[name], result[name].get("error", "complete")] for name in took]
+    write_record(
+        "accelerator",
+        result,
+        title="Checks and measurements on an accelerator",
+        command=command_line(__spec__.name),
+        body=[to_markdown(["section", "seconds", "outcome"], rows), "The figures are in `accelerator.json`."],
+        folder=folder,
+    )
+
+
 def main(options: Options) -> dict[str, Any]:
     """Run the sections; what has failed or was left out is in ``failed`` and ``left_out``."""
     began = time.perf_counter()
     unknown = set(options.only) - set(SECTIONS)
     if unknown:
         raise SystemExit(f"unknown sections {sorted(unknown)}: expected some of {', '.join(SECTIONS)}")
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    took: dict[str, str] = {}
     result: dict[str, Any] = {"hardware": hardware(), "versions": versions(), "failed": [], "left_out": []}
     for name in options.only or SECTIONS:
         started = time.perf_counter()
@@ -326,9 +340,10 @@ def main(options: Options) -> dict[str, Any]:
             result["failed"].append(name)
             result[name] = {"error": f"{type(error).__name__}: {error}"}
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-        (out / "accelerator.json").write_text(json.dumps(result, indent=1) + "\n")
+        took[name] = f"{time.perf_counter() - started:.0f}"
+        record(result, took, options.out)
     result["seconds"] = time.perf_counter() - began
-    (out / "accelerator.json").write_text(json.dumps(result, indent=1) + "\n")
+    record(result, took, options.out)
     return result
 
 

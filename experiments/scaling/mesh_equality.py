@@ -27,6 +27,8 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.record import command_line, write_record
+from jaxrec.analysis.tables import to_markdown
 from jaxrec.config import RunConfig, save_config
 from jaxrec.data import load_dataset
 from jaxrec.data.sampler import Position
@@ -41,7 +43,6 @@ from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
 
 MESHES = ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (8, 1), (2, 4), (1, 8))
-RESULTS = Path(__file__).parents[1] / "results" / "mesh_equality.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,24 +170,30 @@ def run_processes(options: Options, folder: Path) -> tuple[Outcome, float]:
     return Outcome(losses(folder / "run"), host(params, setup.dataset.n_items + 1), metrics), seconds
 
 
-def row(label: str, outcome: Outcome, first: Outcome, memory: dict[str, int] | None) -> str:
+COLUMNS = ("devices (data x item)", "last loss", "max diff., loss", "of params", "HR@10", "NDCG@10")
+MEMORY = ("tables", "arguments", "temporaries")
+
+
+def row(label: str, outcome: Outcome, first: Outcome, memory: dict[str, int] | None) -> list[str]:
+    """One row of the table."""
     difference = max(float(np.abs(a - b).max()) for a, b in zip(outcome.params, first.params, strict=True))
     loss_difference = max(abs(a - b) for a, b in zip(outcome.losses, first.losses, strict=True))
-    sizes = (
-        " | ".join(f"{memory[name]:,}" for name in ("tables", "arguments", "temporaries"))
-        if memory
-        else "- | - | -"
-    )
-    return (
-        f"| {label} | {outcome.losses[-1]:.6f} | {loss_difference:.1e} | {difference:.1e} | "
-        f"{outcome.metrics['HR@10']:.4f} | {outcome.metrics['NDCG@10']:.4f} | {sizes} |"
-    )
+    return [
+        label,
+        f"{outcome.losses[-1]:.6f}",
+        f"{loss_difference:.1e}",
+        f"{difference:.1e}",
+        f"{outcome.metrics['HR@10']:.4f}",
+        f"{outcome.metrics['NDCG@10']:.4f}",
+        *(f"{memory[name]:,}" if memory else "-" for name in MEMORY),
+    ]
 
 
 def main(options: Options) -> str:
-    """Run all and return the page."""
+    """Run all meshes and return the table."""
     dataset = load_dataset("movietweetings")
-    rows, first = [], None
+    rows: list[list[str]] = []
+    first, notes = None, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
@@ -196,37 +203,38 @@ def main(options: Options) -> str:
             first = first or outcome
             label = f"{shape[0] * shape[1]} ({shape[0]} x {shape[1]})"
             rows.append(row(label, outcome, first, memory(configuration(options, mesh))))
-            print(rows[-1], flush=True)
+            print(*rows[-1], flush=True)
         assert first is not None
-        told = ""
         if options.processes:
             (folder / "pair").mkdir()
             outcome, seconds = run_processes(options, folder / "pair")
             rows.append(row("4 (2 x 2), two processes", outcome, first, None))
-            told = (
-                f"The two processes took {seconds:.0f} s of wall time from start to report, on the "
-                f"{os.cpu_count()} cores that all share.\n"
-            )
+            notes = [
+                f"The two processes took {seconds:.0f} s of wall time from start to report; all share "
+                f"{os.cpu_count()} cores."
+            ]
+    table = to_markdown([*COLUMNS, *MEMORY], rows)
+    if not options.write:
+        return table
     config = configuration(options, MeshConfig())
-    page = f"""# One run on meshes of one to eight devices
-
-    python -m experiments.scaling.mesh_equality
-
-{dataset.name}: {dataset.n_items:,} items; SASRec of width {config.encoder.width} with dropout {config.encoder.dropout},
-exact cross-entropy, batches of {config.batches.batch_size} rows of {config.batches.max_length}, {options.epochs:g} epochs,
-one seed. jax {jax.__version__}. Losses are logged with six decimals. Forced host devices of one CPU: they show that the
-numbers agree, and what lies on a device, not how fast anything is. "Max diff." is to one device: of the mean losses of the
-chunks of steps, and of all best parameters but the bias of all keys, whose true gradient is zero. Bytes are those of one
-device: item tables with both moments of Adam; all arguments of the compiled steps (the log among them); its temporaries.
-
-| Devices (data x item) | Last loss | Max diff., loss | of params | HR@10 | NDCG@10 | Tables | Arguments | Temporaries |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{chr(10).join(rows)}
-
-{told}"""
-    if options.write:
-        RESULTS.write_text(page)
-    return page
+    introduction = (
+        f"{dataset.name}: {dataset.n_items:,} items; SASRec of width {config.encoder.width} with dropout "
+        f"{config.encoder.dropout}, exact cross-entropy, batches of {config.batches.batch_size} rows of "
+        f"{config.batches.max_length}, {options.epochs:g} epochs, one seed. Losses are logged with six decimals. Forced "
+        "host devices of one CPU show that the numbers agree and what each device holds; they say nothing of speed. "
+        "Differences are to one device: of the mean losses of the chunks of steps, and of all best parameters but "
+        "the bias of all keys, whose true gradient is zero. Bytes are those of one device: item tables with both moments of "
+        "Adam; all arguments of the compiled steps (the log among them); their temporaries."
+    )
+    write_record(
+        "mesh_equality",
+        {"rows": [dict(zip([*COLUMNS, *MEMORY], each, strict=True)) for each in rows]},
+        title="One run on meshes of one to eight devices",
+        command=command_line(__spec__.name),
+        body=[introduction, table],
+        notes=notes,
+    )
+    return table
 
 
 if __name__ == "__main__":

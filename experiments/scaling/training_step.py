@@ -1,11 +1,11 @@
-"""How a training step scales: time and memory against batch, length, width, depth, catalogue, query positions, devices.
+"""Scaling of the training step: time and memory against batch, length, width, depth, catalogue, query positions, devices.
 
     python -m experiments.scaling.training_step --json
     python -m experiments.scaling.training_step --axes batch catalogue --out runs/scaling
 
-Beside each measurement stands what the simple model of `experiments.scaling.costs` expects from the machine's measured
-limits. Forced host devices share the cores of one processor: for them this study shows that results agree and what
-memory and traffic a device has, and no speed. What the model says of larger meshes is marked as a prediction.
+Each measurement is compared with the prediction of the simple model of `experiments.scaling.costs` from the limits of the
+machine. Forced host devices share the cores of one processor: for them this study shows that results agree and what memory
+and traffic a device has, and no speed. What the model says of larger meshes is marked as a prediction.
 
 Writes ``experiments/results/scaling_<backend>.{json,md,png}``. Compiled programs are kept, so a second run measures at
 once: run it a first time to compile, and again on a quiet machine.
@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.record import command_line, write_record
 from experiments.scaling.costs import Limits, Shape, measure_limits, parameters, seconds, spread, step_cost
 from experiments.scaling.steps import MIB, Program, random_histories
 from jaxrec.analysis.tables import to_markdown
@@ -35,7 +36,6 @@ from jaxrec.data.batches import BatchConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.models import SASRecConfig
 from jaxrec.objectives import CrossEntropyConfig
-from jaxrec.reporting.results import hardware, versions
 
 BASE = Shape()
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -179,33 +179,29 @@ def main(options: Options) -> dict[str, Any]:
         "predictions": predictions(limits),
         "link_bytes_per_second": LINK_BYTES_PER_SECOND,
         "options": dataclasses.asdict(options),
-        "versions": versions(),
-        "hardware": hardware(),
     }
     out = Path(options.out or f"experiments/results/scaling_{jax.default_backend()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    out.with_suffix(".md").write_text(report(result, out.name))
-    plot(result, out.with_suffix(".png"))
+    write_record(
+        out.name,
+        result,
+        title="Scaling of the training step",
+        command=command_line(__spec__.name),
+        body=report(result, out.name),
+        folder=out.parent,
+    )
+    plot(result, out.with_name(f"{out.name}.png"))
     return result
 
 
-def report(result: dict[str, Any], name: str) -> str:
-    """The record to read."""
-    limits, used = result["limits"], result["hardware"]
+def report(result: dict[str, Any], name: str) -> list[str]:
+    """Paragraphs and tables of the record."""
+    limits = result["limits"]
     lines = [
-        "# Scaling of the training step",
-        "",
-        f"`python -m experiments.scaling.training_step`; {used['processor']}, {used['cores']} cores, "
-        f"{', '.join(used['devices'][:1])}; "
-        + ", ".join(f"{package} {version}" for package, version in result["versions"].items()),
-        "",
         "Padded batches without padding, exact cross-entropy, Adam, float32; the base has "
         + ", ".join(f"{field} {value}" for field, value in dataclasses.asdict(BASE).items())
         + ". Expected: operations over the rate of a large product plus bytes over the rate of a copy, as measured here: "
         f"{limits['float32_operations_per_second'] / 1e9:,.0f} GFLOP/s in float32, "
         f"{limits['bfloat16_operations_per_second'] / 1e9:,.0f} in bfloat16, {limits['bytes_per_second'] / 1e9:,.1f} GB/s.",
-        "",
     ]
     for axis, measurements in result["axes"].items():
         field = AXES[axis][0]
@@ -231,15 +227,14 @@ def report(result: dict[str, Any], name: str) -> str:
             "state MiB (expected)",
             "temporary MiB",
         ]
-        lines += [f"## {axis.capitalize()}", "", to_markdown(head, table), ""]
+        lines += [f"## {axis.capitalize()}", to_markdown(head, table)]
     if "devices" in result:
         lines += [
             "## Devices",
-            "",
-            "Eight forced host devices on one processor: equality, memory and traffic, **no speed**. Difference: largest "
-            "of any parameter after the steps, against one device; bytes are for one device, from the compiled program. "
-            "(Over data it sends more than expected: it reduces the table's gradients as input and as candidates apart.)",
-            "",
+            "Eight forced host devices on one processor: equality, memory and traffic, **no speed**. Difference: "
+            "largest of any parameter after the steps, against one device; bytes are for one device, from the compiled "
+            "program. (Over data it sends more than expected: it reduces the table's gradients as input and as candidates "
+            "apart.)",
             to_markdown(
                 [
                     "data x item",
@@ -265,14 +260,11 @@ def report(result: dict[str, Any], name: str) -> str:
                     for row in result["devices"]
                 ],
             ),
-            "",
         ]
     lines += [
         "## Predictions (not measured)",
-        "",
         f"The same model for devices with these limits and links of {result['link_bytes_per_second'] / 1e9:.0f} GB/s (an "
         "assumption): 1,000,000 items, L = 200. Strong: 2,048 rows in all; weak: 32 rows for each device along data.",
-        "",
         to_markdown(
             [
                 "scaling",
@@ -296,10 +288,9 @@ def report(result: dict[str, Any], name: str) -> str:
                 for row in result["predictions"]
             ],
         ),
-        "",
         f"![]({name}.png)",
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Keep what the studies of finished runs say: protocols, comparison, stability.
+"""Records of studies of finished runs: protocols, comparison, stability.
 
     python -m experiments.studies.evaluation_studies protocols runs/ml-1m --name protocols_ml-1m \\
         --commands "jaxrec train --data ml-1m.txt.gz --preset sasrec-ml1m"
@@ -16,21 +16,21 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.record import dataset_line, write_record
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.reporting.results import hardware, versions
 from jaxrec.training import runs as studies
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Keep a study of finished runs.
+    """Record a study of finished runs.
 
     Attributes:
-      study: which.
+      study: study to record.
       runs: run directories; the first is the baseline, "protocols" takes one.
-      name: of the record.
-      commands: what produced the runs, one each.
-      notes: what a reader must know besides, a sentence each.
+      name: name of the record.
+      commands: commands that produced the runs, one per run.
+      notes: sentences for the reader of the record.
       figures: directory for the study's tables and figures; empty = none.
     """
 
@@ -43,7 +43,7 @@ class Options:
 
 
 def tables_of(options: Options) -> tuple[dict[str, Any], str]:
-    """The study's result, and its tables as Markdown."""
+    """Result of the study, and its tables as Markdown."""
     out = options.figures or None
     if options.study == "protocols":
         (run,) = options.runs
@@ -64,7 +64,7 @@ def tables_of(options: Options) -> tuple[dict[str, Any], str]:
 
 
 def main(options: Options) -> None:
-    """Write both records."""
+    """Write the record."""
     result, tables = tables_of(options)
     trained = [json.loads((Path(run) / "results.json").read_text()) for run in options.runs]
     dataset, names = trained[0]["dataset"], studies.run_names(options.runs)
@@ -75,31 +75,14 @@ def main(options: Options) -> None:
     ]
     listed = [f"{model}; `{command}`" for model, command in zip(models, options.commands, strict=False)]
     listed += models[len(listed) :]
-    command = f"python -m experiments.studies.evaluation_studies {options.study} {' '.join(names)}"
-    installed, machine = versions(), hardware()
-    record = {
-        "command": command,
-        "dataset": dataset,
-        "split": trained[0]["split"]["protocol"],
-        "models": listed,
-        "notes": list(options.notes),
-        **result,
-        "versions": installed,
-        "hardware": machine,
-    }
-    folder = Path("experiments/results")
-    (folder / f"{options.name}.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    lines = [
-        f"`{command}`",
-        f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, fingerprint "
-        f"`{dataset['fingerprint'][:16]}`; {trained[0]['split']['protocol']}.",
-        *listed,
-        tables.rstrip(),
-        *options.notes,
-        ", ".join(f"{package} {version}" for package, version in installed.items())
-        + f"; {machine['processor']}, {machine['cores']} cores.",
-    ]
-    (folder / f"{options.name}.md").write_text("\n\n".join(lines) + "\n")
+    write_record(
+        options.name,
+        {"dataset": dataset, "split": trained[0]["split"]["protocol"], "models": listed, **result},
+        title=f"{options.study.capitalize()} on {dataset['name']}",
+        command=f"python -m experiments.studies.evaluation_studies {options.study} {' '.join(names)}",
+        body=[f"{dataset_line(dataset)} {trained[0]['split']['protocol']}.", *listed, tables],
+        notes=options.notes,
+    )
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def main(options: Options) -> None:
             f"{result['rate']['bfloat16_over_float32']:.2f} times the speed "
             f"({result['rate']['least']:.2f} to {result['rate']['most']:.2f})."
         )
-    recorder("precision", "bfloat16 against float32", dataset)(result)
+    recorder("precision", "bfloat16 against float32", dataset, __spec__.name)(result)
 
 
 if __name__ == "__main__":
