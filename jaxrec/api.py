@@ -98,9 +98,7 @@ def evaluate(
         setup.evaluate(setup.layout.seed_params(opened.params, s), cases)
         for s in range(len(config.training.seeds))
     ]
-    baselines = evaluate_baselines(
-        setup.split, part=split, ks=config.evaluation.ks, remove_seen=config.evaluation.remove_seen
-    )
+    baselines = evaluate_baselines(setup.split, split, config.evaluation)
     extra = {} if beyond is None else {"beyond_accuracy": beyond_accuracy_of(opened, split, beyond)}
     return {
         "run": str(run),

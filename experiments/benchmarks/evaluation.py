@@ -83,10 +83,12 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
 
     from jaxrec.attention.softmax import SoftmaxAttentionConfig
     from jaxrec.data import split_dataset
+    from jaxrec.data.batches import BatchConfig
     from jaxrec.data.packing import pad
-    from jaxrec.evaluation.encode import encode_histories
-    from jaxrec.evaluation.evaluate import evaluate_cases
-    from jaxrec.evaluation.ranking import catalogue, rank_targets
+    from jaxrec.evaluation.evaluate import EvaluationConfig, evaluate_cases
+    from jaxrec.evaluation.histories import Histories
+    from jaxrec.evaluation.ranker import EncoderRanker
+    from jaxrec.evaluation.ranking import candidate_table, rank_targets
     from jaxrec.evaluation.seen import seen_items
     from jaxrec.models.transformer import SASRecConfig
 
@@ -94,22 +96,19 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
     split = split_dataset(log)
     encoder = SASRecConfig(width=WIDTH).module(SoftmaxAttentionConfig(), log.n_items, max_length)
     params = _initial(encoder, max_length, pad)
-
-    def forward(params: Any, batch: Any, at: Any) -> Any:
-        return encoder.apply({"params": params}, batch, at=at)
-
+    batches, config = BatchConfig(max_length=max_length), EvaluationConfig()
     cases, items = split.test, np.asarray(log.items)
-    table = encoder.item_table(params)
-    seconds, result = best_of(
-        3, lambda: evaluate_cases(forward, table, params, cases, items, max_length=max_length)
-    )
-    hidden = encode_histories(
-        forward, params, items, cases.history_starts, cases.history_stops, max_length=max_length
-    )
+
+    def ranker() -> Any:
+        return EncoderRanker.build(encoder, params, batches, config)
+
+    seconds, result = best_of(3, lambda: evaluate_cases(ranker(), cases, items, config))
+    hidden = ranker().encode(Histories(items, cases.history_starts, cases.history_stops))
     jax.block_until_ready(hidden)
+    table = encoder.item_table(params)
 
     def score() -> Any:
-        return rank_targets(hidden, catalogue(table), cases.targets, seen_items(cases, items))
+        return rank_targets(hidden, candidate_table(table), cases.targets, seen_items(cases, items))
 
     scoring_seconds, _ = best_of(3, score)
     return {
@@ -158,14 +157,14 @@ def top_20(n_rows: int = 10_000, n_items: int = 1_000_000, seen: int = 50) -> di
     """Lists of 20 for many users over a large catalogue."""
     import jax.numpy as jnp
 
-    from jaxrec.evaluation.ranking import ITEM_CHUNK, ROW_CHUNK, catalogue, top_k
+    from jaxrec.evaluation.ranking import ITEM_CHUNK, ROW_CHUNK, candidate_table, top_k
     from jaxrec.nn.item_table import ItemTable
 
     rng = np.random.default_rng(0)
     vectors = jnp.asarray(rng.standard_normal((n_items + 1, WIDTH), np.float32))
     hidden = jnp.asarray(rng.standard_normal((n_rows, WIDTH), np.float32))
     history = rng.integers(1, n_items + 1, (n_rows, seen), dtype=np.int32)
-    table = catalogue(ItemTable(vectors))
+    table = candidate_table(ItemTable(vectors))
     top_k(hidden[:ROW_CHUNK], table, 20, history[:ROW_CHUNK])  # compile
     memory = WorkingMemory()
     begin = time.perf_counter()
@@ -189,7 +188,7 @@ def scaling(n_items: int, n_rows: int = 512) -> dict[str, Any]:
     """Ranks of 512 targets, D = 16, at one catalogue size: memory beside the table does not grow."""
     import jax.numpy as jnp
 
-    from jaxrec.evaluation.ranking import catalogue, rank_targets
+    from jaxrec.evaluation.ranking import candidate_table, rank_targets
     from jaxrec.nn.item_table import ItemTable
 
     width = 16
@@ -198,7 +197,7 @@ def scaling(n_items: int, n_rows: int = 512) -> dict[str, Any]:
     hidden = jnp.asarray(rng.standard_normal((n_rows, width), np.float32))
     targets = rng.integers(1, n_items + 1, n_rows)
     begin = time.perf_counter()
-    table = catalogue(ItemTable(vectors))
+    table = candidate_table(ItemTable(vectors))
     checking = time.perf_counter() - begin
     memory = WorkingMemory()
     seconds, _ = best_of(2, lambda: rank_targets(hidden, table, targets))

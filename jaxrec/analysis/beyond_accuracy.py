@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxrec.analysis.tables import over_seeds
 from jaxrec.data.catalogue import AttributeTable
-from jaxrec.evaluation.ranking import top_k
-from jaxrec.evaluation.seen import ranges, seen_items
+from jaxrec.evaluation.histories import ranking_cases
+from jaxrec.evaluation.seen import ranges
 from jaxrec.training.runs import OpenRun
 
 
@@ -128,9 +128,8 @@ def beyond_accuracy_of(opened: OpenRun, split: str, k: int) -> dict[str, dict[st
     """
     setup, cases = opened.setup, opened.setup.split.cases(split)
     dataset, found = setup.dataset, []
-    seen = seen_items(cases, dataset.items) if opened.config.evaluation.remove_seen else None
+    asked = ranking_cases(cases, dataset.items, setup.timestamps, opened.config.evaluation.remove_seen)
     for index in range(len(opened.config.training.seeds)):
-        params = opened.of_seed(index)
-        lists = top_k(opened.states(params, cases), setup.encoder.item_table(params), k, seen)[1]
+        lists = opened.ranker(index).top_k(asked.histories, k, asked.exclude).items
         found.append(beyond_accuracy(lists, setup.split.item_counts, dataset.n_users, dataset.attributes))
     return over_seeds(found)

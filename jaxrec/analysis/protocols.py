@@ -21,8 +21,9 @@ from jax import Array, lax
 from jaxrec.analysis.tables import write_tables
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.metrics import DEFAULT_KS, ranking_metrics
-from jaxrec.evaluation.ranking import Catalogue, catalogue, rank_targets
+from jaxrec.evaluation.ranking import CandidateTable, candidate_table, rank_targets
 from jaxrec.evaluation.seen import SeenItems, as_seen, seen_items
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.training.runs import open_run
@@ -96,7 +97,7 @@ SIDE_BY_SIDE = (
 def protocol_ranks(
     protocol: Candidates,
     hidden: Any,
-    table: ItemTable | Catalogue,
+    table: ItemTable | CandidateTable,
     targets: np.ndarray,
     seen: Any,
     item_counts: np.ndarray | None = None,
@@ -115,7 +116,7 @@ def protocol_ranks(
       ConfigError: the popularity sampler without ``item_counts``.
       DataError: fewer unseen items than negatives.
     """
-    items = catalogue(table)
+    items = candidate_table(table)
     targets = np.asarray(targets, np.int32)
     if protocol.kind == "full":
         rule: Literal["remove", "zero"] = "zero" if protocol.seen == "zero" else "remove"
@@ -202,10 +203,10 @@ def _draw(
 
 
 def rank_among(
-    hidden: Any, table: ItemTable | Catalogue, targets: np.ndarray, negatives: np.ndarray
+    hidden: Any, table: ItemTable | CandidateTable, targets: np.ndarray, negatives: np.ndarray
 ) -> np.ndarray:
     """int32[E]: rank of each target among itself and its row of negatives int32[E, n]; ties as everywhere."""
-    items = catalogue(table)
+    items = candidate_table(table)
     if items.vectors is None:
         raise ConfigError("table must have item vectors to rank among drawn negatives, got scores")
     candidates = np.concatenate([np.asarray(targets, np.int32)[:, None], negatives.astype(np.int32)], axis=1)
@@ -249,7 +250,7 @@ class ProtocolRow:
 
 def side_by_side(
     hidden: Any,
-    table: ItemTable | Catalogue,
+    table: ItemTable | CandidateTable,
     targets: np.ndarray,
     seen: Any,
     item_counts: np.ndarray,
@@ -263,7 +264,7 @@ def side_by_side(
       protocols: the first is what the others are compared with.
       ks: cutoffs.
     """
-    items = catalogue(table)
+    items = candidate_table(table)
     rows: list[ProtocolRow] = []
     for protocol in protocols:
         ranks = protocol_ranks(protocol, hidden, items, targets, seen, item_counts)
@@ -317,8 +318,11 @@ def protocols(
     seen = seen_items(cases, setup.dataset.items).select(rows_of_target)
     by_seed = []
     for index in range(len(opened.config.training.seeds)):
-        params = opened.of_seed(index)
-        hidden = opened.states(params, cases)[rows_of_target]
+        ranker = opened.ranker(index)
+        histories = Histories(
+            setup.dataset.items, cases.history_starts, cases.history_stops, setup.timestamps, cases.users
+        )
+        hidden = ranker.encode(histories)[rows_of_target]
         candidates = [
             each
             for each in SIDE_BY_SIDE
@@ -327,7 +331,7 @@ def protocols(
         by_seed.append(
             side_by_side(
                 hidden,
-                setup.encoder.item_table(params),
+                ranker.table,
                 cases.targets,
                 seen,
                 setup.split.item_counts,

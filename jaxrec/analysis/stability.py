@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,15 +19,12 @@ from matplotlib.figure import Figure
 from jaxrec.analysis.figures import _COLOURS
 from jaxrec.analysis.significance import Effect, mean_interval, paired_bootstrap
 from jaxrec.analysis.tables import write_tables
-from jaxrec.data.batches import PositionOrigin
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.encode import TOKENS_PER_BATCH, ApplyFn, encode_histories
+from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
 from jaxrec.evaluation.metrics import metric_values
-from jaxrec.evaluation.ranking import Catalogue, catalogue, rank_targets, top_k
-from jaxrec.evaluation.seen import SeenItems, ranges, seen_items
-from jaxrec.nn.item_table import ItemTable
+from jaxrec.evaluation.ranker import Ranker
+from jaxrec.evaluation.seen import ranges
 from jaxrec.training.runs import OpenRun, open_run, run_names
 
 
@@ -75,25 +72,17 @@ DEFAULT_PERTURBATIONS = (
 )
 
 
-class Log(NamedTuple):
-    """Histories on their own: ``items[offsets[e]:offsets[e+1]]``, with timestamps or None."""
-
-    items: np.ndarray
-    offsets: np.ndarray
-    timestamps: np.ndarray | None
-
-
-def perturb(histories: Log, perturbation: Perturbation, n_items: int) -> Log:
+def perturb(histories: Histories, perturbation: Perturbation, n_items: int) -> Histories:
     """Histories with the edit applied. A history of one interaction is never emptied; an empty one stays
     empty.
 
     Args:
-      histories: what to edit.
+      histories: one after the other in a log of their own (`Histories.compact`).
       perturbation: the edit.
       n_items: V, which replacements and insertions are drawn from.
     """
     rng = np.random.default_rng(perturbation.seed)
-    lengths = np.diff(histories.offsets)
+    lengths = histories.lengths
     owner = np.repeat(np.arange(len(lengths)), lengths)
     position = ranges(np.zeros(len(lengths), np.int64), lengths)
     edits = np.minimum(np.maximum(np.rint(perturbation.rate * lengths).astype(np.int64), 1), lengths)
@@ -123,7 +112,7 @@ def perturb(histories: Log, perturbation: Perturbation, n_items: int) -> Log:
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(owner, minlength=len(lengths)))])
     if times is not None and perturbation.edit != "swap":  # a swap exchanges the items, time stays in order
         times = times[order]
-    return Log(items[order].astype(np.int32), offsets, times)
+    return Histories(items[order].astype(np.int32), offsets[:-1], offsets[1:], times, histories.users)
 
 
 def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndarray:
@@ -199,56 +188,33 @@ class Stability:
 
 
 def measure_stability(
-    apply_fn: ApplyFn,
-    table: ItemTable | Catalogue,
-    params: Any,
-    cases: EvaluationCases,
-    items: np.ndarray,
-    *,
+    ranker: Ranker,
+    cases: RankingCases,
     max_length: int,
-    position_origin: PositionOrigin = "start",
     k: int = 10,
     perturbations: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
-    timestamps: np.ndarray | None = None,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
     persistence: float = 0.9,
 ) -> list[Stability]:
     """Lists and ranks of a model before and after each perturbation of the part of the history that it sees.
 
     Args:
-      apply_fn, table, params, cases, items, max_length, position_origin, timestamps, tokens_per_batch: as
-        `evaluate_cases`.
+      ranker: the model.
+      cases: histories and targets; their candidates stay those of the unperturbed history.
+      max_length: interactions of a history that the model sees.
       k: length of the lists.
       perturbations: edits to try.
       persistence: p of the rank-biased overlap.
     """
-    full = catalogue(table)
-    starts, stops = np.asarray(cases.history_starts, np.int64), np.asarray(cases.history_stops, np.int64)
-    lengths = np.minimum(stops - starts, max_length)
-    place = ranges(stops - lengths, lengths)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    log = Log(np.asarray(items)[place], offsets, None if timestamps is None else timestamps[place])
-    seen = seen_items(cases, items)
+    histories = cases.histories.compact(max_length)
 
-    def answer(histories: Log) -> tuple[np.ndarray, np.ndarray]:
-        hidden = encode_histories(
-            apply_fn,
-            params,
-            histories.items,
-            histories.offsets[:-1],
-            histories.offsets[1:],
-            max_length=max_length,
-            position_origin=position_origin,
-            tokens_per_batch=tokens_per_batch,
-            timestamps=histories.timestamps,
-            users=cases.users,
-        )
-        return top_k(hidden, full, k, seen)[1], _ranks(hidden, full, cases, seen)
+    def answer(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        changed = dataclasses.replace(cases, histories=histories)
+        return ranker.top_k(histories, k, cases.exclude).items, ranker.rank(changed)
 
-    lists, ranks = answer(log)
+    lists, ranks = answer(histories)
     results = []
     for perturbation in perturbations:
-        new_lists, new_ranks = answer(perturb(log, perturbation, full.n_items))
+        new_lists, new_ranks = answer(perturb(histories, perturbation, ranker.n_items))
         results.append(
             Stability(
                 perturbation,
@@ -261,11 +227,6 @@ def measure_stability(
             )
         )
     return results
-
-
-def _ranks(hidden: Any, table: Catalogue, cases: EvaluationCases, seen: SeenItems) -> np.ndarray:
-    rows = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
-    return rank_targets(hidden[rows], table, cases.targets, seen.select(rows))
 
 
 def compare_stability(
@@ -391,18 +352,9 @@ def stability(
                 raise DataError(
                     f"runs must have the same {what}, but that of {name} differs from that of the first"
                 )
-        setup, params = opened.setup, opened.of_seed(0)
-        measured[name] = measure_stability(
-            setup.forward,
-            setup.encoder.item_table(params),
-            params,
-            setup.split.cases(split),
-            setup.dataset.items,
-            max_length=opened.config.batches.max_length,
-            position_origin=opened.config.batches.position_origin,
-            k=k,
-            timestamps=setup.timestamps,
-        )
+        setup = opened.setup
+        cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps)
+        measured[name] = measure_stability(opened.ranker(0), cases, opened.config.batches.max_length, k)
     base, *others = measured
     effects = {name: compare_stability(measured[base], measured[name]) for name in others}
     study = StabilityStudy(measured, effects)

@@ -1,30 +1,19 @@
-"""Popularity and first-order Markov chains, ranked by the same code as every model: the numbers to be better
-than.
+"""Baselines ranked by the same code as every model: popularity and first-order Markov chains.
 
 Both give whole-number scores, so that every tie is a real one and is broken by the declared rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from jaxrec.data.splits import Split
-from jaxrec.evaluation.evaluate import Evaluation, check_cutoffs, evaluation_of, usable_cases
-from jaxrec.evaluation.metrics import DEFAULT_KS
-from jaxrec.evaluation.ranking import ITEM_CHUNK, ROW_CHUNK, identity_catalogue, rank_targets, top_k
-from jaxrec.evaluation.seen import SeenItems, ranges, seen_items
-
-
-class Baseline(Protocol):
-    """Scores of all items after a last item."""
-
-    n_items: int
-
-    def scores(self, last_items: np.ndarray) -> np.ndarray:
-        """float32[R, V+1] for the newest item int[R] of each history, 0 = the history is empty."""
+from jaxrec.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_cases
+from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.ranker import ScoreRanker
+from jaxrec.evaluation.seen import ranges
 
 
 class Popularity:
@@ -38,8 +27,9 @@ class Popularity:
         self.n_items = len(counts) - 1
         self._order = dense_order(np.asarray(counts)).astype(np.float32)
 
-    def scores(self, last_items: np.ndarray) -> np.ndarray:
-        return np.repeat(self._order[None], len(last_items), axis=0)
+    def scores(self, histories: Histories) -> np.ndarray:
+        """float32[R, V+1], the same for every history."""
+        return np.repeat(self._order[None], len(histories), axis=0)
 
 
 class MarkovChain:
@@ -73,7 +63,9 @@ class MarkovChain:
         self._place = np.empty(len(order), np.int64)
         self._place[order] = place - before + 1 + n_items
 
-    def scores(self, last_items: np.ndarray) -> np.ndarray:
+    def scores(self, histories: Histories) -> np.ndarray:
+        """float32[R, V+1], from the newest item of each history."""
+        last_items = histories.last_items()
         scores = np.repeat(self._popularity.astype(np.float32)[None], len(last_items), axis=0)
         first, last = self._offsets[last_items], self._offsets[np.asarray(last_items) + 1]
         entries = ranges(first, last - first)
@@ -83,89 +75,35 @@ class MarkovChain:
 
 
 def dense_order(values: np.ndarray) -> np.ndarray:
-    """int64: how many distinct smaller values there are; exact in float32 below 2**24 where counts may not
-    be.
-    """
+    """int64, number of distinct smaller values; exact in float32 below 2**24 where counts may not be."""
     return np.unique(values, return_inverse=True)[1].astype(np.int64).reshape(-1)
 
 
 def evaluate_baselines(
     split: Split,
     part: Literal["valid", "test"] = "test",
-    ks: Sequence[int] = DEFAULT_KS,
-    remove_seen: bool = True,
+    config: EvaluationConfig = EvaluationConfig(),  # noqa: B008
 ) -> dict[str, Evaluation]:
     """Popularity and a first-order Markov chain, fitted to the training part and ranked like a model.
 
     Args:
       split: the dataset and its cases.
       part: which cases.
-      ks: cutoffs of the metrics.
-      remove_seen: strike the items of each history from the candidates.
+      config: cutoffs, and whether seen items are candidates.
 
     Returns:
       {"popularity": Evaluation, "markov": Evaluation}
     """
-    dataset = split.dataset
-    models: dict[str, Baseline] = {
-        "popularity": Popularity(split.item_counts),
-        "markov": MarkovChain(dataset.items, split.train_starts, split.train_stops, dataset.n_items),
+    return {
+        name: evaluate_cases(
+            ranker, split.cases(part), split.dataset.items, config, known_items=split.item_counts > 0
+        )
+        for name, ranker in baseline_rankers(split).items()
     }
-    return {name: evaluate_baseline(model, split, part, ks, remove_seen) for name, model in models.items()}
 
 
-def evaluate_baseline(
-    model: Baseline,
-    split: Split,
-    part: Literal["valid", "test"] = "test",
-    ks: Sequence[int] = DEFAULT_KS,
-    remove_seen: bool = True,
-) -> Evaluation:
-    """The same for one baseline; it scores 512 rows at a time."""
-    check_cutoffs(ks, model.n_items)
-    cases, counts = usable_cases(split.cases(part), split.item_counts > 0)
-    sizes = np.diff(cases.target_offsets)
-    row_of_target = np.repeat(np.arange(len(sizes)), sizes)
-    seen = seen_items(cases, split.dataset.items).select(row_of_target) if remove_seen else None
-    last_items = _last_items(split.dataset.items, cases.history_starts, cases.history_stops)[row_of_target]
-    table = identity_catalogue(model.n_items, item_chunk=ITEM_CHUNK)
-    ranks = [
-        rank_targets(model.scores(last_items[rows]), table, cases.targets[rows], _select(seen, rows))
-        for rows in _batches(len(last_items))
-    ]
-    return evaluation_of(np.concatenate(ranks), cases, counts, ks=ks, remove_seen=remove_seen)
-
-
-def baseline_lists(
-    model: Baseline,
-    last_items: np.ndarray,
-    k: int,
-    seen: SeenItems | None = None,
-    keep: np.ndarray | None = None,
-) -> np.ndarray:
-    """int32[E, K]: the k best items of each history by a baseline; see `jaxrec.evaluation.ranking.top_k`."""
-    table = identity_catalogue(model.n_items, item_chunk=ITEM_CHUNK)
-    lists = [
-        top_k(
-            model.scores(last_items[rows]),
-            table,
-            k,
-            _select(seen, rows),
-            keep=None if keep is None else keep[rows],
-        )[1]
-        for rows in _batches(len(last_items))
-    ]
-    return np.concatenate(lists)
-
-
-def _batches(n: int) -> list[np.ndarray]:
-    return [np.arange(start, min(start + ROW_CHUNK, n)) for start in range(0, n, ROW_CHUNK)]
-
-
-def _select(seen: SeenItems | None, rows: np.ndarray) -> SeenItems | None:
-    return None if seen is None else seen.select(rows)
-
-
-def _last_items(items: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """int64[E]: the newest item of each history, 0 where it is empty."""
-    return np.where(stops > starts, items[np.maximum(stops - 1, 0)], 0).astype(np.int64)
+def baseline_rankers(split: Split) -> dict[str, ScoreRanker]:
+    """Rankers of every baseline, fitted to the training part of ``split``."""
+    dataset = split.dataset
+    markov = MarkovChain(dataset.items, split.train_starts, split.train_stops, dataset.n_items)
+    return {"popularity": ScoreRanker(Popularity(split.item_counts)), "markov": ScoreRanker(markov)}

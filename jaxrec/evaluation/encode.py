@@ -1,13 +1,13 @@
-"""Hidden state of each history's last position: histories packed into rows, so that no work goes into
-padding.
-"""
+"""Hidden states of the last positions of histories, packed into rows so that no work goes into padding."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +19,10 @@ from jaxrec.data.batches import Batch, PositionOrigin, gather_batch
 from jaxrec.data.packing import PackedRows, Sequences, pack
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import parallel
+from jaxrec.evaluation.histories import Histories
 from jaxrec.sharding import DATA, place
 
-#: ``(params, batch, at int32[B, S]) -> hidden [B, S, D]`` at the positions ``at``, without dropout.
+#: ``(params, batch, query_positions int32[B, S]) -> hidden [B, S, D]`` at those positions, without dropout.
 ApplyFn = Callable[[Any, Batch, Array], Array]
 
 #: Positions encoded at a time: 32 rows of 200 or 128 rows of 50. Twice as many leave the cache of a CPU.
@@ -31,40 +32,57 @@ TOKENS_PER_BATCH = 6_400
 LONG_LOG = 1 << 18
 
 
-def encode_histories(
-    apply_fn: ApplyFn,
-    params: Any,
-    items: Any,
-    starts: Any,
-    stops: Any,
-    *,
-    max_length: int,
-    position_origin: PositionOrigin = "start",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    timestamps: Any = None,
-    users: Any = None,
-    resident: bool = True,
-    mesh: Mesh | None = None,
-) -> Array:
-    """The state that scores the next item of each history.
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """``(params, batch, query_positions) -> hidden [B, S, D]`` of an encoder, without dropout.
 
-    Every batch has the same shape, so one program is compiled for all calls with the same ``apply_fn``
-    object.
+    Equal for equal encoders, so that programs compiled for one serve the other.
+    """
 
-    Args:
-      apply_fn: ``(params, Batch, at int32[B, S]) -> hidden [B, S, D]``, the states at the positions ``at``
-        (see `jaxrec.models.base.Encoder`); pass the same object each time.
-      params: its parameters.
-      items: int32[N], the log.
-      starts, stops: int64[E], history e is ``items[starts[e]:stops[e]]``; its last ``max_length``
-        interactions are used.
-      max_length: L.
+    encoder: nn.Module
+
+    def __call__(self, params: Any, batch: Batch, query_positions: Array) -> Array:
+        """Hidden states at ``query_positions`` int32[B, S]."""
+        return self.encoder.apply({"params": params}, batch, False, query_positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingOptions:
+    """How histories become batches.
+
+    Attributes:
+      max_length: L; the last L interactions of a history are used.
       position_origin: what positions count from, as in training.
       tokens_per_batch: positions encoded at a time, which set the memory of the forward pass: B * L, or on a
         CPU the sum over the batches under way.
-      timestamps: int32[N], seconds since the first event, for encoders that use them.
-      users: int32[E], index of the user of each history, for encoders that use it.
       resident: put the log on the device; False fills each batch on the host, for a log that does not fit.
+    """
+
+    max_length: int
+    position_origin: PositionOrigin = "start"
+    tokens_per_batch: int = TOKENS_PER_BATCH
+    resident: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_batch < self.max_length or self.max_length < 1:
+            raise ConfigError(
+                f"tokens_per_batch must be at least max_length (one row), got {self.tokens_per_batch} for "
+                f"max_length {self.max_length}"
+            )
+
+
+def encode_histories(
+    apply_fn: ApplyFn, params: Any, histories: Histories, options: EncodingOptions, mesh: Mesh | None = None
+) -> Array:
+    """The state that scores the next item of each history.
+
+    Every batch has the same shape, so one program is compiled for all calls with an equal ``apply_fn``.
+
+    Args:
+      apply_fn: hidden states at the query positions of a batch (see `jaxrec.models.base.Encoder`).
+      params: its parameters.
+      histories: E histories.
+      options: shapes of the batches.
       mesh: the one on which ``params`` lie; rows are split over its ``data`` axis, the log is on every device.
 
     Returns:
@@ -72,15 +90,11 @@ def encode_histories(
       zero state: its scores are the item biases alone, whatever the encoder would make of padding.
 
     Raises:
-      ConfigError: ``tokens_per_batch`` holds no row of ``max_length``.
       DataError: histories outside the log.
     """
-    starts, stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
-    if tokens_per_batch < max_length or max_length < 1:
-        raise ConfigError(
-            f"tokens_per_batch must be at least max_length (one row), got {tokens_per_batch} for "
-            f"max_length {max_length}"
-        )
+    items, timestamps = histories.items, histories.timestamps
+    max_length, position_origin, resident = options.max_length, options.position_origin, options.resident
+    starts, stops = np.asarray(histories.starts, np.int64), np.asarray(histories.stops, np.int64)
     if len(starts) and (starts.min() < 0 or stops.max() > len(items) or (stops < starts).any()):
         raise DataError(
             f"histories must lie inside the log of {len(items)} interactions with start <= stop, "
@@ -88,26 +102,28 @@ def encode_histories(
         )
     lengths = np.minimum(stops - starts, max_length)
     full = np.flatnonzero(lengths > 0)
-    owners = np.zeros(len(starts), np.int32) if users is None else np.asarray(users, np.int32)
-    plan = _plan(stops - lengths, lengths, owners, full, max_length)
+    owners = (
+        np.zeros(len(starts), np.int32) if histories.users is None else np.asarray(histories.users, np.int32)
+    )
+    packed = _pack_histories(stops - lengths, lengths, owners, full, max_length)
     # Few histories make a smaller batch and a short log, each a power of two: few programs for calls of many
     # sizes.
     at_once = parallel.workers(waiting=1)
-    most = max(1, tokens_per_batch // at_once // max_length)
-    n_rows = min(most, _power_of_two(len(plan.rows.lengths)))
+    most = max(1, options.tokens_per_batch // at_once // max_length)
+    n_rows = min(most, _power_of_two(len(packed.rows.lengths)))
     if mesh is not None:
         n_rows = -(-n_rows // mesh.shape[DATA]) * mesh.shape[DATA]
     if not len(full):
         return _no_states(
-            apply_fn, params, plan.rows, timestamps, max_length, position_origin, n_rows, len(starts)
+            apply_fn, params, packed.rows, timestamps, max_length, position_origin, n_rows, len(starts)
         )
     log: Any = np.asarray(items)
     times = timestamps
     if resident:
         log, times = _on_device(items, mesh), None if timestamps is None else _on_device(timestamps, mesh)
     batches = [
-        _padded(plan.rows.select(slice(first, first + n_rows)), n_rows)
-        for first in range(0, len(plan.rows.lengths), n_rows)
+        _padded(packed.rows.select(slice(first, first + n_rows)), n_rows)
+        for first in range(0, len(packed.rows.lengths), n_rows)
     ]
 
     def split(tree: Any) -> Any:
@@ -121,11 +137,10 @@ def encode_histories(
             batch = split(_fill(rows, log, times, max_length, position_origin, xp=np))
         return _last_states(apply_fn, params, batch, split(rows.lengths))
 
-    pieces = parallel.each(states, batches, at_once)
-    # Slot s of row r stands at r * S + s of the concatenated states; one more, the zero state, serves empty
-    # histories.
+    pieces = parallel.map_batches(states, batches, at_once)
+    # Slot s of row r has index r * S + s in the concatenated states; -1 is the zero state of empty histories.
     where = np.full(len(starts), -1, np.int64)
-    where[full] = plan.place
+    where[full] = packed.place
     return _gather(pieces, where.astype(np.int32), mesh)
 
 
@@ -134,9 +149,7 @@ def _power_of_two(n: int) -> int:
 
 
 def _on_device(values: Any, mesh: Mesh | None) -> Array:
-    """int32 on the device, or on each of a mesh; a short log is padded to a power of two, a long one is a
-    dataset and always the same.
-    """
+    """int32 on the device, or on each of a mesh; short logs are padded to a power of two."""
     if isinstance(values, Array):
         return values.astype(jnp.int32)
     values = np.asarray(values, np.int32)
@@ -145,20 +158,19 @@ def _on_device(values: Any, mesh: Mesh | None) -> Array:
     return jnp.asarray(values) if mesh is None else place(values, mesh)
 
 
-class _Plan:
-    """Rows of packed histories, and where each history went: ``place[i]`` = row * S + slot."""
+class _PackedHistories(NamedTuple):
+    """Rows of packed histories; ``place[i]`` = row * S + slot of the i-th."""
 
-    def __init__(self, rows: PackedRows, place: np.ndarray):
-        self.rows, self.place = rows, place
+    rows: PackedRows
+    place: np.ndarray
 
 
-def _plan(
+def _pack_histories(
     starts: np.ndarray, lengths: np.ndarray, users: np.ndarray, full: np.ndarray, max_length: int
-) -> _Plan:
+) -> _PackedHistories:
     """Pack the histories ``full``, longest first: that fills rows best."""
     order = full[np.argsort(-lengths[full], kind="stable")]
-    # The packed "user" is the number of the history, by which it is found again; the real one is put back
-    # after.
+    # The packed "user" is the number of the history, which gives its place; the real one is put back after.
     rows = pack(Sequences(starts[order], lengths[order].astype(np.int32), order.astype(np.int32)), max_length)
     width = max(1, int((rows.lengths > 0).sum(axis=1).max(initial=1)))
     width = _power_of_two(width)
@@ -168,7 +180,7 @@ def _plan(
     place = np.empty(len(starts), np.int64)
     place[rows.users[used]] = np.flatnonzero(used.reshape(-1))
     owners = np.where(used, users[rows.users], 0).astype(np.int32)
-    return _Plan(rows._replace(users=owners), place[full])
+    return _PackedHistories(rows._replace(users=owners), place[full])
 
 
 def _padded(rows: PackedRows, n_rows: int) -> PackedRows:
@@ -196,9 +208,7 @@ _filled = jax.jit(partial(_fill, xp=jnp), static_argnames=("max_length", "positi
 
 @partial(jax.jit, static_argnames=("apply_fn",))
 def _last_states(apply_fn: ApplyFn, params: Any, batch: Batch, lengths: Array) -> Array:
-    """float32[B * S, D]: the state at the last position of each slot (of position 0 where the slot is
-    unused).
-    """
+    """float32[B * S, D], the state at the last position of each slot (position 0 of unused slots)."""
     last = jnp.maximum(jnp.cumsum(lengths, axis=1, dtype=jnp.int32) - 1, 0)
     states = apply_fn(params, batch, last)
     return states.reshape(-1, states.shape[-1]).astype(jnp.float32)

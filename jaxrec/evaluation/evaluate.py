@@ -1,4 +1,4 @@
-"""Evaluate an encoder on the cases of a split: encode, rank, average."""
+"""Evaluate a ranker on the cases of a split: rank, average."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxrec.data.batches import PositionOrigin
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation import ranking as scoring
-from jaxrec.evaluation.encode import TOKENS_PER_BATCH, ApplyFn, encode_histories
-from jaxrec.evaluation.metrics import DEFAULT_KS, metric_values, ranking_metrics
-from jaxrec.evaluation.ranking import Catalogue, catalogue, rank_targets
-from jaxrec.evaluation.seen import seen_items
-from jaxrec.nn.item_table import ItemTable
+from jaxrec.evaluation.histories import ranking_cases
+from jaxrec.evaluation.metrics import metric_values, ranking_metrics
+
+if TYPE_CHECKING:
+    from jaxrec.evaluation.ranker import Ranker
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on held-out targets.
+    """Metrics on held-out targets, and the sizes of the pieces in which they are computed.
 
     Attributes:
       ks: list lengths K of HR@K and NDCG@K.
@@ -72,9 +69,7 @@ class Evaluation:
         return metric_values(self.ranks, metric, self.target_offsets)
 
     def save(self, path: str | Path, meta: dict[str, Any] | None = None) -> None:
-        """Write ranks and ``meta`` (dataset fingerprint, split, seed, ...) to one ``.npz`` that
-        `compare_runs` reads.
-        """
+        """Write ranks and ``meta`` (dataset fingerprint, split, seed, ...) to one ``.npz`` file."""
         text = json.dumps(
             {**(meta or {}), "metrics": self.metrics, "counts": self.counts, "protocol": self.protocol},
             sort_keys=True,
@@ -114,85 +109,34 @@ SEEN_KEPT_PROTOCOL = "full corpus; seen items kept; ties: lower id first"
 
 
 def evaluate_cases(
-    apply_fn: ApplyFn,
-    table: ItemTable | Catalogue,
-    params: Any,
+    ranker: Ranker,
     cases: EvaluationCases,
-    items: np.ndarray,
+    items: Any,
+    config: EvaluationConfig = EvaluationConfig(),
     *,
-    max_length: int,
-    position_origin: PositionOrigin = "start",
-    ks: Sequence[int] = DEFAULT_KS,
-    remove_seen: bool = True,
-    known_items: np.ndarray | None = None,
     timestamps: Any = None,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    item_chunk: int = scoring.ITEM_CHUNK,
-    row_chunk: int = scoring.ROW_CHUNK,
-    mesh: Mesh | None = None,
-    resident: bool = True,
+    known_items: np.ndarray | None = None,
 ) -> Evaluation:
     """Rank every target of every case among all items.
 
     Args:
-      apply_fn, params, max_length, position_origin, timestamps, tokens_per_batch, resident: see `encode_histories`.
-      table: the encoder's item table, or a `Catalogue`.
-      cases: `EvaluationCases` of a split.
+      ranker: the model or baseline.
+      cases: of a split.
       items: int32[N], the log that the cases point into.
-      ks: cutoffs of the metrics.
-      remove_seen: strike the items of the whole history (not only its last ``max_length``) from the
-        candidates.
+      config: cutoffs, and whether seen items are candidates.
+      timestamps: see `jaxrec.evaluation.histories.Histories`.
       known_items: bool[V+1], which items occur in training; with it, targets that never do are counted.
         (They are ranked like all others; the split has an option to leave them out.)
-      item_chunk, row_chunk, mesh: see `rank_targets`.
 
     Raises:
       ConfigError: a cutoff below 1 or above the catalogue.
       DataError: no case with a target is left.
-      NonFiniteError: as in `rank_targets`.
+      NonFiniteError: the model diverged.
     """
-    full = catalogue(table, item_chunk=item_chunk, mesh=mesh)
-    check_cutoffs(ks, full.n_items)
+    check_cutoffs(config.ks, ranker.n_items)
     cases, counts = usable_cases(cases, known_items)
-    hidden = encode_histories(
-        apply_fn,
-        params,
-        items,
-        cases.history_starts,
-        cases.history_stops,
-        max_length=max_length,
-        position_origin=position_origin,
-        tokens_per_batch=tokens_per_batch,
-        timestamps=timestamps,
-        users=cases.users,
-        resident=resident,
-        mesh=full.mesh,
-    )
-    return evaluate_states(
-        hidden, full, cases, counts, items, ks=ks, remove_seen=remove_seen, row_chunk=row_chunk
-    )
-
-
-def evaluate_states(
-    hidden: Any,
-    table: Catalogue,
-    cases: EvaluationCases,
-    counts: dict[str, int],
-    items: np.ndarray,
-    *,
-    ks: Sequence[int],
-    remove_seen: bool,
-    row_chunk: int = scoring.ROW_CHUNK,
-) -> Evaluation:
-    """`evaluate_cases` from the state float32[E, D] of each case on; every case has a target."""
-    sizes = np.diff(cases.target_offsets)
-    seen = seen_items(cases, items) if remove_seen else None
-    if len(cases.targets) != len(sizes):
-        row_of_target = np.repeat(np.arange(len(sizes)), sizes)
-        hidden = hidden[row_of_target]
-        seen = None if seen is None else seen.select(row_of_target)
-    ranks = rank_targets(hidden, table, cases.targets, seen, row_chunk=row_chunk)
-    return evaluation_of(ranks, cases, counts, ks=ks, remove_seen=remove_seen)
+    ranks = ranker.rank(ranking_cases(cases, items, timestamps, config.remove_seen))
+    return evaluation_of(ranks, cases, counts, ks=config.ks, remove_seen=config.remove_seen)
 
 
 def evaluation_of(
@@ -211,7 +155,7 @@ def evaluation_of(
 
 
 def check_cutoffs(ks: Sequence[int], n_items: int) -> None:
-    """Refuse cutoffs that no list can have."""
+    """Reject cutoffs that no list can have."""
     for k in ks:
         if not 1 <= k <= n_items:
             raise ConfigError(f"ks must be cutoffs from 1 to the catalogue's {n_items} items, got {k}")

@@ -1,4 +1,4 @@
-"""Several batches under way at once on a CPU, whose cores one batch does not keep busy."""
+"""Several batches at once on a CPU, where one batch does not saturate the cores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_WORKERS = 4
 
 
 def workers(waiting: int = 0) -> int:
-    """Batches to have under way at once: on a CPU one a core, and ``waiting`` more.
+    """Number of batches at once: on a CPU one per core, and ``waiting`` more.
 
     An accelerator, and several devices, which must all run the same, get one at a time.
     """
@@ -26,10 +26,10 @@ def workers(waiting: int = 0) -> int:
     return min((os.cpu_count() or 1) + waiting, MOST_WORKERS)
 
 
-def each(function: Callable[[Item], Result], batches: Sequence[Item], at_once: int) -> list[Result]:
+def map_batches(function: Callable[[Item], Result], batches: Sequence[Item], at_once: int) -> list[Result]:
     """``function`` of every batch, in order; the first alone, since it compiles the program of all.
 
-    Each thread waits for its batch: the arrays of JAX are only promised when a call returns.
+    Each thread waits for its batch, since JAX dispatches asynchronously.
     """
     first = [function(batch) for batch in batches[:1]]
     if at_once == 1:

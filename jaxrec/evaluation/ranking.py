@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,33 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
-from jaxrec.evaluation import parallel
-from jaxrec.evaluation import ranking_tiles as kernels
+from jaxrec.evaluation import parallel, ranking_tiles
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.nn.item_table import ItemTable
+from jaxrec.sharding import DATA, ITEM
 
 #: Rows and items of one tile of scores: 8 MiB of float32, which stays in the cache of a CPU core complex.
 ROW_CHUNK = 512
 ITEM_CHUNK = 4096
 #: Least number of removed scores a tile that a program is compiled for.
-LEAST_STRUCK = 64
+LEAST_EXCLUDED = 64
+
+
+class TopK(NamedTuple):
+    """Lists of items, best first.
+
+    Attributes:
+      scores: float32[E, K], -inf where no candidate is left.
+      items: int32[E, K], 0 where no candidate is left.
+    """
+
+    scores: np.ndarray
+    items: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Catalogue:
-    """An item table that was checked and laid out for scoring; build it once with `catalogue` to score many
-    times.
+class CandidateTable:
+    """An item table that was checked and placed for scoring, built once by `candidate_table` for many calls.
 
     Attributes:
       vectors: float32[padded rows, D], split over ``item`` on a mesh; None = the states are the scores.
@@ -58,11 +69,13 @@ class Catalogue:
 
     @property
     def data_shards(self) -> int:
-        return self.mesh.shape["data"] if self.mesh is not None else 1
+        """Devices that share the rows of a batch."""
+        return self.mesh.shape[DATA] if self.mesh is not None else 1
 
     @property
     def item_shards(self) -> int:
-        return self.mesh.shape["item"] if self.mesh is not None else 1
+        """Devices that share the items."""
+        return self.mesh.shape[ITEM] if self.mesh is not None else 1
 
     @property
     def local_items(self) -> int:
@@ -70,13 +83,13 @@ class Catalogue:
         return self.bias.shape[0] // self.item_shards
 
 
-def catalogue(
-    table: ItemTable | Catalogue, *, item_chunk: int = ITEM_CHUNK, mesh: Mesh | None = None
-) -> Catalogue:
-    """Check a table and lay it out for scoring.
+def candidate_table(
+    table: ItemTable | CandidateTable, *, item_chunk: int = ITEM_CHUNK, mesh: Mesh | None = None
+) -> CandidateTable:
+    """Check a table and place it for scoring.
 
     Args:
-      table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `Catalogue`
+      table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `CandidateTable`
         passes through.
       item_chunk: items of one tile; more memory, fewer and larger products.
       mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None: that on which the
@@ -86,11 +99,11 @@ def catalogue(
       NonFiniteError: the table holds NaN or infinity.
       ConfigError: ``item_chunk`` is below 1, or the mesh lacks an axis.
     """
-    if isinstance(table, Catalogue):
+    if isinstance(table, CandidateTable):
         return table
     if item_chunk < 1:
         raise ConfigError(f"item_chunk must be at least 1, got {item_chunk}")
-    if mesh is not None and set(mesh.axis_names) != {"data", "item"}:
+    if mesh is not None and set(mesh.axis_names) != {DATA, ITEM}:
         raise ConfigError(f"mesh must have the axes 'data' and 'item', got {mesh.axis_names}")
     if table.shards is not None:
         mesh = table.shards.mesh
@@ -103,14 +116,14 @@ def catalogue(
     largest = _largest(vectors, "the item table's vectors"), _largest(bias, "the item table's bias")
     n_items = table.n_items
     vectors, bias = (vectors, jnp.asarray(bias)) if mesh is None else _shard(vectors, bias, mesh)
-    local = vectors.shape[0] // (1 if mesh is None else mesh.shape["item"])
-    return Catalogue(vectors, bias, n_items, min(item_chunk, local), mesh, largest)
+    local = vectors.shape[0] // (1 if mesh is None else mesh.shape[ITEM])
+    return CandidateTable(vectors, bias, n_items, min(item_chunk, local), mesh, largest)
 
 
-def identity_catalogue(n_items: int, *, item_chunk: int = ITEM_CHUNK) -> Catalogue:
+def score_table(n_items: int, *, item_chunk: int = ITEM_CHUNK) -> CandidateTable:
     """For scores that are no product: the "hidden states" are the scores float32[E, V+1] themselves."""
     bias = jnp.zeros((n_items + 1,), jnp.float32)
-    return Catalogue(None, bias, n_items, min(item_chunk, n_items + 1), None, (0.0, 0.0))
+    return CandidateTable(None, bias, n_items, min(item_chunk, n_items + 1), None, (0.0, 0.0))
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -118,9 +131,9 @@ def _shard(vectors: Array, bias: Array, mesh: Mesh) -> tuple[Array, Array]:
     """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their
     id.
     """
-    extra = -vectors.shape[0] % mesh.shape["item"]
+    extra = -vectors.shape[0] % mesh.shape[ITEM]
     padded = jnp.pad(vectors, ((0, extra), (0, 0))), jnp.pad(bias, (0, extra))
-    place = (NamedSharding(mesh, P("item", None)), NamedSharding(mesh, P("item")))
+    place = (NamedSharding(mesh, P(ITEM, None)), NamedSharding(mesh, P(ITEM)))
     result: tuple[Array, Array] = lax.with_sharding_constraint(padded, place)
     return result
 
@@ -140,7 +153,7 @@ def _largest(x: Any, name: str) -> float:
     return largest
 
 
-def _check_scores_finite(hidden: Any, items: Catalogue) -> None:
+def _check_scores_finite(hidden: Any, items: CandidateTable) -> None:
     """Scores of finite operands are finite unless they overflow: |h·v + b| <= D max|h| max|v| + max|b|."""
     largest = _largest(jnp.asarray(hidden, jnp.float32), "hidden states")
     if not hidden.shape[-1] * largest * items.largest[0] + items.largest[1] < float(np.finfo(np.float32).max):
@@ -152,7 +165,7 @@ def _check_scores_finite(hidden: Any, items: Catalogue) -> None:
 
 def rank_targets(
     hidden: Any,
-    table: ItemTable | Catalogue,
+    table: ItemTable | CandidateTable,
     targets: Any,
     seen: Any = None,
     *,
@@ -166,12 +179,12 @@ def rank_targets(
 
     Args:
       hidden: float[E, D].
-      table: the items; see `catalogue`.
+      table: the items; see `candidate_table`.
       targets: int[E], ids 1..V.
       seen: `SeenItems`, padded int[E, S] with 0 = none, or None. A row's target is never removed.
-      item_chunk: items of one tile (ignored for a `Catalogue`).
+      item_chunk: items of one tile (ignored for a `CandidateTable`).
       row_chunk: rows of one tile and device; a tile takes ``4 * row_chunk * item_chunk`` bytes.
-      mesh: see `catalogue` (ignored for a `Catalogue`).
+      mesh: see `candidate_table` (ignored for a `CandidateTable`).
       seen_rule: "remove", or "zero": seen items, a seen target too, score 0 and stay (see `protocols`).
       rank_padding: item 0 is a candidate (see `protocols`).
 
@@ -182,7 +195,7 @@ def rank_targets(
       NonFiniteError: hidden states or the table hold NaN or infinity, or a score may overflow.
       DataError: targets or seen items outside 1..V, or lengths that differ.
     """
-    items = catalogue(table, item_chunk=item_chunk, mesh=mesh)
+    items = candidate_table(table, item_chunk=item_chunk, mesh=mesh)
     targets = np.asarray(targets, np.int32)
     n_rows = len(hidden)
     _check_rows(hidden, items, row_chunk)
@@ -202,16 +215,16 @@ def rank_targets(
     order = np.argsort(targets, kind="stable")
     ranks = np.empty(n_rows, np.int32)
     kept = targets if seen_rule == "remove" else None
-    layout = _layout(items, zero_seen=seen_rule == "zero", first_item=0 if rank_padding else 1)
+    spec = _scoring_spec(items, zero_seen=seen_rule == "zero", first_item=0 if rank_padding else 1)
     batches = _row_batches(order, items, row_chunk)
 
     def rank(batch: np.ndarray) -> Array:
-        struck = _struck(seen, batch, items, kept)
+        excluded = _excluded(seen, batch, items, kept)
         batch_targets = np.where(batch >= 0, targets[batch], 1).astype(np.int32)
         states = _take_rows(hidden, batch)
-        return kernels.rank(layout, states, items.vectors, items.bias, batch_targets, *struck)
+        return ranking_tiles.rank(spec, states, items.vectors, items.bias, batch_targets, *excluded)
 
-    results = parallel.each(rank, [batch for _, batch in batches], parallel.workers())
+    results = parallel.map_batches(rank, [batch for _, batch in batches], parallel.workers())
     for (rows, _), out in zip(batches, results, strict=True):
         ranks[rows] = np.asarray(out)[: len(rows)]
     return ranks
@@ -219,7 +232,7 @@ def rank_targets(
 
 def top_k(
     hidden: Any,
-    table: ItemTable | Catalogue,
+    table: ItemTable | CandidateTable,
     k: int,
     seen: Any = None,
     *,
@@ -227,7 +240,7 @@ def top_k(
     item_chunk: int = ITEM_CHUNK,
     row_chunk: int = ROW_CHUNK,
     mesh: Mesh | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> TopK:
     """The k best items of each row, best first; among equal scores the lower id first.
 
     Args:
@@ -236,14 +249,13 @@ def top_k(
       keep: int[E], one item a row that is not removed even when seen (its target), or None.
 
     Returns:
-      Scores float32[E, K] and items int32[E, K]. A row with fewer than K candidates left ends with score
-      -inf, item 0.
+      Scores and items; a row with fewer than K candidates left ends with score -inf, item 0.
 
     Raises:
       ConfigError: ``k`` is below 1 or above what the catalogue holds.
       NonFiniteError, DataError: as in `rank_targets`.
     """
-    items = catalogue(table, item_chunk=item_chunk, mesh=mesh)
+    items = candidate_table(table, item_chunk=item_chunk, mesh=mesh)
     n_rows = len(hidden)
     _check_rows(hidden, items, row_chunk)
     if not 1 <= k <= items.n_items:
@@ -253,23 +265,25 @@ def top_k(
     kept = None if keep is None else np.asarray(keep, np.int32)
     scores = np.empty((n_rows, k), np.float32)
     ids = np.empty((n_rows, k), np.int32)
-    layout, batches = _layout(items), _row_batches(np.arange(n_rows), items, row_chunk)
+    spec, batches = _scoring_spec(items), _row_batches(np.arange(n_rows), items, row_chunk)
 
-    def best(batch: np.ndarray) -> tuple[Array, Array]:
-        struck = _struck(seen, batch, items, kept)
-        return kernels.best(layout, _take_rows(hidden, batch), items.vectors, items.bias, *struck, k=k)
+    def lists(batch: np.ndarray) -> tuple[Array, Array]:
+        excluded = _excluded(seen, batch, items, kept)
+        return ranking_tiles.top_k(spec, _take_rows(hidden, batch), items.vectors, items.bias, *excluded, k=k)
 
-    results = parallel.each(best, [batch for _, batch in batches], parallel.workers())
+    results = parallel.map_batches(lists, [batch for _, batch in batches], parallel.workers())
     for (rows, _), out in zip(batches, results, strict=True):
         scores[rows], ids[rows] = (np.asarray(part)[: len(rows)] for part in out)
-    return scores, ids
+    return TopK(scores, ids)
 
 
-def _layout(items: Catalogue, zero_seen: bool = False, first_item: int = 1) -> kernels.Layout:
-    return kernels.Layout(first_item, items.n_items, items.item_chunk, zero_seen, items.mesh)
+def _scoring_spec(
+    items: CandidateTable, zero_seen: bool = False, first_item: int = 1
+) -> ranking_tiles.ScoringSpec:
+    return ranking_tiles.ScoringSpec(first_item, items.n_items, items.item_chunk, zero_seen, items.mesh)
 
 
-def _check_rows(hidden: Any, items: Catalogue, row_chunk: int) -> None:
+def _check_rows(hidden: Any, items: CandidateTable, row_chunk: int) -> None:
     width = items.n_items + 1 if items.vectors is None else items.vectors.shape[1]
     if np.ndim(hidden) != 2 or hidden.shape[1] != width:
         raise DataError(
@@ -279,7 +293,9 @@ def _check_rows(hidden: Any, items: Catalogue, row_chunk: int) -> None:
         raise ConfigError(f"row_chunk must be at least 1, got {row_chunk}")
 
 
-def _row_batches(order: np.ndarray, items: Catalogue, row_chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _row_batches(
+    order: np.ndarray, items: CandidateTable, row_chunk: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Batches of one size: the rows of each, and the same padded with -1. Few rows make a smaller batch, a
     power of two so that calls of many sizes share few compilations. Batches that are under way at once share
     ``row_chunk``; ranks and lists have the same batches, on which rounding depends."""
@@ -302,14 +318,14 @@ def _take_rows(hidden: Any, batch: np.ndarray) -> Any:
     return jnp.take(hidden, rows, axis=0, mode="clip").astype(jnp.float32)
 
 
-def _struck(
-    seen: SeenItems, batch: np.ndarray, items: Catalogue, kept: np.ndarray | None
+def _excluded(
+    seen: SeenItems, batch: np.ndarray, items: CandidateTable, kept: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where -inf goes: rows and columns inside each tile of each device.
 
     Returns:
       rows int32[data, item, tiles, P] and columns of the same shape; padding has a row that does not exist. P
-      is a power of two and at least `LEAST_STRUCK`, so that few programs are compiled.
+      is a power of two and at least `LEAST_EXCLUDED`, so that few programs are compiled.
     """
     data, shards, local = items.data_shards, items.item_shards, items.local_items
     tiles = -(-local // items.item_chunk)
@@ -328,7 +344,7 @@ def _struck(
     small = group.astype(np.uint16) if n_groups <= 65536 else group  # 16 bits are sorted by radix
     by_group = np.argsort(small, kind="stable") if n_groups > 1 else slice(None)
     counts = np.bincount(group, minlength=n_groups)
-    width = max(LEAST_STRUCK, 1 << max(int(counts.max()) - 1, 0).bit_length())
+    width = max(LEAST_EXCLUDED, 1 << max(int(counts.max()) - 1, 0).bit_length())
     fill = np.arange(width)[None, :] < counts[:, None]
     out_rows = np.full((n_groups, width), size, np.int32)
     out_columns = np.zeros((n_groups, width), np.int32)

@@ -2,9 +2,8 @@
 
 A device has a batch of rows R and a local part of the table, which it walks in tiles of ``item_chunk``
 columns. The last tile is shifted back to stay inside the table, and the columns that it repeats are masked.
-A score is always read
-from the same product, never computed again another way: two ways differ in the last bit, and a target would
-stand ahead of itself.
+A score is always read from the same product, never computed again another way: two ways differ in the last
+bit, and a target would rank ahead of itself.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrec.sharding import DATA, ITEM
+
 #: top-k looks for new entrants in blocks of this many columns; `BLOCK_LEVELS` of them are examined before
 #: all are.
 BLOCK = 64
@@ -27,8 +28,8 @@ _MINUS_INFINITY = -float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """What is fixed when a scoring program is compiled.
+class ScoringSpec:
+    """Static settings of a compiled scoring program.
 
     Attributes:
       first_item: lowest candidate: 1, or 0 where padding is rankable (a quirk of older code).
@@ -46,7 +47,7 @@ class Layout:
 
     @property
     def axis(self) -> str | None:
-        return None if self.mesh is None else "item"
+        return None if self.mesh is None else ITEM
 
 
 class _Tiles:
@@ -57,26 +58,31 @@ class _Tiles:
     """
 
     def __init__(
-        self, layout: Layout, hidden: Array, vectors: Array | None, bias: Array, struck: tuple[Array, Array]
+        self,
+        spec: ScoringSpec,
+        hidden: Array,
+        vectors: Array | None,
+        bias: Array,
+        excluded: tuple[Array, Array],
     ):
-        self.layout = layout
+        self.spec = spec
         self.hidden, self.vectors, self.bias = hidden, vectors, bias
-        self.struck_rows, self.struck_columns = (part[0, 0] for part in struck)
+        self.excluded_rows, self.excluded_columns = (part[0, 0] for part in excluded)
         self.n_local = bias.shape[0]
-        self.count = -(-self.n_local // layout.item_chunk)
-        device = jnp.int32(0) if layout.axis is None else lax.axis_index(layout.axis).astype(jnp.int32)
+        self.count = -(-self.n_local // spec.item_chunk)
+        device = jnp.int32(0) if spec.axis is None else lax.axis_index(spec.axis).astype(jnp.int32)
         self.offset = device * self.n_local  # id of the first local row
 
     def start(self, tile: Array) -> Array:
-        return jnp.minimum(tile * self.layout.item_chunk, self.n_local - self.layout.item_chunk)
+        return jnp.minimum(tile * self.spec.item_chunk, self.n_local - self.spec.item_chunk)
 
     def ids(self, tile: Array) -> Array:
         """int32[C], the item of each column."""
-        return self.offset + self.start(tile) + jnp.arange(self.layout.item_chunk, dtype=jnp.int32)
+        return self.offset + self.start(tile) + jnp.arange(self.spec.item_chunk, dtype=jnp.int32)
 
     def product(self, tile: Array) -> Array:
-        """float32[R, C]: hidden · vectors without the bias, seen items struck."""
-        start, width = self.start(tile), self.layout.item_chunk
+        """float32[R, C]: hidden · vectors without the bias, seen items excluded."""
+        start, width = self.start(tile), self.spec.item_chunk
         if self.vectors is None:
             scores = lax.dynamic_slice_in_dim(self.hidden, start, width, axis=1)
         else:
@@ -88,28 +94,28 @@ class _Tiles:
                 preferred_element_type=jnp.float32,
             )
         # Padding entries name a row that does not exist. Zero seen means zero after the bias is added.
-        rows, columns = self.struck_rows[tile], self.struck_columns[tile]
-        struck = -self.bias[start + columns] if self.layout.zero_seen else jnp.float32(_MINUS_INFINITY)
-        return scores.at[rows, columns].set(struck, mode="drop")
+        rows, columns = self.excluded_rows[tile], self.excluded_columns[tile]
+        excluded = -self.bias[start + columns] if self.spec.zero_seen else jnp.float32(_MINUS_INFINITY)
+        return scores.at[rows, columns].set(excluded, mode="drop")
 
     def bias_of(self, tile: Array) -> Array:
         """float32[C], -inf where the column is no candidate or was in the tile before."""
         ids = self.ids(tile)
-        fresh = ids >= self.offset + tile * self.layout.item_chunk
-        candidate = (ids >= self.layout.first_item) & (ids <= self.layout.last_item)
-        bias = lax.dynamic_slice_in_dim(self.bias, self.start(tile), self.layout.item_chunk)
+        fresh = ids >= self.offset + tile * self.spec.item_chunk
+        candidate = (ids >= self.spec.first_item) & (ids <= self.spec.last_item)
+        bias = lax.dynamic_slice_in_dim(self.bias, self.start(tile), self.spec.item_chunk)
         return jnp.where(fresh & candidate, bias, _MINUS_INFINITY)
 
     def target_scores(self, product: Array, tile: Array, targets: Array) -> Array:
         """float32[R]: the target's score where it is a candidate of this tile, else -inf."""
         column = targets - self.offset - self.start(tile)
-        inside = (column >= 0) & (column < self.layout.item_chunk)
-        column = jnp.clip(column, 0, self.layout.item_chunk - 1)
+        inside = (column >= 0) & (column < self.spec.item_chunk)
+        column = jnp.clip(column, 0, self.spec.item_chunk - 1)
         score = jnp.take_along_axis(product, column[:, None], axis=1)[:, 0] + self.bias_of(tile)[column]
         return jnp.where(inside, score, _MINUS_INFINITY)
 
     def ahead(self, product: Array, tile: Array, targets: Array, score: Array) -> Array:
-        """int32[R]: how many items of this tile stand ahead of the target, whose score is given."""
+        """int32[R], number of items of this tile that rank ahead of the target with the given score."""
         scores = product + self.bias_of(tile)[None, :]
         lower = self.ids(tile)[None, :] < targets[:, None]
         better = (scores > score[:, None]) | ((scores == score[:, None]) & lower)
@@ -118,18 +124,18 @@ class _Tiles:
 
 
 def _local_rank(tiles: _Tiles, targets: Array) -> Array:
-    axis = tiles.layout.axis
+    axis = tiles.spec.axis
     numbers = jnp.arange(tiles.count, dtype=jnp.int32)
-    nowhere = jnp.full((tiles.hidden.shape[0],), _MINUS_INFINITY, jnp.float32)
-    nobody = jnp.zeros((tiles.hidden.shape[0],), jnp.int32)
+    lowest = jnp.full((tiles.hidden.shape[0],), _MINUS_INFINITY, jnp.float32)
+    none_ahead = jnp.zeros((tiles.hidden.shape[0],), jnp.int32)
     if axis is not None:
-        nowhere, nobody = lax.pcast((nowhere, nobody), (axis, "data"), to="varying")
+        lowest, none_ahead = lax.pcast((lowest, none_ahead), (axis, DATA), to="varying")
 
     def find(score: Array, tile: Array) -> tuple[Array, None]:
         ids = tiles.ids(tile)
         here = ((targets >= ids[0]) & (targets <= ids[-1])).any()
         found = lax.cond(
-            here, lambda: tiles.target_scores(tiles.product(tile), tile, targets), lambda: nowhere
+            here, lambda: tiles.target_scores(tiles.product(tile), tile, targets), lambda: lowest
         )
         return jnp.maximum(score, found), None
 
@@ -141,18 +147,18 @@ def _local_rank(tiles: _Tiles, targets: Array) -> Array:
         score = across_devices(tiles.target_scores(product, numbers[0], targets))
         ahead = tiles.ahead(product, numbers[0], targets, score)
     else:
-        score = across_devices(lax.scan(find, nowhere, numbers)[0])
+        score = across_devices(lax.scan(find, lowest, numbers)[0])
         ahead, _ = lax.scan(
             lambda ahead, tile: (ahead + tiles.ahead(tiles.product(tile), tile, targets, score), None),
-            nobody,
+            none_ahead,
             numbers,
         )
     return (ahead if axis is None else lax.psum(ahead, axis)) + 1
 
 
-def _local_best(tiles: _Tiles, k: int) -> tuple[Array, Array]:
-    n_rows, layout = tiles.hidden.shape[0], tiles.layout
-    blocked = layout.item_chunk % BLOCK == 0 and layout.item_chunk // BLOCK > max(BLOCK_LEVELS)
+def _local_top_k(tiles: _Tiles, k: int) -> tuple[Array, Array]:
+    n_rows, spec = tiles.hidden.shape[0], tiles.spec
+    blocked = spec.item_chunk % BLOCK == 0 and spec.item_chunk // BLOCK > max(BLOCK_LEVELS)
 
     def merge(best: tuple[Array, Array], tile: Array) -> tuple[tuple[Array, Array], None]:
         scores = tiles.product(tile) + tiles.bias_of(tile)[None, :]
@@ -169,11 +175,11 @@ def _local_best(tiles: _Tiles, k: int) -> tuple[Array, Array]:
         return lax.switch(level, [*some, _merge_whole], best, scores, peaks, ids), None
 
     best = (jnp.full((n_rows, k), _MINUS_INFINITY, jnp.float32), jnp.zeros((n_rows, k), jnp.int32))
-    if layout.axis is not None:
-        best = lax.pcast(best, (layout.axis, "data"), to="varying")
+    if spec.axis is not None:
+        best = lax.pcast(best, (spec.axis, DATA), to="varying")
     best, _ = lax.scan(merge, best, jnp.arange(tiles.count, dtype=jnp.int32))
-    if layout.axis is not None:
-        scores, ids = (lax.all_gather(part, layout.axis, axis=1, tiled=True) for part in best)
+    if spec.axis is not None:
+        scores, ids = (lax.all_gather(part, spec.axis, axis=1, tiled=True) for part in best)
         best = _first(scores, ids, k)
     return best
 
@@ -191,9 +197,7 @@ def _merge_whole(best: tuple[Array, Array], scores: Array, peaks: Array, ids: Ar
 def _merge_blocks(
     best: tuple[Array, Array], scores: Array, peaks: Array, ids: Array, count: int
 ) -> tuple[Array, Array]:
-    """The same from the ``count`` blocks with the highest peaks [R, C / BLOCK], which hold all that can
-    enter.
-    """
+    """The list after a tile, from the ``count`` blocks with the highest peaks [R, C / BLOCK]."""
     n_rows = scores.shape[0]
     _, block = lax.top_k(peaks, count)
     block = jnp.sort(block, axis=1)  # back to the order of ids, on which ties are decided
@@ -209,69 +213,67 @@ def _appended(best: tuple[Array, Array], scores: Array, ids: Array) -> tuple[Arr
 
 
 def _first(scores: Array, ids: Array, k: int) -> tuple[Array, Array]:
-    """The k best of candidates that stand in the order of their ids where scores are equal."""
+    """The k best of candidates that are ordered by id where scores are equal."""
     top, place = lax.top_k(scores, k)
     return top, jnp.take_along_axis(ids, place, axis=1)
 
 
-@partial(jax.jit, static_argnames="layout")
+@partial(jax.jit, static_argnames="spec")
 def rank(
-    layout: Layout,
+    spec: ScoringSpec,
     hidden: Array,
     vectors: Array | None,
     bias: Array,
     targets: Array,
-    struck_rows: Array,
-    struck_columns: Array,
+    excluded_rows: Array,
+    excluded_columns: Array,
 ) -> Array:
     """int32[R], the rank of each row's target; see `jaxrec.evaluation.ranking`."""
 
-    def local(hidden: Any, vectors: Any, bias: Any, targets: Any, *struck: Any) -> Array:
-        return _local_rank(_Tiles(layout, hidden, vectors, bias, struck), targets)
+    def local(hidden: Any, vectors: Any, bias: Any, targets: Any, *excluded: Any) -> Array:
+        return _local_rank(_Tiles(spec, hidden, vectors, bias, excluded), targets)
 
-    arguments = (hidden, vectors, bias, targets, struck_rows, struck_columns)
-    if layout.mesh is None:
+    arguments = (hidden, vectors, bias, targets, excluded_rows, excluded_columns)
+    if spec.mesh is None:
         return local(*arguments)
-    mapped = jax.shard_map(
-        local, mesh=layout.mesh, in_specs=(*_SPECS, P("data"), *_STRUCK), out_specs=P("data")
-    )
-    return _everywhere(mapped(*arguments), layout.mesh)
+    mapped = jax.shard_map(local, mesh=spec.mesh, in_specs=(*_SPECS, P(DATA), *_EXCLUDED), out_specs=P(DATA))
+    return _replicate(mapped(*arguments), spec.mesh)
 
 
-@partial(jax.jit, static_argnames=("layout", "k"))
-def best(
-    layout: Layout,
+@partial(jax.jit, static_argnames=("spec", "k"))
+def top_k(
+    spec: ScoringSpec,
     hidden: Array,
     vectors: Array | None,
     bias: Array,
-    struck_rows: Array,
-    struck_columns: Array,
+    excluded_rows: Array,
+    excluded_columns: Array,
     *,
     k: int,
 ) -> tuple[Array, Array]:
     """Scores float32[R, K] and items int32[R, K], best first; see `jaxrec.evaluation.ranking`."""
 
-    def local(hidden: Any, vectors: Any, bias: Any, *struck: Any) -> tuple[Array, Array]:
-        return _local_best(_Tiles(layout, hidden, vectors, bias, struck), k)
+    def local(hidden: Any, vectors: Any, bias: Any, *excluded: Any) -> tuple[Array, Array]:
+        return _local_top_k(_Tiles(spec, hidden, vectors, bias, excluded), k)
 
-    arguments = (hidden, vectors, bias, struck_rows, struck_columns)
-    if layout.mesh is None:
+    arguments = (hidden, vectors, bias, excluded_rows, excluded_columns)
+    if spec.mesh is None:
         return local(*arguments)
     # The merged lists are equal on every item shard, which the checker of varying axes cannot see.
     mapped = jax.shard_map(
         local,
-        mesh=layout.mesh,
-        in_specs=(*_SPECS, *_STRUCK),
-        out_specs=(P("data", None), P("data", None)),
+        mesh=spec.mesh,
+        in_specs=(*_SPECS, *_EXCLUDED),
+        out_specs=(P(DATA, None), P(DATA, None)),
         check_vma=False,
     )
-    return _everywhere(mapped(*arguments), layout.mesh)
+    return _replicate(mapped(*arguments), spec.mesh)
 
 
-def _everywhere(values: Any, mesh: Mesh) -> Any:
+def _replicate(values: Any, mesh: Mesh) -> Any:
     """A copy of a small result on every device, so that every process can read all of it."""
     return lax.with_sharding_constraint(values, NamedSharding(mesh, P()))
 
 
-_SPECS = (P("data", None), P("item", None), P("item"))
-_STRUCK = (P("data", "item", None, None), P("data", "item", None, None))
+_SPECS = (P(DATA, None), P(ITEM, None), P(ITEM))
+_EXCLUDED = (P(DATA, ITEM, None, None), P(DATA, ITEM, None, None))

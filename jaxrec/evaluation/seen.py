@@ -1,6 +1,4 @@
-"""Which items a case must not be recommended again, and how they reach the chunk of scores that they are
-struck from.
-"""
+"""Seen items: the items that are no candidates of a case."""
 
 from __future__ import annotations
 

@@ -91,12 +91,7 @@ def describe_dataset(setup: Setup) -> dict[str, Any]:
 def results_of(fit: FitResult) -> dict[str, Any]:
     """The content of ``results.json``."""
     setup, ledger = fit.setup, fit.ledger
-    baselines = evaluate_baselines(
-        setup.split,
-        part="test",
-        ks=setup.config.evaluation.ks,
-        remove_seen=setup.config.evaluation.remove_seen,
-    )
+    baselines = evaluate_baselines(setup.split, "test", setup.config.evaluation)
     seconds = max(ledger.training_seconds, 1e-9)
     return {
         "dataset": describe_dataset(setup),

@@ -15,11 +15,10 @@ from jaxrec.attention import POSITIONS
 from jaxrec.config import RunConfig, load_config
 from jaxrec.data.dataset import SequenceDataset, open_dataset, save_dataset
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.encode import encode_histories
-from jaxrec.evaluation.ranking import Catalogue, catalogue, top_k
+from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.training.run_directory import restore_params
-from jaxrec.training.setup import Forward
 from jaxrec.training.state import Params
 
 #: Inside a run directory: the items' ids, titles and attributes, without any user.
@@ -56,10 +55,7 @@ class Recommender:
         self.encoder = encoder
         self.params = params
         self.needs_times = POSITIONS[encoder.positions].needs_timestamps
-        self._forward = Forward(encoder)
-        self._catalogue: Catalogue = catalogue(
-            encoder.item_table(params), item_chunk=config.evaluation.item_chunk
-        )
+        self._ranker = EncoderRanker.build(encoder, params, config.batches, config.evaluation)
 
     @classmethod
     def load(cls, run: str | Path, seed: int | None = None) -> Recommender:
@@ -128,22 +124,10 @@ class Recommender:
         known = [numbers[numbers > 0] for numbers in ids]
         offsets = np.concatenate([[0], np.cumsum([len(numbers) for numbers in known])]).astype(np.int64)
         log = np.concatenate([*known, np.zeros(1, np.int32)]).astype(np.int32)
-        hidden = encode_histories(
-            self._forward,
-            self.params,
-            log,
-            offsets[:-1],
-            offsets[1:],
-            max_length=self.config.batches.max_length,
-            position_origin=self.config.batches.position_origin,
-            tokens_per_batch=max(
-                self.config.batches.max_length, min(len(log), self.config.evaluation.tokens_per_batch)
-            ),
-            timestamps=times,
-        )
+        known_histories = Histories(log, offsets[:-1], offsets[1:], times)
         remove = self.config.evaluation.remove_seen if remove_seen is None else remove_seen
-        seen = SeenItems(offsets, log[:-1]) if remove else None
-        scores, best = top_k(hidden, self._catalogue, k, seen)
+        exclude = SeenItems(offsets, log[:-1]) if remove else None
+        scores, best = self._ranker.top_k(known_histories, k, exclude)
         return [
             self._answer(
                 best[row], scores[row], [name for name, i in zip(named[row], ids[row], strict=True) if i == 0]

@@ -6,12 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jax import Array
-
 from jaxrec.config import RunConfig, load_config
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.splits import EvaluationCases
-from jaxrec.evaluation.encode import encode_histories
+from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.loop import seed_params
 from jaxrec.training.run_directory import restore_params
@@ -42,21 +39,9 @@ class OpenRun:
         """One seed's parameters."""
         return seed_params(self.params, index)
 
-    def states(self, params: Params, cases: EvaluationCases) -> Array:
-        """float32[E, D], what scores the next item of each case."""
-        batches = self.config.batches
-        return encode_histories(
-            self.setup.forward,
-            params,
-            self.setup.dataset.items,
-            cases.history_starts,
-            cases.history_stops,
-            max_length=batches.max_length,
-            position_origin=batches.position_origin,
-            timestamps=self.setup.timestamps,
-            users=cases.users,
-            resident=self.setup.host_log is None,
-        )
+    def ranker(self, index: int) -> EncoderRanker:
+        """The ranker of one seed."""
+        return self.setup.ranker(self.of_seed(index))
 
 
 def open_run(

@@ -11,35 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
 
 from jaxrec.attention import POSITIONS
 from jaxrec.config import RunConfig
-from jaxrec.data.batches import Batch
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
+from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES
 from jaxrec.sharding import build_mesh
 from jaxrec.training.feed import HostLog, RelativeSeconds, is_resident
 from jaxrec.training.state import Params, Resources, initial_state
 from jaxrec.training.state_sharding import Layout, on_mesh
-
-
-class Forward:
-    """``(params, batch, at) -> hidden [B, S, D]`` at the positions ``at`` int32[B, S], dropout off.
-
-    One object for the whole life of a model, so it compiles once.
-    """
-
-    def __init__(self, encoder: nn.Module):
-        self.encoder = encoder
-
-    def __call__(self, params: Params, batch: Batch, at: Array) -> Array:
-        return self.encoder.apply({"params": params}, batch, False, at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +69,6 @@ class Setup:
     dataset: SequenceDataset
     split: Split
     encoder: nn.Module
-    forward: Forward
     optimizer: optax.GradientTransformation
     streams: list[RowStream]
     plan: Plan
@@ -95,24 +80,19 @@ class Setup:
 
     def evaluate(self, params: Params, cases: EvaluationCases) -> Evaluation:
         """Exact ranks over the whole catalogue for one seed's parameters."""
-        config = self.config
         return evaluate_cases(
-            self.forward,
-            self.encoder.item_table(params),
-            params,
+            self.ranker(params),
             cases,
             self.dataset.items,
-            max_length=config.batches.max_length,
-            position_origin=config.batches.position_origin,
-            ks=config.evaluation.ks,
-            remove_seen=config.evaluation.remove_seen,
-            known_items=self.known_items,
+            self.config.evaluation,
             timestamps=self.timestamps,
-            tokens_per_batch=max(config.evaluation.tokens_per_batch, config.batches.max_length),
-            item_chunk=config.evaluation.item_chunk,
-            resident=self.host_log is None,
-            mesh=self.layout.mesh,
+            known_items=self.known_items,
         )
+
+    def ranker(self, params: Params) -> EncoderRanker:
+        """The encoder with one seed's parameters."""
+        config, resident = self.config, self.host_log is None
+        return EncoderRanker.build(self.encoder, params, config.batches, config.evaluation, resident)
 
 
 def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
@@ -173,7 +153,6 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
         dataset=dataset,
         split=split,
         encoder=encoder,
-        forward=Forward(encoder),
         optimizer=optimizer,
         streams=streams,
         plan=plan,

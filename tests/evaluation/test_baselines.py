@@ -7,17 +7,24 @@ from jaxrec.data import load_dataset, split_dataset
 from jaxrec.evaluation.baselines import (
     MarkovChain,
     Popularity,
-    baseline_lists,
     dense_order,
     evaluate_baselines,
 )
+from jaxrec.evaluation.histories import Histories, ranking_cases
 from jaxrec.evaluation.metrics import ranking_metrics
-from jaxrec.evaluation.seen import seen_items
+from jaxrec.evaluation.ranker import ScoreRanker
+
+
+def ending_with(last_items):
+    """Histories of one interaction each, or of none where the item is 0."""
+    last_items = np.asarray(last_items, np.int32)
+    starts = np.arange(len(last_items))
+    return Histories(last_items, starts, starts + (last_items > 0))
 
 
 def test_popularity_orders_items_by_count():
     model = Popularity(np.array([0, 5, 1_000_000_007, 1_000_000_008, 5, 0]))
-    scores = model.scores(np.array([3, 0]))
+    scores = model.scores(ending_with([3, 0]))
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(scores, [[0, 1, 2, 3, 1, 0]] * 2)
 
@@ -33,7 +40,7 @@ def test_markov_orders_by_transitions_and_then_by_popularity():
             popularity[items[i]] += 1
             if i + 1 < stop:
                 transitions[items[i], items[i + 1]] += 1
-    scores = MarkovChain(items, starts, stops, n_items).scores(np.arange(n_items + 1))
+    scores = MarkovChain(items, starts, stops, n_items).scores(ending_with(np.arange(n_items + 1)))
     exact = transitions * 1000 + popularity[None]
     for last in range(n_items + 1):
         np.testing.assert_array_equal(dense_order(scores[last]), dense_order(exact[last]))
@@ -41,7 +48,7 @@ def test_markov_orders_by_transitions_and_then_by_popularity():
 
 def test_a_markov_chain_of_nothing_is_popularity():
     scores = MarkovChain(np.array([1, 2], np.int32), np.array([0, 1]), np.array([1, 2]), 3).scores(
-        np.array([0, 1])
+        ending_with([0, 1])
     )
     np.testing.assert_array_equal(scores, [[0, 1, 1, 0]] * 2)
 
@@ -53,10 +60,8 @@ def test_known_numbers_of_the_bundled_data():
     assert found["popularity"].metrics["NDCG@10"] == pytest.approx(0.074, abs=5e-4)
     assert found["markov"].metrics["HR@10"] == pytest.approx(0.174, abs=5e-4)
     assert found["markov"].metrics["NDCG@10"] == pytest.approx(0.099, abs=5e-4)
-    seen = seen_items(split.test, split.dataset.items)
-    lists = baseline_lists(
-        Popularity(split.item_counts), np.zeros(len(split.test), int), 10, seen, keep=split.test.targets
-    )
+    cases = ranking_cases(split.test, split.dataset.items)
+    lists = ScoreRanker(Popularity(split.item_counts)).top_k(cases.histories, 10, cases.exclude).items
     ranks = found["popularity"].ranks
     place = np.where(ranks <= 10, lists[np.arange(len(ranks)), np.minimum(ranks, 10) - 1], split.test.targets)
     np.testing.assert_array_equal(place, split.test.targets)

@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation import encode, parallel
-from jaxrec.evaluation.encode import encode_histories
-from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
+from jaxrec.evaluation import encode as encode_module
+from jaxrec.evaluation import parallel
+from jaxrec.evaluation.encode import EncodingOptions, encode_histories
+from jaxrec.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_cases
+from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.ranker import EncoderRanker
+from jaxrec.evaluation.ranking import candidate_table
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import take_positions
 from tests.evaluation import oracle
@@ -25,6 +29,15 @@ def apply_fn(params, batch, at):
     index = jnp.arange(batch.items.shape[1])
     same = (batch.segments[:, :, None] == batch.segments[:, None, :]) & (index[:, None] >= index[None])[None]
     return take_positions(jnp.einsum("bij,bjd->bid", same.astype(jnp.float32), vectors), at)
+
+
+def encode(params, items, starts, stops, times=None, **options):
+    histories = Histories(items, np.asarray(starts), np.asarray(stops), times)
+    return encode_histories(apply_fn, params, histories, EncodingOptions(LENGTH, **options))
+
+
+def ranker(params):
+    return EncoderRanker(apply_fn, params, candidate_table(ItemTable(params)), EncodingOptions(LENGTH))
 
 
 def expected(params, items, starts, stops, origin="start", times=None):
@@ -52,30 +65,30 @@ def data():
 def test_states_are_those_of_each_history_alone(data, origin, tokens):
     params, items, starts, stops = data
     times = np.arange(len(items), dtype=np.int32)
-    options = {"max_length": LENGTH, "position_origin": origin, "tokens_per_batch": tokens}
-    got = encode_histories(apply_fn, params, items, starts, stops, timestamps=times, **options)
+    options = {"position_origin": origin, "tokens_per_batch": tokens}
+    got = encode(params, items, starts, stops, times, **options)
     np.testing.assert_allclose(
         got, expected(params, items, starts, stops, origin, times), rtol=1e-5, atol=1e-5
     )
-    got = encode_histories(apply_fn, params, jnp.asarray(items), starts, stops, **options)
+    got = encode(params, jnp.asarray(items), starts, stops, **options)
     np.testing.assert_allclose(got, expected(params, items, starts, stops, origin), rtol=1e-5, atol=1e-5)
 
 
 def test_empty_histories_have_the_zero_state(data):
     params, items, starts, _ = data
-    got = encode_histories(apply_fn, params, items, starts[:4], starts[:4], max_length=LENGTH)
+    got = encode(params, items, starts[:4], starts[:4])
     np.testing.assert_array_equal(got, np.zeros((4, WIDTH), np.float32))
-    got = encode_histories(apply_fn, params, np.zeros(0, np.int32), [0, 0], [0, 0], max_length=LENGTH)
+    got = encode(params, np.zeros(0, np.int32), [0, 0], [0, 0])
     assert got.shape == (2, WIDTH)
 
 
 def test_calls_of_many_sizes_share_few_programs(data):
     params, items, starts, stops = data
-    encode_histories(apply_fn, params, items, starts, stops, max_length=LENGTH)
-    before = encode._last_states._cache_size()
+    encode(params, items, starts, stops)
+    before = encode_module._last_states._cache_size()
     for n in (25, 24, 22):
-        encode_histories(apply_fn, params, items[: stops[n - 1]], starts[:n], stops[:n], max_length=LENGTH)
-    assert encode._last_states._cache_size() <= before + 1
+        encode(params, items[: stops[n - 1]], starts[:n], stops[:n])
+    assert encode_module._last_states._cache_size() <= before + 1
 
 
 def test_bad_histories_are_refused(data):
@@ -83,9 +96,9 @@ def test_bad_histories_are_refused(data):
     with pytest.raises(
         ConfigError, match=r"tokens_per_batch must be at least max_length .* got 7 for max_length 8"
     ):
-        encode_histories(apply_fn, params, items, starts, stops, max_length=8, tokens_per_batch=7)
+        encode(params, items, starts, stops, tokens_per_batch=7)
     with pytest.raises(DataError, match=r"histories must lie inside the log of \d+ interactions"):
-        encode_histories(apply_fn, params, items, starts, stops + 1, max_length=8)
+        encode(params, items, starts, stops + 1)
 
 
 def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
@@ -94,9 +107,7 @@ def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
     assert parallel.workers() == 1
     monkeypatch.setattr(parallel, "workers", lambda waiting=0: 3)
     for tokens in (LENGTH, 3 * LENGTH, 1000):
-        got = encode_histories(
-            apply_fn, params, items, starts, stops, max_length=LENGTH, tokens_per_batch=tokens
-        )
+        got = encode(params, items, starts, stops, tokens_per_batch=tokens)
         np.testing.assert_allclose(got, expected(params, items, starts, stops), rtol=1e-5, atol=1e-5)
     called = []
 
@@ -107,7 +118,7 @@ def test_batches_under_way_at_once_keep_their_order(data, monkeypatch):
         return jnp.zeros(1)
 
     with pytest.raises(ConfigError, match="batch 3"):
-        parallel.each(fails_late, list(range(6)), 3)
+        parallel.map_batches(fails_late, list(range(6)), 3)
     assert called[0] == 0
 
 
@@ -121,17 +132,10 @@ def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
     cases = make_cases(starts, stops, targets)
     known = np.arange(N_ITEMS + 1) % 5 != 0
     got = evaluate_cases(
-        apply_fn,
-        ItemTable(params),
-        params,
-        cases,
-        items,
-        max_length=LENGTH,
-        remove_seen=remove_seen,
-        known_items=known,
+        ranker(params), cases, items, EvaluationConfig(remove_seen=remove_seen), known_items=known
     )
     # Values of the same float32 states: what is under test here is who is ranked among whom.
-    states = np.asarray(encode_histories(apply_fn, params, items, starts, stops, max_length=LENGTH))
+    states = np.asarray(encode(params, items, starts, stops))
     want = []
     for row, own in enumerate(targets):
         struck = [i for i in items[starts[row] : stops[row]] if i not in own] if remove_seen else []
@@ -151,7 +155,7 @@ def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
 def test_what_is_saved_comes_back(data, make_cases, tmp_path):
     params, items, starts, stops = data
     cases = make_cases(starts, stops, [[1]] * len(starts))
-    saved = evaluate_cases(apply_fn, ItemTable(params), params, cases, items, max_length=LENGTH)
+    saved = evaluate_cases(ranker(params), cases, items)
     saved.save(tmp_path / "ranks.npz", {"fingerprint": "f", "split": {"protocol": "leave-one-out"}})
     loaded, meta = Evaluation.load(tmp_path / "ranks.npz")
     assert meta == {"fingerprint": "f", "split": {"protocol": "leave-one-out"}}
@@ -168,7 +172,7 @@ def test_bad_requests_are_refused(data, make_cases):
     params, items, starts, stops = data
     cases = make_cases(starts, stops, [[1]] * len(starts))
     with pytest.raises(ConfigError, match="ks must be cutoffs from 1 to the catalogue's 40 items, got 41"):
-        evaluate_cases(apply_fn, ItemTable(params), params, cases, items, max_length=LENGTH, ks=(5, 41))
+        evaluate_cases(ranker(params), cases, items, EvaluationConfig(ks=(5, 41)))
     empty = make_cases(starts, stops, [[]] * len(starts))
     with pytest.raises(DataError, match="cases must have a target to rank, got 25 cases and none has one"):
-        evaluate_cases(apply_fn, ItemTable(params), params, empty, items, max_length=LENGTH)
+        evaluate_cases(ranker(params), empty, items)

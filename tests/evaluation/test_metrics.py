@@ -8,7 +8,7 @@ import pytest
 
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.metrics import metric_values, ranking_metrics
-from jaxrec.evaluation.ranking import identity_catalogue, rank_targets
+from jaxrec.evaluation.ranking import rank_targets, score_table
 from tests.evaluation import oracle
 
 K = 10
@@ -55,7 +55,7 @@ def test_equal_to_ir_measures(several, ties):
     ]
     offsets = np.concatenate([[0], np.cumsum([len(own) for own in targets])])
     owner = np.repeat(np.arange(rows), np.diff(offsets))
-    ranks = rank_targets(scores[owner], identity_catalogue(n_items), np.concatenate(targets))
+    ranks = rank_targets(scores[owner], score_table(n_items), np.concatenate(targets))
     scores[:, 0] = -1
     for name, want in reference(scores, targets).items():
         np.testing.assert_allclose(metric_values(ranks, name, offsets), want, atol=1e-6, err_msg=name)

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
-from jaxrec.evaluation.ranking import catalogue, rank_targets, top_k
-from jaxrec.models.base import ItemTable
+from jaxrec.evaluation.ranking import candidate_table, rank_targets, top_k
+from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
 
 rng = np.random.default_rng(0)
@@ -24,7 +24,7 @@ struck = oracle.strike(oracle.score_matrix(hidden, vectors, bias), seen, targets
 assert jax.device_count() == 4 and jax.local_device_count() == 2
 for shape in ((2, 2), (1, 4), (4, 1)):
     mesh = jax.make_mesh(shape, ("data", "item"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    table = catalogue(ItemTable(vectors, bias), item_chunk=7, mesh=mesh)
+    table = candidate_table(ItemTable(vectors, bias), item_chunk=7, mesh=mesh)
     np.testing.assert_array_equal(rank_targets(hidden, table, targets, seen), oracle.ranks(struck, targets))
     items = top_k(hidden, table, 9, seen, keep=targets)[1]
     np.testing.assert_array_equal(items, oracle.order(struck)[:, :9])

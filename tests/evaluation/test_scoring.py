@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
-from jaxrec.evaluation import ranking_tiles as kernels
-from jaxrec.evaluation.ranking import catalogue, identity_catalogue, rank_targets, top_k
+from jaxrec.evaluation import ranking_tiles
+from jaxrec.evaluation.ranking import candidate_table, rank_targets, score_table, top_k
 from jaxrec.evaluation.seen import SeenItems, as_seen, ranges, seen_items
 from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
@@ -51,7 +51,7 @@ def test_a_mesh_gives_the_same_answer(shape):
     ranks = rank_targets(hidden, table, targets, seen)
     scores, items = top_k(hidden, table, 15, seen, keep=targets)
     for chunk in (5, 4096):
-        sharded = catalogue(table, item_chunk=chunk, mesh=mesh(*shape))
+        sharded = candidate_table(table, item_chunk=chunk, mesh=mesh(*shape))
         np.testing.assert_array_equal(rank_targets(hidden, sharded, targets, seen), ranks)
         got = top_k(hidden, sharded, 15, seen, keep=targets)
         np.testing.assert_array_equal(got[1], items)
@@ -101,7 +101,7 @@ def test_the_search_for_new_entrants_misses_none(direction):
         scores += np.arange(n_items + 1, dtype=np.float32) * (1 if direction == "rising" else -1)
     if direction == "one block":
         scores[:, 5000:5064] += 1000
-    table = identity_catalogue(n_items, item_chunk=2048)
+    table = score_table(n_items, item_chunk=2048)
     _, items = top_k(scores, table, 12)
     want = oracle.order(oracle.strike(scores.astype(np.float64), np.zeros((rows, 0), int)))[:, :12]
     np.testing.assert_array_equal(items, want)
@@ -153,10 +153,10 @@ def test_calls_of_one_shape_compile_once():
     hidden, vectors, bias, targets, seen = problem(oracle.normal_numbers, n_rows=40)
     table = ItemTable(vectors, bias)
     rank_targets(hidden, table, targets, seen, row_chunk=16)
-    before = kernels.rank._cache_size()
+    before = ranking_tiles.rank._cache_size()
     for n in (40, 39, 33):
         rank_targets(hidden[:n] * 2, table, targets[:n], seen[:n], row_chunk=16)
-    assert kernels.rank._cache_size() == before
+    assert ranking_tiles.rank._cache_size() == before
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -200,7 +200,7 @@ def test_bad_requests_are_refused():
     with pytest.raises(ConfigError, match="row_chunk must be at least 1, got 0"):
         rank_targets(hidden, table, targets, row_chunk=0)
     with pytest.raises(ConfigError, match="mesh must have the axes 'data' and 'item'"):
-        catalogue(table, mesh=jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))
+        candidate_table(table, mesh=jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)))
 
 
 def test_no_rows_give_no_ranks():

@@ -5,7 +5,6 @@ import pytest
 
 from jaxrec.analysis.stability import (
     DEFAULT_PERTURBATIONS,
-    Log,
     Perturbation,
     compare_stability,
     jaccard,
@@ -14,7 +13,10 @@ from jaxrec.analysis.stability import (
     rank_biased_overlap,
 )
 from jaxrec.errors import ConfigError
-from jaxrec.evaluation.evaluate import evaluate_cases
+from jaxrec.evaluation.encode import EncodingOptions
+from jaxrec.evaluation.histories import Histories, ranking_cases
+from jaxrec.evaluation.ranker import EncoderRanker
+from jaxrec.evaluation.ranking import candidate_table
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import take_positions
 
@@ -24,11 +26,12 @@ N_ITEMS = 30
 def log(lengths=(5, 1, 0, 9, 40), seed=0):
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Log(rng.integers(1, N_ITEMS + 1, offsets[-1]).astype(np.int32), offsets, np.arange(offsets[-1]))
+    items, times = rng.integers(1, N_ITEMS + 1, offsets[-1]).astype(np.int32), np.arange(offsets[-1])
+    return Histories(items, offsets[:-1], offsets[1:], times)
 
 
 def histories(log):
-    return [log.items[a:b].tolist() for a, b in zip(log.offsets[:-1], log.offsets[1:], strict=True)]
+    return [log.items[a:b].tolist() for a, b in zip(log.starts, log.stops, strict=True)]
 
 
 def one_edit_apart(edit, old, new):
@@ -60,8 +63,7 @@ def test_one_edit_in_every_history(edit, where):
             assert len(old) - (edit != "insert") in places
     assert after.timestamps.shape == after.items.shape
     assert all(
-        (np.diff(after.timestamps[a:b]) >= 0).all()
-        for a, b in zip(after.offsets, after.offsets[1:], strict=False)
+        (np.diff(after.timestamps[a:b]) >= 0).all() for a, b in zip(after.starts, after.stops, strict=True)
     )
     again = perturb(before, Perturbation(edit, where, seed=3), N_ITEMS)
     np.testing.assert_array_equal(after.items, again.items)
@@ -75,9 +77,7 @@ def test_the_rate_is_the_share_of_edited_interactions(rate):
         changed = sum(a != b for a, b in zip(old, new, strict=True))
         assert changed == min(len(old), max(1, round(rate * len(old))))
     dropped = perturb(before, Perturbation("drop", "random", rate), N_ITEMS)
-    assert np.diff(dropped.offsets).tolist() == [
-        max(n - max(1, round(rate * n)), min(n, 1)) for n in np.diff(before.offsets)
-    ]
+    assert dropped.lengths.tolist() == [max(n - max(1, round(rate * n)), min(n, 1)) for n in before.lengths]
 
 
 def test_replacements_are_other_items_of_the_catalogue():
@@ -120,11 +120,13 @@ def test_models_are_measured_and_compared(make_cases):
     starts = np.arange(0, 120, 6)
     cases = make_cases(starts, starts + 6, rng.integers(1, N_ITEMS + 1, (20, 2)).tolist())
     edits = (Perturbation("drop"), Perturbation("swap", "random"), Perturbation("replace", "random", 0.4))
-    options = {"max_length": 4, "k": 5, "perturbations": edits}
-    table = ItemTable(params)
-    moved = measure_stability(last_item, table, params, cases, items, **options)
-    still = measure_stability(first_item, table, params, cases, items, **options)
-    want = evaluate_cases(last_item, table, params, cases, items, max_length=4).ranks
+    asked = ranking_cases(cases, items)
+
+    def ranker(apply_fn):
+        return EncoderRanker(apply_fn, params, candidate_table(ItemTable(params)), EncodingOptions(4))
+
+    moved, still = (measure_stability(ranker(f), asked, 4, 5, edits) for f in (last_item, first_item))
+    want = ranker(last_item).rank(asked)
     np.testing.assert_array_equal(moved[0].ranks_before, want)
     assert [each.perturbation.name for each in moved] == ["drop last", "swap random", "replace random 40%"]
     assert all((each.overlap > 1 - 1e-9).all() and (each.jaccard == 1).all() for each in still)

@@ -12,7 +12,10 @@ import pytest
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig
 from jaxrec.data.sampler import Position
 from jaxrec.errors import CheckpointError, ConfigError
-from jaxrec.evaluation.evaluate import evaluate_cases
+from jaxrec.evaluation.encode import EncodingOptions
+from jaxrec.evaluation.evaluate import EvaluationConfig, evaluate_cases
+from jaxrec.evaluation.ranker import EncoderRanker
+from jaxrec.evaluation.ranking import candidate_table
 from jaxrec.models.stosa import STOSAConfig
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig
@@ -218,7 +221,6 @@ def test_evaluation_is_exact_on_whole_numbers(shape):
     rng = np.random.default_rng(1)
     vectors = rng.integers(-2, 3, (V + 1, 4)).astype(np.float32)
     setup = prepare(config(), DATASET)
-    options = {"max_length": 16, "ks": (5, 10), "tokens_per_batch": 64}
     cases, items = setup.split.test, DATASET.items
 
     def ranked(table):
@@ -226,7 +228,9 @@ def test_evaluation_is_exact_on_whole_numbers(shape):
             newest = jax.numpy.take_along_axis(batch.items, at, axis=1)
             return table._replace(vectors=params).take(newest).vectors
 
-        return evaluate_cases(states, table, table.vectors, cases, items, **options)
+        options = EncodingOptions(16, tokens_per_batch=64)
+        ranker = EncoderRanker(states, table.vectors, candidate_table(table), options)
+        return evaluate_cases(ranker, cases, items, EvaluationConfig(ks=(5, 10)))
 
     mesh = build_mesh(MeshConfig(*shape), 8, V)
     shards = ItemShards(mesh, V)

@@ -1,0 +1,104 @@
+"""Histories and ranking cases: the inputs of every ranker."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxrec.data.splits import EvaluationCases
+from jaxrec.evaluation.seen import SeenItems, ranges, seen_items
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histories:
+    """E histories inside one log of interactions.
+
+    Attributes:
+      items: int32[N], the log; on the host or on the device.
+      starts, stops: int64[E]; history e is ``items[starts[e]:stops[e]]``, oldest first.
+      timestamps: int32[N], seconds since the first event of the log (or what is indexed like it), or None.
+      users: int32[E], index of the user of each history, or None.
+    """
+
+    items: Any
+    starts: np.ndarray
+    stops: np.ndarray
+    timestamps: Any = None
+    users: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """E."""
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[E], interactions of each history."""
+        return np.asarray(self.stops, np.int64) - np.asarray(self.starts, np.int64)
+
+    def select(self, rows: np.ndarray) -> Histories:
+        """The histories of some rows, in the given order."""
+        users = None if self.users is None else np.asarray(self.users)[rows]
+        starts, stops = np.asarray(self.starts)[rows], np.asarray(self.stops)[rows]
+        return dataclasses.replace(self, starts=starts, stops=stops, users=users)
+
+    def last_items(self) -> np.ndarray:
+        """int64[E], the newest item of each history, 0 where it is empty."""
+        if not len(self.items):
+            return np.zeros(len(self), np.int64)
+        newest = np.asarray(self.items[np.maximum(self.stops - 1, 0)])
+        return np.where(self.stops > self.starts, newest, 0).astype(np.int64)
+
+    def compact(self, max_length: int) -> Histories:
+        """The last ``max_length`` interactions of each history in a log of their own, one after the other."""
+        lengths = np.minimum(self.lengths, max_length)
+        index = ranges(np.asarray(self.stops) - lengths, lengths)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        times = None if self.timestamps is None else np.asarray(self.timestamps[index])
+        return Histories(np.asarray(self.items)[index], offsets[:-1], offsets[1:], times, self.users)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RankingCases:
+    """Histories with the targets to rank after each.
+
+    Attributes:
+      histories: E histories.
+      targets: int32[T]; case e has ``targets[target_offsets[e]:target_offsets[e + 1]]``.
+      target_offsets: int64[E + 1].
+      exclude: items that are no candidates of each case, or None.
+    """
+
+    histories: Histories
+    targets: np.ndarray
+    target_offsets: np.ndarray
+    exclude: SeenItems | None = None
+
+    def __len__(self) -> int:
+        """E."""
+        return len(self.histories)
+
+    @property
+    def case_of_target(self) -> np.ndarray:
+        """int64[T], the case of each target."""
+        sizes = np.diff(self.target_offsets)
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def ranking_cases(
+    cases: EvaluationCases, items: Any, timestamps: Any = None, remove_seen: bool = True
+) -> RankingCases:
+    """Ranking cases of a split.
+
+    Args:
+      cases: of the split.
+      items: int32[N], the log that the cases point into.
+      timestamps: see `Histories`.
+      remove_seen: exclude the items of the whole history of each case.
+    """
+    histories = Histories(items, cases.history_starts, cases.history_stops, timestamps, cases.users)
+    targets = np.asarray(cases.targets, np.int32)
+    offsets = np.asarray(cases.target_offsets, np.int64)
+    exclude = seen_items(cases, np.asarray(items)) if remove_seen else None
+    return RankingCases(histories, targets, offsets, exclude)

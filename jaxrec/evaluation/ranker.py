@@ -1,0 +1,157 @@
+"""Rankers: the one interface from histories to ranks of targets and to lists of items."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxrec.data.batches import BatchConfig
+from jaxrec.evaluation.encode import ApplyFn, EncodingOptions, Forward, encode_histories
+from jaxrec.evaluation.evaluate import EvaluationConfig
+from jaxrec.evaluation.histories import Histories, RankingCases
+from jaxrec.evaluation.ranking import (
+    ITEM_CHUNK,
+    ROW_CHUNK,
+    CandidateTable,
+    TopK,
+    candidate_table,
+    rank_targets,
+    score_table,
+    top_k,
+)
+from jaxrec.evaluation.seen import SeenItems
+
+
+class Ranker(Protocol):
+    """Anything that ranks all V items after a history."""
+
+    @property
+    def n_items(self) -> int:
+        """V."""
+
+    def rank(self, cases: RankingCases) -> np.ndarray:
+        """int32[T], the rank of every target among all items that its case does not exclude; 1 = best."""
+
+    def top_k(self, histories: Histories, k: int, exclude: SeenItems | None = None) -> TopK:
+        """The k best items of each history that ``exclude`` does not name, best first."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncoderRanker:
+    """An encoder: the score of an item is the product of the history's last state with the item's vector.
+
+    Attributes:
+      forward: ``(params, batch, query_positions) -> hidden``; see `jaxrec.evaluation.encode.ApplyFn`.
+      params: parameters of one seed.
+      table: the items, ready for scoring.
+      encoding: how histories become states.
+      row_chunk: rows scored at a time.
+    """
+
+    forward: ApplyFn
+    params: Any
+    table: CandidateTable
+    encoding: EncodingOptions
+    row_chunk: int = ROW_CHUNK
+
+    @classmethod
+    def build(
+        cls, encoder: Any, params: Any, batches: BatchConfig, config: EvaluationConfig, resident: bool = True
+    ) -> EncoderRanker:
+        """A ranker of an encoder's parameters, on the mesh on which the encoder's tables lie.
+
+        Args:
+          encoder: `jaxrec.models.base.Encoder`.
+          params: of one seed.
+          batches: maximum length and position origin of the histories.
+          config: sizes of the pieces in which histories are encoded and items scored.
+          resident: see `EncodingOptions`.
+
+        Raises:
+          NonFiniteError: the item table holds NaN or infinity.
+        """
+        table = candidate_table(encoder.item_table(params), item_chunk=config.item_chunk)
+        tokens = max(config.tokens_per_batch, batches.max_length)
+        encoding = EncodingOptions(batches.max_length, batches.position_origin, tokens, resident)
+        return cls(Forward(encoder), params, table, encoding)
+
+    @property
+    def n_items(self) -> int:
+        """V."""
+        return self.table.n_items
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Devices on which the ranker computes, or None for a single one."""
+        return self.table.mesh
+
+    def encode(self, histories: Histories) -> Array:
+        """float32[E, D], the state that scores the next item of each history."""
+        return encode_histories(self.forward, self.params, histories, self.encoding, self.mesh)
+
+    def rank(self, cases: RankingCases) -> np.ndarray:
+        """int32[T], exact ranks over the whole catalogue; see `jaxrec.evaluation.ranking.rank_targets`."""
+        hidden, exclude = self.encode(cases.histories), cases.exclude
+        if len(cases.targets) != len(cases):
+            rows = cases.case_of_target
+            hidden, exclude = hidden[rows], None if exclude is None else exclude.select(rows)
+        return rank_targets(hidden, self.table, cases.targets, exclude, row_chunk=self.row_chunk)
+
+    def top_k(self, histories: Histories, k: int, exclude: SeenItems | None = None) -> TopK:
+        """Exact lists over the whole catalogue; see `jaxrec.evaluation.ranking.top_k`."""
+        return top_k(self.encode(histories), self.table, k, exclude, row_chunk=self.row_chunk)
+
+
+class Scorer(Protocol):
+    """Scores of all items after a history, computed outside the encoder."""
+
+    n_items: int
+
+    def scores(self, histories: Histories) -> np.ndarray:
+        """float32[R, V+1]; column 0 belongs to no item."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreRanker:
+    """A scorer, such as a baseline: its scores are ranked by the code that ranks those of encoders.
+
+    Attributes:
+      scorer: scores of all items.
+      row_chunk: histories scored at a time; their scores are in memory together.
+      item_chunk: items ranked at a time.
+    """
+
+    scorer: Scorer
+    row_chunk: int = ROW_CHUNK
+    item_chunk: int = ITEM_CHUNK
+
+    @property
+    def n_items(self) -> int:
+        """V."""
+        return self.scorer.n_items
+
+    def rank(self, cases: RankingCases) -> np.ndarray:
+        """int32[T], exact ranks over the whole catalogue."""
+        table, rows_of = score_table(self.n_items, item_chunk=self.item_chunk), cases.case_of_target
+        ranks = np.empty(len(cases.targets), np.int32)
+        for start in range(0, len(ranks), self.row_chunk):
+            part = np.arange(start, min(start + self.row_chunk, len(ranks)))
+            rows = rows_of[part]
+            exclude = None if cases.exclude is None else cases.exclude.select(rows)
+            scores = self.scorer.scores(cases.histories.select(rows))
+            ranks[part] = rank_targets(scores, table, cases.targets[part], exclude)
+        return ranks
+
+    def top_k(self, histories: Histories, k: int, exclude: SeenItems | None = None) -> TopK:
+        """Exact lists over the whole catalogue."""
+        table = score_table(self.n_items, item_chunk=self.item_chunk)
+        scores, items = np.empty((len(histories), k), np.float32), np.empty((len(histories), k), np.int32)
+        for start in range(0, len(histories), self.row_chunk):
+            rows = np.arange(start, min(start + self.row_chunk, len(histories)))
+            removed = None if exclude is None else exclude.select(rows)
+            scores[rows], items[rows] = top_k(self.scorer.scores(histories.select(rows)), table, k, removed)
+        return TopK(scores, items)
