@@ -1,13 +1,19 @@
-"""Strict JAX for every test: eight host devices, no silent promotion of types or ranks.
+"""Strict JAX for every test, two tiers of tests, and shapes checked at run time.
 
-Compiling takes most of the tests' time, so LLVM is told not to optimise. Tests of killed runs, of several processes and of
-kept programs start processes that compile as users do; ``XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest`` does
-so everywhere.
+- Eight host devices, no silent promotion of types or ranks. A module whose tests use optax, which promotes types itself,
+  requests `standard_promotion`.
+- ``pytest`` runs the first tier: all tests without the marker ``slow``. ``pytest --all`` runs both tiers; ``-m``
+  and node ids select as always.
+- Functions whose annotations carry jaxtyping shapes are checked with beartype (`tests.shapes`).
+- Most of the time goes into compiling. LLVM does not optimise here, and the processes of one session share one cache of
+  compiled programs, new for each session; ``JAX_COMPILATION_CACHE_DIR=DIR pytest`` uses a lasting one. Tests of killed runs
+  and of several processes start processes that compile as users do.
 """
 
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
@@ -16,21 +22,64 @@ os.environ.setdefault(
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests train the same few programs again and again.
-COMPILED = tempfile.mkdtemp(prefix="jaxrec-tests-")
+
+#: The first process of a session makes the cache and removes it; workers of xdist inherit the variable.
+_SESSION_CACHE = "JAXREC_TEST_SESSION_CACHE"
+_OWNED = not (os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ.get(_SESSION_CACHE))
+if _OWNED:
+    os.environ[_SESSION_CACHE] = tempfile.mkdtemp(prefix="jaxrec-tests-")
+COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ[_SESSION_CACHE]
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+#: Modules whose signatures carry shapes.
+SHAPED = [
+    ".".join(path.relative_to(Path(__file__).parents[1]).with_suffix("").parts)
+    for path in sorted((Path(__file__).parents[1] / "jaxrec").rglob("*.py"))
+    if path.name != "__init__.py" and "jaxtyping" in path.read_text()
+]
+jaxtyping.install_import_hook(SHAPED, "tests.shapes.check")
+
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(COMPILED, ignore_errors=True)
+    if _OWNED:
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run every test, slow ones too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out, unless the command line asks for them."""
+    named = any("::" in argument for argument in config.args)
+    if config.getoption("--all") or config.option.markexpr or named:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 @pytest.fixture
 def key() -> jax.Array:
+    """Random key for tests that need any."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def standard_promotion():
+    """Standard type promotion, which optax needs (an int32 step count against float32 decay).
+
+    A module asks for it with ``pytestmark = pytest.mark.usefixtures("standard_promotion")``.
+    """
+    before = jax.config.jax_numpy_dtype_promotion
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", before)

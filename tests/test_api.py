@@ -12,7 +12,8 @@ from jaxrec.errors import CheckpointError, ConfigError, DataError, UnknownNameEr
 from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES
 from tests.helpers import replace, small_config, small_dataset
-from tests.runs import standard_promotion  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 DATASET = small_dataset(n_users=20, n_items=30)
 #: One chunk of steps, tiny shapes: what is asked is whether the parts fit together.

@@ -12,7 +12,8 @@ from experiments.studies import attention_comparison, objective_comparison
 from experiments.variants import Variant, study, write
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from tests.helpers import small_config, small_dataset
-from tests.runs import standard_promotion  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 DATASET = small_dataset()
 BASE = small_config(training={"epochs": 1, "seeds": (0, 1), "metric": "NDCG@10"})

@@ -12,7 +12,8 @@ from experiments.record import command_line, write_record
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
 from jaxrec.attention import ATTENTION
-from tests.runs import standard_promotion  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 LIST = (FOLDER / "README.md").read_text()

@@ -102,7 +102,7 @@ def test_data_needs_no_model_and_no_jax():
 
 def test_everything_imported_is_declared():
     declared = {re.split(r"[<>=\[]", entry)[0] for entry in PROJECT["project"]["dependencies"]}
-    optional = {"pandas", "pyarrow", "flatbuffers"}  # used where the caller brings them
+    optional = {"pandas", "pyarrow"}  # used where the caller brings them
     provided = importlib.metadata.packages_distributions()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -11,9 +11,9 @@ from jaxrec import api
 from jaxrec.cli.main import COMMANDS
 from jaxrec.presets import PRESETS
 from tests.cli.shared import interactions
-from tests.runs import jaxrec, standard_promotion  # noqa: F401
+from tests.runs import jaxrec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", TEXT, re.S)[1]

@@ -12,7 +12,9 @@ from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.metrics import metric_values
 from jaxrec.training import runs as studies
 from tests.helpers import small_dataset
-from tests.runs import jaxrec, standard_promotion  # noqa: F401
+from tests.runs import jaxrec
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 SMALL = ["--preset", "smoke", "--quiet", "--batches.batch-size", "4", "--batches.max-length", "16"]
 SMALL += ["--evaluation.ks", "5", "10", "--training.epochs", "1", "--json"]

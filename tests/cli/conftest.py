@@ -3,7 +3,12 @@
 import pytest
 
 from tests.cli.shared import SMALL, interactions
-from tests.runs import jaxrec, standard_promotion  # noqa: F401
+from tests.runs import jaxrec
+
+
+@pytest.fixture(autouse=True, scope="module")
+def promotion(standard_promotion):
+    """Commands train, so optax may promote types."""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from jaxrec.cli.main import COMMANDS
 from jaxrec.data import load_dataset
 from jaxrec.training import loop
 from tests.cli.shared import SMALL, refused
-from tests.runs import jaxrec, standard_promotion  # noqa: F401
+from tests.runs import jaxrec
 
 
 class TestTrain:

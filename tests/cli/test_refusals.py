@@ -3,7 +3,7 @@
 import pytest
 
 from tests.cli.shared import SMALL, interactions, refused
-from tests.runs import jaxrec, standard_promotion  # noqa: F401
+from tests.runs import jaxrec
 
 
 def broken_files(folder):

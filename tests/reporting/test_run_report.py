@@ -14,7 +14,8 @@ from jaxrec.analysis.tables import summarize
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.reporting.results import format_metrics, hardware, versions
 from tests.helpers import small_config, small_dataset
-from tests.runs import standard_promotion  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 DATASET = small_dataset()
 

@@ -13,7 +13,8 @@ from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.serving import Recommender
 from jaxrec.serving.recommender import CATALOGUE, save_catalogue
 from tests.helpers import small_config, small_dataset
-from tests.runs import standard_promotion  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 DATASET = small_dataset()
 

@@ -1,12 +1,8 @@
-"""optax promotes types itself (an int32 step count against float32 decay), so these tests allow it."""
+"""Fixtures of the tests that train."""
 
-import jax
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="package")
-def standard_promotion():
-    before = jax.config.jax_numpy_dtype_promotion
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    yield
-    jax.config.update("jax_numpy_dtype_promotion", before)
+@pytest.fixture(autouse=True, scope="module")
+def promotion(standard_promotion):
+    """Let optax promote types."""
