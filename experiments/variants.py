@@ -122,7 +122,7 @@ def tuned(
         if not file.exists():
             one = apply(config, {"training": {"seeds": base.training.seeds[:1]}})
             done = train(one, dataset, progress=False)
-            file.write_text(json.dumps({"valid": done.valid[0].metrics[base.training.metric]}))
+            file.write_text(json.dumps({"valid": done.valid[0].metrics[base.metric]}))
         tried.append({"candidate": _plain(candidate), **json.loads(file.read_text())})
     best = max(range(len(tried)), key=lambda i: tried[i]["valid"])
     return configs[best], tried
@@ -168,7 +168,7 @@ def study(
         }
         rows.append(row)
         print(
-            f"{variant.name}: valid {results['valid_metrics'][base.training.metric]['mean']:.4f}, test "
+            f"{variant.name}: valid {results['valid_metrics'][base.metric]['mean']:.4f}, test "
             + ", ".join(f"{m} {told}" for m, told in zip(metrics, _told(results, metrics), strict=True))
             + f", {results['timing']['training_seconds']:.0f} s",
             file=sys.stderr,

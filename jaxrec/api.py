@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
-from jaxrec.analysis.tables import summarize
 from jaxrec.config import RunConfig, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.baselines import evaluate_baselines
+from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import describe_dataset, describe_split, write_run
 from jaxrec.sharding import MeshConfig
@@ -108,7 +108,7 @@ def evaluate(
         "protocol": evaluations[0].protocol,
         "counts": evaluations[0].counts,
         "seeds": list(config.training.seeds),
-        "metrics": summarize(evaluations),
+        "metrics": over_seeds([evaluation.metrics for evaluation in evaluations]),
         "baselines": {name: evaluation.metrics for name, evaluation in baselines.items()},
         **extra,
         "config": to_dict(config),

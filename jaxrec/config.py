@@ -18,6 +18,7 @@ from jaxrec.data.readers.load import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.evaluate import EvaluationConfig
+from jaxrec.evaluation.metrics import default_metric
 from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
 from jaxrec.objectives import OBJECTIVES, CrossEntropyConfig, ObjectiveConfig
 from jaxrec.optim import OptimizerConfig
@@ -35,7 +36,8 @@ class TrainingConfig:
       over_seeds: "vmap" trains them side by side, "map" one after the other in the same compiled program, "auto" picks
         "vmap" on an accelerator and "map" on a CPU.
       evaluate_every: epochs between validations (a fraction is fine).
-      metric: validation metric that picks the best parameters and stops training early.
+      metric: validation metric that chooses the best parameters and stops training early; empty = NDCG@10, or NDCG at the
+        longest list where ``evaluation.ks`` has no 10.
       patience: validations without a new best before training stops; 0 = never stop early.
       chunk_steps: most steps in one call of the compiled program.
       accumulate_steps: a step takes its batch in so many equal parts, one after the other, and sums their gradients: the
@@ -53,7 +55,7 @@ class TrainingConfig:
     seeds: tuple[int, ...] = (0,)
     over_seeds: Literal["auto", "vmap", "map"] = "auto"
     evaluate_every: float = 1.0
-    metric: str = "NDCG@10"
+    metric: str = ""
     patience: int = 10
     chunk_steps: int = 100
     accumulate_steps: int = 1
@@ -109,7 +111,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         ks = self.evaluation.ks
         known = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in ks] + ["MRR"]
-        if self.training.metric not in known:
+        if self.training.metric not in ("", *known):
             raise ConfigError(
                 f"training.metric must be one of {', '.join(known)} (for evaluation.ks = {ks}); "
                 f"got {self.training.metric!r}"
@@ -119,6 +121,11 @@ class RunConfig:
                 f"training.accumulate_steps must divide batches.batch_size = {self.batches.batch_size} into equal parts, "
                 f"got {self.training.accumulate_steps}"
             )
+
+    @property
+    def metric(self) -> str:
+        """The validation metric: ``training.metric``, or its default for ``evaluation.ks``."""
+        return self.training.metric or default_metric(self.evaluation.ks)
 
 
 #: "section.field" of an older configuration -> its name today.

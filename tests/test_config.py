@@ -18,6 +18,7 @@ from jaxrec.config import (
 )
 from jaxrec.errors import ConfigError, UnknownNameError
 from jaxrec.presets import PRESETS
+from tests.helpers import replace
 
 REGISTERED = [(section, name) for section, registry in NAMED_SECTIONS.items() for name in registry]
 
@@ -156,3 +157,9 @@ def test_differences_are_dotted():
 def test_training_refuses(field, value, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(RunConfig().training, **{field: value})
+
+
+def test_the_default_metric_fits_the_list_lengths():
+    assert replace(RunConfig(), evaluation={"ks": (1, 3)}).metric == "NDCG@3"
+    assert RunConfig().metric == "NDCG@10"
+    assert replace(RunConfig(), evaluation={"ks": (1, 3)}, training={"metric": "HR@1"}).metric == "HR@1"

@@ -17,8 +17,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments.record import dataset_line, write_record
+from jaxrec.analysis.compare import compare
+from jaxrec.analysis.protocols import protocols
+from jaxrec.analysis.stability import stability
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.training import runs as studies
+from jaxrec.training.runs import run_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,27 +50,20 @@ def tables_of(options: Options) -> tuple[dict[str, Any], str]:
     out = options.figures or None
     if options.study == "protocols":
         (run,) = options.runs
-        found = studies.protocols(run, out=out)
+        found = protocols(run, out=out)
         return {"protocols": found.results}, to_markdown(*found.rows())
     if options.study == "compare":
-        comparison = studies.compare(options.runs, out=out)
+        comparison = compare(options.runs, out=out)
         return {**dataclasses.asdict(comparison), "limits": comparison.limits()}, comparison.to_markdown()
-    study = studies.stability(options.runs, out=out)
-    summaries = {
-        name: {each.perturbation.name: each.summary() for each in found} for name, found in study.runs.items()
-    }
-    effects = {
-        name: {edit: effect._asdict() for edit, effect in found.items()}
-        for name, found in study.effects.items()
-    }
-    return {"runs": summaries, "effects": effects}, "\n".join(to_markdown(*each) for each in study.tables())
+    study = stability(options.runs, out=out)
+    return study.to_dict(), "\n".join(to_markdown(*table) for table in study.tables())
 
 
 def main(options: Options) -> None:
     """Write the record."""
     result, tables = tables_of(options)
     trained = [json.loads((Path(run) / "results.json").read_text()) for run in options.runs]
-    dataset, names = trained[0]["dataset"], studies.run_names(options.runs)
+    dataset, names = trained[0]["dataset"], run_names(options.runs)
     models = [
         f"{name}: {each['config']['encoder']['name']} with {each['config']['attention']['name']} attention, "
         f"{len(each['seeds'])} seed(s), trained at commit {each['versions'].get('commit', 'unknown')}"

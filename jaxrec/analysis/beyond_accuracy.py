@@ -1,6 +1,4 @@
-"""What lists are like besides being right: coverage, concentration, novelty, diversity; and metrics by group
-of cases.
-"""
+"""Beyond-accuracy metrics of recommendation lists: coverage, concentration, novelty and diversity."""
 
 from __future__ import annotations
 
@@ -8,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.analysis.tables import over_seeds
 from jaxrec.data.catalogue import AttributeTable
 from jaxrec.evaluation.histories import ranking_cases
+from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.evaluation.seen import ranges
 from jaxrec.training.runs import OpenRun
 
 
 def coverage(lists: np.ndarray, n_items: int) -> float:
-    """Share of the catalogue that stands in at least one list (aggregate diversity; Adomavicius and Kwon,
-    2012).
+    """Share of the catalogue in at least one list (aggregate diversity; Adomavicius and Kwon, 2012).
 
     Args:
       lists: int32[E, K], items, 0 = none.
@@ -27,9 +24,7 @@ def coverage(lists: np.ndarray, n_items: int) -> float:
 
 
 def gini(lists: np.ndarray, n_items: int) -> float:
-    """Gini coefficient of how often each of the V items stands in a list: 0 = all alike, towards 1 = few get
-    all.
-    """
+    """Gini coefficient of the number of lists of each of the V items: 0 = equal, near 1 = few items get all."""
     counts = np.sort(_counts(lists, n_items)).astype(np.float64)
     if counts.sum() == 0:
         return 0.0
@@ -54,8 +49,7 @@ def mean_popularity(lists: np.ndarray, item_counts: np.ndarray) -> float:
 def self_information(lists: np.ndarray, item_counts: np.ndarray, n_users: int) -> float:
     """Mean of -log2(interactions of the item / users), in bits (Zhou et al., PNAS 2010).
 
-    An item without a training interaction counts as if it had one: its surprise is bounded by that of the
-      rarest.
+    An item without a training interaction counts as one interaction, so its surprise is that of the rarest.
     """
     share = np.maximum(np.asarray(item_counts)[_listed(lists)], 1) / n_users
     return float(-np.log2(share).mean())
@@ -67,8 +61,7 @@ def _listed(lists: np.ndarray) -> np.ndarray:
 
 
 def intra_list_diversity(lists: np.ndarray, attributes: AttributeTable, *, rows_at_once: int = 256) -> float:
-    """Mean over lists of the mean Jaccard distance between the attribute sets of two listed items (Ziegler,
-    2005).
+    """Mean over lists of the mean Jaccard distance between attribute sets of listed items (Ziegler, 2005).
 
     Pairs of items that both have no attribute are left out, and lists with no other pair too; NaN if none is
     left.
@@ -105,7 +98,7 @@ def intra_list_diversity(lists: np.ndarray, attributes: AttributeTable, *, rows_
 def beyond_accuracy(
     lists: np.ndarray, item_counts: np.ndarray, n_users: int, attributes: AttributeTable | None = None
 ) -> dict[str, float]:
-    """All of the above for lists int32[E, K], under names that carry K such as "coverage@10"."""
+    """All measures of this file for lists int32[E, K], under names with K such as "coverage@10"."""
     n_items, k = len(item_counts) - 1, lists.shape[1]
     values = {
         f"coverage@{k}": coverage(lists, n_items),
@@ -119,17 +112,18 @@ def beyond_accuracy(
 
 
 def beyond_accuracy_of(opened: OpenRun, split: str, k: int) -> dict[str, dict[str, Any]]:
-    """What lists of ``k`` are like besides being right: mean, sd and values over the seeds of each measure.
+    """Beyond-accuracy metrics of a run's lists of ``k``: mean, sd and values over seeds of each.
 
-    Seen items are left out as in the run's evaluation.
+    Seen items are removed as in the run's evaluation.
 
     Raises:
       ConfigError: ``k`` is below 1 or above the catalogue.
     """
-    setup, cases = opened.setup, opened.setup.split.cases(split)
-    dataset, found = setup.dataset, []
-    asked = ranking_cases(cases, dataset.items, setup.timestamps, opened.config.evaluation.remove_seen)
+    setup = opened.setup
+    dataset, by_seed = setup.dataset, []
+    remove_seen = opened.config.evaluation.remove_seen
+    cases = ranking_cases(setup.split.cases(split), dataset.items, setup.timestamps, remove_seen)
     for index in range(len(opened.config.training.seeds)):
-        lists = opened.ranker(index).top_k(asked.histories, k, asked.exclude).items
-        found.append(beyond_accuracy(lists, setup.split.item_counts, dataset.n_users, dataset.attributes))
-    return over_seeds(found)
+        lists = opened.ranker(index).top_k(cases.histories, k, cases.exclude).items
+        by_seed.append(beyond_accuracy(lists, setup.split.item_counts, dataset.n_users, dataset.attributes))
+    return over_seeds(by_seed)

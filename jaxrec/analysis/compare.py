@@ -1,6 +1,4 @@
-"""Compare runs on their saved per-user ranks: means over seeds, paired tests, and what could have been seen
-at all.
-"""
+"""Comparison of runs on their saved ranks: means over seeds, paired tests, and the smallest detectable difference."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxrec.analysis.figures import _COLOURS, save_figure
+from jaxrec.analysis.figures import COLOURS, save_figure
 from jaxrec.analysis.groups import group_figures
 from jaxrec.analysis.significance import (
     holm,
@@ -22,6 +20,7 @@ from jaxrec.analysis.significance import (
     paired_permutation,
 )
 from jaxrec.analysis.tables import mean_and_deviation, new_directory, to_latex, to_markdown
+from jaxrec.attention import POSITIONS
 from jaxrec.config import load_config
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import split_dataset
@@ -29,18 +28,18 @@ from jaxrec.errors import DataError
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.training.runs import run_names
 
-#: What must agree for numbers to be comparable, and what the message calls it.
+#: Metadata that must agree for numbers to be comparable, and its name in messages.
 _MUST_AGREE = {"fingerprint": "dataset fingerprint", "split": "split", "part": "part of the split"}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRanks:
-    """The saved evaluations of one run, one for each seed.
+    """The saved evaluations of one run, one per seed.
 
     Attributes:
-      name: of the run.
-      evaluations: one a seed.
-      meta: what `Evaluation.save` was given: fingerprint, split, part.
+      name: name of the run.
+      evaluations: one per seed.
+      meta: the metadata of `Evaluation.save`: fingerprint, split, part.
     """
 
     name: str
@@ -49,18 +48,18 @@ class RunRanks:
 
     def values(self, metric: str) -> np.ndarray:
         """float64[S, E], a metric of every case for each seed."""
-        return np.stack([each.values(metric) for each in self.evaluations])
+        return np.stack([evaluation.values(metric) for evaluation in self.evaluations])
 
 
-def load_run(name: str, paths: Sequence[str | Path]) -> RunRanks:
-    """The ranks that a run saved, one file a seed.
+def load_ranks(name: str, paths: Sequence[str | Path]) -> RunRanks:
+    """Read the ranks that a run saved, one file per seed.
 
     Raises:
-      DataError: no file, a damaged one, or files that are not of one dataset, split and protocol.
+      DataError: no file, a damaged one, or files of different datasets, splits or protocols.
     """
     if not paths:
         raise DataError(
-            f"run {name!r} has no saved ranks: expected one .npz file a seed, got none; finish the run"
+            f"run {name!r} has no saved ranks: expected one .npz file per seed, got none; finish the run"
         )
     loaded = [Evaluation.load(path) for path in paths]
     run = RunRanks(name, tuple(evaluation for evaluation, _ in loaded), loaded[0][1])
@@ -74,13 +73,13 @@ class Difference:
     """One pair of runs on one metric.
 
     Attributes:
-      metric: its name.
+      metric: name of the metric.
       a, b: names of the runs.
       difference: mean of B minus mean of A; ``relative`` to A, NaN where A is 0.
       low, high: confidence interval over users, and over seeds where there are several.
-      p_bootstrap: two-sided, users and seeds.
-      p_permutation: two-sided, users alone: about these trained models.
-      p_holm: ``p_permutation`` corrected over all pairs of the comparison on this metric.
+      p_bootstrap: two-sided, over users and seeds: about training such models again.
+      p_holm: ``p_bootstrap`` corrected by Holm over all pairs of the comparison on this metric.
+      p_permutation: two-sided, over users alone: about these trained models only; not corrected.
       detectable: the smallest difference that these users show in four of five cases at the 5 % level.
     """
 
@@ -92,22 +91,23 @@ class Difference:
     low: float
     high: float
     p_bootstrap: float
-    p_permutation: float
     p_holm: float
+    p_permutation: float
     detectable: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What `compare_runs` found.
+    """Result of `compare_runs`.
 
     Attributes:
       metrics: the metrics compared.
       values: {run: {metric: the mean over users for each seed}}.
       differences: every other run against the first, by metric.
-      users: how many cases each mean is over.
-      protocol: of all runs.
-      confidence: of the intervals.
+      users: number of cases of each mean.
+      protocol: evaluation protocol of all runs.
+      confidence: level of the intervals.
+      warnings: settings in which the runs differ that make a difference hard to attribute (`compare`).
     """
 
     metrics: tuple[str, ...]
@@ -116,6 +116,7 @@ class Comparison:
     users: int
     protocol: str
     confidence: float
+    warnings: tuple[str, ...] = ()
 
     def result_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: mean ± standard deviation over seeds."""
@@ -126,42 +127,51 @@ class Comparison:
         return ["run", *self.metrics], rows
 
     def difference_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: effects with intervals, p-values, and what could be seen."""
+        """Header and rows: differences with intervals, p-values and the detectable difference."""
         header = ["metric", "comparison", "difference", f"{self.confidence:.0%} interval", "relative"]
-        header += ["p users+seeds", "p users", "p Holm", "detectable"]
+        header += ["p (users and seeds)", "p Holm", "p (users only)", "detectable"]
         rows = [
             [
-                each.metric,
-                f"{each.b} - {each.a}",
-                f"{each.difference:+.4f}",
-                f"[{each.low:+.4f}, {each.high:+.4f}]",
-                "-" if np.isnan(each.relative) else f"{each.relative:+.1%}",
-                f"{each.p_bootstrap:.4f}",
-                f"{each.p_permutation:.4f}",
-                f"{each.p_holm:.4f}",
-                f"{each.detectable:.4f}",
+                row.metric,
+                f"{row.b} - {row.a}",
+                f"{row.difference:+.4f}",
+                f"[{row.low:+.4f}, {row.high:+.4f}]",
+                "-" if np.isnan(row.relative) else f"{row.relative:+.1%}",
+                f"{row.p_bootstrap:.4f}",
+                f"{row.p_holm:.4f}",
+                f"{row.p_permutation:.4f}",
+                f"{row.detectable:.4f}",
             ]
-            for each in self.differences
+            for row in self.differences
         ]
         return header, rows
 
     def to_markdown(self) -> str:
-        """Both tables, the protocol, and in words what these users could not have shown."""
+        """Both tables, the protocol, warnings, and the differences that these users cannot show."""
         parts = [f"{self.users} users; {self.protocol}\n", to_markdown(*self.result_rows())]
         if self.differences:
-            parts += [to_markdown(*self.difference_rows()), *self.limits()]
-        return "\n".join(parts)
+            parts += [to_markdown(*self.difference_rows()), self.caption(), *self.limits()]
+        return "\n".join([*parts, *self.warning_lines()])
 
     def to_latex(self) -> str:
         """Both tables for a paper."""
         parts = [to_latex(*self.result_rows())]
         return "\n".join([*parts, to_latex(*self.difference_rows())] if self.differences else parts)
 
+    def caption(self) -> str:
+        """The meaning of the three p-values, in one sentence."""
+        pairs = len({row.b for row in self.differences})
+        return (
+            "Intervals and p (users and seeds) come from a paired bootstrap over users and seeds; p Holm corrects that "
+            f"p for the {pairs} comparison{'s' if pairs > 1 else ''} on each metric; p (users only) is a permutation "
+            "test of these trained models alone, not corrected."
+        )
+
     def limits(self) -> list[str]:
-        """For each metric: with this many users, differences below which are not seen."""
+        """For each metric the smallest detectable difference, and runs of one seed."""
         lines = []
         for metric in self.metrics:
-            least = [each.detectable for each in self.differences if each.metric == metric]
+            least = [row.detectable for row in self.differences if row.metric == metric]
             lines.append(
                 f"With {self.users} users you cannot expect to see a difference in {metric} below "
                 f"{min(least):.4f} (80 % power, 5 % level)."
@@ -169,9 +179,13 @@ class Comparison:
         single = [name for name, values in self.values.items() if len(next(iter(values.values()))) == 1]
         if single:
             lines.append(
-                f"One seed only for {', '.join(single)}: intervals leave out what another seed would change."
+                f"One seed only for {', '.join(single)}: intervals do not cover variation between seeds of these runs."
             )
         return lines
+
+    def warning_lines(self) -> list[str]:
+        """Each warning as a line of the report."""
+        return [f"Warning: {warning}" for warning in self.warnings]
 
 
 def compare_runs(
@@ -182,7 +196,7 @@ def compare_runs(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Every run against the first, on the same users.
+    """Compare every run with the first, on the same users.
 
     Args:
       runs: at least one; the first is the baseline.
@@ -205,11 +219,11 @@ def compare_runs(
     differences: list[Difference] = []
     for metric in metrics:
         base = runs[0].values(metric)
-        found = []
+        rows = []
         for run in runs[1:]:
             other = run.values(metric)
             effect = paired_bootstrap(base, other, resamples=resamples, confidence=confidence, seed=seed)
-            found.append(
+            rows.append(
                 Difference(
                     metric=metric,
                     a=runs[0].name,
@@ -219,25 +233,24 @@ def compare_runs(
                     low=effect.low,
                     high=effect.high,
                     p_bootstrap=effect.p_value,
-                    p_permutation=paired_permutation(base, other, resamples=resamples, seed=seed),
                     p_holm=1.0,
+                    p_permutation=paired_permutation(base, other, resamples=resamples, seed=seed),
                     detectable=minimal_detectable_difference(base, other),
                 )
             )
-        corrected = holm([each.p_permutation for each in found])
+        corrected = holm([row.p_bootstrap for row in rows])
         differences += [
-            dataclasses.replace(each, p_holm=float(p)) for each, p in zip(found, corrected, strict=True)
+            dataclasses.replace(row, p_holm=float(p)) for row, p in zip(rows, corrected, strict=True)
         ]
     first = runs[0].evaluations[0]
-    users = len(first.users)
-    return Comparison(tuple(metrics), values, differences, users, first.protocol, confidence)
+    return Comparison(tuple(metrics), values, differences, len(first.users), first.protocol, confidence)
 
 
 def _check_comparable(a: RunRanks, b: RunRanks) -> None:
-    for field, what in _MUST_AGREE.items():
+    for field, label in _MUST_AGREE.items():
         if a.meta.get(field) != b.meta.get(field):
             raise DataError(
-                f"runs must have the same {what}, got {_short(a.meta.get(field))} ({a.name}) and "
+                f"runs must have the same {label}, got {_short(a.meta.get(field))} ({a.name}) and "
                 f"{_short(b.meta.get(field))} ({b.name}): numbers cannot be compared; evaluate both on one"
             )
     first = a.evaluations[0]
@@ -261,31 +274,29 @@ def _short(value: Any) -> str:
 
 
 def effect_figure(comparison: Comparison) -> Figure:
-    """Difference of every run to the first, with its interval; the grey band is what these users could not
-    show.
-    """
+    """Draw each run's difference to the first with its interval; the grey band is not detectable with these users."""
     if not comparison.differences:
-        raise DataError("comparison must hold two runs at least to draw differences, got one")
-    found = comparison.differences
-    figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(found)), layout="constrained")
+        raise DataError("comparison must hold at least two runs to draw differences, got one")
+    rows = comparison.differences
+    figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    place = np.arange(len(found))[::-1]
-    limit = np.array([each.detectable for each in found])
+    place = np.arange(len(rows))[::-1]
+    limit = np.array([row.detectable for row in rows])
     axes.barh(
         place, 2 * limit, left=-limit, height=0.8, color="#dddddd", label="not detectable with these users"
     )
-    middle = np.array([each.difference for each in found])
-    low = middle - np.array([each.low for each in found])
-    high = np.array([each.high for each in found]) - middle
-    axes.errorbar(middle, place, xerr=[low, high], fmt="o", color=_COLOURS[0], capsize=3, label="difference")
+    middle = np.array([row.difference for row in rows])
+    low = middle - np.array([row.low for row in rows])
+    high = np.array([row.high for row in rows]) - middle
+    axes.errorbar(middle, place, xerr=[low, high], fmt="o", color=COLOURS[0], capsize=3, label="difference")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(place, [f"{each.b} - {each.a}\n{each.metric}" for each in found], fontsize=8)
+    axes.set_yticks(place, [f"{row.b} - {row.a}\n{row.metric}" for row in rows], fontsize=8)
     axes.set_xlabel(f"difference, {comparison.confidence:.0%} interval over {comparison.users} users")
     axes.legend(loc="best", fontsize=8)
     return figure
 
 
-#: What `compare` writes.
+#: Files written by `compare`.
 COMPARISON_FILES = (
     "comparison.md",
     "comparison.tex",
@@ -295,6 +306,61 @@ COMPARISON_FILES = (
 )
 
 
+def training_facts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that decide what a number may be compared with, in words.
+
+    Args:
+      config: the configuration of a run as in ``results.json``.
+
+    Returns:
+      "training examples" (packed sequences, prefixes, last targets) and "time of the question" (whether the model
+      reads it).
+    """
+    batches = config.get("batches", {})
+    mode, targets = batches.get("mode", "packed"), batches.get("targets", "all")
+    if mode == "prefix":
+        per_sequence = batches.get("prefixes_per_sequence", 0)
+        examples = "every prefix with its last target" + (
+            f", {per_sequence} per sequence" if per_sequence else ""
+        )
+    elif targets == "last":
+        examples = f"{mode} sequences, last target only"
+    else:
+        examples = f"{mode} sequences, every target"
+    if batches.get("long_histories", "last") == "windows":
+        examples += ", long sequences in windows"
+    return {
+        "training examples": examples,
+        "time of the question": "read by the model" if reads_question_time(config) else "not read",
+    }
+
+
+def reads_question_time(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a run is given the time at which the next item is asked for."""
+    scheme = config.get("encoder", {}).get("positions", "")
+    return bool(scheme in POSITIONS and getattr(POSITIONS[scheme], "reads_question_time", False))
+
+
+def setting_warnings(facts: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+    """A warning for each fact that is not the same for all runs.
+
+    Args:
+      facts: {run: `training_facts` of its configuration}.
+    """
+    first = next(iter(facts.values()))
+    warnings = []
+    for fact in first:
+        by_value: dict[str, list[str]] = {}
+        for run, values in facts.items():
+            by_value.setdefault(values[fact], []).append(run)
+        if len(by_value) > 1:
+            listed = "; ".join(f"{value}: {', '.join(runs)}" for value, runs in by_value.items())
+            warnings.append(
+                f"runs differ in {fact} ({listed}): a difference may come from this and not the model"
+            )
+    return tuple(warnings)
+
+
 def compare(
     runs: Sequence[str | Path],
     metrics: Sequence[str] = ("HR@10", "NDCG@10"),
@@ -302,43 +368,39 @@ def compare(
     out: str | Path | None = None,
     dataset: SequenceDataset | None = None,
 ) -> Comparison:
-    """Every run against the first, paired over users, from the ranks that the runs saved.
+    """Compare every run with the first, paired over users, from the ranks that the runs saved.
 
     Args:
       runs: run directories of one dataset and split; the first is the baseline.
-      metrics: what to compare.
+      metrics: the metrics to compare.
       split: "test" or "valid".
       out: directory for `COMPARISON_FILES`: tables, differences with intervals, and the last metric by history
         length and by popularity; None writes nothing.
-      dataset: what the figures by group take lengths and counts from; None = what the first run's
-        configuration names.
+      dataset: source of lengths and counts for the figures by group; None = the dataset of the first run's
+        configuration.
 
     Raises:
-      DataError: fewer than two runs, a run is unfinished, or runs are not comparable (fingerprint, split,
-        protocol, users).
+      DataError: fewer than two runs, an unfinished run, or runs that are not comparable (fingerprint, split, protocol,
+        users).
     """
     if len(runs) < 2:
-        raise DataError(f"runs must be two at least to be compared, got {len(runs)}")
-    loaded = []
-    for name, run in zip(run_names(runs), runs, strict=True):
-        files = sorted(
-            Path(run).glob(f"ranks/{split}_seed*.npz"), key=lambda file: int(file.stem.split("seed")[1])
-        )
-        if not files:
-            raise DataError(f"no saved {split} ranks in {run}: expected the directory of a finished run")
-        loaded.append(load_run(name, files))
-    comparison = compare_runs(loaded, metrics)
+        raise DataError(f"RUN: expected at least two run directories to compare, got {len(runs)}")
+    named = dict(zip(run_names(runs), runs, strict=True))
+    ranks = [load_ranks(name, rank_files(run, split)) for name, run in named.items()]
+    comparison = compare_runs(ranks, metrics)
+    facts = {name: training_facts(saved_config(run)) for name, run in named.items()}
+    comparison = dataclasses.replace(comparison, warnings=setting_warnings(facts))
     if out is not None:
         config = load_config(Path(runs[0]) / "config.json")
         dataset = config.data.load() if dataset is None else dataset
-        fingerprint = loaded[0].meta["fingerprint"]
+        fingerprint = ranks[0].meta["fingerprint"]
         if dataset.fingerprint != fingerprint:
             raise DataError(
-                f"dataset must be the one of the runs, with fingerprint {fingerprint[:16]}, got one with "
+                f"--data: expected the dataset of the runs, with fingerprint {fingerprint[:16]}, got one with "
                 f"{dataset.fingerprint[:16]}: give the same file with the same filters"
             )
         figures = group_figures(
-            {run.name: run.evaluations for run in loaded},
+            {run.name: run.evaluations for run in ranks},
             split_dataset(dataset, config.split),
             split,
             metrics[-1],
@@ -349,3 +411,24 @@ def compare(
         for name, figure in {"effects": effect_figure(comparison), **figures}.items():
             save_figure(figure, directory / f"{name}.png")
     return comparison
+
+
+def rank_files(run: str | Path, split: str) -> list[Path]:
+    """The files of saved ranks of a finished run, in the order of seeds.
+
+    Raises:
+      DataError: there is none.
+    """
+    files = sorted(
+        Path(run).glob(f"ranks/{split}_seed*.npz"), key=lambda file: int(file.stem.split("seed")[1])
+    )
+    if not files:
+        raise DataError(f"no saved {split} ranks in {run}: expected the directory of a finished run")
+    return files
+
+
+def saved_config(run: str | Path) -> dict[str, Any]:
+    """The configuration of a run as plain values, read without building it."""
+    path = Path(run) / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return config

@@ -1,4 +1,4 @@
-"""Figures of analyses: colours and files."""
+"""Colours and files of figures."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure; the ending of the name chooses the format (.png, .pdf, .svg)."""
+    """Write a figure in the format of the file name (.png, .pdf, .svg)."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150)

@@ -1,8 +1,7 @@
-"""Which candidates a target is ranked among: the choices that make published numbers incomparable, each by
-name.
+"""Candidate sets of published evaluation protocols, and the effect of each choice on the metrics of one model.
 
-``full`` (all items, seen ones removed) is the project's protocol. The others exist so that old tables can be
-compared, and so that a report can print what each choice alone does to the number.
+``full`` (all items, seen ones removed) is the project's protocol. The others exist so that old tables can be compared,
+and so that a report can print the effect of each choice alone.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Candidates:
         them compete, as the code of S3-Rec and its descendants does (a seen target scores 0 too).
       rank_padding: item 0 is a candidate, as in that code.
       sampler: sampled: "uniform", or "popularity": in proportion to training counts.
-      negatives: sampled: how many, all different, none of them seen or the target.
+      negatives: sampled: number of negatives, all different, none of them seen or the target.
       seed: sampled: of the draw.
     """
 
@@ -72,7 +71,7 @@ class Candidates:
 
     @property
     def name(self) -> str:
-        """What a table prints beside the number."""
+        """Name in tables."""
         if self.kind == "sampled":
             return f"sampled: {self.negatives} {self.sampler} negatives, seed {self.seed}"
         seen = {"remove": "seen items removed", "keep": "seen items kept", "zero": "seen items score 0"}[
@@ -102,7 +101,7 @@ def protocol_ranks(
     seen: Any,
     item_counts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """int32[E]: the rank of each target under a protocol.
+    """Rank each target under a protocol: int32[E].
 
     Args:
       protocol: the candidates.
@@ -120,9 +119,9 @@ def protocol_ranks(
     targets = np.asarray(targets, np.int32)
     if protocol.kind == "full":
         rule: Literal["remove", "zero"] = "zero" if protocol.seen == "zero" else "remove"
-        struck = None if protocol.seen == "keep" else seen
+        removed = None if protocol.seen == "keep" else seen
         return rank_targets(
-            hidden, items, targets, struck, seen_rule=rule, rank_padding=protocol.rank_padding
+            hidden, items, targets, removed, seen_rule=rule, rank_padding=protocol.rank_padding
         )
     history = as_seen(seen, len(targets), items.n_items)
     weights = _weights(protocol, items.n_items, item_counts)
@@ -131,7 +130,7 @@ def protocol_ranks(
 
 
 def _weights(protocol: Candidates, n_items: int, item_counts: np.ndarray | None) -> np.ndarray:
-    """float64[V+1], in what proportion items are drawn."""
+    """Sampling weight of each item: float64[V+1]."""
     weights = np.ones(n_items + 1) if protocol.sampler == "uniform" else None
     if weights is None:
         if item_counts is None:
@@ -144,8 +143,7 @@ def _weights(protocol: Candidates, n_items: int, item_counts: np.ndarray | None)
 def sample_negatives(
     negatives: int, targets: np.ndarray, seen: SeenItems, weights: np.ndarray, *, seed: int = 0
 ) -> np.ndarray:
-    """int32[E, negatives]: different items a row, neither seen nor the target, drawn one after another by
-    weight.
+    """Draw different items for each row, neither seen nor the target, by weight: int32[E, negatives].
 
     Many rows are drawn at once, and drawn again where taken; a row that is still short after some rounds (a
     user who has seen nearly everything) is drawn by the Gumbel method, which has the same distribution.
@@ -169,8 +167,8 @@ def sample_negatives(
         left = len(weights) - taken.sum(axis=1)
         if left.min() < negatives:
             raise DataError(
-                f"candidates.negatives={negatives} asks for more items than row {start + int(left.argmin())} "
-                f"has left: {int(left.min())} of {drawable} are unseen; ask for fewer or rank all items"
+                f"candidates.negatives={negatives} exceeds the unseen items of row {start + int(left.argmin())}: "
+                f"{int(left.min())} of {drawable}; draw fewer or rank all items"
             )
         drawn[rows] = _draw(negatives, taken, cumulative, weights, rng)
     return drawn
@@ -205,7 +203,7 @@ def _draw(
 def rank_among(
     hidden: Any, table: ItemTable | CandidateTable, targets: np.ndarray, negatives: np.ndarray
 ) -> np.ndarray:
-    """int32[E]: rank of each target among itself and its row of negatives int32[E, n]; ties as everywhere."""
+    """Rank each target among itself and its row of negatives int32[E, n], ties as in full ranking: int32[E]."""
     items = candidate_table(table)
     if items.vectors is None:
         raise ConfigError("table must have item vectors to rank among drawn negatives, got scores")
@@ -238,9 +236,7 @@ def _rank_first(hidden: Array, vectors: Array, bias: Array, candidates: Array) -
 
 @dataclasses.dataclass(frozen=True)
 class ProtocolRow:
-    """One protocol's result: its name, ranks int32[E], metrics, and each metric's difference to the first
-    protocol's.
-    """
+    """Result of one protocol: name, ranks int32[E], metrics, and differences to the metrics of the first protocol."""
 
     name: str
     ranks: np.ndarray
@@ -257,11 +253,11 @@ def side_by_side(
     protocols: Sequence[Candidates] = SIDE_BY_SIDE,
     ks: Sequence[int] = DEFAULT_KS,
 ) -> list[ProtocolRow]:
-    """One model under several protocols: what each choice alone does to the number.
+    """Rank the targets of one model under several protocols.
 
     Args:
       hidden, table, targets, seen, item_counts: see `protocol_ranks`.
-      protocols: the first is what the others are compared with.
+      protocols: candidate sets; differences are to the first.
       ks: cutoffs.
     """
     items = candidate_table(table)
@@ -279,21 +275,21 @@ class ProtocolStudy:
     """One model under several protocols.
 
     Attributes:
-      results: for each protocol its name, metrics (mean over seeds), and the difference to the project's own,
-        which is the first.
-      seeds: how many models the means are over.
+      results: for each protocol its name, metrics (mean over seeds), and the difference to the first, which is the
+        project's own.
+      seeds: number of models of each mean.
     """
 
     results: list[dict[str, Any]]
     seeds: int
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of a table: value and, in brackets, what the choice does to it."""
+        """Header and rows of a table: value and, in brackets, the effect of the choice."""
         first = self.results[0]["metrics"]
         names = [name for name in first if name in ("HR@10", "NDCG@10", "MRR")] or list(first)
         rows = [
-            [each["protocol"], *(f"{each['metrics'][n]:.4f} ({each['difference'][n]:+.4f})" for n in names)]
-            for each in self.results
+            [row["protocol"], *(f"{row['metrics'][n]:.4f} ({row['difference'][n]:+.4f})" for n in names)]
+            for row in self.results
         ]
         return ["protocol", *names], rows
 
@@ -304,7 +300,7 @@ def protocols(
     dataset: SequenceDataset | None = None,
     out: str | Path | None = None,
 ) -> ProtocolStudy:
-    """One model under every protocol in use: what each choice alone does to the number.
+    """Evaluate one run under every protocol in use, one choice changed at a time.
 
     Args:
       run: run directory.
@@ -324,9 +320,9 @@ def protocols(
         )
         hidden = ranker.encode(histories)[rows_of_target]
         candidates = [
-            each
-            for each in SIDE_BY_SIDE
-            if each.kind == "full" or each.negatives < setup.dataset.n_items // 2
+            protocol
+            for protocol in SIDE_BY_SIDE
+            if protocol.kind == "full" or protocol.negatives < setup.dataset.n_items // 2
         ]
         by_seed.append(
             side_by_side(

@@ -1,8 +1,8 @@
-"""Is the difference between two models more than noise? Paired tests over users, with seeds nested.
+"""Paired significance tests over users with nested seeds, corrections, and detectable differences.
 
-Models are compared on the same users, so the unit is a user's difference, whose spread is far smaller than
-that of either model. Each model may have several seeds; then a user's value is its mean over seeds, and
-intervals also carry the variation between seeds.
+Models are compared on the same users, so the unit is the difference per user, whose spread is far smaller than that of
+either model. Each model may have several seeds; then the value of a user is its mean over seeds, and intervals also
+carry the variation between seeds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Effect(NamedTuple):
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
 ) -> Effect:
-    """Bootstrap over users, and over the seeds of each model where there are several.
+    """Test and estimate a difference by bootstrap over users, and over the seeds of each model where there are several.
 
     Users are drawn with replacement, the same for both models (Efron and Tibshirani, 1993, chapter 16; for
     ranking metrics Sakai, SIGIR 2006). Seeds are drawn for each model on its own, and their deviations are
@@ -75,7 +75,7 @@ def paired_bootstrap(
 
 def _resampled_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """float64[S, n]: mean of each seed over each drawn set of users."""
-    return np.stack([each[index].mean(axis=1) for each in values])
+    return np.stack([seed[index].mean(axis=1) for seed in values])
 
 
 def _nested(means: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -90,8 +90,7 @@ def _nested(means: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> 
 
 
 def paired_permutation(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of the sign-flip test over users (Fisher's randomisation test; Smucker et al., CIKM
-    2007).
+    """Two-sided p-value of the sign-flip test over users (randomisation test; Smucker et al., CIKM 2007).
 
     Under the hypothesis that the two models are alike, a user's difference is as likely positive as
     negative. With seeds it is the user's mean over seeds that flips: the test speaks about these trained
@@ -135,8 +134,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 def minimal_detectable_difference(
     a: np.ndarray, b: np.ndarray | None = None, *, alpha: float = 0.05, power: float = 0.8
 ) -> float:
-    """The smallest true difference of means that a paired test on these users sees with probability
-    ``power``.
+    """The smallest true difference of means that a paired test on these users detects with probability ``power``.
 
     (z[1 - alpha/2] + z[power]) * standard error of the difference. Where ``b`` is None the comparison is
     with a model whose results are independent of ``a`` user by user and vary as much, which is the most
@@ -157,9 +155,7 @@ def minimal_detectable_difference(
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean over users of float[U] with its normal interval: (mean, low, high); NaN bounds for fewer than two
-    users.
-    """
+    """Mean over users of float[U] with its normal interval (mean, low, high); NaN bounds for fewer than two users."""
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan")
@@ -171,7 +167,7 @@ def _by_seed(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.atleast_2d(np.asarray(a, np.float64)), np.atleast_2d(np.asarray(b, np.float64))
     if a.shape[1] != b.shape[1] or a.shape[1] < 2:
         raise DataError(
-            f"a and b must hold a value for each of the same users, two at least, "
+            f"a and b must hold a value for each of the same users, at least two, "
             f"got {a.shape[1]} and {b.shape[1]} users"
         )
     return a, b

@@ -1,9 +1,7 @@
-"""How much a model's lists move when a history changes a little: perturb, recommend again, compare list by
-list.
+"""Robustness of recommendations to perturbed histories: perturb, recommend again, compare lists.
 
-Perturbed histories depend on the data and a seed alone, so every model meets the same ones and can be
-compared case by case (`compare_stability`). The candidates stay those of the unperturbed history: only the
-model's answer moves.
+Perturbed histories depend on the data and a seed alone, so all models get the same ones and can be compared case by
+case (`compare_stability`). The candidates remain those of the unperturbed history.
 """
 
 from __future__ import annotations
@@ -16,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxrec.analysis.figures import _COLOURS
-from jaxrec.analysis.significance import Effect, mean_interval, paired_bootstrap
-from jaxrec.analysis.tables import write_tables
+from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.significance import Effect, holm, paired_bootstrap
+from jaxrec.analysis.tables import mean_and_deviation, write_tables
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
-from jaxrec.evaluation.metrics import metric_values
+from jaxrec.evaluation.metrics import metric_values, over_seeds
 from jaxrec.evaluation.ranker import Ranker
 from jaxrec.evaluation.seen import ranges
 from jaxrec.training.runs import OpenRun, open_run, run_names
@@ -73,13 +71,12 @@ DEFAULT_PERTURBATIONS = (
 
 
 def perturb(histories: Histories, perturbation: Perturbation, n_items: int) -> Histories:
-    """Histories with the edit applied. A history of one interaction is never emptied; an empty one stays
-    empty.
+    """Apply an edit to every history; one of a single interaction is never emptied, an empty one remains empty.
 
     Args:
       histories: one after the other in a log of their own (`Histories.compact`).
       perturbation: the edit.
-      n_items: V, which replacements and insertions are drawn from.
+      n_items: V, the range of replacements and insertions.
     """
     rng = np.random.default_rng(perturbation.seed)
     lengths = histories.lengths
@@ -116,7 +113,7 @@ def perturb(histories: Histories, perturbation: Perturbation, n_items: int) -> H
 
 
 def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndarray:
-    """Similarity of two lists in which early places weigh more: float64[E] in [0, 1], 1 = the same list.
+    """Compute the rank-biased overlap of lists, which weighs early places more: float64[E], 1 = the same list.
 
     The extrapolated form for lists of the same length K (Webber, Moffat and Zobel, TOIS 2010, equation 32):
     X_K / K * p^K + (1 - p) / p * sum over d = 1..K of X_d / d * p^d, with X_d the overlap of the first d
@@ -141,9 +138,7 @@ def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndar
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """float64[E]: shared items of two lists int32[E, K] (0 = none) over all items of both; 1 where both are
-    empty.
-    """
+    """Compute the Jaccard index of lists int32[E, K] (0 = none): float64[E], 1 where both are empty."""
     shared = ((a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None]).sum(axis=(1, 2))
     union = (a > 0).sum(axis=1) + (b > 0).sum(axis=1) - shared
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
@@ -151,13 +146,13 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """What one perturbation did to one model's answers; means are in `summary`.
+    """Effect of one perturbation on the lists and ranks of S models of one run.
 
     Attributes:
       perturbation: the edit.
-      overlap: float64[E], rank-biased overlap of the lists before and after.
-      jaccard: float64[E], of the first k items before and after.
-      ranks, ranks_before: int32[T], of the targets after and before.
+      overlap: float64[S, E], rank-biased overlap of the lists before and after.
+      jaccard: float64[S, E], Jaccard index of the first k items before and after.
+      ranks, ranks_before: int32[S, T], ranks of the targets after and before.
       target_offsets: int64[E+1].
       k: length of the lists.
     """
@@ -171,77 +166,104 @@ class Stability:
     k: int
 
     def change(self, metric: str) -> np.ndarray:
-        """float64[E]: a metric after minus before, such as ``change("NDCG@10")``."""
-        after = metric_values(self.ranks, metric, self.target_offsets)
-        return after - metric_values(self.ranks_before, metric, self.target_offsets)
+        """float64[S, E]: a metric after minus before, such as ``change("NDCG@10")``."""
+        return np.stack(
+            [
+                metric_values(after, metric, self.target_offsets)
+                - metric_values(before, metric, self.target_offsets)
+                for after, before in zip(self.ranks, self.ranks_before, strict=True)
+            ]
+        )
 
-    def summary(self) -> dict[str, float]:
-        """Means over cases; the rank change is the median of |after - before|, in places."""
+    def by_seed(self) -> dict[str, list[float]]:
+        """Means over cases for each seed; the rank change is the median of |after - before|, in places."""
         moved = np.abs(self.ranks.astype(np.int64) - self.ranks_before)
         return {
-            f"rank_biased_overlap@{self.k}": float(self.overlap.mean()),
-            f"jaccard@{self.k}": float(self.jaccard.mean()),
-            "median_rank_change": float(np.median(moved)),
-            f"HR@{self.k} change": float(self.change(f"HR@{self.k}").mean()),
-            f"NDCG@{self.k} change": float(self.change(f"NDCG@{self.k}").mean()),
+            f"rank_biased_overlap@{self.k}": self.overlap.mean(axis=1).tolist(),
+            f"jaccard@{self.k}": self.jaccard.mean(axis=1).tolist(),
+            "median_rank_change": np.median(moved, axis=1).tolist(),
+            f"HR@{self.k} change": self.change(f"HR@{self.k}").mean(axis=1).tolist(),
+            f"NDCG@{self.k} change": self.change(f"NDCG@{self.k}").mean(axis=1).tolist(),
         }
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Mean, sd and values over seeds of each measure of `by_seed`."""
+        values = self.by_seed()
+        return over_seeds(
+            [dict(zip(values, seed, strict=True)) for seed in zip(*values.values(), strict=True)]
+        )
 
 
 def measure_stability(
-    ranker: Ranker,
+    rankers: Sequence[Ranker],
     cases: RankingCases,
     max_length: int,
     k: int = 10,
     perturbations: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
     persistence: float = 0.9,
 ) -> list[Stability]:
-    """Lists and ranks of a model before and after each perturbation of the part of the history that it sees.
+    """Compare lists and ranks of the models of one run before and after each perturbation.
 
     Args:
-      ranker: the model.
-      cases: histories and targets; their candidates stay those of the unperturbed history.
-      max_length: interactions of a history that the model sees.
+      rankers: one model per seed.
+      cases: histories and targets; their candidates remain those of the unperturbed history.
+      max_length: interactions of a history that the models read, which alone are edited.
       k: length of the lists.
-      perturbations: edits to try.
+      perturbations: the edits.
       persistence: p of the rank-biased overlap.
     """
     histories = cases.histories.compact(max_length)
 
-    def answer(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        changed = dataclasses.replace(cases, histories=histories)
-        return ranker.top_k(histories, k, cases.exclude).items, ranker.rank(changed)
+    def answers(histories: Histories) -> list[tuple[np.ndarray, np.ndarray]]:
+        edited = dataclasses.replace(cases, histories=histories)
+        return [
+            (ranker.top_k(histories, k, cases.exclude).items, ranker.rank(edited)) for ranker in rankers
+        ]
 
-    lists, ranks = answer(histories)
+    before = answers(histories)
     results = []
     for perturbation in perturbations:
-        new_lists, new_ranks = answer(perturb(histories, perturbation, ranker.n_items))
+        after = answers(perturb(histories, perturbation, rankers[0].n_items))
+        pairs = [(old, new) for (old, _), (new, _) in zip(before, after, strict=True)]
         results.append(
             Stability(
                 perturbation,
-                rank_biased_overlap(lists, new_lists, persistence),
-                jaccard(lists, new_lists),
-                new_ranks,
-                ranks,
-                np.asarray(cases.target_offsets, np.int64),
-                k,
+                overlap=np.stack([rank_biased_overlap(old, new, persistence) for old, new in pairs]),
+                jaccard=np.stack([jaccard(old, new) for old, new in pairs]),
+                ranks=np.stack([ranks for _, ranks in after]),
+                ranks_before=np.stack([ranks for _, ranks in before]),
+                target_offsets=np.asarray(cases.target_offsets, np.int64),
+                k=k,
             )
         )
     return results
 
 
+def run_stability(run: OpenRun, split: str, k: int) -> list[Stability]:
+    """Measure the stability of every seed of a run on "test" or "valid"; see `measure_stability`."""
+    setup = run.setup
+    cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps)
+    rankers = [run.ranker(index) for index in range(len(run.config.training.seeds))]
+    return measure_stability(rankers, cases, run.config.batches.max_length, k)
+
+
 def compare_stability(
     a: Sequence[Stability], b: Sequence[Stability], measure: Literal["overlap", "jaccard"] = "overlap"
 ) -> dict[str, Effect]:
-    """Is model B steadier than A? Paired over cases, by perturbation: {name: effect on the measure, B - A}.
+    """Compare run B with run A, paired over cases with seeds nested: {perturbation: effect on the measure, B - A}.
+
+    Args:
+      a, b: results of the same perturbations.
+      measure: the similarity of lists to compare.
 
     Raises:
-      ConfigError: the two were measured under different perturbations.
+      ConfigError: the perturbations differ.
     """
-    names = [each.perturbation.name for each in a]
-    if [each.perturbation for each in a] != [each.perturbation for each in b]:
+    names = [stability.perturbation.name for stability in a]
+    if [stability.perturbation for stability in a] != [stability.perturbation for stability in b]:
         raise ConfigError(
             f"a and b must be measured under the same perturbations, got {names} and "
-            f"{[each.perturbation.name for each in b]} (or other seeds)"
+            f"{[stability.perturbation.name for stability in b]} (or other seeds)"
         )
     return {
         x.perturbation.name: paired_bootstrap(getattr(x, measure), getattr(y, measure))
@@ -250,7 +272,7 @@ def compare_stability(
 
 
 def stability_figure(runs: Mapping[str, Sequence[Stability]]) -> Figure:
-    """How alike the lists stay, by perturbation, one line a run, with 95 % intervals over cases.
+    """Draw the overlap of lists by perturbation, one line per run, with 95 % intervals over users and seeds.
 
     Args:
       runs: {run: its results}, under the same perturbations.
@@ -260,13 +282,14 @@ def stability_figure(runs: Mapping[str, Sequence[Stability]]) -> Figure:
     names: list[str] = []
     k = 0
     for number, (run, results) in enumerate(runs.items()):
-        names, k = [each.perturbation.name for each in results], results[0].k
-        mean, low, high = np.array([mean_interval(each.overlap) for each in results]).T
+        names, k = [stability.perturbation.name for stability in results], results[0].k
+        # Against a model that never moves: the interval of the mean itself, over users and seeds.
+        intervals = [paired_bootstrap(0 * row.overlap, row.overlap, resamples=2000) for row in results]
+        mean, low, high = np.array([effect[:3] for effect in intervals]).T
         place = np.arange(len(results)) + 0.08 * (number - (len(runs) - 1) / 2)
-        colour = _COLOURS[number % len(_COLOURS)]
-        axes.errorbar(
-            place, mean, yerr=[mean - low, high - mean], fmt="o-", capsize=3, label=run, color=colour
-        )
+        colour = COLOURS[number % len(COLOURS)]
+        spread = np.maximum([mean - low, high - mean], 0)  # equal values differ by rounding
+        axes.errorbar(place, mean, yerr=spread, fmt="o-", capsize=3, label=run, color=colour)
     axes.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize=8)
     axes.set_ylabel(f"rank-biased overlap of the first {k}")
     axes.set_ylim(0, 1.02)
@@ -279,41 +302,68 @@ class StabilityStudy:
     """Stability of several runs under the same perturbations.
 
     Attributes:
-      runs: {name: one `Stability` a perturbation}, of each run's first seed.
-      effects: {name: {perturbation: difference in rank-biased overlap to the first run}}, for all runs but the first.
+      runs: {run: one `Stability` per perturbation}, over all seeds of the run.
+      effects: {run: {perturbation: difference in rank-biased overlap to the first run}}, for all runs but the first.
     """
 
     runs: dict[str, list[Stability]]
     effects: dict[str, dict[str, Effect]]
 
+    def corrected(self) -> dict[str, dict[str, float]]:
+        """The p-values of `effects` corrected by Holm over all runs and perturbations."""
+        pairs = [(run, edit) for run, effects in self.effects.items() for edit in effects]
+        p_values = holm([self.effects[run][edit].p_value for run, edit in pairs])
+        corrected: dict[str, dict[str, float]] = {run: {} for run in self.effects}
+        for (run, edit), p_value in zip(pairs, p_values, strict=True):
+            corrected[run][edit] = float(p_value)
+        return corrected
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: {"runs": summaries over seeds, "effects": effects with the corrected p-value}."""
+        corrected = self.corrected()
+        summaries = {
+            run: {stability.perturbation.name: stability.summary() for stability in results}
+            for run, results in self.runs.items()
+        }
+        effects = {
+            run: {
+                edit: {**effect._asdict(), "p_holm": corrected[run][edit]} for edit, effect in by_edit.items()
+            }
+            for run, by_edit in self.effects.items()
+        }
+        return {"runs": summaries, "effects": effects}
+
     def rows(self) -> tuple[list[str], list[list[Any]]]:
-        """Header and rows of a table."""
+        """Header and rows of a table: mean ± standard deviation over seeds."""
         header, rows = [], []
-        for name, measured in self.runs.items():
-            for each in measured:
-                summary = each.summary()
-                header = ["run", "perturbation", *summary]
-                rows.append([name, each.perturbation.name, *summary.values()])
+        for run, results in self.runs.items():
+            for stability in results:
+                values = stability.by_seed()
+                header = ["run", "perturbation", *values]
+                rows.append([run, stability.perturbation.name, *map(mean_and_deviation, values.values())])
         return header, rows
 
     def effect_rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: rank-biased overlap of each run minus that of the first."""
+        """Header and rows: rank-biased overlap of each run minus that of the first, over users and seeds."""
         base = next(iter(self.runs))
+        corrected = self.corrected()
         rows = [
             [
-                f"{name} - {base}",
+                f"{run} - {base}",
                 edit,
                 f"{effect.difference:+.4f}",
                 f"[{effect.low:+.4f}, {effect.high:+.4f}]",
                 f"{effect.p_value:.4f}",
+                f"{corrected[run][edit]:.4f}",
             ]
-            for name, by_edit in self.effects.items()
-            for edit, effect in by_edit.items()
+            for run, effects in self.effects.items()
+            for edit, effect in effects.items()
         ]
-        return ["rank-biased overlap", "perturbation", "difference", "95% interval", "p"], rows
+        header = ["rank-biased overlap", "perturbation", "difference", "95% interval", "p (users and seeds)"]
+        return [*header, "p Holm"], rows
 
     def tables(self) -> list[tuple[list[str], list[list[Any]]]]:
-        """Both tables, or the first alone where there is one run."""
+        """Both tables, or the first alone for one run."""
         return [self.rows(), self.effect_rows()] if self.effects else [self.rows()]
 
 
@@ -324,7 +374,7 @@ def stability(
     out: str | Path | None = None,
     dataset: SequenceDataset | None = None,
 ) -> StabilityStudy:
-    """How lists and ranks move when histories are perturbed, paired between runs.
+    """Measure how lists and ranks of all seeds change when histories are perturbed, paired between runs.
 
     Args:
       runs: run directories of one dataset and split; the first is the baseline.
@@ -344,17 +394,15 @@ def stability(
     for name, run in zip(run_names(runs), runs, strict=True):
         opened = open_run(run, dataset)
         first = first or opened
-        for what, a, b in (
+        for label, a, b in (
             ("dataset", first.setup.dataset.fingerprint, opened.setup.dataset.fingerprint),
             ("split", dict(first.setup.split.options), dict(opened.setup.split.options)),
         ):
             if a != b:
                 raise DataError(
-                    f"runs must have the same {what}, but that of {name} differs from that of the first"
+                    f"runs must have the same {label}, but that of {name} differs from that of the first"
                 )
-        setup = opened.setup
-        cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps)
-        measured[name] = measure_stability(opened.ranker(0), cases, opened.config.batches.max_length, k)
+        measured[name] = run_stability(opened, split, k)
     base, *others = measured
     effects = {name: compare_stability(measured[base], measured[name]) for name in others}
     study = StabilityStudy(measured, effects)

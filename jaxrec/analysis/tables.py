@@ -1,4 +1,4 @@
-"""Tables for papers: the same rows as Markdown or as LaTeX."""
+"""Tables as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from jaxrec.analysis.figures import save_figure
 from jaxrec.errors import ConfigError
-from jaxrec.evaluation.evaluate import Evaluation
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -29,7 +28,7 @@ _LATEX = {
 
 
 def mean_and_deviation(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:
-    """ "0.1234 ± 0.0056" of several seeds; one seed has no deviation, and says so: "0.1234 (1 seed)"."""
+    """Mean ± standard deviation over seeds, such as "0.1234 ± 0.0056"; "0.1234 (1 seed)" for a single one."""
     values = np.asarray(values, np.float64)
     if len(values) == 1:
         return f"{values[0]:.{digits}f} (1 seed)"
@@ -37,7 +36,7 @@ def mean_and_deviation(values: Sequence[float] | np.ndarray, digits: int = 4) ->
 
 
 def cell(value: Any, digits: int = 4) -> str:
-    """A number with fixed digits, a whole number or text as it is; an absent value as "-"."""
+    """Text of one cell: numbers with fixed digits, whole numbers and text as they are, "-" for None and NaN."""
     if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return "-"
     if isinstance(value, (float, np.floating)):
@@ -46,7 +45,7 @@ def cell(value: Any, digits: int = 4) -> str:
 
 
 def to_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 4) -> str:
-    """A Markdown table; numbers are aligned to the right."""
+    """Markdown table with numbers aligned to the right."""
     text = [[cell(value, digits).replace("|", "\\|") for value in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *text]) for i in range(len(header))]
     right = [_numeric(rows, i) for i in range(len(header))]
@@ -60,7 +59,7 @@ def to_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: in
 
 
 def to_latex(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 4) -> str:
-    """A LaTeX ``tabular`` with the rules of the booktabs package."""
+    """LaTeX ``tabular`` with the rules of the booktabs package."""
     columns = "".join("r" if _numeric(rows, i) else "l" for i in range(len(header)))
 
     def line(cells: Sequence[str]) -> str:
@@ -81,7 +80,17 @@ def write_tables(
     tables: Sequence[tuple[list[str], list[list[Any]]]],
     figures: Mapping[str, Figure] | None = None,
 ) -> None:
-    """Tables as ``name.md`` and ``name.tex``, and figures by file name, in a new directory."""
+    """Write tables as ``name.md`` and ``name.tex``, and figures by file name, without replacing files.
+
+    Args:
+      out: directory; created if absent.
+      name: stem of the two tables' files.
+      tables: header and rows of each table.
+      figures: {file name: figure}.
+
+    Raises:
+      ConfigError: one of the files exists.
+    """
     figures = figures or {}
     directory = new_directory(out, (f"{name}.md", f"{name}.tex", *figures))
     (directory / f"{name}.md").write_text("\n".join(to_markdown(*table) for table in tables))
@@ -91,25 +100,14 @@ def write_tables(
 
 
 def new_directory(out: str | Path, files: Sequence[str]) -> Path:
-    """Make ``out`` and refuse to replace any of ``files`` in it."""
+    """Create a directory for files that it does not hold yet.
+
+    Raises:
+      ConfigError: one of ``files`` exists.
+    """
     directory = Path(out)
-    there = [name for name in files if (directory / name).exists()]
-    if there:
-        raise ConfigError(f"out: {directory} already holds {', '.join(there)}; choose another directory")
+    existing = [name for name in files if (directory / name).exists()]
+    if existing:
+        raise ConfigError(f"--out: {directory} already holds {', '.join(existing)}; choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def summarize(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
-    """Metric -> mean, sd over seeds (None for a single seed), and the value of each seed."""
-    return over_seeds([evaluation.metrics for evaluation in evaluations])
-
-
-def over_seeds(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """`summarize` of the metrics of each seed."""
-    out = {}
-    for name in metrics[0]:
-        values = [float(each[name]) for each in metrics]
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        out[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
-    return out

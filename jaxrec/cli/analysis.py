@@ -1,4 +1,4 @@
-"""Commands that ask questions of finished runs; see `jaxrec.training.runs`."""
+"""Commands for analyses of finished runs; see `jaxrec.analysis`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Runs = Annotated[
 ]
 
 
-Data = Annotated[str, tyro.conf.arg(help="the same data in another place; default: where it was")]
+Data = Annotated[str, tyro.conf.arg(help="override the dataset path stored in the run")]
 
 
 Latex = Annotated[bool, tyro.conf.arg(help="print LaTeX tables rather than Markdown")]
@@ -27,41 +27,39 @@ Json = Annotated[bool, tyro.conf.arg(help="print the result as one JSON object o
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Is the difference between runs real? Paired over users, seeds nested, corrected for several runs."""
+    """Test the difference between runs: paired over users with seeds nested, corrected for several runs."""
 
     runs: Runs
-    metrics: Annotated[tuple[str, ...], tyro.conf.arg(help="what to compare")] = ("HR@10", "NDCG@10")
-    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(help="metrics to compare")] = ("HR@10", "NDCG@10")
+    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part")] = "test"
     out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and figures; default: none")] = ""
-    data: Annotated[
-        str, tyro.conf.arg(help="for the figures, the same data in another place; default: where it was")
-    ] = ""
+    data: Data = ""
     latex: Latex = False
     json: Json = False
 
 
 def compare(arguments: list[str]) -> int:
     """``jaxrec compare RUN RUN ...``"""
-    given = parse(Compare, arguments, "compare")
+    options = parse(Compare, arguments, "compare")
 
     from jaxrec.analysis.compare import compare as compare_directories
 
-    data = _moved(given.runs, given.data)
-    comparison = compare_directories(given.runs, given.metrics, given.split, given.out or None, data)
+    data = _moved(options.runs, options.data)
+    comparison = compare_directories(options.runs, options.metrics, options.split, options.out or None, data)
     emit(
         {**dataclasses.asdict(comparison), "limits": comparison.limits() if comparison.differences else []},
-        comparison.to_latex() if given.latex else comparison.to_markdown(),
-        given.json,
+        comparison.to_latex() if options.latex else comparison.to_markdown(),
+        options.json,
     )
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocols:
-    """One run under every evaluation protocol in use: what each choice alone does to the number."""
+    """Evaluate one run under every protocol in use, one choice changed at a time."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
-    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
+    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part")] = "test"
     out: Annotated[str, tyro.conf.arg(help="directory for Markdown and LaTeX; default: none")] = ""
     data: Data = ""
     latex: Latex = False
@@ -70,22 +68,28 @@ class Protocols:
 
 def protocols(arguments: list[str]) -> int:
     """``jaxrec protocols RUN``"""
-    given = parse(Protocols, arguments, "protocols")
+    options = parse(Protocols, arguments, "protocols")
 
     from jaxrec.analysis.protocols import protocols as protocols_of
 
-    study = protocols_of(given.run, given.split, _moved((given.run,), given.data), given.out or None)
-    emit({"protocols": study.results, "seeds": study.seeds}, _tables([study.rows()], given.latex), given.json)
+    study = protocols_of(
+        options.run, options.split, _moved((options.run,), options.data), options.out or None
+    )
+    emit(
+        {"protocols": study.results, "seeds": study.seeds},
+        _tables([study.rows()], options.latex),
+        options.json,
+    )
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
-class StabilityForm:
-    """How far do lists and ranks move when histories are perturbed? Paired between runs."""
+class Stability:
+    """Measure how lists and ranks change when histories are perturbed: all seeds, paired between runs."""
 
     runs: Runs
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="length of the lists")] = 10
-    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
+    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part")] = "test"
     out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and a figure; default: none")] = ""
     data: Data = ""
     latex: Latex = False
@@ -94,20 +98,13 @@ class StabilityForm:
 
 def stability(arguments: list[str]) -> int:
     """``jaxrec stability RUN [RUN ...]``"""
-    given = parse(StabilityForm, arguments, "stability")
+    options = parse(Stability, arguments, "stability")
 
     from jaxrec.analysis.stability import stability as stability_of
 
-    data = _moved(given.runs, given.data)
-    study = stability_of(given.runs, given.split, given.k, given.out or None, data)
-    effects = {
-        name: {edit: effect._asdict() for edit, effect in by_edit.items()}
-        for name, by_edit in study.effects.items()
-    }
-    summaries = {
-        name: {each.perturbation.name: each.summary() for each in m} for name, m in study.runs.items()
-    }
-    emit({"runs": summaries, "effects": effects}, _tables(study.tables(), given.latex), given.json)
+    data = _moved(options.runs, options.data)
+    study = stability_of(options.runs, options.split, options.k, options.out or None, data)
+    emit(study.to_dict(), _tables(study.tables(), options.latex), options.json)
     return 0
 
 
@@ -118,7 +115,7 @@ def _tables(tables: Sequence[tuple[list[str], list[list[Any]]]], latex: bool) ->
 
 
 def _moved(runs: Sequence[str], source: str) -> Any:
-    """The dataset in another place, read as the first run's configuration says; None = where it was."""
+    """The dataset at another path, read with the options of the first run; None = the path stored in the run."""
     if not source or not runs:
         return None
 
@@ -129,7 +126,7 @@ def _moved(runs: Sequence[str], source: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """List the attention mechanisms with options and papers; or draw what a run attends to in one history."""
+    """List the attention mechanisms with options and papers, or draw the attention of a run for one history."""
 
     run: Annotated[
         str | None,
@@ -143,21 +140,21 @@ class Attention:
 
 def attention(arguments: list[str]) -> int:
     """``jaxrec attention`` and ``jaxrec attention RUN --history ...``"""
-    given = parse(Attention, arguments, "attention")
-    if given.run is None:
+    options = parse(Attention, arguments, "attention")
+    if options.run is None:
         listed = mechanisms()
         lines = []
         for name, about in listed.items():
             lines += [f"{name}: {about['summary']}", f"  paper: {about['paper']}"]
             lines += [f"  --attention.{option} {default!r}" for option, default in about["options"].items()]
-        emit({"mechanisms": listed}, "\n".join(lines), given.json)
+        emit({"mechanisms": listed}, "\n".join(lines), options.json)
         return 0
 
     from jaxrec.analysis.attention_maps import draw_attention
 
-    figures = draw_attention(given.run, given.history, given.out or Path(given.run) / "figures")
+    figures = draw_attention(options.run, options.history, options.out or Path(options.run) / "figures")
     text = "\n".join(f"{caption}: {path}" for caption, path in figures)
-    emit({"figures": {caption: str(path) for caption, path in figures}}, text, given.json)
+    emit({"figures": {caption: str(path) for caption, path in figures}}, text, options.json)
     return 0
 
 

@@ -26,7 +26,8 @@ class EvaluationConfig:
 
     Attributes:
       ks: list lengths K of HR@K and NDCG@K.
-      remove_seen: leave the items of the user's own history out of the ranking.
+      remove_seen: rank each target among the items that the user has not interacted with ("seen items removed"); False
+        ranks it among all items ("seen items kept").
       item_chunk: items scored at a time; bounds the memory of ranking.
       tokens_per_batch: positions encoded at a time.
     """

@@ -1,4 +1,4 @@
-"""Metrics from ranks (one target a case) and from ranks of several targets a case.
+"""Ranking metrics from exact ranks, for one or several targets per case.
 
 All follow the definitions of TREC evaluation with binary relevance, which `ir_measures` implements: for a
 case with targets T and the list of the K best candidates,
@@ -13,7 +13,8 @@ of every leave-one-out paper since). Ranks are 1-based; the mean over cases is r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def reciprocal_ranks(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
 
 
 def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = None) -> np.ndarray:
-    """One metric of every case: float64[E].
+    """Compute one metric of every case: float64[E].
 
     Args:
       ranks: int[T], the rank of each target, 1 = best.
@@ -128,7 +129,7 @@ def parse_metric(metric: str) -> tuple[str, int | None]:
 def ranking_metrics(
     ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS, offsets: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Means over cases of the usual metrics: HR, NDCG and MRR at each cutoff, and MRR.
+    """Compute means over cases: HR, NDCG and MRR at each cutoff, and MRR.
 
     With several targets in some case also Precision, Recall and MAP at each cutoff (with one target Recall
     is HR).
@@ -145,4 +146,19 @@ def ranking_metrics(
     names = ["HR", "NDCG", "MRR"] + (["Precision", "Recall", "MAP"] if several else [])
     metrics = [f"{name}@{k}" for k in ks for name in names] + ["MRR"]
     values = {metric: metric_values(ranks, metric, offsets) for metric in metrics}
-    return {metric: float(each.mean()) if len(each) else float("nan") for metric, each in values.items()}
+    return {name: float(value.mean()) if len(value) else float("nan") for name, value in values.items()}
+
+
+def over_seeds(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Summarise metrics over seeds: {metric: {"mean", "sd" (None for a single seed), "values"}}."""
+    summary = {}
+    for name in metrics[0]:
+        values = [float(seed[name]) for seed in metrics]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        summary[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+    return summary
+
+
+def default_metric(ks: Sequence[int]) -> str:
+    """The metric that chooses a model where none is named: NDCG@10, or NDCG at the longest list without a 10."""
+    return f"NDCG@{10 if 10 in ks else max(ks)}"

@@ -1,9 +1,10 @@
-"""Figures of one run, and the HTML page that shows them."""
+"""Figures and HTML report page of one run."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from jaxrec.training.loop import FitResult
 
 
 def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> list[tuple[str, Path]]:
-    """Draw the training curve and the test metric by history length and by item popularity: (caption, file) each."""
+    """Draw the training curve and the test metric by history length and popularity: (caption, file) of each figure."""
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
-    metric = fit.setup.config.training.metric
-    name = str(results["config"]["encoder"]["name"])
-    by_group = group_figures({name: fit.test}, fit.setup.split, "test", metric)
-    drawn = [
+    metric = fit.setup.config.metric
+    by_group = group_figures({model_label(results["config"]): fit.test}, fit.setup.split, "test", metric)
+    figures = [
         (
             "Training loss and validation metric",
             "training.png",
@@ -37,9 +37,23 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
         ),
         (f"Test {metric} by popularity of the target", "by_popularity.png", by_group["by_popularity"]),
     ]
-    for _, file, figure in drawn:
+    for _, file, figure in figures:
         save_figure(figure, folder / file)
-    return [(caption, folder / file) for caption, file, _ in drawn]
+    return [(caption, folder / file) for caption, file, _ in figures]
+
+
+def model_label(config: Mapping[str, Any]) -> str:
+    """Name of a model in tables: encoder, attention where it has any, and loss: "sasrec (softmax, cross-entropy)".
+
+    Args:
+      config: the configuration of a run as in ``results.json``.
+    """
+    attention = config["encoder"].get("attention") or config.get("attention")
+    sections = (attention, config.get("objective"))
+    names = [
+        str(section["name"]) for section in sections if isinstance(section, Mapping) and "name" in section
+    ]
+    return f"{config['encoder']['name']} ({', '.join(names)})" if names else str(config["encoder"]["name"])
 
 
 def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
@@ -65,13 +79,20 @@ def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
 
 
 def write_page(results: dict[str, Any], figures: list[tuple[str, Path]], directory: Path) -> Path:
-    """One self-contained HTML page; returns its path."""
+    """Write one self-contained HTML page and return its path.
+
+    Args:
+      results: content of ``results.json``.
+      figures: caption and file of each figure.
+      directory: where ``report.html`` is written.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxrec", "reporting"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     pictures = [(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in figures]
     page = environment.get_template("run.html.jinja").render(
         results=results,
+        label=model_label(results["config"]),
         metrics=list(results["metrics"]),
         figures=pictures,
         config=json.dumps(results["config"], indent=2),

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `results.json`, per-user ranks, the items, figures, and a page to look at."""
+"""Outputs of a finished run: results.json, ranks per user, catalogue, figures and the report page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrec.analysis.tables import summarize
+from jaxrec.analysis.compare import training_facts
 from jaxrec.config import to_dict
 from jaxrec.evaluation.baselines import evaluate_baselines
-from jaxrec.reporting.html import write_figures, write_page
+from jaxrec.evaluation.metrics import over_seeds
+from jaxrec.reporting.html import model_label, write_figures, write_page
 from jaxrec.serving.recommender import save_catalogue
 from jaxrec.training.distributed import is_first
 from jaxrec.training.loop import FitResult
@@ -26,16 +27,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pola
 
 
 def versions() -> dict[str, str]:
-    """Of jaxrec, Python, and the packages that the numbers depend on; with the commit where there is a checkout."""
-    found = {"jaxrec": importlib.metadata.version("jaxrec"), "python": platform.python_version()}
+    """Versions of jaxrec, Python and the numerical packages, and the commit where there is a checkout."""
+    installed = {"jaxrec": importlib.metadata.version("jaxrec"), "python": platform.python_version()}
     for package in PACKAGES:
-        found[package] = importlib.metadata.version(package)
+        installed[package] = importlib.metadata.version(package)
     commit = _commit()
-    return {**found, "commit": commit} if commit else found
+    return {**installed, "commit": commit} if commit else installed
 
 
 def _commit() -> str | None:
-    """The commit, with "-dirty" where code differs from it; results that a study has just written do not count."""
+    """The commit, with "-dirty" where Python files differ from it."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -99,8 +100,8 @@ def results_of(fit: FitResult) -> dict[str, Any]:
         "protocol": fit.test[0].protocol,
         "counts": fit.test[0].counts,
         "seeds": list(setup.config.training.seeds),
-        "metrics": summarize(fit.test),
-        "valid_metrics": summarize(fit.valid),
+        "metrics": over_seeds([evaluation.metrics for evaluation in fit.test]),
+        "valid_metrics": over_seeds([evaluation.metrics for evaluation in fit.valid]),
         "baselines": {name: evaluation.metrics for name, evaluation in baselines.items()},
         "training": {
             "steps": fit.steps,
@@ -109,6 +110,9 @@ def results_of(fit: FitResult) -> dict[str, Any]:
             "feed": "resident" if setup.host_log is None else "streamed",
             "fill_rate": round(float(np.mean([stream.fill_rate for stream in setup.streams])), 4),
             "parameters": setup.encoder.parameter_count(),
+            **{
+                name.replace(" ", "_"): value for name, value in training_facts(to_dict(setup.config)).items()
+            },
         },
         "timing": {
             "compile_seconds": round(ledger.compile_seconds, 3),
@@ -124,7 +128,7 @@ def results_of(fit: FitResult) -> dict[str, Any]:
 
 
 def save_ranks(fit: FitResult, directory: Path) -> None:
-    """One file for each part and seed: ranks of every held-out target, with what makes runs comparable."""
+    """Write the ranks of every held-out target, one file per part and seed, with the metadata that comparisons check."""
     directory.mkdir(exist_ok=True)
     for part, evaluations in (("valid", fit.valid), ("test", fit.test)):
         for seed, evaluation in zip(fit.setup.config.training.seeds, evaluations, strict=True):
@@ -138,9 +142,9 @@ def save_ranks(fit: FitResult, directory: Path) -> None:
 
 
 def write_run(fit: FitResult) -> dict[str, Any]:
-    """Write everything a finished run leaves in its directory, and return the results.
+    """Write the outputs of a finished run to its directory and return the results.
 
-    With no directory (training in memory) only the results are returned. Of several processes the first one writes.
+    Without a directory (training in memory) the results are only returned. Of several processes the first one writes.
     """
     results = results_of(fit)
     if fit.workdir is not None and is_first():
@@ -148,7 +152,7 @@ def write_run(fit: FitResult) -> dict[str, Any]:
         save_catalogue(fit.setup.dataset, fit.workdir)
         figures = write_figures(fit, results, fit.workdir)
         write_page(results, figures, fit.workdir)
-        # Last and at once, so that a results.json means that the rest is there.
+        # Written last and atomically: a results.json implies that all other files are complete.
         unfinished = fit.workdir / "results.json.unfinished"
         unfinished.write_text(json.dumps(results, indent=2) + "\n")
         unfinished.replace(fit.workdir / "results.json")
@@ -156,13 +160,12 @@ def write_run(fit: FitResult) -> dict[str, Any]:
 
 
 def format_metrics(results: dict[str, Any]) -> str:
-    """The table that the command line prints: the model beside the baselines."""
+    """Format the table of the command line: the model beside the baselines."""
     names = [name for name in results["metrics"] if not name.startswith("MRR@")]
     rows = [("", *names)]
     for baseline, metrics in results["baselines"].items():
         rows.append((baseline, *(f"{metrics[name]:.4f}" for name in names)))
-    label = f"{results['config']['encoder']['name']} ({results['config']['attention']['name']})"
-    rows.append((label, *(_mean_sd(results["metrics"][name]) for name in names)))
+    rows.append((model_label(results["config"]), *(_mean_sd(results["metrics"][name]) for name in names)))
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -259,13 +259,13 @@ def train(
                         setup.evaluate(layout.seed_params(state.params, s), setup.split.valid)
                         for s in range(len(seeds))
                     ]
-                    scores = [float(evaluation.metrics[config.training.metric]) for evaluation in evaluations]
+                    scores = [float(evaluation.metrics[config.metric]) for evaluation in evaluations]
                     improved = ledger.update(scores, step, config.training.patience)
                     best = keep_best(improved, state.params, best)
                     ledger.evaluation_seconds += time.perf_counter() - started
                     score = float(np.mean(scores))
-                    journal.write(step=step, valid={config.training.metric: scores}, best=list(ledger.best))
-                    bar.advance(0, **{f"valid {config.training.metric}": f"{score:.4f}"})
+                    journal.write(step=step, valid={config.metric: scores}, best=list(ledger.best))
+                    bar.advance(0, **{f"valid {config.metric}": f"{score:.4f}"})
                     finished = all(ledger.stopped) or step >= plan.total_steps
                     due = time.monotonic() - last_saved >= config.training.checkpoint_seconds
                     if decided(due or finished):

@@ -1,6 +1,5 @@
-"""What a run leaves behind, and that it says what was measured."""
+"""Outputs of a finished run: results, ranks, figures, page and printed table."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -10,8 +9,10 @@ import numpy as np
 import pytest
 
 import jaxrec
-from jaxrec.analysis.tables import summarize
 from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.evaluation.metrics import over_seeds
+from jaxrec.reporting import results as results_module
+from jaxrec.reporting.html import model_label
 from jaxrec.reporting.results import format_metrics, hardware, versions
 from tests.helpers import small_config, small_dataset
 
@@ -26,22 +27,15 @@ def run(tmp_path_factory):
     return jaxrec.fit(DATASET, config, tmp_path_factory.mktemp("report") / "run", progress=False)
 
 
-def evaluations(*values):
-    blank = Evaluation(
-        *(np.zeros(1, np.int32) for _ in range(4)), metrics={"HR@10": 0.0}, counts={}, protocol="full corpus"
-    )
-    return [dataclasses.replace(blank, metrics={"HR@10": value}) for value in values]
-
-
 def test_summary_over_seeds():
-    summary = summarize(evaluations(0.1, 0.2, 0.4))["HR@10"]
+    summary = over_seeds([{"HR@10": value} for value in (0.1, 0.2, 0.4)])["HR@10"]
     assert summary["values"] == [0.1, 0.2, 0.4]
     assert summary["mean"] == pytest.approx(0.7 / 3)
     assert summary["sd"] == pytest.approx(np.sqrt(sum((x - 0.7 / 3) ** 2 for x in (0.1, 0.2, 0.4)) / 2))
-    assert summarize(evaluations(0.1))["HR@10"]["sd"] is None, "one seed has no spread"
+    assert over_seeds([{"HR@10": 0.1}])["HR@10"]["sd"] is None, "one seed has no spread"
 
 
-def test_results_say_what_was_measured(run):
+def test_results_record_the_measurement(run):
     results = run.results
     metrics = run.fit.test[1].metrics
     assert results["metrics"]["NDCG@10"]["values"][1] == metrics["NDCG@10"]
@@ -94,6 +88,16 @@ def test_table_puts_the_model_beside_the_baselines(run):
     assert table.endswith("(mean ± sd over seeds)")
 
 
+def test_the_label_names_encoder_attention_and_loss(run):
+    assert format_metrics(run.results).splitlines()[4].startswith("sasrec (softmax, cross-entropy)")
+    assert "sasrec (softmax, cross-entropy)" in (run.workdir / "report.html").read_text()
+    other = {"encoder": {"name": "stosa"}, "attention": {"name": "wasserstein"}, "objective": {"name": "bce"}}
+    assert model_label(other) == "stosa (wasserstein, bce)"
+    inside = {"encoder": {"name": "sasrec", "attention": {"name": "miq"}}, "objective": {"name": "bpr"}}
+    assert model_label(inside) == "sasrec (miq, bpr)"
+    assert model_label({"encoder": {"name": "gru4rec"}, "objective": {"name": "bpr"}}) == "gru4rec (bpr)"
+
+
 def test_versions_and_hardware_are_plain():
     assert json.loads(json.dumps(versions())) == versions()
     assert {"jax", "flax", "python"} <= set(versions())
@@ -110,7 +114,7 @@ def test_the_commit_is_marked_where_code_differs(tmp_path, monkeypatch):
             ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout
 
-    monkeypatch.setattr(jaxrec, "__file__", str(tmp_path / "jaxrec/__init__.py"))
+    monkeypatch.setattr(results_module, "__file__", str(tmp_path / "jaxrec/reporting/results.py"))
     assert "commit" not in versions()
     (tmp_path / "code.py").write_text("one")
     (tmp_path / "record.md").write_text("one")

@@ -1,4 +1,4 @@
-"""Candidates drawn and ranked as each protocol says, against sets and loops."""
+"""Candidate sets and ranks of each protocol, against sorted score lists in plain NumPy."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from jaxrec.analysis.protocols import (
     side_by_side,
 )
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.ranking import rank_targets
 from jaxrec.evaluation.seen import as_seen
 from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
@@ -55,7 +54,7 @@ def test_negatives_follow_the_weights():
 
 def test_too_few_unseen_items_are_refused():
     _, _, targets, seen = problem()
-    with pytest.raises(DataError, match=r"negatives=60 asks for more items than row \d+ has left: 5\d of 60"):
+    with pytest.raises(DataError, match=r"negatives=60 exceeds the unseen items of row \d+: 5\d of 60"):
         sample_negatives(60, targets, as_seen(seen, 20, 60), np.r_[0, np.ones(60)])
 
 
@@ -71,19 +70,44 @@ def test_rank_among_drawn_items_equals_the_oracle():
     np.testing.assert_array_equal(rank_among(hidden, table, targets, negatives), want)
 
 
-def test_each_protocol_is_what_its_name_says():
+def listed_ranks(hidden, table, targets, seen, *, seen_rule, padding):
+    """Rank of each target by sorting a whole list of scores, with plain loops."""
+    scores = oracle.score_matrix(hidden, table.vectors, table.bias)
+    ranks = []
+    for row, target in enumerate(targets):
+        own = scores[row].astype(float).copy()
+        history = [item for item in seen[row] if item > 0 and (item != target or seen_rule == "zero")]
+        if seen_rule == "remove":
+            own[history] = -np.inf
+        elif seen_rule == "zero":
+            own[history] = 0.0
+        order = [item for item in np.argsort(-own, kind="stable") if item > 0 or padding]
+        ranks.append(order.index(target) + 1)
+    return ranks
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("rule", ["remove", "keep", "zero"])
+def test_each_full_protocol_equals_a_sorted_list(rule, padding):
     hidden, table, targets, seen = problem()
-    counts = np.arange(61)
+    got = protocol_ranks(Candidates(seen=rule, rank_padding=padding), hidden, table, targets, seen)
+    want = listed_ranks(hidden, table, targets, seen, seen_rule=rule, padding=padding)
+    np.testing.assert_array_equal(got, want)
 
-    def ranks(protocol):
-        return protocol_ranks(protocol, hidden, table, targets, seen, counts)
 
-    np.testing.assert_array_equal(ranks(Candidates()), rank_targets(hidden, table, targets, seen))
-    np.testing.assert_array_equal(ranks(Candidates(seen="keep")), rank_targets(hidden, table, targets))
-    old = rank_targets(hidden, table, targets, seen, seen_rule="zero", rank_padding=True)
-    np.testing.assert_array_equal(ranks(Candidates(seen="zero", rank_padding=True)), old)
-    every = Candidates("sampled", negatives=51)
-    assert (ranks(every) <= rank_targets(hidden, table, targets)).all()
+def test_all_unseen_items_as_negatives_give_the_full_rank_among_them():
+    """With every unseen item drawn the sampled rank is the full rank of the protocol "remove"."""
+    hidden, table, targets, seen = problem(n_items=12)
+    unseen = [
+        12 - len({int(i) for i in row if i > 0} | {int(t)}) for row, t in zip(seen, targets, strict=True)
+    ]
+    rows = [row for row in range(20) if unseen[row] == min(unseen)]
+    part = (hidden[rows], table, targets[rows], seen[rows])
+    sampled = protocol_ranks(Candidates("sampled", negatives=min(unseen)), *part, np.arange(13))
+    np.testing.assert_array_equal(sampled, listed_ranks(*part, seen_rule="remove", padding=False))
+
+
+def test_names_of_protocols():
     names = [protocol.name for protocol in SIDE_BY_SIDE]
     assert len(set(names)) == len(names)
     assert names[0] == "full corpus; seen items removed"

@@ -6,6 +6,7 @@ import pytest
 from jaxrec.analysis.stability import (
     DEFAULT_PERTURBATIONS,
     Perturbation,
+    StabilityStudy,
     compare_stability,
     jaccard,
     measure_stability,
@@ -13,12 +14,8 @@ from jaxrec.analysis.stability import (
     rank_biased_overlap,
 )
 from jaxrec.errors import ConfigError
-from jaxrec.evaluation.encode import EncodingOptions
-from jaxrec.evaluation.histories import Histories, ranking_cases
-from jaxrec.evaluation.ranker import EncoderRanker
-from jaxrec.evaluation.ranking import candidate_table
-from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.layers import take_positions
+from jaxrec.evaluation.histories import Histories, RankingCases
+from jaxrec.evaluation.ranking import TopK
 
 N_ITEMS = 30
 
@@ -104,37 +101,60 @@ def test_list_similarities_by_their_definitions():
     assert jaccard(a * 0, b * 0).tolist() == [1] * 9
 
 
-def last_item(params, batch, at):
-    return take_positions(params[batch.items], at)
+class LastItemModel:
+    """A ranker by the scores of the newest item (or of item 0), with plain loops."""
+
+    n_items = N_ITEMS
+
+    def __init__(self, table, constant=False):
+        self.table, self.constant = table, constant
+
+    def _orders(self, log):
+        for history in histories(log):
+            scores = self.table[0 if self.constant else history[-1]]
+            yield [item for item in np.argsort(-scores, kind="stable") if item > 0]
+
+    def rank(self, cases):
+        orders = list(self._orders(cases.histories))
+        return np.array([orders[e].index(t) + 1 for e, t in zip(cases.case_of_target, cases.targets, strict=True)])
+
+    def top_k(self, log, k, exclude=None):
+        lists = np.array([order[:k] for order in self._orders(log)])
+        return TopK(np.zeros(lists.shape, np.float32), lists)
 
 
-def first_item(params, batch, at):
-    """Depends on nothing that edits of the last interaction change."""
-    return params[0 * at + 1]
-
-
-def test_models_are_measured_and_compared(make_cases):
+def test_models_are_measured_and_compared():
     rng = np.random.default_rng(0)
-    params = rng.normal(size=(N_ITEMS + 1, 8)).astype(np.float32)
-    items = rng.integers(1, N_ITEMS + 1, 20 * 6).astype(np.int32)
-    starts = np.arange(0, 120, 6)
-    cases = make_cases(starts, starts + 6, rng.integers(1, N_ITEMS + 1, (20, 2)).tolist())
+    vectors = rng.normal(size=(2, N_ITEMS + 1, N_ITEMS + 1))
+    before, targets = log((6,) * 20), rng.integers(1, N_ITEMS + 1, 20).astype(np.int32)
     edits = (Perturbation("drop"), Perturbation("swap", "random"), Perturbation("replace", "random", 0.4))
-    asked = ranking_cases(cases, items)
-
-    def ranker(apply_fn):
-        return EncoderRanker(apply_fn, params, candidate_table(ItemTable(params)), EncodingOptions(4))
-
-    moved, still = (measure_stability(ranker(f), asked, 4, 5, edits) for f in (last_item, first_item))
-    want = ranker(last_item).rank(asked)
-    np.testing.assert_array_equal(moved[0].ranks_before, want)
-    assert [each.perturbation.name for each in moved] == ["drop last", "swap random", "replace random 40%"]
-    assert all((each.overlap > 1 - 1e-9).all() and (each.jaccard == 1).all() for each in still)
-    assert still[0].summary()["median_rank_change"] == 0
-    assert moved[0].summary()["jaccard@5"] < 0.6
-    assert moved[0].change("HR@5").shape == (20,)
-    effects = compare_stability(moved, still)
-    assert effects["drop last"].low > 0
+    cases = RankingCases(before, targets, np.arange(21))
+    moving, constant = ([LastItemModel(v, constant) for v in vectors] for constant in (False, True))
+    moved = measure_stability(moving, cases, 6, 5, edits)
+    still = measure_stability(constant, cases, 6, 5, edits)
+    assert [stability.perturbation.name for stability in moved] == [
+        "drop last",
+        "swap random",
+        "replace random 40%",
+    ]
+    assert all((row.overlap > 1 - 1e-9).all() and (row.jaccard == 1).all() for row in still)
+    assert moved[0].overlap.shape == (2, 20)
+    assert still[0].summary()["median_rank_change"] == {"mean": 0, "sd": 0, "values": [0, 0]}
+    edited = perturb(before, edits[0], N_ITEMS)
+    for seed, model in enumerate(moving):
+        ranks, old_ranks = model.rank(RankingCases(edited, targets, np.arange(21))), model.rank(cases)
+        np.testing.assert_array_equal(moved[0].ranks[seed], ranks)
+        lists = [model.top_k(log, 5).items for log in (before, edited)]
+        np.testing.assert_allclose(moved[0].overlap[seed], rank_biased_overlap(*lists))
+        hits = (ranks <= 5).astype(float) - (old_ranks <= 5)
+        np.testing.assert_array_equal(moved[0].change("HR@5")[seed], hits)
+    study = StabilityStudy({"a": moved, "b": still}, {"b": compare_stability(moved, still)})
+    assert study.effects["b"]["drop last"].low > 0
+    assert study.corrected()["b"]["drop last"] == pytest.approx(3 * study.effects["b"]["drop last"].p_value)
+    header, rows = study.effect_rows()
+    assert len(rows) == 3
+    assert header[-1] == "p Holm"
+    assert "±" in study.rows()[1][0][2]
     with pytest.raises(ConfigError, match="must be measured under the same perturbations"):
         compare_stability(moved, still[:1])
 

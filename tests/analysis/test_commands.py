@@ -1,4 +1,4 @@
-"""Studies of finished runs, as calls and as commands: output, tables, figures, and what is refused."""
+"""Analyses of finished runs, as calls and as commands: output, tables, figures and errors."""
 
 import dataclasses
 import json
@@ -7,10 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxrec.analysis import stability as stability_module
+from jaxrec.analysis.compare import COMPARISON_FILES
+from jaxrec.analysis.stability import stability
 from jaxrec.data import load_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.metrics import metric_values
-from jaxrec.training import runs as studies
+from jaxrec.training.runs import open_run, run_names
 from tests.helpers import small_dataset
 from tests.runs import jaxrec
 
@@ -83,15 +86,15 @@ class TestCompare:
         assert all(part in shown for part in ("| metric", "±", "(1 seed)"))
         assert (out / "comparison.md").read_text().strip() == shown.strip()
         assert (out / "comparison.tex").read_text().count(r"\begin{tabular}") == 2
-        assert sorted(path.name for path in out.iterdir()) == sorted(studies.COMPARISON_FILES)
-        assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in studies.COMPARISON_FILES[2:])
+        assert sorted(path.name for path in out.iterdir()) == sorted(COMPARISON_FILES)
+        assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in COMPARISON_FILES[2:])
         latex = jaxrec("compare", runs["a"], runs["b"], "--latex").out
         assert r"\toprule" in latex
         assert "|" not in latex
         refused(jaxrec("compare", runs["a"], runs["b"], "--out", out), "already holds comparison.md")
 
     def test_what_cannot_be_compared_is_refused(self, runs, tmp_path):
-        refused(jaxrec("compare", runs["a"]), "two at least", "got 1")
+        refused(jaxrec("compare", runs["a"]), "at least two", "got 1")
         refused(jaxrec("compare", runs["a"], runs["other"]), "same dataset fingerprint")
         refused(jaxrec("compare", runs["a"], runs["temporal"]), "same split")
         refused(jaxrec("compare", runs["a"], tmp_path), "no saved test ranks")
@@ -151,14 +154,13 @@ class TestStability:
         told = jaxrec("stability", runs["a"], runs["b"], "-k", 5, "--out", out, "--json").json
         assert list(told["runs"]) == ["a", "b"]
         for name in ("drop last", "replace random", "replace random 40%"):
-            summary = told["runs"]["a"][name]
-            assert 0 <= summary["rank_biased_overlap@5"] <= 1
+            a, b = (told["runs"][run][name]["rank_biased_overlap@5"] for run in ("a", "b"))
+            assert (len(a["values"]), len(b["values"])) == (2, 1), "every seed"
+            assert a["values"][0] != a["values"][1]
+            assert 0 <= a["mean"] <= 1
             effect = told["effects"]["b"][name]
-            change = (
-                told["runs"]["b"][name]["rank_biased_overlap@5"]
-                - told["runs"]["a"][name]["rank_biased_overlap@5"]
-            )
-            assert effect["difference"] == pytest.approx(change)
+            assert effect["difference"] == pytest.approx(b["mean"] - a["mean"])
+            assert effect["p_holm"] >= effect["p_value"]
             assert effect["low"] <= effect["difference"] <= effect["high"]
         assert "a" not in told["effects"], "the first is what the others are compared with"
         assert (out / "stability.png").read_bytes()[:4] == b"\x89PNG"
@@ -167,17 +169,17 @@ class TestStability:
 
     def test_refusals(self, runs, monkeypatch):
         with pytest.raises(DataError, match="at least one run"):
-            studies.stability([])
-        opened = studies.open_run(runs["b"])
+            stability([])
+        opened = open_run(runs["b"])
         stranger = dataclasses.replace(opened.setup, dataset=small_dataset(seed=1))
         answers = iter([opened, dataclasses.replace(opened, setup=stranger)])
         with monkeypatch.context() as patched:
-            patched.setattr(studies, "open_run", lambda *_: next(answers))
-            patched.setattr(studies, "measure_stability", lambda *_, **__: [])
+            patched.setattr(stability_module, "open_run", lambda *_: next(answers))
+            patched.setattr(stability_module, "run_stability", lambda *_: [])
             with pytest.raises(DataError, match="same dataset"):
-                studies.stability([runs["b"], runs["other"]])
+                stability([runs["b"], runs["other"]])
         with pytest.raises(DataError, match="same split"):
-            studies.stability([runs["a"], runs["temporal"]])
+            stability([runs["a"], runs["temporal"]])
         refused(jaxrec("stability", runs["a"], "-k", 41), "k must be from 1 to the catalogue's 40 items")
         refused(jaxrec("stability", runs["a"], "-k", 0), "k must be from 1")
 
@@ -185,10 +187,8 @@ class TestStability:
 class TestEvaluate:
     def test_several_targets_have_all_metrics(self, runs):
         told = jaxrec("evaluate", runs["temporal"], "--json").json
-        assert {
-            f"{name}@{k}" for name in ("HR", "Recall", "Precision", "NDCG", "MAP", "MRR") for k in (5, 10)
-        }
-        assert told["metrics"].keys() >= {"Recall@5", "Precision@10", "MAP@10", "NDCG@10", "HR@5", "MRR"}
+        names = ("HR", "Recall", "Precision", "NDCG", "MAP", "MRR")
+        assert told["metrics"].keys() == {"MRR", *(f"{name}@{k}" for name in names for k in (5, 10))}
         with np.load(runs["temporal"] / "ranks" / "test_seed0.npz") as file:
             want = metric_values(file["ranks"], "MAP@10", file["target_offsets"]).mean()
         assert told["metrics"]["MAP@10"]["mean"] == pytest.approx(want)
@@ -217,11 +217,11 @@ class TestAttention:
 
 
 def test_open_run(runs):
-    opened = studies.open_run(runs["a"])
+    opened = open_run(runs["a"])
     assert opened.config.training.seeds == (0, 1)
     with pytest.raises(CheckpointError, match="fingerprint"):
-        studies.open_run(runs["a"], load_dataset(runs["a"].parent / "other-log"))
+        open_run(runs["a"], load_dataset(runs["a"].parent / "other-log"))
     with pytest.raises(ConfigError, match=r"config\.json not found"):
-        studies.open_run(runs["a"].parent)
-    assert studies.run_names([runs["a"], runs["b"]]) == ["a", "b"]
-    assert studies.run_names(["x/run", "y/run"]) == ["x/run", "y/run"]
+        open_run(runs["a"].parent)
+    assert run_names([runs["a"], runs["b"]]) == ["a", "b"]
+    assert run_names(["x/run", "y/run"]) == ["x/run", "y/run"]

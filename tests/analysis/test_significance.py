@@ -103,9 +103,9 @@ def test_mean_interval():
 
 
 def test_bad_values_are_refused():
-    with pytest.raises(DataError, match="of the same users, two at least, got 3 and 4 users"):
+    with pytest.raises(DataError, match="of the same users, at least two, got 3 and 4 users"):
         paired_bootstrap(np.zeros(3), np.zeros(4))
-    with pytest.raises(DataError, match="two at least, got 1 and 1 users"):
+    with pytest.raises(DataError, match="at least two, got 1 and 1 users"):
         paired_permutation(np.zeros(1), np.zeros(1))
     with pytest.raises(ConfigError, match="confidence must be between 0 and 1, got 95"):
         paired_bootstrap(np.zeros(3), np.zeros(3), confidence=95)

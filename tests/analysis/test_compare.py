@@ -1,11 +1,11 @@
-"""Runs compared from files, refused where they are not comparable, and printed."""
+"""Comparison of saved runs: values, corrections, errors for incomparable runs, tables and figures."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from jaxrec.analysis.compare import compare_runs, effect_figure, load_run
+from jaxrec.analysis.compare import compare_runs, effect_figure, load_ranks, setting_warnings, training_facts
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import breakdown, group_figure, history_length_groups
 from jaxrec.analysis.stability import Perturbation, Stability, stability_figure
@@ -20,7 +20,7 @@ USERS = 300
 @pytest.fixture
 def save(tmp_path, make_cases):
     def save(name, best, seeds=2, meta=None, users=USERS, remove_seen=True, shift=0):
-        """Runs whose targets stand among the first ``best`` items."""
+        """Runs whose targets rank among the first ``best`` items."""
         paths = []
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
@@ -30,12 +30,12 @@ def save(tmp_path, make_cases):
             evaluation = evaluation_of(ranks, cases, {"cases": users}, ks=(10,), remove_seen=remove_seen)
             paths.append(tmp_path / f"{name}{seed}.npz")
             evaluation.save(paths[-1], {**META, **(meta or {}), "seed": seed})
-        return load_run(name, paths)
+        return load_ranks(name, paths)
 
     return save
 
 
-def test_a_better_run_is_found_better(save):
+def test_a_better_run_differs_and_an_equal_one_does_not(save):
     got = compare_runs([save("base", 100), save("better", 50), save("same", 101)], resamples=500)
     assert got.users == USERS
     better, same = (
@@ -46,10 +46,39 @@ def test_a_better_run_is_found_better(save):
     )
     assert better.low > 0
     assert better.p_permutation == pytest.approx(1 / 501)
-    assert better.p_holm == pytest.approx(2 / 501)
+    assert better.p_holm == pytest.approx(2 * better.p_bootstrap)
     assert same.low <= 0 <= same.high
-    assert same.p_holm >= same.p_permutation > 0.05
+    assert same.p_holm >= same.p_bootstrap > 0.05
+    assert same.p_permutation > 0.05
     assert better.relative == pytest.approx(better.difference / np.mean(got.values["base"]["HR@10"]))
+
+
+def test_holm_corrects_the_p_value_over_users_and_seeds(save):
+    """One seed far better than the other: the users alone call it a difference, seeds do not."""
+    base, lucky = save("base", 100), save("lucky", 100)
+    first, second = lucky.evaluations
+    better = dataclasses.replace(second, ranks=np.maximum(second.ranks // 3, 1))
+    lucky = dataclasses.replace(lucky, evaluations=(first, better))
+    (row,) = compare_runs([base, lucky], ("HR@10",), resamples=500).differences
+    assert row.p_permutation < 0.01
+    assert row.p_holm == row.p_bootstrap > 0.01
+    rows = compare_runs([base, lucky, save("other", 100)], ("HR@10",), resamples=500).differences
+    assert rows[0].p_holm == pytest.approx(min(1, 2 * row.p_bootstrap))
+    header, cells = compare_runs([base, lucky], ("HR@10",), resamples=500).difference_rows()
+    assert cells[0][header.index("p Holm")] == f"{row.p_holm:.4f}"
+
+
+def test_warnings_name_the_settings_that_differ():
+    packed = {"batches": {"mode": "packed"}, "encoder": {"positions": "learned"}}
+    prefix = {"batches": {"mode": "prefix"}, "encoder": {"positions": "learned"}}
+    last = {"batches": {"mode": "padded", "targets": "last"}, "encoder": {}}
+    facts = {"a": training_facts(packed), "b": training_facts(prefix), "c": training_facts(last)}
+    assert setting_warnings({"a": facts["a"], "d": training_facts(dict(packed))}) == ()
+    (warning,) = setting_warnings(facts)
+    assert "runs differ in training examples" in warning
+    assert "packed sequences, every target: a" in warning
+    assert "every prefix with its last target: b" in warning
+    assert "padded sequences, last target only: c" in warning
 
 
 def test_tables_say_what_was_measured(save):
@@ -86,7 +115,7 @@ def test_runs_that_are_not_comparable_are_refused(save):
     with pytest.raises(DataError, match="at least one run to compare, got none"):
         compare_runs([])
     with pytest.raises(DataError, match="run 'x' has no saved ranks"):
-        load_run("x", [])
+        load_ranks("x", [])
 
 
 def test_seeds_of_one_run_must_be_of_one_dataset(save, tmp_path):
@@ -95,7 +124,7 @@ def test_seeds_of_one_run_must_be_of_one_dataset(save, tmp_path):
     with pytest.raises(
         DataError, match=r"same dataset fingerprint, got abc \(x\) and xyz \(x \(another seed\)\)"
     ):
-        load_run("x", [tmp_path / "a0.npz", tmp_path / "b0.npz"])
+        load_ranks("x", [tmp_path / "a0.npz", tmp_path / "b0.npz"])
 
 
 def test_tables():
@@ -120,12 +149,12 @@ def test_figures_are_drawn(save, tmp_path):
     by_run = {run.name: breakdown(run.values("HR@10").mean(axis=0), groups, names) for run in runs}
     save_figure(group_figure(by_run, "HR@10", "history length"), tmp_path / "groups.pdf")
     ranks = np.arange(1, USERS + 1, dtype=np.int32)
-    one = Stability(
-        Perturbation("drop"), np.full(USERS, 0.7), np.full(USERS, 0.6), ranks, ranks, np.arange(USERS + 1), 10
-    )
-    other = dataclasses.replace(one, overlap=np.full(USERS, 0.9))
+    ranks = np.stack([ranks, ranks])
+    same = np.full((2, USERS), 0.7)
+    one = Stability(Perturbation("drop"), same, same, ranks, ranks, np.arange(USERS + 1), 10)
+    other = dataclasses.replace(one, overlap=same + 0.2)
     save_figure(stability_figure({"base": [one], "better": [other]}), tmp_path / "stability.svg")
     for name in ("effect.png", "groups.pdf", "stability.svg"):
         assert (tmp_path / name).stat().st_size > 1000
-    with pytest.raises(DataError, match="two runs at least to draw differences"):
+    with pytest.raises(DataError, match="at least two runs to draw differences"):
         effect_figure(compare_runs(runs[:1]))

@@ -1,0 +1,3 @@
+"""Evaluation cases made by hand."""
+
+from tests.evaluation.conftest import make_cases  # noqa: F401
