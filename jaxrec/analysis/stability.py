@@ -216,9 +216,7 @@ def measure_stability(
 
     def answers(histories: Histories) -> list[tuple[np.ndarray, np.ndarray]]:
         edited = dataclasses.replace(cases, histories=histories)
-        return [
-            (ranker.top_k(histories, k, cases.exclude).items, ranker.rank(edited)) for ranker in rankers
-        ]
+        return [(ranker.top_k(histories, k, cases.exclude).items, ranker.rank(edited)) for ranker in rankers]
 
     before = answers(histories)
     results = []

@@ -116,7 +116,9 @@ class LastItemModel:
 
     def rank(self, cases):
         orders = list(self._orders(cases.histories))
-        return np.array([orders[e].index(t) + 1 for e, t in zip(cases.case_of_target, cases.targets, strict=True)])
+        return np.array(
+            [orders[e].index(t) + 1 for e, t in zip(cases.case_of_target, cases.targets, strict=True)]
+        )
 
     def top_k(self, log, k, exclude=None):
         lists = np.array([order[:k] for order in self._orders(log)])
