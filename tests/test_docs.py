@@ -1,0 +1,60 @@
+"""Documentation: names and files that it mentions exist, and the notebook runs."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in [*PAGES, ROOT / "CONTRIBUTING.md"]}
+REFERENCES = sorted({name for text in TEXTS.values() for name in re.findall(r"^::: (\S+)$", text, re.M)})
+#: Folders of the repository whose files a page may name.
+FOLDERS = r"(?:jaxrec|tests|experiments|docs|data_prep|\.ci|\.github)"
+
+
+def resolve(name: str) -> object:
+    """The module, class or function of a dotted name."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            target = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            target = getattr(target, part)
+        return target
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_api_reference_names_what_exists(name):
+    assert resolve(name) is not None
+
+
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_named_files_exist(page):
+    named = re.findall(rf"`({FOLDERS}/[\w./-]+)`", TEXTS[page])
+    # Names of files that the reader is to write are in capitals or called "mine".
+    missing = [
+        name for name in named if not re.search(r"[A-Z]{3,}|mine", name) and not (ROOT / name).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_python_examples_are_valid(page):
+    for example in re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL):
+        compile(example, page, "exec")
+
+
+@pytest.mark.slow
+def test_notebook_runs(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "docs/quickstart.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
+    assert "NDCG@10" in outputs
+    assert "Traceback" not in outputs
