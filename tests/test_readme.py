@@ -1,4 +1,4 @@
-"""What the README shows works as written, with the smallest preset in place of the long ones."""
+"""The README's commands and example work as written, with the smallest preset in place of the long ones."""
 
 import re
 import shlex
@@ -15,7 +15,8 @@ from tests.runs import jaxrec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("standard_promotion")]
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", TEXT, re.S)[1]
 LINES = [
     part.split("#")[0].strip() for line in re.findall(r"^    (.*)$", TEXT, re.M) for part in line.split("&&")
@@ -30,12 +31,12 @@ def place(tmp_path_factory):
     interactions().write_csv(folder / "interactions.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        done = jaxrec("train", "--workdir", "runs/first", "--preset", "smoke", "--quiet")
-        assert done.status == 0, done.err
-        again = jaxrec(
+        first = jaxrec("train", "--workdir", "runs/first", "--preset", "smoke", "--quiet")
+        assert first.status == 0, first.err
+        five = jaxrec(
             "train", "--workdir", "runs/five", "--preset", "smoke", "--quiet", "--encoder.width", "8"
         )
-        assert again.status == 0, again.err
+        assert five.status == 0, five.err
     return folder
 
 
@@ -72,6 +73,17 @@ def test_commands_run_in_the_order_of_the_page(place, monkeypatch):
         assert outcome.out
 
 
+def test_figures_are_those_of_the_records():
+    """Every mean with its deviation stands in a record."""
+    records = "".join(path.read_text() for path in (ROOT / "experiments/results").glob("*.md"))
+    figures = re.findall(r"\.\d{4} ± \.\d{4}", TEXT)
+    assert len(figures) > 40
+    missing = [figure for figure in figures if f"0{figure.replace('± ', '± 0')}" not in records]
+    assert not missing
+    named = re.findall(r"`(\w[\w-]*\.md)`", TEXT)
+    assert all((ROOT / "experiments/results" / name).exists() for name in named if name != "CONTRIBUTING.md")
+
+
 def test_presets_and_options_that_it_names_exist():
     options = jaxrec("train", "--help").out
     for option in re.findall(
@@ -88,7 +100,7 @@ def test_python_example_runs(place, monkeypatch, capsys):
     assert 8 <= len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 10
     assert '"sasrec"' in EXAMPLE
     exec(compile(EXAMPLE.replace('"sasrec"', '"smoke"'), "README.md", "exec"), {})
-    told = capsys.readouterr().out
-    assert "HR@10" in told
-    assert package.Recommender.load("runs/python").recommend([["tt0133093"]], k=1)[0].titles[0] in told
+    printed = capsys.readouterr().out
+    assert "HR@10" in printed
+    assert package.Recommender.load("runs/python").recommend([["tt0133093"]], k=1)[0].titles[0] in printed
     assert (place / "runs" / "python" / "results.json").exists()
