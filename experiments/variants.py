@@ -101,12 +101,15 @@ class StudyOptions:
 
 
 def apply(config: RunConfig, sections: Settings) -> RunConfig:
-    """``config`` with sections replaced, or fields of them."""
-    changed = {
-        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, Mapping) else value
-        for name, value in sections.items()
-    }
-    return dataclasses.replace(config, **changed)
+    """``config`` with sections (by dotted path) replaced, or fields of them."""
+    for path, value in sections.items():
+        fields = (
+            {f"{path}.{name}": x for name, x in value.items()}
+            if isinstance(value, Mapping)
+            else {path: value}
+        )
+        config = config.updated(fields)
+    return config
 
 
 def tuned(

@@ -27,7 +27,7 @@ def cache_directory() -> Path:
     return home / "jaxrec" / "compiled" / hashlib.sha256("\n".join(kind).encode()).hexdigest()[:12]
 
 
-def keep_compiled() -> Path | None:
+def enable_compilation_cache() -> Path | None:
     """Turn the cache on, before the first compilation; the directory that holds it, or None where it is off.
 
     ``JAX_COMPILATION_CACHE_DIR`` and the other settings of JAX's cache have the last word, and a directory that cannot be

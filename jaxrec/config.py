@@ -7,11 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from jaxrec.attention import ATTENTION
 from jaxrec.attention.base import AttentionConfig
-from jaxrec.attention.softmax import SoftmaxAttentionConfig
 from jaxrec.data import batches, splits
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.readers.load import DataConfig
@@ -19,78 +18,62 @@ from jaxrec.data.splits import SplitConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.evaluate import EvaluationConfig
 from jaxrec.evaluation.metrics import default_metric
-from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
+from jaxrec.models import ENCODERS, EncoderConfig, TransformerConfig
 from jaxrec.objectives import OBJECTIVES, CrossEntropyConfig, ObjectiveConfig
 from jaxrec.optim import OptimizerConfig
-from jaxrec.registry import Registry
+from jaxrec.options import Range, validate
+from jaxrec.registry import Registry, import_path, load_class
 from jaxrec.sharding import MeshConfig
+from jaxrec.tasks import TASKS, NextItemConfig, TaskConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long to train, when to look, what to keep.
+    """Training length, evaluation and checkpointing.
 
     Attributes:
-      epochs: most passes over the training data.
-      seeds: one model is trained for each.
-      over_seeds: "vmap" trains them side by side, "map" one after the other in the same compiled program, "auto" picks
-        "vmap" on an accelerator and "map" on a CPU.
+      epochs: passes over the training data at most.
+      seeds: one model is trained per seed.
+      over_seeds: "vmap" trains the models side by side, "map" one after the other in the same compiled program, "auto"
+        picks "vmap" on an accelerator and "map" on a CPU.
       evaluate_every: epochs between validations (a fraction is fine).
       metric: validation metric that chooses the best parameters and stops training early; empty = NDCG@10, or NDCG at the
         longest list where ``evaluation.ks`` has no 10.
       patience: validations without a new best before training stops; 0 = never stop early.
-      chunk_steps: most steps in one call of the compiled program.
-      accumulate_steps: a step takes its batch in so many equal parts, one after the other, and sums their gradients: the
-        activations of one part at a time. The gradient is that of the whole batch, but for dropout and sampled negatives,
-        which are drawn anew for each part, and negatives from the batch, which are those of the part.
+      select: "best" keeps the parameters of the best validation, "last" those of the last one (for pretraining).
+      init_from: directory of a finished run whose best parameters this one starts from; empty = fresh parameters.
+      chunk_steps: steps in one call of the compiled program at most.
+      accumulate_steps: parts into which a step splits its batch, computed one after the other with their gradients summed:
+        the activations of one part at a time. The gradient is that of the whole batch, but for dropout and sampled
+        negatives, which are drawn anew for each part, and negatives from the batch, which are those of the part.
       feed: "resident" keeps the log on the device, "streamed" fills batches on the host, one chunk of steps ahead, from a
         log that stays in its file; "auto" is resident where the log takes no more than ``resident_share`` of the device.
         All give the same result to the bit.
       resident_share: share of the device's memory (on a CPU: the machine's) that "auto" gives to the log.
-      checkpoint_seconds: least time between checkpoints; one is always written at the end and on a signal.
-      keep_checkpoints: how many of the newest to keep besides the best.
+      checkpoint_seconds: seconds between checkpoints at least; one is always written at the end and on a signal.
+      keep_checkpoints: newest checkpoints to keep besides the best.
     """
 
-    epochs: float = 100.0
-    seeds: tuple[int, ...] = (0,)
+    epochs: Annotated[float, Range("(0, 1e9]")] = 100.0
+    seeds: tuple[Annotated[int, Range("[0, 4294967296)")], ...] = (0,)
     over_seeds: Literal["auto", "vmap", "map"] = "auto"
-    evaluate_every: float = 1.0
+    evaluate_every: Annotated[float, Range("(0, 1e9]")] = 1.0
     metric: str = ""
-    patience: int = 10
-    chunk_steps: int = 100
-    accumulate_steps: int = 1
+    patience: Annotated[int, Range("[0, inf)")] = 10
+    select: Literal["best", "last"] = "best"
+    init_from: str = ""
+    chunk_steps: Annotated[int, Range("[2, inf)")] = 100
+    accumulate_steps: Annotated[int, Range("[1, inf)")] = 1
     feed: Literal["auto", "resident", "streamed"] = "auto"
-    resident_share: float = 0.25
-    checkpoint_seconds: float = 30.0
-    keep_checkpoints: int = 2
+    resident_share: Annotated[float, Range("[0, 1]")] = 0.25
+    checkpoint_seconds: Annotated[float, Range("[0, inf)")] = 30.0
+    keep_checkpoints: Annotated[int, Range("[1, inf)")] = 2
 
     def __post_init__(self) -> None:
+        """Check every option."""
+        validate(self, "training")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"training.seeds must be distinct and at least one, got {self.seeds}")
-        if min(self.seeds) < 0 or max(self.seeds) >= 2**32:
-            raise ConfigError(f"training.seeds must be in [0, 2^32), got {self.seeds}")
-        for field, least in (
-            ("chunk_steps", 2),
-            ("accumulate_steps", 1),
-            ("keep_checkpoints", 1),
-            ("patience", 0),
-            ("checkpoint_seconds", 0),
-        ):
-            if getattr(self, field) < least:
-                raise ConfigError(f"training.{field} must be at least {least}, got {getattr(self, field)}")
-        for field in ("epochs", "evaluate_every"):
-            if getattr(self, field) <= 0:
-                raise ConfigError(f"training.{field} must be above 0, got {getattr(self, field)}")
-        if not 0 <= self.resident_share <= 1:
-            raise ConfigError(f"training.resident_share must be in [0, 1], got {self.resident_share}")
-        for field, allowed in (
-            ("over_seeds", ("auto", "vmap", "map")),
-            ("feed", ("auto", "resident", "streamed")),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ConfigError(
-                    f"training.{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}"
-                )
+            raise ConfigError(f"--training.seeds must be distinct and at least one; got {self.seeds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +83,8 @@ class RunConfig:
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     batches: BatchConfig = BatchConfig()
-    encoder: EncoderConfig = SASRecConfig()
-    attention: AttentionConfig = SoftmaxAttentionConfig()
+    encoder: EncoderConfig = TransformerConfig()
+    task: TaskConfig = NextItemConfig()
     objective: ObjectiveConfig = CrossEntropyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -109,17 +92,24 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
+        """Check options of different sections against each other."""
+        for field in dataclasses.fields(self):
+            section, base = getattr(self, field.name), _base_of(field.name)
+            if not isinstance(section, base):
+                raise ConfigError(
+                    f"the section {field.name!r} must be a {base.__name__} or a subclass of it; got {section!r}"
+                )
         ks = self.evaluation.ks
         known = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in ks] + ["MRR"]
-        if self.training.metric not in ("", *known):
+        if self.metric not in known:
             raise ConfigError(
-                f"training.metric must be one of {', '.join(known)} (for evaluation.ks = {ks}); "
+                f"--training.metric must be one of {', '.join(known)} (for --evaluation.ks {' '.join(map(str, ks))}); "
                 f"got {self.training.metric!r}"
             )
         if self.batches.batch_size % self.training.accumulate_steps:
             raise ConfigError(
-                f"training.accumulate_steps must divide batches.batch_size = {self.batches.batch_size} into equal parts, "
-                f"got {self.training.accumulate_steps}"
+                "--training.accumulate-steps must divide --batches.batch-size "
+                f"{self.batches.batch_size} into equal parts; got {self.training.accumulate_steps}"
             )
 
     @property
@@ -127,54 +117,180 @@ class RunConfig:
         """The validation metric: ``training.metric``, or its default for ``evaluation.ks``."""
         return self.training.metric or default_metric(self.evaluation.ks)
 
+    def updated(self, options: Mapping[str, Any]) -> RunConfig:
+        """Return a copy with some options replaced, each named by its dotted path.
 
-#: "section.field" of an older configuration -> its name today.
-RENAMED_FIELDS = {**batches.RENAMED_FIELDS, **splits.RENAMED_FIELDS}
+        >>> config = RunConfig().updated({"training.epochs": 3, "encoder.attention.heads": 2})
+        >>> config.training.epochs, config.encoder.attention.heads
+        (3, 2)
 
-#: Sections whose class is chosen by a registered name.
-NAMED_SECTIONS: dict[str, Registry] = {"encoder": ENCODERS, "attention": ATTENTION, "objective": OBJECTIVES}
+        Raises:
+          ConfigError: there is no such option, or its value does not fit.
+        """
+        config = self
+        for path, value in options.items():
+            config = _replaced(config, path.split("."), value, path)
+        return config
+
+
+def _replaced(section: Any, path: list[str], value: Any, whole: str) -> Any:
+    name, *rest = path
+    names = [field.name for field in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
+    if name not in names:
+        raise ConfigError(
+            f"unknown option {whole!r}: expected one of {', '.join(names) or 'no further level'}"
+        )
+    new = _replaced(getattr(section, name), rest, value, whole) if rest else value
+    return dataclasses.replace(section, **{name: new})
+
+
+#: Sections and fields whose class is chosen by name, by dotted path.
+NAMED_SECTIONS: dict[str, Registry] = {
+    "encoder": ENCODERS,
+    "encoder.attention": ATTENTION,
+    "task": TASKS,
+    "objective": OBJECTIVES,
+}
+_BASES: dict[str, type] = {
+    "encoder": EncoderConfig,
+    "encoder.attention": AttentionConfig,
+    "task": TaskConfig,
+    "objective": ObjectiveConfig,
+}
+
+
+def _base_of(section: str) -> type:
+    """The class that a section must be an instance of."""
+    if section in _BASES:
+        return _BASES[section]
+    default = next(field.default for field in dataclasses.fields(RunConfig) if field.name == section)
+    return type(default)
+
+
+def section_label(config: RunConfig, path: str) -> str:
+    """Return the name of the class at a dotted path such as "encoder.attention", or "" where there is none."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return "" if value is None else NAMED_SECTIONS[path].label_of(type(value))
+
+
+def check_importable(config: RunConfig) -> None:
+    """Refuse a configuration whose classes another process could not import, before anything is computed.
+
+    Raises:
+      ConfigError: a section's class is neither registered by jaxrec nor at the top of an importable module.
+    """
+    for path in NAMED_SECTIONS:
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name, None)
+        if value is not None and not type(value).__module__.startswith("jaxrec."):
+            import_path(type(value))
+
+
+def _values_of(section: Any, path: str) -> dict[str, Any]:
+    """Plain values of a section; its class under "name", and its import path under "class" if it is not jaxrec's."""
+    values: dict[str, Any] = {}
+    if path in NAMED_SECTIONS:
+        kind = type(section)
+        values["name"] = NAMED_SECTIONS[path].label_of(kind)
+        if not kind.__module__.startswith("jaxrec."):
+            values["class"] = f"{kind.__module__}:{kind.__qualname__}"
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        nested = f"{path}.{field.name}"
+        values[field.name] = _values_of(value, nested) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Nested plain values; sections chosen by name carry it under "name"."""
-    out: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        section = getattr(config, field.name)
-        values = dataclasses.asdict(section)
-        if field.name in NAMED_SECTIONS:
-            values = {"name": NAMED_SECTIONS[field.name].name_of(type(section)), **values}
-        out[field.name] = values
+    """Return nested plain values; a section whose class is chosen by name carries that name under "name".
+
+    A class from outside jaxrec is also given by its import path under "class". No code is stored.
+    """
+    out = {
+        field.name: _values_of(getattr(config, field.name), field.name)
+        for field in dataclasses.fields(config)
+    }
     # Tuples become lists, as they come back from JSON.
     return json.loads(json.dumps(out))
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of `to_dict`; sections and fields that are absent take their defaults.
+    """Rebuild a configuration from `to_dict`'s values; sections and fields that are absent take their defaults.
+
+    Configurations of earlier versions are understood (`migrated`).
 
     Raises:
-      ConfigError: a section or field does not exist.
+      ConfigError: a section or field does not exist, has a value of another kind, or names a class that cannot be
+        imported.
     """
-    sections = {field.name: field for field in dataclasses.fields(RunConfig)}
-    unknown = set(values) - set(sections)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"the configuration must be a JSON object of sections; got {type(values).__name__}")
+    values = migrated(values)
+    sections = [field.name for field in dataclasses.fields(RunConfig)]
+    unknown = sorted(set(values) - set(sections))
     if unknown:
-        raise ConfigError(
-            f"unknown section {sorted(unknown)} in the configuration; expected some of {list(sections)}"
-        )
-    built = {}
-    for name, given in values.items():
-        given = {RENAMED_FIELDS.get(f"{name}.{k}", f"{name}.{k}").split(".")[1]: v for k, v in given.items()}
-        if name in NAMED_SECTIONS:
-            default = NAMED_SECTIONS[name].name_of(type(getattr(RunConfig(), name)))
-            section_class = NAMED_SECTIONS[name][given.pop("name", default)]
-        else:
-            section_class = type(getattr(RunConfig(), name))
-        fields = {field.name for field in dataclasses.fields(section_class)}
-        if set(given) - fields:
+        raise ConfigError(f"unknown section {unknown} in the configuration; expected some of {sections}")
+    default = RunConfig()
+    return RunConfig(**{name: _built(given, name, getattr(default, name)) for name, given in values.items()})
+
+
+def _built(given: Any, path: str, default: Any) -> Any:
+    """The section at ``path`` from its plain values."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"the section {path!r} must be a JSON object; got {given!r}")
+    given = dict(given)
+    kind = type(default)
+    if path in NAMED_SECTIONS:
+        name, imported = given.pop("name", None), given.pop("class", None)
+        if imported is not None:
+            kind = load_class(imported)
+        elif name is not None:
+            kind = NAMED_SECTIONS[path][name]
+        if not (issubclass(kind, _BASES[path]) and dataclasses.is_dataclass(kind)):
             raise ConfigError(
-                f"unknown field {sorted(set(given) - fields)} in section {name!r}; expected some of {sorted(fields)}"
+                f"the section {path!r} names {imported or name!r}, which is no {_BASES[path].__name__}: expected a "
+                "dataclass derived from it"
             )
-        built[name] = section_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    return RunConfig(**built)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(given) - set(fields))
+    if unknown:
+        raise ConfigError(f"unknown field {unknown} in section {path!r}; expected some of {sorted(fields)}")
+    built = {}
+    for name, value in given.items():
+        nested = fields[name].default
+        if dataclasses.is_dataclass(nested):
+            value = _built(value, f"{path}.{name}", nested)
+        built[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**built)
+    except TypeError as error:
+        raise ConfigError(f"the section {path!r} cannot be built: {error}") from None
+
+
+#: Dotted fields of earlier versions -> the field that replaces them.
+RENAMED_FIELDS: dict[str, str] = {**batches.RENAMED_FIELDS, **splits.RENAMED_FIELDS}
+
+
+def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an earlier version in today's form.
+
+    Before version 0.2 the attention mechanism was a section beside the encoder, and every encoder had positions.
+    """
+    out = {
+        name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()
+    }
+    if "attention" in out:
+        attention = out.pop("attention")
+        if isinstance(out.setdefault("encoder", {}), dict):
+            out["encoder"].setdefault("attention", attention)
+    for old, new in RENAMED_FIELDS.items():
+        (section, field), (new_section, new_field) = old.split("."), new.split(".")
+        if isinstance(out.get(section), dict) and field in out[section]:
+            out.setdefault(new_section, {}).setdefault(new_field, out[section].pop(field))
+    return out
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -192,7 +308,7 @@ def load_config(path: Path) -> RunConfig:
         return from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ConfigError(f"{path} not found: expected the config.json of a run") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
 
 

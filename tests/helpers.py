@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxrec.config import RunConfig, TrainingConfig
 from jaxrec.data import SequenceDataset
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.evaluate import EvaluationConfig
-from jaxrec.models import SASRecConfig
+from jaxrec.models import TransformerConfig
 
 
 def small_dataset(n_users: int = 60, n_items: int = 40, seed: int = 0, times: bool = True) -> SequenceDataset:
@@ -41,7 +40,7 @@ def small_config(**sections: dict[str, Any]) -> RunConfig:
     """A run of a second or two; ``sections`` replace fields, as in ``small_config(training={"epochs": 2})``."""
     config = RunConfig(
         batches=BatchConfig(batch_size=4, max_length=16),
-        encoder=SASRecConfig(width=16, layers=1, dropout=0.2),
+        encoder=TransformerConfig(width=16, layers=1, dropout=0.2),
         training=TrainingConfig(epochs=6, evaluate_every=1, patience=0, checkpoint_seconds=0),
         evaluation=EvaluationConfig(ks=(5, 10), tokens_per_batch=256),
     )
@@ -49,11 +48,15 @@ def small_config(**sections: dict[str, Any]) -> RunConfig:
 
 
 def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
-    """``config`` with fields of its sections replaced."""
-    changed = {
-        name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()
-    }
-    return dataclasses.replace(config, **changed)
+    """``config`` with fields of its sections replaced; ``attention`` stands for the encoder's."""
+    paths = {"attention": "encoder.attention"}
+    return config.updated(
+        {
+            f"{paths.get(name, name)}.{field}": value
+            for name, values in sections.items()
+            for field, value in values.items()
+        }
+    )
 
 
 def assert_same_run(a, b):

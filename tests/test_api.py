@@ -37,19 +37,16 @@ def assert_trained(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTENTION)
 def test_every_attention_mechanism_trains(name):
-    import dataclasses
 
     assert_trained(
-        jaxrec.fit(DATASET, dataclasses.replace(ONE_CHUNK, attention=ATTENTION[name]()), progress=False)
+        jaxrec.fit(DATASET, ONE_CHUNK.updated({"encoder.attention": ATTENTION[name]()}), progress=False)
     )
 
 
 def with_encoder(config, name):
     """``config`` with a small encoder, and the attention that STOSA needs."""
-    import dataclasses
 
-    attention = ATTENTION["wasserstein"]() if name == "stosa" else config.attention
-    return dataclasses.replace(config, encoder=ENCODERS[name](width=8, layers=1), attention=attention)
+    return config.updated({"encoder": ENCODERS[name](width=8, layers=1)})
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ from jaxrec import compilation
 
 PROGRAM = """
 import jax, json, sys
-from jaxrec.compilation import keep_compiled
+from jaxrec.compilation import enable_compilation_cache
 from jaxrec.training.loop import train
 from tests.helpers import small_config, small_dataset
-kept = keep_compiled()
+kept = enable_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
@@ -81,7 +81,7 @@ def settings(monkeypatch, tmp_path):
 
 
 def test_directory_is_the_users_alone(settings, tmp_path):
-    directory = compilation.keep_compiled()
+    directory = compilation.enable_compilation_cache()
     assert directory.parent == tmp_path / "jaxrec" / "compiled"
     assert directory.stat().st_mode & 0o077 == 0
     assert settings.changed["jax_compilation_cache_dir"] == str(directory)
@@ -90,17 +90,17 @@ def test_directory_is_the_users_alone(settings, tmp_path):
 
 def test_jaxs_own_settings_have_the_last_word(settings, monkeypatch, tmp_path):
     settings.jax_compilation_cache_dir = "/elsewhere"
-    assert compilation.keep_compiled() == Path("/elsewhere")
+    assert compilation.enable_compilation_cache() == Path("/elsewhere")
     settings.jax_enable_compilation_cache = False
-    assert compilation.keep_compiled() is None
+    assert compilation.enable_compilation_cache() is None
     settings.jax_enable_compilation_cache, settings.jax_compilation_cache_dir = True, None
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
-    compilation.keep_compiled()
+    compilation.enable_compilation_cache()
     assert list(settings.changed) == ["jax_compilation_cache_dir"]
 
 
 def test_a_home_that_cannot_be_written_is_no_error(settings, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert compilation.keep_compiled() is None
+    assert compilation.enable_compilation_cache() is None
     assert not settings.changed

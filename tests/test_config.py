@@ -6,17 +6,21 @@ from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
+from jaxrec.attention import MultiItemQueryAttentionConfig, SoftmaxAttentionConfig
 from jaxrec.config import (
     NAMED_SECTIONS,
     RunConfig,
+    check_importable,
     config_hash,
     differences,
     from_dict,
     load_config,
     save_config,
+    section_label,
     to_dict,
 )
 from jaxrec.errors import ConfigError, UnknownNameError
+from jaxrec.models import STOSAConfig
 from jaxrec.presets import PRESETS
 from tests.helpers import replace
 
@@ -56,9 +60,14 @@ def through_json(config):
 @pytest.mark.parametrize(("section", "name"), REGISTERED)
 def test_every_registered_class_survives_json(section, name, tmp_path):
     part = changed(NAMED_SECTIONS[section][name])
-    assert part != NAMED_SECTIONS[section][name](), "the test changes something"
-    config = dataclasses.replace(RunConfig(), **{section: part})
-    assert to_dict(config)[section]["name"] == name
+    options = dataclasses.fields(part)
+    assert part != NAMED_SECTIONS[section][name]() or not options, "the test changes something"
+    config = RunConfig().updated({section: part})
+    saved = to_dict(config)
+    for key in section.split("."):
+        saved = saved[key]
+    assert saved["name"] == name
+    assert section_label(config, section) == name
     assert through_json(config) == config
     save_config(config, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
@@ -92,7 +101,8 @@ def test_every_field_is_of_a_plain_type_and_documented():
         documented = "".join(base.__doc__ or "" for base in part.__mro__)
         for field in dataclasses.fields(part):
             value = getattr(part(), field.name)
-            assert value is None or isinstance(value, bool | int | float | str | tuple), (part, field.name)
+            plain = value is None or isinstance(value, bool | int | float | str | tuple)
+            assert plain or dataclasses.is_dataclass(value), (part, field.name)
             assert field.name in documented, f"{part.__name__}.{field.name} is not documented"
 
 
@@ -100,11 +110,84 @@ def test_absent_sections_and_fields_take_their_defaults():
     assert from_dict({}) == RunConfig()
     assert from_dict({"encoder": {"width": 32}}).encoder.width == 32
     assert from_dict({"attention": {}}) == RunConfig()
+    assert from_dict({"encoder": {"attention": {"heads": 2}}}).encoder.attention.heads == 2
+    assert from_dict({"encoder": {"name": "stosa"}}).encoder == STOSAConfig()
 
 
 def test_former_names_of_fields_are_read():
     config = from_dict({"batches": {"origin": "end"}, "split": {"protocol": "temporal"}})
     assert (config.batches.position_origin, config.split.strategy) == ("end", "temporal")
+
+
+def test_attention_beside_the_encoder_is_read_as_a_part_of_it():
+    old = {"encoder": {"name": "sasrec", "width": 8}, "attention": {"name": "miq", "query_window": 2}}
+    config = from_dict(old)
+    assert config.encoder.width == 8
+    assert config.encoder.attention == MultiItemQueryAttentionConfig(query_window=2)
+
+
+def test_options_are_updated_by_dotted_path():
+    config = RunConfig().updated({"encoder.attention.heads": 2, "training.seeds": (3,)})
+    assert (config.encoder.attention.heads, config.training.seeds) == (2, (3,))
+    with pytest.raises(ConfigError, match=r"unknown option 'encoder\.depth': expected one of width, layers"):
+        config.updated({"encoder.depth": 3})
+    with pytest.raises(ConfigError, match=r"unknown option .task\.name\.more.: expected one of"):
+        config.updated({"task.name.more": 3})
+
+
+def test_default_metric_follows_the_cutoffs():
+    assert RunConfig().metric == "NDCG@10"
+    assert RunConfig().updated({"evaluation.ks": (1, 3)}).metric == "NDCG@3"
+    with pytest.raises(
+        ConfigError, match=r"--training\.metric must be one of HR@1, HR@3.*--evaluation\.ks 1 3"
+    ):
+        RunConfig().updated({"evaluation.ks": (1, 3), "training.metric": "NDCG@10"})
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnAttentionConfig(SoftmaxAttentionConfig):
+    """A class from outside jaxrec.
+
+    Attributes:
+      slope: of nothing.
+    """
+
+    slope: float = 1.0
+
+
+def test_classes_from_outside_survive_json_by_import_path():
+    config = RunConfig().updated({"encoder.attention": OwnAttentionConfig(slope=2.0)})
+    check_importable(config)
+    saved = to_dict(config)["encoder"]["attention"]
+    assert (saved["name"], saved["class"]) == ("OwnAttentionConfig", "tests.test_config:OwnAttentionConfig")
+    assert through_json(config) == config
+
+
+def test_classes_that_cannot_be_imported_are_refused():
+    local = dataclasses.make_dataclass("Local", [], bases=(SoftmaxAttentionConfig,), frozen=True)
+    with pytest.raises(ConfigError, match="cannot be imported by name, so a saved run could not be reopened"):
+        check_importable(RunConfig().updated({"encoder.attention": local()}))
+    for path, message in (
+        ("tests.test_config:Missing", "cannot be imported"),
+        ("pathlib:Path", "is no AttentionConfig: expected a dataclass derived from it"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            from_dict({"encoder": {"attention": {"class": path}}})
+    with pytest.raises(ConfigError, match="the section 'objective' must be a ObjectiveConfig"):
+        RunConfig(objective=RunConfig().encoder)
+
+
+def test_values_of_another_kind_are_refused():
+    for values, message in (
+        ([], "must be a JSON object of sections"),
+        ({"encoder": 3}, "the section 'encoder' must be a JSON object; got 3"),
+        ({"encoder": {"attention": None}}, r"the section 'encoder\.attention' must be a JSON object"),
+        ({"encoder": {"width": "8"}}, r"--encoder\.width must be an integer at least 1; got '8'"),
+        ({"training": {"seeds": None}}, r"--training\.seeds must be a sequence of values; got None"),
+        ({"evaluation": {"ks": [1, [2]]}}, r"--evaluation\.ks must be a sequence"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            from_dict(values)
 
 
 def test_what_does_not_exist_is_refused():
@@ -122,7 +205,7 @@ def test_what_does_not_exist_is_refused():
         UnknownNameError, match=r"unknown objective 'cross-entropi'.*Did you mean 'cross-entropy'"
     ):
         from_dict({"objective": {"name": "cross-entropi"}})
-    with pytest.raises(ConfigError, match=r"training\.patience must be at least 0, got -1"):
+    with pytest.raises(ConfigError, match=r"--training\.patience must be an integer at least 0; got -1"):
         from_dict({"training": {"patience": -1}})
 
 
@@ -147,11 +230,17 @@ def test_differences_are_dotted():
     [
         ("seeds", (), "must be distinct and at least one"),
         ("seeds", (1, 1), "must be distinct and at least one"),
-        ("seeds", (-1,), r"must be in \[0, 2\^32\)"),
-        ("epochs", 0, r"training\.epochs must be above 0, got 0"),
-        ("evaluate_every", -1.0, r"training\.evaluate_every must be above 0"),
-        ("over_seeds", "pmap", r"training\.over_seeds must be one of auto, vmap, map; got 'pmap'"),
-        ("keep_checkpoints", 0, r"training\.keep_checkpoints must be at least 1"),
+        ("seeds", (-1,), r"elements are each an integer in \[0, 4294967296\)"),
+        ("epochs", 0, r"--training\.epochs must be a finite number in \(0, 1e9\]; got 0"),
+        ("epochs", float("nan"), r"--training\.epochs must be a finite number"),
+        ("evaluate_every", -1.0, r"--training\.evaluate-every must be a finite number in \(0, 1e9\]"),
+        (
+            "checkpoint_seconds",
+            float("inf"),
+            r"--training\.checkpoint-seconds must be a finite number at least 0",
+        ),
+        ("over_seeds", "pmap", r"--training\.over-seeds must be one of auto, vmap, map .*got 'pmap'"),
+        ("keep_checkpoints", 0, r"--training\.keep-checkpoints must be an integer at least 1"),
     ],
 )
 def test_training_refuses(field, value, message):

@@ -12,6 +12,7 @@ from experiments.record import command_line, write_record
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
 from jaxrec.attention import ATTENTION
+from jaxrec.nn.spec import DataSpec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -81,7 +82,7 @@ def test_parameters_are_those_of_the_encoder():
     for m in (0, 3):
         shape = Shape(width=256, layers=3, items=500, length=20, query_positions=m)
         config = training_step.configuration(shape, 2)
-        encoder = config.encoder.module(config.attention, 500, 20)
+        encoder = config.encoder.build(DataSpec(500, 20, has_timestamps=True))
         assert sum(parameters(shape)) == pytest.approx(encoder.parameter_count(), rel=0.02)
 
 

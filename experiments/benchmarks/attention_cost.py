@@ -92,16 +92,21 @@ class Trial:
 
         from jaxrec.attention import ATTENTION, AttentionContext
         from jaxrec.data.batches import Batch
-        from jaxrec.models import SASRecConfig
+        from jaxrec.models import DataSpec, TransformerConfig
         from jaxrec.objectives import OBJECTIVES
 
         mechanism, settings = MECHANISMS[name]
         attention = ATTENTION[mechanism](**settings)
         positions = name.removeprefix("softmax-") if name.startswith("softmax-") else "auto"
-        config = SASRecConfig(
-            width=options.width, layers=options.layers, positions=positions, dtype=options.dtype, dropout=0.2
+        config = TransformerConfig(
+            width=options.width,
+            layers=options.layers,
+            positions=positions,
+            dtype=options.dtype,
+            dropout=0.2,
+            attention=attention,
         )
-        encoder = config.module(attention, options.n_items, options.max_length)
+        encoder = config.build(DataSpec(options.n_items, options.max_length, has_timestamps=True))
         objective = OBJECTIVES["cross-entropy"](dtype=options.dtype)
         optimizer = optax.adam(1e-3)
         size = (options.rows, options.max_length)

@@ -81,7 +81,6 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
     """A SASRec of two layers, untrained (its speed is that of a trained one): encode, rank, average."""
     import jax
 
-    from jaxrec.attention.softmax import SoftmaxAttentionConfig
     from jaxrec.data import split_dataset
     from jaxrec.data.batches import BatchConfig
     from jaxrec.data.packing import pad
@@ -90,11 +89,11 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
     from jaxrec.evaluation.ranker import EncoderRanker
     from jaxrec.evaluation.ranking import candidate_table, rank_targets
     from jaxrec.evaluation.seen import seen_items
-    from jaxrec.models.transformer import SASRecConfig
+    from jaxrec.models import DataSpec, TransformerConfig
 
     log, source = dataset(name, data)
     split = split_dataset(log)
-    encoder = SASRecConfig(width=WIDTH).module(SoftmaxAttentionConfig(), log.n_items, max_length)
+    encoder = TransformerConfig(width=WIDTH).build(DataSpec(log.n_items, max_length))
     params = _initial(encoder, max_length, pad)
     batches, config = BatchConfig(max_length=max_length), EvaluationConfig()
     cases, items = split.test, np.asarray(log.items)

@@ -75,11 +75,9 @@ def configuration(options: Options, mode: str = "") -> Any:
 
     config = PRESETS[options.preset]()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=options.data))
-    for section in ("attention", "objective"):
-        if getattr(options, section):
-            config = dataclasses.replace(
-                config, **{section: NAMED_SECTIONS[section][getattr(options, section)]()}
-            )
+    for path, name in (("encoder.attention", options.attention), ("objective", options.objective)):
+        if name:
+            config = config.updated({path: NAMED_SECTIONS[path][name]()})
     batches = {
         "mode": mode or options.mode,
         "batch_size": options.batch_size,
@@ -88,11 +86,7 @@ def configuration(options: Options, mode: str = "") -> Any:
     batches = {name: value for name, value in batches.items() if value}
     config = dataclasses.replace(config, batches=dataclasses.replace(config.batches, **batches))
     if options.dtype:
-        config = dataclasses.replace(
-            config,
-            encoder=dataclasses.replace(config.encoder, dtype=options.dtype),
-            objective=dataclasses.replace(config.objective, dtype=options.dtype),
-        )
+        config = config.updated({"encoder.dtype": options.dtype, "objective.dtype": options.dtype})
     return config
 
 
@@ -111,8 +105,8 @@ class Trial:
         self.options = options
         self.setup = prepare(configuration(options, mode), dataset)
         setup = self.setup
-        chunk = make_train_chunk(setup.encoder, setup.config.objective, setup.optimizer, setup.config.batches)
-        self.state = jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed))(
+        chunk = make_train_chunk(setup.task, setup.optimizer, setup.config.batches)
+        self.state = jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed))(
             jnp.zeros(1, jnp.uint32)
         )
         self.position = Position()

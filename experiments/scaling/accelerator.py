@@ -42,7 +42,7 @@ from jaxrec.config import RunConfig
 from jaxrec.data.batches import gather_batch
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.packing import Sequences, pack
-from jaxrec.models import SASRecConfig
+from jaxrec.models import DataSpec, TransformerConfig
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import hardware, versions
@@ -91,9 +91,10 @@ def values(name: str, dtype: str, precision: str) -> dict[str, np.ndarray]:
     times = np.cumsum(generator.integers(0, 1000, len(log))).astype(np.int32)
     plan = pack(Sequences(starts, lengths, np.arange(12, dtype=np.int32)), length)
     batch = gather_batch(plan, log, max_length=length, timestamps=times)
-    encoder = SASRecConfig(width=16, layers=2, dropout=0.0, dtype=dtype, init_scale=0.3).module(
-        ATTENTION[name](), n_items, length
+    config = TransformerConfig(
+        width=16, layers=2, dropout=0.0, dtype=dtype, init_scale=0.3, attention=ATTENTION[name]()
     )
+    encoder = config.build(DataSpec(n_items, length, has_timestamps=True))
     objective = CrossEntropyConfig(dtype=dtype)
     shapes = jax.eval_shape(lambda key: encoder.init(key, batch, False), jax.random.key(0))["params"]
     # Drawn by NumPy: the same on every device.
@@ -264,7 +265,7 @@ def attention(options: Options) -> dict[str, Any]:
     """Steps of ML-1M's shape with each mechanism, as multiples of softmax attention's; measured in turns."""
     config, dataset, count = ml1m(options)
     programs = {
-        name: Program(dataclasses.replace(config, attention=ATTENTION[name]()), dataset, count)
+        name: Program(config.updated({"encoder.attention": ATTENTION[name]()}), dataset, count)
         for name in mechanisms(options)
     }
     times: dict[str, list[float]] = {name: [] for name in programs}

@@ -20,7 +20,7 @@ import tyro
 from experiments.scaling.costs import Shape, parameters, step_cost
 from experiments.scaling.steps import MIB
 from experiments.scaling.training_step import configuration, dataset_of
-from jaxrec.compilation import keep_compiled
+from jaxrec.compilation import enable_compilation_cache
 from jaxrec.data.sampler import Position
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.feed import device_rows
@@ -89,11 +89,9 @@ def run(shape: Shape) -> tuple[dict[str, Any], Any, np.ndarray]:
     layout = setup.layout
     rows, _ = setup.streams[0].take(Position(), STEPS * shape.rows)
     plan = layout.put(shape.rows)(device_rows([rows], STEPS))
-    initial = jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed))
+    initial = jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed))
     state = jax.jit(initial, out_shardings=layout.shardings())(np.zeros(1, np.uint32))
-    chunk = make_train_chunk(
-        setup.encoder, config.objective, setup.optimizer, config.batches, "map", layout=layout
-    )
+    chunk = make_train_chunk(setup.task, setup.optimizer, config.batches, "map", layout=layout)
     compiled = chunk.lower(state, plan, setup.resources).compile()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     temporary = compiled.memory_analysis().temp_size_in_bytes
@@ -115,7 +113,7 @@ def run(shape: Shape) -> tuple[dict[str, Any], Any, np.ndarray]:
 
 def main(options: Options) -> list[dict[str, Any]]:
     """All meshes against the first."""
-    keep_compiled()
+    enable_compilation_cache()
     base = Shape(rows=16, length=16, width=32, items=400) if options.quick else Shape(items=4000)
     meshes = (MESHES[0], MESHES[1], MESHES[4]) if options.quick else MESHES
     results = []

@@ -108,15 +108,13 @@ def memory(config: RunConfig) -> dict[str, int]:
     setup: Setup = prepare(config)
     layout = setup.layout
     make = jax.jit(
-        jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)),
+        jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
         out_shardings=layout.shardings(),
     )
     state = make(np.zeros(1, np.uint32))
     steps = 2
     rows, _ = setup.streams[0].take(Position(), steps * config.batches.batch_size)
-    chunk = make_train_chunk(
-        setup.encoder, config.objective, setup.optimizer, config.batches, "map", layout=layout
-    )
+    chunk = make_train_chunk(setup.task, setup.optimizer, config.batches, "map", layout=layout)
     plan = layout.put(config.batches.batch_size)(device_rows([rows], steps))
     analysis = chunk.lower(state, plan, setup.resources).compile().memory_analysis()
     pairs = zip(jax.tree.leaves(layout.axes), jax.tree.leaves(state), strict=True)
@@ -165,7 +163,7 @@ def run_processes(options: Options, folder: Path) -> tuple[Outcome, float]:
     seconds = time.perf_counter() - started
     results = json.loads((folder / "run" / "results.json").read_text())
     setup = prepare(configuration(options, MeshConfig()))
-    params = restore_params(folder / "run", setup.config, setup.encoder, None)
+    params = restore_params(folder / "run", setup.config, setup.task, None)
     metrics = {name: value["mean"] for name, value in results["metrics"].items()}
     return Outcome(losses(folder / "run"), host(params, setup.dataset.n_items + 1), metrics), seconds
 

@@ -39,9 +39,9 @@ class Program:
         rows, _ = setup.streams[0].take(Position(), steps * config.batches.batch_size)
         self.rows = jax.device_put(device_rows([rows], steps))
         self.targets = int(rows.lengths.sum())
-        initial = jax.jit(jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)))
+        initial = jax.jit(jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)))
         self.state = initial(jnp.zeros(1, jnp.uint32))
-        chunk = make_train_chunk(setup.encoder, config.objective, setup.optimizer, config.batches)
+        chunk = make_train_chunk(setup.task, setup.optimizer, config.batches)
         self.compiled = chunk.lower(self.state, self.rows, setup.resources).compile()
 
     def run(self) -> Any:

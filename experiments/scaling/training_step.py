@@ -30,11 +30,11 @@ from experiments.scaling.costs import Limits, Shape, measure_limits, parameters,
 from experiments.scaling.steps import MIB, Program, random_histories
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import ATTENTION
-from jaxrec.compilation import keep_compiled
+from jaxrec.compilation import enable_compilation_cache
 from jaxrec.config import RunConfig, TrainingConfig
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.models import SASRecConfig
+from jaxrec.models import TransformerConfig
 from jaxrec.objectives import CrossEntropyConfig
 
 BASE = Shape()
@@ -84,10 +84,13 @@ def configuration(shape: Shape, steps: int, **sections: Any) -> RunConfig:
         mechanism, options = "miq", {"heads": shape.heads, "query_window": shape.query_positions}
     return RunConfig(
         batches=BatchConfig(mode="padded", batch_size=shape.rows, max_length=shape.length),
-        encoder=SASRecConfig(
-            width=shape.width, layers=shape.layers, ffn_width=shape.ffn_width, dtype=shape.dtype
+        encoder=TransformerConfig(
+            width=shape.width,
+            layers=shape.layers,
+            ffn_width=shape.ffn_width,
+            dtype=shape.dtype,
+            attention=ATTENTION[mechanism](**options),
         ),
-        attention=ATTENTION[mechanism](**options),
         objective=CrossEntropyConfig(dtype=shape.dtype),
         training=TrainingConfig(chunk_steps=max(2, steps)),
         **sections,
@@ -161,7 +164,7 @@ def forced_devices(quick: bool) -> list[dict[str, Any]]:
 
 def main(options: Options) -> dict[str, Any]:
     """Measure all axes and write the records."""
-    keep_compiled()
+    enable_compilation_cache()
     names = [*AXES, "devices"]
     unknown = set(options.axes) - set(names)
     if unknown:

@@ -46,13 +46,13 @@ def variants(dropout: float = 0.1) -> list[Variant]:
     softmax = SoftmaxAttentionConfig(dropout=dropout)
 
     def of(name: str, attention: object, **encoder: object) -> Variant:
-        return Variant(name, {"attention": attention, "encoder": encoder})
+        return Variant(name, {"encoder.attention": attention, "encoder": encoder})
 
     def stosa(name: str, objective: ObjectiveConfig, variant: WassersteinVariant = "none") -> Variant:
         # Its means and covariances count as two: half the width gives scores of the same size.
-        encoder = STOSAConfig(width=32, layers=2, dropout=0.3)
         attention = WassersteinAttentionConfig(dropout=dropout, variant=variant)
-        return Variant(name, {"attention": attention, "encoder": encoder, "objective": objective})
+        encoder = STOSAConfig(width=32, layers=2, dropout=0.3, attention=attention)
+        return Variant(name, {"encoder": encoder, "objective": objective})
 
     pointwise = PointwiseAttentionConfig(dropout=dropout)
 

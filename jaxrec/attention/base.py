@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -13,10 +14,14 @@ from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
 from jaxrec.nn.layers import Initializer
 
+Mask = Literal["causal", "bidirectional"]
+
 XAVIER_UNIFORM: Initializer = nn.initializers.xavier_uniform()
 
 
-class AttentionContext(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionContext:
     """Where each position of a batch stands: shared by all layers of an encoder.
 
     Attributes:
@@ -27,12 +32,14 @@ class AttentionContext(NamedTuple):
         time-interval biases.
       shared: what ``AttentionConfig.shared_module`` returned, for mechanisms whose layers share parameters,
         or None.
+      mask: "causal" or "bidirectional": whether a query also sees later positions of its segment.
     """
 
     positions: Array
     segments: Array
     timestamps: Array | None = None
     shared: Any = None
+    mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
 
     def allowed(self) -> Array:
         """bool[B, L, L]: query position i (second axis) may see key position j (third axis).

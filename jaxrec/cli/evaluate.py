@@ -34,10 +34,10 @@ def evaluate(arguments: list[str]) -> int:
     join(given.distributed)
 
     from jaxrec.api import evaluate
-    from jaxrec.compilation import keep_compiled
+    from jaxrec.compilation import enable_compilation_cache
     from jaxrec.reporting.results import format_metrics
 
-    keep_compiled()
+    enable_compilation_cache()
     config = load_config(Path(given.run) / "config.json")
     if given.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.data))

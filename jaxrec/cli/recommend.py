@@ -24,10 +24,10 @@ class Recommend:
 def recommend(arguments: list[str]) -> int:
     given = parse(Recommend, arguments, "recommend")
 
-    from jaxrec.compilation import keep_compiled
+    from jaxrec.compilation import enable_compilation_cache
     from jaxrec.serving import Recommender
 
-    keep_compiled()
+    enable_compilation_cache()
     recommender = Recommender.load(given.run, given.seed)
     remove_seen = False if given.keep_seen else None
     answer = recommender.recommend([list(given.history)], given.k, remove_seen=remove_seen)[0]

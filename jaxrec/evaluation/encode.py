@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch, PositionOrigin, gather_batch
 from jaxrec.data.packing import PackedRows, Sequences, pack
 from jaxrec.errors import ConfigError, DataError
@@ -40,10 +41,11 @@ class Forward:
     """
 
     encoder: nn.Module
+    mask: Mask = "causal"
 
     def __call__(self, params: Any, batch: Batch, query_positions: Array) -> Array:
         """Hidden states at ``query_positions`` int32[B, S]."""
-        return self.encoder.apply({"params": params}, batch, False, query_positions)
+        return self.encoder.apply({"params": params}, batch, False, query_positions, self.mask)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import ranking_cases
 from jaxrec.evaluation.metrics import metric_values, ranking_metrics
+from jaxrec.options import Range, validate
 
 if TYPE_CHECKING:
     from jaxrec.evaluation.ranker import Ranker
@@ -32,14 +33,16 @@ class EvaluationConfig:
       tokens_per_batch: positions encoded at a time.
     """
 
-    ks: tuple[int, ...] = (5, 10, 20)
+    ks: tuple[Annotated[int, Range("[1, inf)")], ...] = (5, 10, 20)
     remove_seen: bool = True
-    item_chunk: int = 4096
-    tokens_per_batch: int = 6400
+    item_chunk: Annotated[int, Range("[1, inf)")] = 4096
+    tokens_per_batch: Annotated[int, Range("[1, inf)")] = 6400
 
     def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1:
-            raise ConfigError(f"evaluation.ks must be positive list lengths, got {self.ks}")
+        """Check every option."""
+        validate(self, "evaluation")
+        if not self.ks:
+            raise ConfigError(f"--evaluation.ks must be one list length or more; got {self.ks}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from jaxrec.attention.base import Mask
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.encode import ApplyFn, EncodingOptions, Forward, encode_histories
 from jaxrec.evaluation.evaluate import EvaluationConfig
@@ -60,7 +61,13 @@ class EncoderRanker:
 
     @classmethod
     def build(
-        cls, encoder: Any, params: Any, batches: BatchConfig, config: EvaluationConfig, resident: bool = True
+        cls,
+        encoder: Any,
+        params: Any,
+        batches: BatchConfig,
+        config: EvaluationConfig,
+        resident: bool = True,
+        mask: Mask = "causal",
     ) -> EncoderRanker:
         """A ranker of an encoder's parameters, on the mesh on which the encoder's tables lie.
 
@@ -70,6 +77,7 @@ class EncoderRanker:
           batches: maximum length and position origin of the histories.
           config: sizes of the pieces in which histories are encoded and items scored.
           resident: see `EncodingOptions`.
+          mask: under which the encoder reads histories.
 
         Raises:
           NonFiniteError: the item table holds NaN or infinity.
@@ -77,7 +85,7 @@ class EncoderRanker:
         table = candidate_table(encoder.item_table(params), item_chunk=config.item_chunk)
         tokens = max(config.tokens_per_batch, batches.max_length)
         encoding = EncodingOptions(batches.max_length, batches.position_origin, tokens, resident)
-        return cls(Forward(encoder), params, table, encoding)
+        return cls(Forward(encoder, mask), params, table, encoding)
 
     @property
     def n_items(self) -> int:

@@ -1,20 +1,19 @@
-"""Encoders: a batch of histories in, a hidden state for each position out."""
+"""Encoders: a batch of histories in, a hidden state per position out."""
 
-from jaxrec.models.base import Encoder, EncoderConfig
+from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig
 from jaxrec.models.stosa import STOSA, STOSAConfig
-from jaxrec.models.transformer import SASRec, SASRecConfig
+from jaxrec.models.transformer import Transformer, TransformerConfig
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.registry import Registry
-
-ENCODERS: Registry[type[EncoderConfig]] = Registry("encoder", {"sasrec": SASRecConfig, "stosa": STOSAConfig})
+from jaxrec.nn.spec import DataSpec
 
 __all__ = [
     "ENCODERS",
     "STOSA",
+    "DataSpec",
     "Encoder",
     "EncoderConfig",
     "ItemTable",
-    "SASRec",
-    "SASRecConfig",
     "STOSAConfig",
+    "Transformer",
+    "TransformerConfig",
 ]

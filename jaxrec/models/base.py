@@ -1,19 +1,21 @@
-"""What every encoder is built from, and what it gives to objectives, ranking, serving and export."""
+"""Contract of every encoder: a batch of histories in, a hidden state per position and the candidates' table out."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig
+from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.precision import DTYPES
+from jaxrec.nn.spec import DataSpec
+from jaxrec.options import Range, validate
+from jaxrec.registry import Registry
 from jaxrec.sharding import ItemShards
 
 
@@ -22,76 +24,98 @@ class EncoderConfig:
     """Base of every encoder's configuration; a subclass adds its options and builds its module.
 
     Attributes:
-      width: size of item vectors and hidden states.
-      layers: number of blocks.
+      width: D, size of item vectors and hidden states.
+      layers: number of layers.
       dropout: rate on the embeddings and on each sublayer.
-      positions: "auto" (what the attention mechanism prefers), or a key of
-        ``jaxrec.attention.positions.POSITIONS``: "learned", "sinusoidal", "none", or a scheme inside the
-        attention ("rotary", "relative-bias", "alibi", "time-interval").
       dtype: operands of matrix products: "float32" or "bfloat16" (sums stay float32).
     """
 
-    width: int = 64
-    layers: int = 2
-    dropout: float = 0.3
-    positions: str = "auto"
+    width: Annotated[int, Range("[1, inf)")] = 64
+    layers: Annotated[int, Range("[1, inf)")] = 2
+    dropout: Annotated[float, Range("[0, 1)")] = 0.3
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     #: Whether scores are ``|h|^2`` minus squared distances between Gaussians (see `jaxrec.models.stosa`).
     scores_are_distances: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for field in ("width", "layers"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"encoder.{field} must be at least 1, got {getattr(self, field)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"encoder.dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        """Check every option; a subclass with rules of its own calls this first."""
+        validate(self, "encoder")
 
-    def module(
-        self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
-    ) -> Encoder:
-        """The encoder for a catalogue of ``n_items`` and histories of at most ``max_length``."""
-        raise TypeError(f"{type(self).__name__} is a base class: choose one from jaxrec.models.ENCODERS")
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether the encoder reads the time of each interaction."""
+        return False
+
+    def build(self, spec: DataSpec) -> Encoder:
+        """Build the encoder for data of these sizes.
+
+        Raises:
+          ConfigError: the options cannot work for these sizes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define build(spec)")
+
+
+#: Configuration classes by name; `ENCODERS.register` adds one.
+ENCODERS: Registry[type[EncoderConfig]] = Registry("encoder")
 
 
 class Encoder(nn.Module):
-    """Base of the encoders: ``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
+    """Base of the encoders, pure Linen modules.
 
-    For evaluation ``apply({"params": p}, batch, at=int32[B, S])`` gives the states [B, S, D] of these
-    positions alone, which are those of the whole batch up to rounding; encoders leave out of their last
-    block what the other positions do not need.
+    ``apply({"params": p}, batch, train, rngs=...)`` gives hidden states float32[B, L, D]. For evaluation
+    ``query_positions`` int32[B, S] asks for the states [B, S, D] of some positions alone, which are those of the
+    whole batch up to rounding; an encoder may leave out what the other positions do not need.
+
+    A sequence has the same states alone, padded on either side, or packed beside others: nothing may cross
+    ``batch.segments``. Weight decay goes by parameter names: see `jaxrec.optim.decay_mask`.
+
+    Attributes:
+      config: options.
+      spec: sizes of the data.
+      shards: placement of the item tables on a mesh, or None on one device.
     """
 
     config: EncoderConfig
-    attention: AttentionConfig
-    n_items: int
-    max_length: int
-    position_origin: str = "start"
+    spec: DataSpec
     shards: ItemShards | None = None
 
     @property
-    def positions(self) -> str:
-        """The position scheme in force."""
-        return self.attention.default_positions if self.config.positions == "auto" else self.config.positions
+    def n_items(self) -> int:
+        """V."""
+        return self.spec.n_items
 
-    def __call__(self, batch: Batch, train: bool = False, at: Array | None = None) -> Array:
-        """Hidden states float32[B, L, D], or [B, S, D] of the positions ``at`` int32[B, S]."""
-        raise TypeError(f"{type(self).__name__} does not define __call__()")
+    @property
+    def max_length(self) -> int:
+        """L."""
+        return self.spec.max_length
+
+    def __call__(
+        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
+    ) -> Array:
+        """Compute hidden states float32[B, L, D], or [B, S, D] at ``query_positions`` int32[B, S].
+
+        Args:
+          batch: arrays [B, L].
+          train: whether dropout is on.
+          query_positions: columns whose states are asked for, or None for all.
+          mask: "causal" (a state depends on its own and earlier positions) or "bidirectional" (on its whole segment).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
     @staticmethod
-    def check_selection(train: bool, at: Array | None) -> None:
-        """Refuse positions ``at`` while training: dropout is drawn for whole rows."""
-        if train and at is not None:
+    def check_call(train: bool, query_positions: Array | None) -> None:
+        """Refuse ``query_positions`` while training, since dropout is drawn for whole rows."""
+        if train and query_positions is not None:
             raise ConfigError(
-                "at selects positions in evaluation only: expected train=False, got train=True; leave at out"
+                "query_positions selects positions in evaluation only: expected train=False, got train=True; "
+                "leave query_positions out"
             )
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
-        """The candidates, from the encoder's parameters."""
-        raise TypeError(f"{type(self).__name__} does not define item_table()")
+        """Return the candidates' table, from the encoder's parameters."""
+        raise NotImplementedError(f"{type(self).__name__} must define item_table(params)")
 
     def parameter_count(self) -> int:
-        """Number of parameters, by the formula in the class docstring."""
-        raise TypeError(f"{type(self).__name__} does not define parameter_count()")
+        """Count the parameters by the formula in the class docstring."""
+        raise NotImplementedError(f"{type(self).__name__} must define parameter_count()")

@@ -15,30 +15,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.positions import POSITIONS
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, Mask
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig, positive, root
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.base import Encoder, EncoderConfig
+from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig
+from jaxrec.models.base import ENCODERS
 from jaxrec.models.blocks import zero_padding
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES
+from jaxrec.nn.spec import DataSpec
+from jaxrec.options import Range
 
 STREAMS = ("mean", "covariance")
 
 
+@ENCODERS.register("stosa")
 @dataclasses.dataclass(frozen=True)
-class STOSAConfig(EncoderConfig):
+class STOSAConfig(AttentiveEncoderConfig):
     """A transformer over Gaussians; needs "wasserstein" attention.
 
     ``width`` is the size of a mean, and of a covariance: hidden states have twice as many numbers.
@@ -50,24 +53,26 @@ class STOSAConfig(EncoderConfig):
       norm_epsilon: of the layer norms.
     """
 
-    layers: int = 1
-    ffn_width: int = 0
+    layers: Annotated[int, Range("[1, inf)")] = 1
+    attention: AttentionConfig = WassersteinAttentionConfig()
+    ffn_width: Annotated[int, Range("[0, inf)")] = 0
     init_mean: float = 0.01
-    init_scale: float = 0.02
-    norm_epsilon: float = 1e-12
+    init_scale: Annotated[float, Range("(0, inf)")] = 0.02
+    norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-12
 
     scores_are_distances: ClassVar[bool] = True
 
-    def module(
-        self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
-    ) -> STOSA:
-        """The encoder for a catalogue of ``n_items`` and histories of at most ``max_length``."""
-        if not isinstance(attention, WassersteinAttentionConfig):
+    def build(self, spec: DataSpec) -> STOSA:
+        """Build the encoder for data of these sizes."""
+        if not isinstance(self.attention, WassersteinAttentionConfig):
             raise ConfigError(
-                f"the encoder 'stosa' needs attention between Gaussians: expected attention 'wasserstein', got "
-                f"{type(attention).__name__}; choose that attention, or the encoder 'sasrec'"
+                "the encoder 'stosa' needs attention between Gaussians: expected attention 'wasserstein', got "
+                f"{type(self.attention).__name__}; choose that attention, or the encoder 'transformer'"
             )
-        return STOSA(self, attention, n_items, max_length, position_origin)
+        self.check_spec(spec)
+        encoder = STOSA(self, spec)
+        self.attention.check(encoder.attention_shape())
+        return encoder
 
 
 class GaussianBlock(nn.Module):
@@ -101,11 +106,11 @@ class GaussianBlock(nn.Module):
         return jnp.concatenate([out[0], positive(out[1])], axis=-1)
 
 
-class STOSA(Encoder):
+class STOSA(AttentiveEncoder):
     """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, 2 d]``: mean and square root of
     covariance.
 
-    Parameters, with d the width and F the feed-forward width: ``2 (V + 1) d`` for the items, ``2 max_length
+    Parameters, with d the width and F the feed-forward width: ``2 (V + 1 + n_special) d`` for the items, ``2 max_length
     d`` for learned positions, ``4 d`` for the input norms, what the attention shares between layers, and for
     each layer the attention's own, ``8 d`` for norms and ``2 (2 d F + F + d)``.
     """
@@ -126,22 +131,23 @@ class STOSA(Encoder):
             width=2 * self.config.width,
             max_length=self.max_length,
             positions=self.positions,
-            position_origin=self.position_origin,
+            position_origin=self.spec.position_origin,
             kernel_init=self._init(),
             dtype=DTYPES[self.config.dtype],
         )
 
     @nn.compact
-    def __call__(self, batch: Batch, train: bool = False, at: Array | None = None) -> Array:
-        self.check_selection(train, at)
+    def __call__(
+        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
+    ) -> Array:
+        """Compute hidden states; see `Encoder`."""
+        self.check_call(train, query_positions)
         config, shape = self.config, self.attention_shape()
-        self.attention.check(shape)
         streams = []
         for name in STREAMS:
-            x = ItemEmbedding(self.n_items, config.width, self._init(), self.shards, name=f"{name}_items")(
-                batch.items
-            )
-            if POSITIONS[self.positions].additive:
+            embed = ItemEmbedding(self.spec, config.width, self._init(), self.shards, name=f"{name}_items")
+            x = embed(batch.items)
+            if self.has_additive_positions:
                 x = x + PositionEmbedding(
                     self.max_length,
                     config.width,
@@ -154,16 +160,13 @@ class STOSA(Encoder):
         x = jnp.concatenate([jax.nn.elu(streams[0]), positive(streams[1])], axis=-1)
         x = zero_padding(x, batch.segments)
 
-        shared = self.attention.shared_module(shape, name="shared_attention")
-        context = AttentionContext(
-            batch.positions, batch.segments, batch.timestamps, None if shared is None else shared()
-        )
+        context = self.attention_context(batch, shape, mask)
         for layer in range(config.layers):
             block = GaussianBlock(config, self.attention, shape, name=f"layer_{layer}")
             x = zero_padding(block(x, context, train), batch.segments)
         hidden = jnp.concatenate([x[..., : config.width], root(x[..., config.width :])], axis=-1)
         hidden = zero_padding(hidden, batch.segments)
-        return hidden if at is None else take_positions(hidden, at)
+        return hidden if query_positions is None else take_positions(hidden, query_positions)
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """Vectors ``2 e_i`` float32[V+1, 2 d] and biases ``-|e_i|^2`` float32[V+1]; see the module's
@@ -180,7 +183,7 @@ class STOSA(Encoder):
         shape = self.attention_shape()
         layer = self.attention.parameter_count(shape) + 8 * width + 2 * (2 * width * inner + inner + width)
         return (
-            2 * (self.n_items + 1) * width
+            2 * (self.n_items + 1 + self.spec.n_special) * width
             + (2 * self.max_length * width if self.positions == "learned" else 0)
             + 4 * width
             + config.layers * layer

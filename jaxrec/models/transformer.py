@@ -1,29 +1,36 @@
-"""SASRec (Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018), faithful and modern."""
+"""The transformer over item embeddings: SASRec, the transformer of S3-Rec, HSTU and LiGR by configuration.
+
+SASRec is Kang & McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv 1808.09781); the presets
+`jaxrec.presets.sasrec`, ``sasrec_original``, ``sasrec_s3rec``, ``hstu`` and ``ligr`` name the settings of each.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.positions import POSITIONS
+from jaxrec.attention.base import AttentionShape, Mask
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.base import Encoder, EncoderConfig
-from jaxrec.models.blocks import ACTIVATIONS, ARRANGEMENTS, Block, zero_padding
+from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig
+from jaxrec.models.base import ENCODERS
+from jaxrec.models.blocks import Block, zero_padding
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding, item_parameter
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dropout, Initializer
 from jaxrec.nn.precision import DTYPES
+from jaxrec.nn.spec import DataSpec
+from jaxrec.options import Range
 
 
+@ENCODERS.register("transformer", "sasrec")
 @dataclasses.dataclass(frozen=True)
-class SASRecConfig(EncoderConfig):
+class TransformerConfig(AttentiveEncoderConfig):
     """A causal transformer over item embeddings whose output is scored against those embeddings.
 
     Attributes:
@@ -43,50 +50,45 @@ class SASRecConfig(EncoderConfig):
     """
 
     block: Literal["original", "post-norm", "pre-norm", "gated", "attention-only"] = "pre-norm"
-    ffn_width: int = 0
+    ffn_width: Annotated[int, Range("[0, inf)")] = 0
     activation: Literal["relu", "gelu", "gelu-tanh", "silu"] = "gelu-tanh"
     scale_embeddings: bool = False
     embedding_norm: bool = False
     init: Literal["normal", "xavier"] = "normal"
-    init_scale: float = 0.02
-    norm_epsilon: float = 1e-6
+    init_scale: Annotated[float, Range("(0, inf)")] = 0.02
+    norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-6
     item_bias: bool = False
     separate_output: bool = False
     remat: bool = False
 
     def __post_init__(self) -> None:
+        """Check every option."""
         super().__post_init__()
-        for field, value, allowed in (
-            ("block", self.block, tuple(ARRANGEMENTS)),
-            ("init", self.init, ("normal", "xavier")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"encoder.{field} must be one of {', '.join(allowed)}; got {value!r}")
-        ACTIVATIONS[self.activation]
         if self.block == "attention-only" and self.ffn_width:
             raise ConfigError(
-                f"encoder.ffn_width has nothing to act on in block 'attention-only', which has no feed-forward "
+                "--encoder.ffn-width has nothing to act on in block 'attention-only', which has no feed-forward "
                 f"network: expected 0, got {self.ffn_width}; leave it out, or choose block 'pre-norm'"
             )
 
-    def module(
-        self, attention: AttentionConfig, n_items: int, max_length: int, position_origin: str = "start"
-    ) -> SASRec:
-        """The encoder for a catalogue of ``n_items`` and histories of at most ``max_length``."""
-        return SASRec(self, attention, n_items, max_length, position_origin)
+    def build(self, spec: DataSpec) -> Transformer:
+        """Build the encoder for data of these sizes."""
+        self.check_spec(spec)
+        encoder = Transformer(self, spec)
+        self.attention.check(encoder.attention_shape())
+        return encoder
 
 
-class SASRec(Encoder):
+class Transformer(AttentiveEncoder):
     """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
 
     Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
-    ``max_length * D`` for learned positions, ``2 D`` for the embedding norm and for the final norm (not in
-    post-norm), what the attention shares between layers, and for each layer the attention's own, ``2 D`` for each of
-    two norms and ``2 D F + F + D`` for a feed-forward width F. "attention-only" has one norm and no feed-forward
-    network; "gated" has two gates of ``D^2 + D`` more.
+    ``n_special * D`` for tokens beside the items, ``max_length * D`` for learned positions, ``2 D`` for the embedding
+    norm and for the final norm (not in post-norm), what the attention shares between layers, and for each layer the
+    attention's own, ``2 D`` for each of two norms and ``2 D F + F + D`` for a feed-forward width F. "attention-only" has
+    one norm and no feed-forward network; "gated" has two gates of ``D^2 + D`` more.
     """
 
-    config: SASRecConfig
+    config: TransformerConfig
 
     def attention_shape(self) -> AttentionShape:
         """What every block hands to its attention mechanism."""
@@ -94,7 +96,7 @@ class SASRec(Encoder):
             width=self.config.width,
             max_length=self.max_length,
             positions=self.positions,
-            position_origin=self.position_origin,
+            position_origin=self.spec.position_origin,
             output_projection=self.config.block != "original",
             kernel_init=self._kernel_init(),
             dtype=DTYPES[self.config.dtype],
@@ -111,16 +113,17 @@ class SASRec(Encoder):
         return nn.initializers.xavier_normal()
 
     @nn.compact
-    def __call__(self, batch: Batch, train: bool = False, at: Array | None = None) -> Array:
-        self.check_selection(train, at)
-        config = self.config
-        shape = self.attention_shape()
-        self.attention.check(shape)
-        embed = ItemEmbedding(self.n_items, config.width, self._table_init(), self.shards, name="items")
+    def __call__(
+        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
+    ) -> Array:
+        """Compute hidden states; see `Encoder`."""
+        self.check_call(train, query_positions)
+        config, shape = self.config, self.attention_shape()
+        embed = ItemEmbedding(self.spec, config.width, self._table_init(), self.shards, name="items")
         x = embed(batch.items)
         if config.scale_embeddings:
             x = x * config.width**0.5
-        if POSITIONS[self.positions].additive:
+        if self.has_additive_positions:
             x = x + PositionEmbedding(
                 self.max_length,
                 config.width,
@@ -132,14 +135,11 @@ class SASRec(Encoder):
             x = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")(x)
         x = zero_padding(Dropout(config.dropout)(x, train), batch.segments)
 
-        shared = self.attention.shared_module(shape, name="shared_attention")
-        context = AttentionContext(
-            batch.positions, batch.segments, batch.timestamps, None if shared is None else shared()
-        )
+        context = self.attention_context(batch, shape, mask)
         block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
         segments = batch.segments
         for layer in range(config.layers):
-            wanted = at if layer == config.layers - 1 else None
+            queries = query_positions if layer == config.layers - 1 else None
             x = block(
                 config.block,
                 self.attention,
@@ -149,8 +149,8 @@ class SASRec(Encoder):
                 config.dropout,
                 config.norm_epsilon,
                 name=f"layer_{layer}",
-            )(x, context, train, wanted)
-            segments = segments if wanted is None else jnp.take_along_axis(segments, wanted, axis=1)
+            )(x, context, train, queries)
+            segments = segments if queries is None else jnp.take_along_axis(segments, queries, axis=1)
             x = zero_padding(x, segments)
         if config.block != "post-norm":
             x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), segments)
@@ -180,6 +180,7 @@ class SASRec(Encoder):
             layer += 2 * (width**2 + width)
         return (
             (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
+            + self.spec.n_special * width
             + (self.max_length * width if self.positions == "learned" else 0)
             + 2 * width * (int(config.embedding_norm) + int(config.block != "post-norm"))
             + self.attention.shared_parameter_count(shape)

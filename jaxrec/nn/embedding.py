@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxrec.nn.layers import Initializer
+from jaxrec.nn.spec import DataSpec
 from jaxrec.sharding import ItemShards
 
 
@@ -31,26 +32,38 @@ def item_parameter(
 
 
 class ItemEmbedding(nn.Module):
-    """Items to vectors: int32[...] -> float32[..., D]. ``(V + 1) * D`` parameters; row 0 is padding, zero and untrained.
+    """Items to vectors: int32[...] -> float32[..., D].
+
+    ``(V + 1 + n_special) * D`` parameters; row 0 is padding, zero and untrained. Tokens beside the items (ids above V)
+    have a table of their own, since the items' table is also the candidates'.
 
     The rows are gathered in float32. Casting the table before the gather would make its gradient accumulate in the
     compute precision, and in bfloat16 a popular item's sum of unit gradients stops at 256.
     """
 
-    n_items: int
+    spec: DataSpec
     width: int
     table_init: Initializer
     shards: ItemShards | None = None
 
     @nn.compact
     def __call__(self, items: Array) -> Array:
+        """Look up the vectors [..., D] of ``items`` int32[...]."""
+
         def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
             return self.table_init(key, shape, dtype).at[0].set(0.0)
 
-        table = item_parameter(self, "table", init, self.n_items, self.shards, self.width)
+        n_items, n_special = self.spec.n_items, self.spec.n_special
+        table = item_parameter(self, "table", init, n_items, self.shards, self.width)
         # "fill" answers an id beyond the table with NaN where plain indexing would silently take the last row.
         take = partial(jnp.take, axis=0, mode="fill") if self.shards is None else self.shards.take
-        vectors = take(table, items)
+        if not n_special:
+            return jnp.where((items > 0)[..., None], take(table, items), 0.0)
+        special = self.param("special", self.table_init, (n_special, self.width), jnp.float32)
+        is_item = items <= n_items
+        vectors = take(table, jnp.where(is_item, items, 0))
+        tokens = jnp.take(special, jnp.where(is_item, 0, items - (n_items + 1)), axis=0, mode="fill")
+        vectors = jnp.where(is_item[..., None], vectors, tokens)
         return jnp.where((items > 0)[..., None], vectors, 0.0)
 
 

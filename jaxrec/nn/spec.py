@@ -15,7 +15,7 @@ class DataSpec:
       max_length: L, positions of a row at most.
       position_origin: what ``Batch.positions`` counts from.
       n_users: U, users of the dataset, with indices 0..U-1.
-      n_attributes: A, attributes of items, with ids 0..A-1; 0 where the dataset has none.
+      n_attributes: A, attributes of items, with ids 1..A; 0 where the dataset has none.
       n_special: tokens beside the items (such as a mask), with ids V+1..V+n_special; they are never candidates.
       has_timestamps: whether ``Batch.timestamps`` is given.
     """

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
-from jaxrec.attention import POSITIONS
 from jaxrec.config import RunConfig, load_config
 from jaxrec.data.dataset import SequenceDataset, open_dataset, save_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.seen import SeenItems
+from jaxrec.tasks import Task
 from jaxrec.training.run_directory import restore_params
+from jaxrec.training.setup import data_spec
 from jaxrec.training.state import Params
 
 #: Inside a run directory: the items' ids, titles and attributes, without any user.
@@ -49,13 +49,13 @@ class Recommender:
     >>> recommender.recommend([["tt0111161", "tt0468569"]], k=10)[0].titles        # doctest: +SKIP
     """
 
-    def __init__(self, config: RunConfig, items: SequenceDataset, encoder: nn.Module, params: Params):
+    def __init__(self, config: RunConfig, items: SequenceDataset, task: Task, params: Params):
         self.config = config
         self.items = items
-        self.encoder = encoder
+        self.encoder = encoder = task.encoder
         self.params = params
-        self.needs_times = POSITIONS[encoder.positions].needs_timestamps
-        self._ranker = EncoderRanker.build(encoder, params, config.batches, config.evaluation)
+        self.needs_times = config.encoder.needs_timestamps
+        self._ranker = EncoderRanker.build(encoder, params, config.batches, config.evaluation, mask=task.mask)
 
     @classmethod
     def load(cls, run: str | Path, seed: int | None = None) -> Recommender:
@@ -79,14 +79,11 @@ class Recommender:
                 f"the run in {run} is not finished: finish it with jaxrec train --workdir {run} --resume"
             )
         items = open_dataset(run / CATALOGUE)
-        encoder = config.encoder.module(
-            config.attention, items.n_items, config.batches.max_length, config.batches.position_origin
-        )
+        spec = dataclasses.replace(data_spec(config, items), has_timestamps=True)
+        task = config.task.build(config.encoder.build(spec), config.objective)
         index = 0 if seed is None else seeds.index(seed)
         fingerprint = items.meta["source_fingerprint"]
-        return cls(
-            config, items, encoder, restore_params(run, config, encoder, index, fingerprint=fingerprint)
-        )
+        return cls(config, items, task, restore_params(run, config, task, index, fingerprint=fingerprint))
 
     def recommend(
         self,

@@ -26,7 +26,7 @@ from jaxrec.data.packing import PackedRows
 from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.objectives import ObjectiveConfig
-from jaxrec.training.state import Resources
+from jaxrec.tasks import Resources
 
 MOST_ADDRESSED = 2**31 - 1  # interactions: indices on the device are int32
 BLOCK = 1 << 17  # positions that the host fills at a time: its scratch arrays stay in the processor's cache

@@ -162,7 +162,7 @@ def train(
     layout, shardings = setup.layout, setup.layout.shardings()
     seeds = np.asarray(config.training.seeds, np.uint32)
     make_state = jax.jit(
-        jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)), out_shardings=shardings
+        jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)), out_shardings=shardings
     )
     state = make_state(seeds)
     keep_best = jax.jit(_keep_best, out_shardings=None if shardings is None else shardings.params)
@@ -190,8 +190,7 @@ def train(
     if over_seeds == "auto":
         over_seeds = "map" if jax.default_backend() == "cpu" else "vmap"
     chunk = make_train_chunk(
-        setup.encoder,
-        config.objective,
+        setup.task,
         setup.optimizer,
         config.batches,
         over_seeds,

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrec.config import RunConfig, differences, load_config, to_dict
+from jaxrec.config import RunConfig, differences, from_dict, load_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import (
     CheckpointError,
@@ -18,6 +17,7 @@ from jaxrec.errors import (
     JaxrecError,
     RunExistsError,
 )
+from jaxrec.tasks import Task
 from jaxrec.training.checkpoint import CheckpointStore, abstract
 from jaxrec.training.distributed import decided, is_first
 from jaxrec.training.state import Params, initial_state
@@ -92,7 +92,7 @@ def check_record(record: dict[str, Any], config: RunConfig, dataset: SequenceDat
     check_fingerprint(record, dataset.fingerprint)
     changed = {
         field: pair
-        for field, pair in differences(record["config"], to_dict(config)).items()
+        for field, pair in differences(to_dict(from_dict(record["config"])), to_dict(config)).items()
         if field not in RESUMABLE
     }
     if changed:
@@ -110,7 +110,7 @@ def check_fingerprint(record: dict[str, Any], fingerprint: str) -> None:
 
 
 def restore_params(
-    run: Path, config: RunConfig, encoder: nn.Module, index: int | None = 0, *, fingerprint: str | None = None
+    run: Path, config: RunConfig, task: Task, index: int | None = 0, *, fingerprint: str | None = None
 ) -> Params:
     """The best parameters so far of the run in ``run``: of one seed, or of all (leading axis) with ``index`` None.
 
@@ -129,8 +129,8 @@ def restore_params(
             check_fingerprint(record, fingerprint)
         optimizer = config.optimizer.build(2)
         seeds = jnp.asarray(config.training.seeds, jnp.uint32)
-        shapes = jax.eval_shape(jax.vmap(lambda seed: initial_state(encoder, optimizer, seed)), seeds)
-        layout = Layout(encoder, optimizer)
+        shapes = jax.eval_shape(jax.vmap(lambda seed: initial_state(task, optimizer, seed)), seeds)
+        layout = Layout(task, optimizer)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = layout.shardings() or jax.tree.map(lambda _: device, shapes)
         target = jax.tree.map(

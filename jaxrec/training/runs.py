@@ -63,7 +63,7 @@ def open_run(
     run = Path(run)
     config = dataclasses.replace(load_config(run / "config.json"), mesh=mesh)
     setup = prepare(config, dataset)
-    params = restore_params(run, setup.config, setup.encoder, None, fingerprint=setup.dataset.fingerprint)
+    params = restore_params(run, setup.config, setup.task, None, fingerprint=setup.dataset.fingerprint)
     return OpenRun(run, setup, params)
 
 

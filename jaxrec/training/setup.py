@@ -6,25 +6,23 @@ import dataclasses
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrec.attention import POSITIONS
-from jaxrec.config import RunConfig
+from jaxrec.config import RunConfig, section_label
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.ranker import EncoderRanker
-from jaxrec.models import ENCODERS
-from jaxrec.objectives import OBJECTIVES
+from jaxrec.models import DataSpec, Encoder
 from jaxrec.sharding import build_mesh
+from jaxrec.tasks import Resources, Task
 from jaxrec.training.feed import HostLog, RelativeSeconds, is_resident
-from jaxrec.training.state import Params, Resources, initial_state
+from jaxrec.training.state import Params, initial_state
 from jaxrec.training.state_sharding import Layout, on_mesh
 
 
@@ -68,7 +66,7 @@ class Setup:
     config: RunConfig
     dataset: SequenceDataset
     split: Split
-    encoder: nn.Module
+    task: Task
     optimizer: optax.GradientTransformation
     streams: list[RowStream]
     plan: Plan
@@ -77,6 +75,11 @@ class Setup:
     timestamps: Any
     known_items: np.ndarray
     layout: Layout
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that the task trains."""
+        return self.task.encoder
 
     def evaluate(self, params: Params, cases: EvaluationCases) -> Evaluation:
         """Exact ranks over the whole catalogue for one seed's parameters."""
@@ -92,7 +95,9 @@ class Setup:
     def ranker(self, params: Params) -> EncoderRanker:
         """The encoder with one seed's parameters."""
         config, resident = self.config, self.host_log is None
-        return EncoderRanker.build(self.encoder, params, config.batches, config.evaluation, resident)
+        return EncoderRanker.build(
+            self.encoder, params, config.batches, config.evaluation, resident, self.task.mask
+        )
 
 
 def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
@@ -107,9 +112,8 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
     """
     if config.objective.needs_distances and not config.encoder.scores_are_distances:
         raise ConfigError(
-            f"the objective {OBJECTIVES.name_of(type(config.objective))!r} compares distances between Gaussians: "
-            f"expected the encoder 'stosa', got {ENCODERS.name_of(type(config.encoder))!r}; choose that encoder, or the "
-            "objective 'bpr'"
+            f"--objective {section_label(config, 'objective')} compares distances between Gaussians: expected the "
+            f"encoder 'stosa', got {section_label(config, 'encoder')!r}; choose that encoder, or the objective 'bpr'"
         )
     dataset = config.data.load() if dataset is None else dataset
     part = config.batches.batch_size // config.training.accumulate_steps
@@ -124,35 +128,30 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
         RowStream(split.train_starts, split.train_stops, config.batches, seed)
         for seed in config.training.seeds
     ]
-    encoder = config.encoder.module(
-        config.attention, dataset.n_items, config.batches.max_length, config.batches.position_origin
-    )
-    if dataset.timestamps is None and POSITIONS[encoder.positions].needs_timestamps:
-        raise DataError(
-            f"encoder.positions {encoder.positions!r} needs the time of each interaction: expected a dataset with "
-            "timestamps, got one without; choose other positions, or load a log with a time column"
-        )
-    if mesh is not None and mesh.shape["data"] > 1 and config.attention.rows_per_group:
+    encoder = config.encoder.build(data_spec(config, dataset))
+    rows_per_group = getattr(getattr(config.encoder, "attention", None), "rows_per_group", 0)
+    if mesh is not None and mesh.shape["data"] > 1 and rows_per_group:
         raise ConfigError(
-            "attention.rows_per_group must be 0 where mesh.data is above 1, since rows on several devices cannot take "
-            f"turns; got {config.attention.rows_per_group}"
+            "--encoder.attention.rows-per-group must be 0 where --mesh.data is above 1, since rows on several devices "
+            f"cannot take turns; got {rows_per_group}"
         )
     encoder = on_mesh(encoder, mesh)
+    task = config.task.build(encoder, config.objective)
     plan = plan_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(plan.total_steps)
     jax.eval_shape(
-        lambda seed: initial_state(encoder, optimizer, seed), jnp.uint32(0)
+        lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0)
     )  # refuse before any compute
     resident = is_resident(config.training, config.objective, dataset)
     timestamps: Any = None if dataset.timestamps is None else RelativeSeconds(dataset.timestamps)
     if timestamps is not None and resident:
         timestamps = timestamps[:]
-    layout = Layout(encoder, optimizer)
+    layout = Layout(task, optimizer)
     return Setup(
         config=config,
         dataset=dataset,
         split=split,
-        encoder=encoder,
+        task=task,
         optimizer=optimizer,
         streams=streams,
         plan=plan,
@@ -161,6 +160,19 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
         timestamps=timestamps,
         known_items=split.item_counts > 0,
         layout=layout,
+    )
+
+
+def data_spec(config: RunConfig, dataset: SequenceDataset) -> DataSpec:
+    """Read off the sizes that a model for ``config`` is built for."""
+    return DataSpec(
+        n_items=dataset.n_items,
+        max_length=config.batches.max_length,
+        position_origin=config.batches.position_origin,
+        n_users=dataset.n_users,
+        n_attributes=0 if dataset.attributes is None else dataset.attributes.n_attributes,
+        n_special=config.task.n_special,
+        has_timestamps=dataset.timestamps is not None,
     )
 
 

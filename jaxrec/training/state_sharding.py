@@ -23,7 +23,8 @@ from jax.sharding import PartitionSpec as P
 from jaxrec.data.batches import Batch
 from jaxrec.models.base import Encoder
 from jaxrec.sharding import DATA, ITEM, ItemShards, place
-from jaxrec.training.state import Params, Resources, initial_state
+from jaxrec.tasks import Resources, Task
+from jaxrec.training.state import Params, initial_state
 from jaxrec.training.trees import flatten
 
 
@@ -32,22 +33,22 @@ def on_mesh(encoder: Encoder, mesh: Mesh | None) -> Encoder:
     return encoder if mesh is None else encoder.clone(shards=ItemShards(mesh, encoder.n_items))
 
 
-def item_axes(encoder: Encoder, optimizer: optax.GradientTransformation) -> Any:
-    """For each array of a `TrainState`, as a tree of the same structure: the axis that counts items, or -1.
+def item_axes(task: Task, optimizer: optax.GradientTransformation) -> Any:
+    """Find the axis that counts items in each array of a `TrainState`, or -1, as a tree of the same structure.
 
     Read off the shapes: it is the axis that grows by one with one more item.
     """
-    whole = encoder.clone(shards=None)
 
     def shapes(n_items: int) -> Any:
-        return jax.eval_shape(
-            lambda seed: initial_state(whole.clone(n_items=n_items), optimizer, seed), jnp.uint32(0)
-        )
+        spec = dataclasses.replace(task.spec, n_items=n_items)
+        other = dataclasses.replace(task, encoder=task.encoder.clone(shards=None, spec=spec))
+        return jax.eval_shape(lambda seed: initial_state(other, optimizer, seed), jnp.uint32(0))
 
     def axis(here: Any, more: Any) -> int:
         return next((i for i, (a, b) in enumerate(zip(here.shape, more.shape, strict=True)) if a != b), -1)
 
-    return jax.tree.map(axis, shapes(whole.n_items), shapes(whole.n_items + 1))
+    n_items = task.spec.n_items
+    return jax.tree.map(axis, shapes(n_items), shapes(n_items + 1))
 
 
 def _of_seed(params: Params, index: int) -> Params:
@@ -59,22 +60,23 @@ class Layout:
     """Where the arrays of a run lie.
 
     Attributes:
-      encoder: which knows its mesh (`on_mesh`).
+      task: whose encoder knows its mesh (`on_mesh`).
       optimizer: of the run.
     """
 
-    encoder: Encoder
+    task: Task
     optimizer: optax.GradientTransformation
 
     @property
     def mesh(self) -> Mesh | None:
         """Of the run, or None for a single device."""
-        return None if self.encoder.shards is None else self.encoder.shards.mesh
+        shards = self.task.encoder.shards
+        return None if shards is None else shards.mesh
 
     @functools.cached_property
     def axes(self) -> Any:
         """See `item_axes`, of the state of one seed."""
-        return item_axes(self.encoder, self.optimizer)
+        return item_axes(self.task, self.optimizer)
 
     def shardings(self) -> Any:
         """Of the state of all seeds (leading axis), for `jax.jit`; None leaves a single device to JAX."""
@@ -96,7 +98,7 @@ class Layout:
         axes = flatten((self.axes, self.axes.params))
         return {
             "tables": {name: axis + 1 for name, axis in axes.items() if axis >= 0},
-            "table_rows": self.encoder.n_items + 1,
+            "table_rows": self.task.spec.n_items + 1,
         }
 
     def own_rows(self, batch_size: int) -> slice:

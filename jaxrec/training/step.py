@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,10 +12,9 @@ from jax import Array, lax, stages
 
 from jaxrec.data.batches import Batch, BatchConfig
 from jaxrec.data.packing import PackedRows
-from jaxrec.nn.item_table import ItemTable
-from jaxrec.objectives import ObjectiveConfig, SamplingInputs
+from jaxrec.tasks import Resources, Task
 from jaxrec.training.feed import fill_batches
-from jaxrec.training.state import Params, Resources, TrainState
+from jaxrec.training.state import Params, TrainState
 from jaxrec.training.state_sharding import Layout
 
 
@@ -29,54 +27,45 @@ class StepMetrics(NamedTuple):
 
 
 def batch_loss(
-    encoder: nn.Module,
-    objective: ObjectiveConfig,
-    params: Params,
-    batch: Batch,
-    key: Array,
-    resources: Resources,
+    task: Task, params: Params, batch: Batch, key: Array, resources: Resources
 ) -> tuple[Array, Array]:
-    """Weighted sum of the loss over a batch, and the sum of weights. Training mode: dropout is on."""
-    dropout_key, objective_key = jax.random.split(key)
-    hidden = encoder.apply({"params": params}, batch, True, rngs={"dropout": dropout_key})
-    table: ItemTable = encoder.item_table(params)
-    inputs = SamplingInputs(
-        item_counts=resources.item_counts,
-        users=batch.users.reshape(-1),
-        seen_items=resources.seen_items,
-        seen_offsets=resources.seen_offsets,
-    )
-    return objective(
-        hidden.reshape(-1, hidden.shape[-1]),
-        table,
-        batch.targets.reshape(-1),
-        batch.weights.reshape(-1),
-        objective_key,
-        inputs,
-    )
+    """Compute the weighted sum of the task's loss over a batch of [B, L] arrays, and the sum of weights."""
+    prepared = task.prepare(batch, jax.random.fold_in(key, 1), resources)
+    return task.loss(params, prepared, key, resources)
 
 
 def train_step(
-    encoder: nn.Module,
-    objective: ObjectiveConfig,
+    task: Task,
     optimizer: optax.GradientTransformation,
     accumulate_steps: int,
     state: TrainState,
     batch: Batch,
     resources: Resources,
 ) -> tuple[TrainState, StepMetrics]:
-    """One optimiser step on one batch of [B, L] arrays."""
+    """Take one optimiser step.
+
+    Args:
+      task: whose loss is minimised.
+      optimizer: turns gradients into updates.
+      accumulate_steps: parts of the batch computed one after the other, with their gradients summed.
+      state: before the step; its seed and step number determine all randomness.
+      batch: arrays [B, L].
+      resources: what the task may read.
+
+    Returns:
+      The state after the step, and the step's metrics.
+    """
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
     def mean_loss(params: Params) -> tuple[Array, Array]:
-        total, weight = batch_loss(encoder, objective, params, batch, key, resources)
+        total, weight = batch_loss(task, params, batch, key, resources)
         return total / jnp.maximum(weight, 1.0), weight
 
     def one_part(sums: Any, part: Any) -> tuple[Any, None]:
         rows, number = part
         own_key = jax.random.fold_in(key, number)
         value = jax.value_and_grad(
-            lambda params: batch_loss(encoder, objective, params, rows, own_key, resources), has_aux=True
+            lambda params: batch_loss(task, params, rows, own_key, resources), has_aux=True
         )(state.params)
         return jax.tree.map(jnp.add, sums, value), None
 
@@ -99,8 +88,7 @@ def train_step(
 
 
 def make_train_chunk(
-    encoder: nn.Module,
-    objective: ObjectiveConfig,
+    task: Task,
     optimizer: optax.GradientTransformation,
     batches: BatchConfig,
     over_seeds: Literal["vmap", "map"] = "map",
@@ -118,7 +106,7 @@ def make_train_chunk(
 
     ``layout`` says where state and batches lie; None leaves a single device to JAX.
     """
-    step = partial(train_step, encoder, objective, optimizer, accumulate_steps)
+    step = partial(train_step, task, optimizer, accumulate_steps)
 
     def chunk(
         state: TrainState, inputs: PackedRows | Batch, resources: Resources

@@ -15,14 +15,14 @@ from jaxrec.analysis.attention_maps import (
 from jaxrec.attention import KernelAttentionConfig, MultiItemQueryAttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models import SASRecConfig
+from jaxrec.models import TransformerConfig
 from tests.attention.variants import QUICK
 
 TITLES = ["First", None, "A title that is far too long for the side of a heat map"]
 
 
 def encoder_and_batch(attention, segments=(0, 1, 1, 1)):
-    encoder = SASRecConfig(width=4, layers=2).module(attention, 9, 4)
+    encoder = TransformerConfig(width=4, layers=2).module(attention, 9, 4)
     row = jnp.asarray([segments], jnp.int32)
     zero = jnp.zeros_like(row)
     batch = Batch(row * 3, zero, row, zero, zero.astype(jnp.float32))

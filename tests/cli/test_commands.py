@@ -135,7 +135,10 @@ class TestTrain:
             "train", "--data", files / "log.csv", "--workdir", tmp_path / "run", *SMALL, *options, "--json"
         )
         config = run.json["config"]
-        assert (config["attention"]["name"], config["attention"]["heads"]) == ("hstu", 2)
+        assert (config["encoder"]["attention"]["name"], config["encoder"]["attention"]["heads"]) == (
+            "hstu",
+            2,
+        )
         assert (config["objective"]["name"], config["objective"]["n_negatives"]) == ("bce", 2)
 
     @pytest.mark.slow
@@ -143,12 +146,17 @@ class TestTrain:
         """STOSA with stochastic AWRSR: trained, resumed, ranked again, asked, and drawn."""
         run = tmp_path / "run"
         start = ["train", "--data", files / "log.csv", "--workdir", run, *SMALL, "--encoder", "stosa"]
-        refused(jaxrec(*start), "expected attention 'wasserstein', got SoftmaxAttentionConfig")
-        start += ["--attention", "wasserstein", "--attention.variant", "stochastic", "--encoder.width", "8"]
+        softmax = [*start, "--attention", "softmax"]
+        refused(jaxrec(*softmax), "expected attention 'wasserstein', got SoftmaxAttentionConfig")
+        start += ["--attention.variant", "stochastic", "--encoder.width", "8"]
         first = jaxrec(*start, "--objective", "bpr-pvn", "--objective.pvn-weight", "0.01", "--json").json
         config = first["config"]
         assert (config["encoder"]["name"], config["encoder"]["width"]) == ("stosa", 8)
-        assert (config["attention"]["name"], config["attention"]["variant"]) == ("wasserstein", "stochastic")
+        assert (config["encoder"]["layers"], config["encoder"]["norm_epsilon"]) == (1, 1e-12), (
+            "STOSA's own defaults"
+        )
+        attention = config["encoder"]["attention"]
+        assert (attention["name"], attention["variant"]) == ("wasserstein", "stochastic")
         assert config["objective"]["pvn_weight"] == 0.01
         longer = jaxrec(
             "train", "--workdir", run, "--resume", "--training.epochs", "4", "--quiet", "--json"

@@ -44,7 +44,7 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
         (["train", "--preset", "smoke", "--workdir", "RUN", "--attention.heads", "3"], ["heads must divide"]),
         (
             ["train", "--preset", "smoke", "--workdir", "RUN", "--objective", "bpr-pvn"],
-            ["objective 'bpr-pvn'", "expected the encoder 'stosa', got 'sasrec'"],
+            ["--objective bpr-pvn", "expected the encoder 'stosa', got 'transformer'"],
         ),
         (
             [
@@ -84,7 +84,7 @@ def test_times_that_the_data_lacks_are_refused_before_training(tmp_path):
     start = ["train", "--data", tmp_path / "log.csv", "--workdir", tmp_path / "run", *SMALL]
     refused(
         jaxrec(*start, "--encoder.positions", "time-interval"),
-        "encoder.positions 'time-interval'",
+        "--encoder.positions time-interval",
         "got one without",
     )
     assert not list((tmp_path / "run").iterdir())

@@ -9,9 +9,10 @@ import pytest
 from jaxrec.attention import PointwiseAttentionConfig, SoftmaxAttentionConfig
 from jaxrec.data.batches import Batch, gather_batch
 from jaxrec.data.packing import Sequences, pack, pad
-from jaxrec.errors import ConfigError, UnknownNameError
-from jaxrec.models import ENCODERS, EncoderConfig, SASRecConfig
+from jaxrec.errors import ConfigError
+from jaxrec.models import ENCODERS, EncoderConfig, TransformerConfig
 from jaxrec.nn.embedding import ItemEmbedding, sinusoids
+from jaxrec.nn.spec import DataSpec
 from tests.models import oracle
 
 V, L, D = 11, 8, 4
@@ -34,8 +35,10 @@ ARRANGEMENTS = [
 
 
 def build(heads=1, origin="start", **options):
-    config = SASRecConfig(width=D, **{"layers": 2, "dropout": 0.3, "init_scale": 0.5, **options})
-    encoder = config.module(SoftmaxAttentionConfig(heads=heads), V, L, origin)
+    config = TransformerConfig(width=D, **{"layers": 2, "dropout": 0.3, "init_scale": 0.5, **options})
+    encoder = dataclasses.replace(config, attention=SoftmaxAttentionConfig(heads=heads)).build(
+        DataSpec(V, L, origin)
+    )
     batch = batch_of(pad(SEQUENCES))
     params = encoder.init(jax.random.key(0), batch, False)["params"]
     # Biases and norms start at zero and one, where mistakes hide.
@@ -103,7 +106,9 @@ def test_causal_and_deaf_to_strangers(options):
             [jnp.zeros((1, D)), params["items"]["table"][batch.items.reshape(-1)] + noise.reshape(-1, D)]
         )
         big = dataclasses.replace(encoder.config, separate_output=False, item_bias=False)
-        wide = big.module(encoder.attention, int(batch.items.size), L, encoder.position_origin)
+        wide = dataclasses.replace(big, attention=encoder.attention).build(
+            dataclasses.replace(encoder.spec, n_items=int(batch.items.size))
+        )
         inner = {k: v for k, v in params.items() if k not in ("output_table", "item_bias")}
         real = jnp.where(batch.segments > 0, flat, 0)
         return wide.apply({"params": {**inner, "items": {"table": table}}}, batch._replace(items=real), False)
@@ -134,8 +139,8 @@ def test_parameter_count_is_the_formula(options, heads):
 
 def test_layers_of_hstu():
     """Pointwise attention between a norm and the residual is a whole layer: nothing else has parameters."""
-    config = SASRecConfig(width=D, layers=2, block="attention-only")
-    encoder = config.module(PointwiseAttentionConfig(heads=2), V, L)
+    config = TransformerConfig(width=D, layers=2, block="attention-only")
+    encoder = dataclasses.replace(config, attention=PointwiseAttentionConfig(heads=2)).build(DataSpec(V, L))
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), batch_of(pad(SEQUENCES)))["params"]
     assert set(shapes) == {"items", "layer_0", "layer_1", "final_norm"}
     assert set(shapes["layer_0"]) == {"attention", "attention_norm"}
@@ -146,8 +151,8 @@ def test_layers_of_hstu():
 
 def test_published_parameter_count():
     """The original on ML-1M with D = 50: items, 200 positions, and two blocks of 3 + 2 square maps with biases."""
-    config = SASRecConfig(width=50, block="original")
-    encoder = config.module(SoftmaxAttentionConfig(), 3416, 200, "end")
+    config = TransformerConfig(width=50, block="original")
+    encoder = config.build(DataSpec(3416, 200, "end"))
     assert encoder.parameter_count() == 3417 * 50 + 200 * 50 + 2 * (5 * (50 * 50 + 50) + 4 * 50) + 100
 
 
@@ -190,7 +195,7 @@ def test_bfloat16_is_close_and_keeps_float32_states():
 
 def test_popular_item_gradient_is_summed_in_float32():
     """5,000 unit gradients to one row give 5,000 (a bfloat16 gather would stop at 256), in a bfloat16 encoder too."""
-    embedding = ItemEmbedding(3, 2, jax.nn.initializers.normal())
+    embedding = ItemEmbedding(DataSpec(3, 5), 2, jax.nn.initializers.normal())
     items = jnp.full((5000,), 2, jnp.int32)
     params = embedding.init(jax.random.key(0), items)
     gradient = jax.grad(lambda p: embedding.apply(p, items).astype(jnp.bfloat16).astype(jnp.float32).sum())(
@@ -200,7 +205,7 @@ def test_popular_item_gradient_is_summed_in_float32():
 
 
 def test_item_beyond_the_table_is_not_silently_another_item():
-    embedding = ItemEmbedding(3, 2, jax.nn.initializers.normal())
+    embedding = ItemEmbedding(DataSpec(3, 5), 2, jax.nn.initializers.normal())
     params = embedding.init(jax.random.key(0), jnp.array([1]))
     assert np.isnan(embedding.apply(params, jnp.array([4]))).all()
 
@@ -229,17 +234,21 @@ def test_single_position_and_empty_rows():
 def test_refusals():
     with pytest.raises(
         ConfigError,
-        match=r"encoder\.block must be one of original, post-norm, pre-norm, gated, attention-only; got 'pre'",
+        match=r"--encoder\.block must be one of original, post-norm, pre-norm, gated, attention-only .*got 'pre'",
     ):
-        SASRecConfig(block="pre")
-    with pytest.raises(ConfigError, match=r"ffn_width has nothing to act on .* expected 0, got 64"):
-        SASRecConfig(block="attention-only", ffn_width=64)
-    with pytest.raises(UnknownNameError, match="unknown activation 'swish': expected one of"):
-        SASRecConfig(activation="swish")
-    with pytest.raises(ConfigError, match=r"encoder\.dropout must be in \[0, 1\), got 1\.0"):
-        SASRecConfig(dropout=1.0)
+        TransformerConfig(block="pre")
+    with pytest.raises(ConfigError, match=r"ffn-width has nothing to act on .* expected 0, got 64"):
+        TransformerConfig(block="attention-only", ffn_width=64)
+    with pytest.raises(
+        ConfigError, match=r"--encoder\.activation must be one of relu, gelu, gelu-tanh, silu"
+    ):
+        TransformerConfig(activation="swish")
+    with pytest.raises(
+        ConfigError, match=r"--encoder\.dropout must be a finite number in \[0, 1\); got 1\.0"
+    ):
+        TransformerConfig(dropout=1.0)
     with pytest.raises(ConfigError, match=r"heads must divide the encoder's width: got 3 heads for width 4"):
         build(heads=3)
-    with pytest.raises(TypeError, match="EncoderConfig is a base class: choose one from"):
-        EncoderConfig().module(SoftmaxAttentionConfig(), V, L)
-    assert ENCODERS["sasrec"] is SASRecConfig
+    with pytest.raises(NotImplementedError, match="EncoderConfig must define build"):
+        EncoderConfig().build(DataSpec(V, L))
+    assert ENCODERS["sasrec"] is TransformerConfig

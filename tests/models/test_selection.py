@@ -1,5 +1,6 @@
 """An encoder told which positions are wanted gives the states that it gives for all of them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,8 +11,9 @@ import pytest
 from jaxrec.attention import ATTENTION
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models import SASRecConfig, STOSAConfig
+from jaxrec.models import STOSAConfig, TransformerConfig
 from jaxrec.models.blocks import ARRANGEMENTS
+from jaxrec.nn.spec import DataSpec
 from tests.attention.variants import MAX_LENGTH, QUICK, VARIANTS, WIDTH, Layout, random_parameters
 
 N_ITEMS = 9
@@ -38,7 +40,9 @@ def check(encoder, origin="start"):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def both(params, batch, at):
-        return encoder.apply({"params": params}, batch), encoder.apply({"params": params}, batch, at=at)
+        return encoder.apply({"params": params}, batch), encoder.apply(
+            {"params": params}, batch, query_positions=at
+        )
 
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), batch)["params"]
     whole, wanted = map(np.asarray, both(random_parameters(shapes), batch, jnp.asarray(AT)))
@@ -50,27 +54,40 @@ def check(encoder, origin="start"):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_mechanism(variant):
     block = "original" if variant.separate_queries else "pre-norm"
-    config = SASRecConfig(width=WIDTH, layers=1, block=block, positions=variant.positions)
-    check(config.module(variant.config, N_ITEMS, MAX_LENGTH, variant.origin), variant.origin)
+    config = TransformerConfig(width=WIDTH, layers=1, block=block, positions=variant.positions)
+    check(
+        dataclasses.replace(config, attention=variant.config).build(
+            DataSpec(N_ITEMS, MAX_LENGTH, variant.origin, has_timestamps=True)
+        ),
+        variant.origin,
+    )
 
 
 @pytest.mark.parametrize("block", ARRANGEMENTS)
 def test_every_arrangement_and_two_layers(block):
-    config = SASRecConfig(width=WIDTH, layers=2, block=block, remat=block == "pre-norm")
-    check(config.module(ATTENTION["softmax"](heads=2), N_ITEMS, MAX_LENGTH))
+    config = TransformerConfig(width=WIDTH, layers=2, block=block, remat=block == "pre-norm")
+    check(
+        dataclasses.replace(config, attention=ATTENTION["softmax"](heads=2)).build(
+            DataSpec(N_ITEMS, MAX_LENGTH)
+        )
+    )
 
 
 def test_gaussians():
-    check(STOSAConfig(width=WIDTH).module(ATTENTION["wasserstein"](heads=2), N_ITEMS, MAX_LENGTH))
+    check(
+        STOSAConfig(width=WIDTH, attention=ATTENTION["wasserstein"](heads=2)).build(
+            DataSpec(N_ITEMS, MAX_LENGTH)
+        )
+    )
 
 
 def test_the_last_block_asks_for_the_wanted_positions_only():
     """No product of the softmax path's last block but those of keys and values meets all positions."""
-    encoder = SASRecConfig(width=WIDTH, layers=1).module(ATTENTION["softmax"](), N_ITEMS, MAX_LENGTH)
+    encoder = TransformerConfig(width=WIDTH, layers=1).build(DataSpec(N_ITEMS, MAX_LENGTH))
     batch = batch_of("start")
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), batch)["params"]
     costs = [
-        jax.jit(lambda p, b, at=at: encoder.apply({"params": p}, b, at=at))
+        jax.jit(lambda p, b, at=at: encoder.apply({"params": p}, b, query_positions=at))
         .lower(shapes, batch)
         .cost_analysis()["flops"]
         for at in (None, jnp.asarray(AT[:, :1]))
@@ -79,6 +96,6 @@ def test_the_last_block_asks_for_the_wanted_positions_only():
 
 
 def test_training_answers_for_all_positions():
-    encoder = SASRecConfig(width=WIDTH, layers=1).module(ATTENTION["softmax"](), N_ITEMS, MAX_LENGTH)
+    encoder = TransformerConfig(width=WIDTH, layers=1).build(DataSpec(N_ITEMS, MAX_LENGTH))
     with pytest.raises(ConfigError, match="train=False"):
         encoder.apply({}, batch_of("start"), True, jnp.asarray(AT))

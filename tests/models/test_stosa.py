@@ -10,7 +10,7 @@ import pytest
 from jaxrec.attention import SoftmaxAttentionConfig, WassersteinAttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.stosa import STOSAConfig
+from jaxrec.models import DataSpec, STOSAConfig
 from tests.attention.variants import QUICK
 
 N_ITEMS, LENGTH = 7, 5
@@ -21,9 +21,8 @@ BATCH = Batch(ITEMS, POSITIONS, SEGMENTS, ITEMS, jnp.ones(ITEMS.shape), ITEMS * 
 
 
 def build(attention=WassersteinAttentionConfig(heads=2), **options):  # noqa: B008
-    encoder = STOSAConfig(width=4, **{"init_scale": 0.5, "layers": 1, **options}).module(
-        attention, N_ITEMS, LENGTH
-    )
+    config = STOSAConfig(width=4, attention=attention, **{"init_scale": 0.5, "layers": 1, **options})
+    encoder = config.build(DataSpec(N_ITEMS, LENGTH, has_timestamps=True))
     return encoder, jax.jit(encoder.init, compiler_options=QUICK)(jax.random.key(0), BATCH)["params"]
 
 
@@ -81,15 +80,18 @@ def test_parameter_count_and_finite_gradients(positions):
     ("build", "message"),
     [
         (
-            lambda: STOSAConfig().module(SoftmaxAttentionConfig(), 3, 3),
+            lambda: STOSAConfig(attention=SoftmaxAttentionConfig()).build(DataSpec(3, 3)),
             r"expected attention 'wasserstein', got SoftmaxAttentionConfig",
         ),
-        (lambda: STOSAConfig(width=0), r"encoder\.width must be at least 1, got 0"),
-        (lambda: STOSAConfig(layers=0), r"encoder\.layers must be at least 1, got 0"),
-        (lambda: STOSAConfig(dropout=1.5), r"encoder\.dropout must be in \[0, 1\), got 1\.5"),
+        (lambda: STOSAConfig(width=0), r"--encoder\.width must be an integer at least 1; got 0"),
+        (lambda: STOSAConfig(layers=0), r"--encoder\.layers must be an integer at least 1; got 0"),
+        (
+            lambda: STOSAConfig(dropout=1.5),
+            r"--encoder\.dropout must be a finite number in \[0, 1\); got 1\.5",
+        ),
         (
             lambda: STOSAConfig(dtype="float16"),
-            r"encoder\.dtype must be one of float32, bfloat16; got 'float16'",
+            r"--encoder\.dtype must be one of float32, bfloat16 .*got 'float16'",
         ),
     ],
 )

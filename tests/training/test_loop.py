@@ -159,11 +159,11 @@ def test_chunks_of_any_length_give_the_same_state():
     setup = prepare(small_config(), DATASET)
     from jaxrec.training.state import initial_state
 
-    chunk = make_train_chunk(setup.encoder, setup.config.objective, setup.optimizer, setup.config.batches)
+    chunk = make_train_chunk(setup.task, setup.optimizer, setup.config.batches)
     stream = setup.streams[0]
 
     def run(lengths):
-        state = jax.vmap(lambda s: initial_state(setup.encoder, setup.optimizer, s))(np.array([7], np.uint32))
+        state = jax.vmap(lambda s: initial_state(setup.task, setup.optimizer, s))(np.array([7], np.uint32))
         position = loop.Position()
         for k in lengths:
             rows, position = stream.take(position, k * 4)
@@ -185,13 +185,13 @@ def test_packed_and_padded_batches_have_the_same_gradient():
     from jaxrec.training.step import batch_loss
 
     setup = prepare(small_config(encoder={"dropout": 0.0}), DATASET)
-    state = initial_state(setup.encoder, setup.optimizer, np.uint32(0))
+    state = initial_state(setup.task, setup.optimizer, np.uint32(0))
     sequences = training_sequences(setup.split.train_starts, setup.split.train_stops, 16)
 
     def loss_and_gradient(rows):
         batch = gather_batch(rows, np.asarray(DATASET.items), max_length=16)
         key = jax.random.key(0)
-        loss = lambda p: batch_loss(setup.encoder, setup.config.objective, p, batch, key, setup.resources)[0]  # noqa: E731
+        loss = lambda p: batch_loss(setup.task, p, batch, key, setup.resources)[0]  # noqa: E731
         return jax.jit(jax.value_and_grad(loss))(state.params)
 
     chex.assert_trees_all_close(

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.attention.softmax import SoftmaxAttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.data.sampler import Position
 from jaxrec.errors import ConfigError
-from jaxrec.models import SASRecConfig
+from jaxrec.models import TransformerConfig
+from jaxrec.nn.spec import DataSpec
 from jaxrec.training.feed import device_rows
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
@@ -36,13 +36,12 @@ def compiled_chunk(steps=2, dtype="float32", **sections):
     )
     setup = prepare(config, DATASET)
     chunk = make_train_chunk(
-        setup.encoder,
-        config.objective,
+        setup.task,
         setup.optimizer,
         config.batches,
         accumulate_steps=config.training.accumulate_steps,
     )
-    state = jax.jit(jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)))(
+    state = jax.jit(jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)))(
         jnp.zeros(1, jnp.uint32)
     )
     rows, _ = setup.streams[0].take(Position(), steps * config.batches.batch_size)
@@ -94,8 +93,8 @@ def remat_loss(remat):
     shape = (64, 50)
     ones, places = jnp.ones(shape, jnp.int32), jnp.broadcast_to(jnp.arange(50, dtype=jnp.int32), shape)
     batch = Batch(ones, places, ones, ones, jnp.ones(shape))
-    config = SASRecConfig(width=32, layers=4, dropout=0.0, remat=remat)
-    encoder = config.module(SoftmaxAttentionConfig(), 50, 50)
+    config = TransformerConfig(width=32, layers=4, dropout=0.0, remat=remat)
+    encoder = config.build(DataSpec(50, 50))
     params = jax.jit(lambda key: encoder.init(key, batch, False))(jax.random.key(0))
     return lambda params: jnp.square(encoder.apply(params, batch, False)).sum(), params
 

@@ -134,7 +134,7 @@ def chunk_of(settings, dataset, steps=4):
     setup = prepare(settings, dataset)
     layout = setup.layout
     state = jax.jit(
-        jax.vmap(lambda seed: initial_state(setup.encoder, setup.optimizer, seed)),
+        jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
         out_shardings=layout.shardings(),
     )(np.zeros(1, np.uint32))
     rows, _ = setup.streams[0].take(Position(), steps * settings.batches.batch_size)
@@ -179,7 +179,7 @@ def test_initial_parameters_are_the_same_bits_on_every_mesh():
     for shape in ((1, 1), (8, 1), (2, 4), (1, 8)):
         setup = prepare(config(*shape, batches={"batch_size": 8}), DATASET)
         state = jax.jit(
-            jax.vmap(lambda seed, setup=setup: initial_state(setup.encoder, setup.optimizer, seed)),
+            jax.vmap(lambda seed, setup=setup: initial_state(setup.task, setup.optimizer, seed)),
             out_shardings=setup.layout.shardings(),
         )(np.zeros(1, np.uint32))
         params = whole(state.params)

@@ -8,6 +8,7 @@ import pytest
 from jaxrec.attention import ATTENTION
 from jaxrec.data.batches import Batch
 from jaxrec.models import ENCODERS
+from jaxrec.nn.spec import DataSpec
 from jaxrec.optim import OptimizerConfig, decay_mask
 
 #: Besides those of a softmax encoder: what each mechanism has, and whether it is a matrix between features.
@@ -37,7 +38,7 @@ def parameters(encoder, attention, **options):
     """Paths and shapes of the parameters."""
     blank = jnp.zeros((1, 4), jnp.int32)
     batch = Batch(blank, blank, blank, blank, jnp.zeros((1, 4)), blank)
-    module = ENCODERS[encoder](width=4, layers=1, **options).module(attention, 7, 6)
+    module = ENCODERS[encoder](width=4, layers=1, attention=attention, **options).build(DataSpec(7, 6))
     return jax.eval_shape(module.init, jax.random.key(0), batch)["params"]
 
 

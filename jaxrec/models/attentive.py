@@ -1,0 +1,85 @@
+"""Common part of encoders whose layers attend: the choice of attention mechanism and of position scheme."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, Mask
+from jaxrec.attention.positions import POSITIONS
+from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.data.batches import Batch
+from jaxrec.errors import ConfigError
+from jaxrec.models.base import Encoder, EncoderConfig
+from jaxrec.nn.spec import DataSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentiveEncoderConfig(EncoderConfig):
+    """Base of the configurations of encoders with attention.
+
+    Attributes:
+      attention: the mechanism in every layer, a configuration of `jaxrec.attention.ATTENTION` or of one's own.
+      positions: "auto" (the attention mechanism's own preference), or a key of
+        ``jaxrec.attention.positions.POSITIONS``: "learned", "sinusoidal", "none", or a scheme inside the attention
+        ("rotary", "relative-bias", "alibi", "time-interval").
+    """
+
+    attention: AttentionConfig = SoftmaxAttentionConfig()
+    positions: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        super().__post_init__()
+        if self.positions != "auto":
+            POSITIONS[self.positions]
+
+    @property
+    def position_scheme(self) -> str:
+        """The position scheme in force."""
+        return self.attention.default_positions if self.positions == "auto" else self.positions
+
+    @property
+    def needs_timestamps(self) -> bool:
+        """Whether the position scheme reads the time of each interaction."""
+        return POSITIONS[self.position_scheme].needs_timestamps
+
+    def check_spec(self, spec: DataSpec) -> None:
+        """Refuse data without what the position scheme needs."""
+        if self.needs_timestamps and not spec.has_timestamps:
+            raise ConfigError(
+                f"--encoder.positions {self.position_scheme} needs the time of each interaction: expected a dataset "
+                "with timestamps, got one without; choose other positions, or load a log with a time column"
+            )
+
+
+class AttentiveEncoder(Encoder):
+    """Base of encoders with attention."""
+
+    config: AttentiveEncoderConfig
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """The mechanism in every layer."""
+        return self.config.attention
+
+    @property
+    def positions(self) -> str:
+        """The position scheme in force."""
+        return self.config.position_scheme
+
+    @property
+    def has_additive_positions(self) -> bool:
+        """Whether position vectors are added to the embeddings."""
+        return POSITIONS[self.positions].additive
+
+    def attention_shape(self) -> AttentionShape:
+        """Settings that every layer passes to its attention module."""
+        raise NotImplementedError(f"{type(self).__name__} must define attention_shape()")
+
+    def attention_context(self, batch: Batch, shape: AttentionShape, mask: Mask) -> AttentionContext:
+        """Per-position metadata for the attention modules, with what the layers share; call once per forward pass."""
+        self.attention.check(shape)
+        shared_module: Any = self.attention.shared_module(shape, name="shared_attention")
+        shared = None if shared_module is None else shared_module()
+        return AttentionContext(batch.positions, batch.segments, batch.timestamps, shared, mask)
