@@ -70,10 +70,10 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._parts[self._aliases.get(name, name)]
         except KeyError:
             close = difflib.get_close_matches(name, self._parts, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            own = " (One of your own is registered by importing its module: --plugin my_package.my_module.)"
+            hint = f" Did you mean {close[0]!r}?" if close else own
             raise UnknownNameError(
-                f"unknown {self.kind} {name!r}: expected one of {', '.join(sorted(self._parts))}.{hint} "
-                "(A part of your own is registered by importing its module: --plugin my_package.my_module.)"
+                f"unknown {self.kind} {name!r}: expected one of {', '.join(sorted(self._parts))}.{hint}"
             ) from None
 
     def __contains__(self, name: object) -> bool:
@@ -116,7 +116,11 @@ def import_path(part: type) -> str:
       ConfigError: the class is local to a function or to ``__main__``, so a saved run could not name it.
     """
     path = f"{part.__module__}:{part.__qualname__}"
-    if part.__module__ == "__main__" or "<locals>" in part.__qualname__ or load_class(path) is not part:
+    try:
+        importable = part.__module__ != "__main__" and load_class(path) is part
+    except ConfigError:
+        importable = False
+    if not importable:
         raise ConfigError(
             f"{path} cannot be imported by name, so a saved run could not be reopened: expected a class at the top of "
             "an importable module; move it to a file of its own, or leave workdir out to train in memory"

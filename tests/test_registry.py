@@ -21,7 +21,7 @@ def test_failed_look_up_lists_what_exists():
         match=r"unknown objective 'bec': expected one of bce, cross-entropy\. Did you mean 'bce'\?",
     ):
         LOSSES["bec"]
-    with pytest.raises(ConfigError, match=r"cross-entropy\. \(A part"):
+    with pytest.raises(ConfigError, match=r"cross-entropy\. \(One of your own"):
         LOSSES["something else"]
 
 

@@ -234,7 +234,7 @@ def test_single_position_and_empty_rows():
 def test_refusals():
     with pytest.raises(
         ConfigError,
-        match=r"--encoder\.block must be one of original, post-norm, pre-norm, gated, attention-only .*got 'pre'",
+        match=r"--encoder\.block must be one of original, post-norm, pre-norm, gated, attention-only; got 'pre'",
     ):
         TransformerConfig(block="pre")
     with pytest.raises(ConfigError, match=r"ffn-width has nothing to act on .* expected 0, got 64"):

@@ -247,7 +247,7 @@ def test_lists_longer_than_the_catalogue_are_refused():
 
 
 def test_batches_shorter_than_the_chunk_are_refused():
-    with pytest.raises(ConfigError, match=r"training\.chunk_steps must be at least 2, got 1"):
+    with pytest.raises(ConfigError, match=r"--training\.chunk-steps must be an integer at least 2; got 1"):
         small_config(training={"chunk_steps": 1})
     with pytest.raises(ConfigError, match=r"training\.metric must be one of HR@5.*got 'NDCG@20'"):
         small_config(training={"metric": "NDCG@20"})
