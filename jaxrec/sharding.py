@@ -1,14 +1,14 @@
-"""Item tables split over the devices of a mesh: where the rows lie, how they are read, how arrays get there.
+"""Device meshes, item tables sharded over them, and the placement of arrays.
 
-The mesh has the axes ``data`` (rows of a batch) and ``item`` (rows of item tables). A table's V + 1 rows are
-followed by rows of zeros up to a multiple of the item axis; nothing reads them, so they stay zero, and no
-number depends on how many there are.
+The mesh has the axes ``data`` (rows of a batch) and ``item`` (rows of item tables). A table's V + 1 rows are followed by
+rows of zeros up to a multiple of the item axis; nothing reads them, so they stay zero, and no number depends on how many
+there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrec.errors import ConfigError
+from jaxrec.options import Range, validate
 
 DATA, ITEM = "data", "item"
 
@@ -25,12 +26,12 @@ DATA, ITEM = "data", "item"
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class ItemShards:
-    """How the item tables of one model lie on a mesh.
+    """Sharding of the item tables of one model.
 
     Attributes:
       mesh: axes ``data`` and ``item``.
       n_items: V.
-      manual: whether the code at hand runs inside `jax.shard_map`, on one device's rows of the tables.
+      manual: whether the calling code runs inside `jax.shard_map`, on one device's rows of the tables.
     """
 
     mesh: Mesh
@@ -39,18 +40,18 @@ class ItemShards:
 
     @property
     def rows(self) -> int:
-        """Rows of a table: V + 1 and what makes it a multiple of the item axis."""
+        """Rows of a table: V + 1, rounded up to a multiple of the item axis."""
         return -(-(self.n_items + 1) // self.mesh.shape[ITEM]) * self.mesh.shape[ITEM]
 
     def pad(self, x: Array) -> Array:
-        """``x [V+1, ...]`` with the rows of zeros."""
+        """Return ``x [V+1, ...]`` followed by the rows of zeros."""
         return jnp.pad(x, [(0, self.rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
 
     def take(self, table: Array, items: Array) -> Array:
-        """Rows of ``table`` float32[rows, ...] of ``items`` int32[...]; NaN for an id outside 0..V.
+        """Return the rows of ``items`` int32[...] in ``table`` float32[rows, ...]; NaN for an id outside 0..V.
 
-        Each device gives the rows that it has and zeros for the others, and the sum over ``item`` is complete:
-        what travels is the answer, never the table.
+        Each device contributes the rows that it holds and zeros for the others, and the sum over ``item`` is complete: the
+        rows travel, never the table.
         """
         if self.manual:
             return self._local_rows(table, items)
@@ -63,118 +64,112 @@ class ItemShards:
     def _local_rows(self, table: Array, items: Array) -> Array:
         row = items - lax.axis_index(ITEM).astype(jnp.int32) * table.shape[0]
         own = (row >= 0) & (row < table.shape[0])
-        found = table[jnp.where(own, row, 0)]
+        local_rows = table[jnp.where(own, row, 0)]
 
         def wide(mask: Array) -> Array:
-            return mask.reshape(mask.shape + (1,) * (found.ndim - mask.ndim))
+            return mask.reshape(mask.shape + (1,) * (local_rows.ndim - mask.ndim))
 
-        rows = lax.psum(jnp.where(wide(own), found, 0.0), ITEM)
+        rows = lax.psum(jnp.where(wide(own), local_rows, 0.0), ITEM)
         return jnp.where(wide((items >= 0) & (items <= self.n_items)), rows, jnp.nan)
 
-    def everywhere(self, x: Any) -> Any:
-        """Arrays that the compiler must hold on every device, outside `jax.shard_map`.
+    def replicate(self, x: Any) -> Any:
+        """Return arrays that the compiler must hold on every device; for use outside `jax.shard_map`.
 
-        For a top-k: on GPU meshes that of a split array has been wrong (jax issue 19271).
+        A top-k needs it: on GPU meshes that of a sharded array has been wrong (jax issue 19271).
         """
         return lax.with_sharding_constraint(x, NamedSharding(self.mesh, P()))
 
     def local(self) -> ItemShards:
-        """The same inside `jax.shard_map`."""
+        """Return the same sharding for code inside `jax.shard_map`."""
         return dataclasses.replace(self, manual=True)
 
 
 def place(value: Any, mesh: Mesh, spec: P = P()) -> Array:  # noqa: B008
-    """A host array on the devices of a mesh; each process hands over only what its own devices hold.
+    """Return a host array on the devices of a mesh; each process hands over only what its own devices hold.
 
     Args:
       value: NumPy array, the same in every process (wherever this process reads it).
-      mesh: of the program that it is for.
-      spec: which axes are split; none by default.
+      mesh: mesh of the program that reads the array.
+      spec: sharded axes; none by default.
     """
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
 
 
-def _axes(*arrays: Array) -> frozenset[Any]:
+def varying_axes(*arrays: Array) -> frozenset[Any]:
+    """Return the mesh axes over which any of the arrays differs between devices; none outside `jax.shard_map`."""
     return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
 
 
-def equally_varying(*arrays: Array) -> tuple[Array, ...]:
-    """Inside `shard_map`, arrays marked as varying over the union of their axes, so that JAX sums their
-    gradients.
-    """
-    union = _axes(*arrays)
-    return tuple(_varying(x, union) for x in arrays)
-
-
-def _varying(x: Array, axes: frozenset[Any]) -> Array:
-    missing = tuple(sorted(axes - _axes(x)))
+def vary_over(x: Array, axes: frozenset[Any]) -> Array:
+    """Return ``x`` marked, inside `jax.shard_map`, as varying over ``axes`` besides its own."""
+    missing = tuple(sorted(axes - varying_axes(x)))
     return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def equally_varying(*arrays: Array) -> tuple[Array, ...]:
+    """Return the arrays marked as varying over the union of their axes, so that JAX sums their gradients."""
+    union = varying_axes(*arrays)
+    return tuple(vary_over(x, union) for x in arrays)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices of a run, over all its processes. Results do not depend on it beyond rounding.
+    """Devices of a run, over all its processes; results do not depend on it beyond rounding.
 
     Attributes:
-      data: devices that share each batch; 0 = all that are left.
+      data: devices that share each batch; 0 = all that remain.
       item: devices that share the item tables and the loss over the catalogue.
     """
 
-    data: int = 1
-    item: int = 1
+    data: Annotated[int, Range("[0, inf)")] = 1
+    item: Annotated[int, Range("[1, inf)")] = 1
 
     def __post_init__(self) -> None:
-        if self.data < 0:
-            raise ConfigError(
-                f"mesh.data must be 0 (all that are left) or a number of devices, got {self.data}"
-            )
-        if self.item < 1:
-            raise ConfigError(f"mesh.item must be at least 1, got {self.item}")
+        """Check the options."""
+        validate(self, "mesh")
 
 
 def build_mesh(config: MeshConfig, rows: int, n_items: int) -> Mesh | None:
-    """The mesh with axes ``data`` and ``item``, or None for a single device.
+    """Return the mesh with axes ``data`` and ``item``, or None for a single device.
 
-    A process of its own may use fewer devices than it sees, if their number divides; several processes use
-    all of theirs.
+    A single process may use fewer devices than it sees, if their number divides; several processes use all of theirs.
 
     Args:
-      config: how many along each axis.
-      rows: that go through the model at a time.
+      config: devices along each axis.
+      rows: rows of a batch that pass through the model at a time.
       n_items: V.
 
     Raises:
-      ConfigError: it does not divide the devices, the batch does not divide over it, or a device would have no
-        item.
+      ConfigError: it does not divide the devices, the batch does not divide over it, or a device would have no item.
     """
     devices = jax.devices()
     count, processes = len(devices), jax.process_count()
     seen = f"{count} device{'s' * (count > 1)}"
     if not config.data and count % config.item:
         raise ConfigError(
-            f"mesh.item must divide the number of devices, got {config.item} for {seen}; choose from {_divisors(count)}"
+            f"--mesh.item must divide the number of devices, got {config.item} for {seen}; choose from {_divisors(count)}"
         )
     shape = (config.data or count // config.item, config.item)
     size = shape[0] * shape[1]
     if count % size:
         raise ConfigError(
-            f"mesh.data x mesh.item must divide the number of devices, got {shape[0]} x {shape[1]} = {size} for "
+            f"--mesh.data x --mesh.item must divide the number of devices, got {shape[0]} x {shape[1]} = {size} for "
             f"{seen}; choose a product from {_divisors(count)}"
         )
     if processes > 1 and size != count:
         raise ConfigError(
-            f"mesh.data x mesh.item must use every device of all {processes} processes, got {shape[0]} x {shape[1]} for "
-            f"{seen}; set mesh.data to 0"
+            f"--mesh.data x --mesh.item must use every device of all {processes} processes, got {shape[0]} x {shape[1]} for "
+            f"{seen}; set --mesh.data 0"
         )
     if rows % shape[0]:
         raise ConfigError(
-            "batches.batch_size / training.accumulate_steps must be a multiple of mesh.data, got "
+            "--batches.batch-size / --training.accumulate-steps must be a multiple of --mesh.data, got "
             f"{rows} rows for {shape[0]} devices"
         )
     if n_items < shape[1]:
         raise ConfigError(
-            f"mesh.item must be at most the number of items, got {shape[1]} for {n_items}; choose a smaller one"
+            f"--mesh.item must be at most the number of items, got {shape[1]} for {n_items}; choose a smaller one"
         )
     if size == 1:
         return None

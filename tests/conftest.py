@@ -25,6 +25,8 @@ import jax
 import jaxtyping
 import pytest
 
+import tests.shapes  # noqa: F401  (the import hook below looks it up)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -30,7 +30,7 @@ from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig
 from jaxrec.models.base import ENCODERS
 from jaxrec.models.blocks import zero_padding
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
-from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.item_table import EuclideanItemTable, ItemTable
 from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.spec import DataSpec
@@ -174,7 +174,7 @@ class STOSA(AttentiveEncoder):
         """
         mean, covariance = (params[f"{name}_items"]["table"] for name in STREAMS)
         items = jnp.concatenate([mean, root(positive(covariance))], axis=-1)
-        return ItemTable(2.0 * items, -jnp.sum(items**2, axis=-1), self.shards)
+        return EuclideanItemTable.of_points(items, self.shards)
 
     def parameter_count(self) -> int:
         """Number of parameters by the formula in the class docstring."""

@@ -1,6 +1,6 @@
 """Losses on (hidden states, item table, targets), all with one signature, and the samplers of negatives."""
 
-from jaxrec.objectives.base import ObjectiveConfig, SamplingInputs
+from jaxrec.objectives.base import Loss, LossInputs, LossSums, ObjectiveConfig, SamplingInputs
 from jaxrec.objectives.cross_entropy import CrossEntropyConfig
 from jaxrec.objectives.listwise import InBatchConfig, SampledSoftmaxConfig, ScalableCrossEntropyConfig
 from jaxrec.objectives.pairwise import (
@@ -10,6 +10,7 @@ from jaxrec.objectives.pairwise import (
     TOP1MaxConfig,
 )
 from jaxrec.objectives.pointwise import BinaryCrossEntropyConfig, GeneralizedBinaryCrossEntropyConfig
+from jaxrec.objectives.samplers import SAMPLERS
 from jaxrec.registry import Registry
 
 OBJECTIVES: Registry[type[ObjectiveConfig]] = Registry(
@@ -30,6 +31,7 @@ OBJECTIVES: Registry[type[ObjectiveConfig]] = Registry(
 
 __all__ = [
     "OBJECTIVES",
+    "SAMPLERS",
     "BPRConfig",
     "BPRMaxConfig",
     "BPRPositiveVersusNegativeConfig",
@@ -37,6 +39,9 @@ __all__ = [
     "CrossEntropyConfig",
     "GeneralizedBinaryCrossEntropyConfig",
     "InBatchConfig",
+    "Loss",
+    "LossInputs",
+    "LossSums",
     "ObjectiveConfig",
     "SampledSoftmaxConfig",
     "SamplingInputs",

@@ -1,41 +1,118 @@
-"""The one signature of every objective, and what an objective may be given beside hidden states."""
+"""Base class of losses, and the inputs that all of them take."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Int
 
 from jaxrec.errors import ConfigError
 from jaxrec.nn.item_table import ItemTable
+from jaxrec.options import validate
 
 Precision = Literal["float32", "bfloat16"]
 
 
 class SamplingInputs(NamedTuple):
-    """What samplers may need to know of the training data.
+    """Training data that negative samplers may need; None where it is not at hand.
 
     Attributes:
-      item_counts: float32[V+1], how often each item occurs in the training part; entry 0 is ignored.
-      users: int32[N], the user of each position, -1 = none.
-      seen_items: int32[S], the items of user u, ascending, at ``seen_offsets[u]:seen_offsets[u+1]``.
+      item_counts: float32[V+1], occurrences of each item in the training part; entry 0 is ignored.
+      users: int32[N], user of each position, -1 = none.
+      seen_items: int32[S], distinct training items of user u, ascending, at ``seen_offsets[u]:seen_offsets[u+1]``.
       seen_offsets: int32[U+1].
     """
 
-    item_counts: Array | None = None
-    users: Array | None = None
-    seen_items: Array | None = None
-    seen_offsets: Array | None = None
+    item_counts: Float[Array, " V1"] | None = None
+    users: Int[Array, " N"] | None = None
+    seen_items: Int[Array, " S"] | None = None
+    seen_offsets: Int[Array, " U1"] | None = None
+
+    def require(self, field: str, reason: str) -> Array:
+        """Return a field that must be at hand.
+
+        Args:
+          field: its name.
+          reason: what needs it, for the message.
+
+        Raises:
+          ConfigError: it is None.
+        """
+        value = getattr(self, field)
+        if value is None:
+            raise ConfigError(
+                f"sampling.{field}: {reason} needs it, got None; pass SamplingInputs({field}=...)"
+            )
+        return value
+
+
+class LossInputs(NamedTuple):
+    """N positions, V candidate items, and the positions' targets.
+
+    Attributes:
+      hidden: float32[N, D], states of the encoder.
+      table: candidates; row 0 is padding and never one of them.
+      targets: int32[N], 0 = none.
+      weights: float32[N], not negative; 0 = leave out.
+      key: random key; losses that draw nothing ignore it.
+      sampling: see `SamplingInputs`.
+    """
+
+    hidden: Float[Array, "N D"]
+    table: ItemTable
+    targets: Int[Array, " N"]
+    weights: Float[Array, " N"]
+    key: Array | None = None
+    sampling: SamplingInputs = SamplingInputs()
+
+    @property
+    def n_items(self) -> int:
+        """V."""
+        return self.table.n_items
+
+    def prepare(self, temperature: float = 1.0, cosine: bool = False) -> LossInputs:
+        """Return inputs whose plain scores are the tempered ones, and whose weights are 0 without a target.
+
+        Args:
+          temperature: divides the scores.
+          cosine: score unit vectors instead of the vectors as they are.
+        """
+        weights = jnp.where(self.targets > 0, self.weights, jnp.zeros((), self.weights.dtype))
+        hidden, vectors, bias = self.hidden, self.table.vectors, self.table.bias
+        if cosine:
+            hidden, vectors = unit_rows(hidden), unit_rows(vectors)
+        if temperature != 1.0:
+            hidden = hidden / temperature
+            bias = None if bias is None else bias / temperature
+        table = self.table._replace(vectors=vectors, bias=bias)
+        return self._replace(hidden=hidden, table=table, weights=weights.astype(jnp.float32))
+
+
+class LossSums(NamedTuple):
+    """Weighted sum of a loss over positions and the sum of their weights, both float32[].
+
+    The mean loss of a batch is ``total / weight``, of the totals over all devices and parts of the batch.
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+Loss = Callable[[LossInputs], LossSums]
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """A loss on hidden states. Calling it gives the weighted sum of the loss and the sum of the weights.
+    """Base of the losses: options, and the function ``loss`` that they parametrise.
 
-    A position without a target has target 0 or weight 0; it adds nothing to either sum, nor to any gradient.
-    The mean loss of a batch is the quotient of the two sums (of their totals over all devices).
+    A subclass adds fields and defines `loss`, a pure function. `build` checks that the loss can score the encoder's items
+    and returns that function: a loss owns no parameters, so there is nothing else to build.
+
+    A position without a target (target 0) or without weight adds nothing to either sum, nor to any gradient.
 
     Attributes:
       dtype: operands of matrix products, "float32" or "bfloat16"; sums and the loss are float32 in both.
@@ -44,97 +121,47 @@ class ObjectiveConfig:
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_choice(self, "dtype", ("float32", "bfloat16"))
-
-    @property
-    def needs_counts(self) -> bool:
-        """Whether ``inputs.item_counts`` must be given."""
-        return False
+        """Check the options."""
+        validate(self, "objective")
 
     @property
     def needs_seen(self) -> bool:
-        """Whether ``inputs.users``, ``seen_items`` and ``seen_offsets`` must be given."""
+        """Whether the loss reads ``sampling.users``, ``seen_items`` and ``seen_offsets``."""
         return False
 
-    @property
-    def needs_distances(self) -> bool:
-        """Whether scores must be distances between Gaussians, as the encoder "stosa" gives them."""
-        return False
+    needs_counts = True  # until training passes the counts whatever the loss
+    needs_distances: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        hidden: Array,
-        table: ItemTable,
-        targets: Array,
-        weights: Array,
-        rng: Array,
-        inputs: SamplingInputs | None = None,
-    ) -> tuple[Array, Array]:
-        """The loss of N positions against V items.
+    def __call__(self, hidden, table, targets, weights, rng, inputs=None):  # type: ignore[no-untyped-def]
+        """Compute the loss; until training calls `build`."""
+        return tuple(self.loss(LossInputs(hidden, table, targets, weights, rng, inputs or SamplingInputs())))
+
+    def build(self, table: ItemTable | None = None) -> Loss:
+        """Return the loss function, ``LossInputs -> LossSums``.
 
         Args:
-          hidden: float32[N, D].
-          table: the item vectors [V+1, D] and biases [V+1]; row 0 is never a candidate.
-          targets: int32[N], 0 = none.
-          weights: float32[N], not negative; 0 = leave out.
-          rng: key for the samplers; objectives that draw nothing ignore it.
-          inputs: see `SamplingInputs`; needed where ``needs_counts`` or ``needs_seen`` says so.
+          table: candidates of the encoder, abstract arrays suffice; None skips the check.
 
-        Returns:
-          (weighted sum of the loss, sum of the weights), two float32 scalars.
+        Raises:
+          ConfigError: the loss is not defined for such a table.
         """
-        raise TypeError(
-            f"{type(self).__name__} is a base class: choose one from jaxrec.objectives.OBJECTIVES"
-        )
+        if table is not None:
+            self.check(table)
+        return self.loss
+
+    def check(self, table: ItemTable) -> None:
+        """Reject a kind of item table that the loss is not defined for; by default none.
+
+        Raises:
+          ConfigError: on rejection.
+        """
+
+    def loss(self, inputs: LossInputs) -> LossSums:
+        """Return the loss of N positions against V items, as (weighted sum, sum of weights)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define loss()")
 
 
-def check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value of ``config.field`` that is not one of ``choices``."""
-    value = getattr(config, field)
-    if value not in choices:
-        raise ConfigError(
-            f"{type(config).__name__}.{field}: expected one of {', '.join(map(repr, choices))}, got {value!r}"
-        )
-
-
-def check_number(
-    config: Any,
-    field: str,
-    low: float,
-    high: float = float("inf"),
-    *,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> None:
-    """Refuse a value of ``config.field`` outside an interval, whose ends count unless they are open."""
-    value = getattr(config, field)
-    above = value > low if open_low else value >= low
-    below = value < high if open_high else value <= high
-    if not (above and below):
-        left, right = "(" if open_low else "[", ")" if open_high or high == float("inf") else "]"
-        raise ConfigError(
-            f"{type(config).__name__}.{field}: expected a number in "
-            f"{left}{low:g}, {high:g}{right}, got {value!r}"
-        )
-
-
-def real_weights(targets: Array, weights: Array) -> Array:
-    """The weights, with those of positions that have no target set to zero."""
-    return jnp.where(targets > 0, weights, jnp.zeros((), weights.dtype)).astype(jnp.float32)
-
-
-def unit_rows(x: Array) -> Array:
-    """Rows of ``x [N, D]`` over their Euclidean norm; a zero row stays zero, with zero gradient."""
+def unit_rows(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """Return rows over their Euclidean norm; a zero row stays zero, with zero gradient."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x * lax.rsqrt(jnp.where(square > 0, square, jnp.ones((), x.dtype)))
-
-
-def scaled(hidden: Array, table: ItemTable, temperature: float, cosine: bool) -> tuple[Array, ItemTable]:
-    """Hidden states and items whose plain scores are the tempered ones, of unit vectors if ``cosine``."""
-    vectors, bias = table.vectors, table.bias
-    if cosine:
-        hidden, vectors = unit_rows(hidden), unit_rows(vectors)
-    if temperature != 1.0:
-        hidden = hidden / temperature
-        bias = None if bias is None else bias / temperature
-    return hidden, table._replace(vectors=vectors, bias=bias)

@@ -1,96 +1,84 @@
-"""Losses on the difference between the target's score and each negative's: BPR, STOSA's BPR with pvn, BPR-max and
-TOP1-max.
-"""
+"""Losses on the difference between the target's score and each negative's: BPR, STOSA's BPR, BPR-max and TOP1-max."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jaxrec.errors import ConfigError
-from jaxrec.objectives.base import check_number
+from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores
-
-
-def _masked_softmax(scores: Scores) -> Array:
-    """Softmax [c, n] over the negatives that count; all zero where none does."""
-    largest = jnp.max(jnp.where(scores.valid, scores.negative, -jnp.inf), axis=1, keepdims=True)
-    largest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
-    shifted = jnp.where(scores.valid, scores.negative - largest, 0.0)
-    p = jnp.where(scores.valid, jnp.exp(shifted), 0.0)
-    total = jnp.sum(p, axis=1, keepdims=True)
-    return p / jnp.where(total > 0, total, 1.0)
+from jaxrec.options import Range
 
 
 @dataclass(frozen=True)
 class BPRConfig(SampledObjectiveConfig):
-    """``-mean_j log σ(s_target - s_j)`` (Rendle et al., UAI 2009)."""
+    """Bayesian personalised ranking ``-mean_j log σ(s_target - s_j)`` (Rendle et al., UAI 2009)."""
 
-    def position_losses(self, scores: Scores, n_items: int) -> Array:
-        return _mean_of_valid(jax.nn.softplus(scores.negative - scores.positive[:, None]), scores.valid)
-
-
-def _mean_of_valid(losses: Array, valid: Array) -> Array:
-    """Mean [c] over the negatives that count; 0 where none does."""
-    n_valid = jnp.maximum(jnp.sum(valid, axis=1, dtype=jnp.float32), 1.0)
-    return jnp.sum(jnp.where(valid, losses, 0.0), axis=1) / n_valid
+    def position_losses(self, scores: Scores) -> Float[Array, " c"]:
+        """Return the loss of each of c positions."""
+        return _mean_of_valid(jax.nn.softplus(scores.negative - scores.positive[:, None]), scores)
 
 
 @dataclass(frozen=True)
 class BPRPositiveVersusNegativeConfig(BPRConfig):
-    """STOSA's loss (Fan et al., WWW 2022): BPR on squared Wasserstein distances W, and their order among three.
+    """STOSA's loss: BPR on squared Wasserstein distances W, and their order among three (Fan et al., WWW 2022).
 
-    ``mean_j [-log σ(W(h, j) - W(h, i)) + λ max(0, W(h, i) - W(i, j))]`` for the target i and negatives j. The second
-    term, pvn (positive versus negative), wants a state to be nearer to its target than the target is to a negative.
-    It needs the scores of the encoder "stosa", which are distances but for a constant: a plain dot product has none.
+    ``mean_j [-log σ(W(h, j) - W(h, i)) + λ max(0, W(h, i) - W(i, j))]`` for the target i and negatives j. The second term,
+    pvn (positive versus negative), pulls a state nearer to its target than the target is to a negative. It needs an item
+    table whose scores are distances (`jaxrec.nn.item_table.EuclideanItemTable`), as the encoder "stosa" has.
 
     Attributes:
       pvn_weight: λ.
     """
 
-    pvn_weight: float = 0.005
+    pvn_weight: Annotated[float, Range("[0, inf)")] = 0.005
+
+    needs_distances: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Check the options; distances have neither a temperature nor angles."""
         super().__post_init__()
-        check_number(self, "pvn_weight", 0)
         if self.cosine or self.temperature != 1.0:
             raise ConfigError(
-                f"{type(self).__name__} works on distances, which have no temperature and no angles: expected "
-                f"temperature 1 and cosine off, got temperature {self.temperature:g} and cosine {self.cosine}"
+                "--objective bpr-pvn compares distances, which have no temperature and no angles: expected "
+                "--objective.temperature 1 and --objective.no-cosine, got temperature "
+                f"{self.temperature:g} and cosine {self.cosine}"
             )
 
-    @property
-    def needs_distances(self) -> bool:
-        return True
+    def check(self, table: ItemTable) -> None:
+        """Reject a table whose scores are dot products; see `ItemTable.item_states`."""
+        jax.eval_shape(lambda: table.item_states())
 
-    def position_losses(self, scores: Scores, n_items: int) -> Array:
-        assert scores.distances is not None, "`SampledObjectiveConfig` gives them to who needs them"
-        target, between = scores.distances
-        pvn = jnp.maximum(target[:, None] - between, 0.0)
-        return super().position_losses(scores, n_items) + self.pvn_weight * _mean_of_valid(pvn, scores.valid)
+    def position_losses(self, scores: Scores) -> Float[Array, " c"]:
+        """Return the loss of each of c positions."""
+        states = scores.targets.item_states()
+        to_target = scores.targets.squared_distances(scores.hidden, scores.positive)
+        target_to_negatives = scores.targets.squared_distances(states, scores.score_negatives(states))
+        pvn = jnp.maximum(to_target[:, None] - target_to_negatives, 0.0)
+        return super().position_losses(scores) + self.pvn_weight * _mean_of_valid(pvn, scores)
 
 
 @dataclass(frozen=True)
 class BPRMaxConfig(SampledObjectiveConfig):
-    """``-log Σ_j p_j σ(s_target - s_j) + λ Σ_j p_j s_j²``, p the softmax of the negatives' scores.
+    """BPR-max ``-log Σ_j p_j σ(s_target - s_j) + λ Σ_j p_j s_j²``, p the softmax of the negatives' scores.
 
-    Hidasi & Karatzoglou, CIKM 2018, section 3.3: the gradient stays with the negatives that compete.
+    Hidasi & Karatzoglou, CIKM 2018, section 3.3: the gradient concentrates on the negatives that compete.
 
     Attributes:
       regularisation: λ.
     """
 
-    n_negatives: int = 100
-    regularisation: float = 1.0
+    n_negatives: Annotated[int, Range("[1, inf)")] = 100
+    regularisation: Annotated[float, Range("[0, inf)")] = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "regularisation", 0)
-
-    def position_losses(self, scores: Scores, n_items: int) -> Array:
+    def position_losses(self, scores: Scores) -> Float[Array, " c"]:
+        """Return the loss of each of c positions."""
         p = _masked_softmax(scores)
         any_valid = jnp.any(scores.valid, axis=1)
         # In logarithms, so that a target far below its rivals keeps a gradient.
@@ -104,12 +92,30 @@ class BPRMaxConfig(SampledObjectiveConfig):
 
 @dataclass(frozen=True)
 class TOP1MaxConfig(SampledObjectiveConfig):
-    """``Σ_j p_j (σ(s_j - s_target) + σ(s_j²))``, p the softmax of the negatives' scores (Hidasi & Karatzoglou
-    2018).
+    """TOP1-max ``Σ_j p_j (σ(s_j - s_target) + σ(s_j²))``, p the softmax of the negatives' scores.
+
+    Hidasi & Karatzoglou, CIKM 2018.
     """
 
-    n_negatives: int = 100
+    n_negatives: Annotated[int, Range("[1, inf)")] = 100
 
-    def position_losses(self, scores: Scores, n_items: int) -> Array:
+    def position_losses(self, scores: Scores) -> Float[Array, " c"]:
+        """Return the loss of each of c positions."""
         gap = jax.nn.sigmoid(scores.negative - scores.positive[:, None])
         return jnp.sum(_masked_softmax(scores) * (gap + jax.nn.sigmoid(jnp.square(scores.negative))), axis=1)
+
+
+def _masked_softmax(scores: Scores) -> Array:
+    """Return the softmax [c, n] over the negatives that count; all zero where none does."""
+    largest = jnp.max(jnp.where(scores.valid, scores.negative, -jnp.inf), axis=1, keepdims=True)
+    largest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
+    shifted = jnp.where(scores.valid, scores.negative - largest, 0.0)
+    p = jnp.where(scores.valid, jnp.exp(shifted), 0.0)
+    total = jnp.sum(p, axis=1, keepdims=True)
+    return p / jnp.where(total > 0, total, 1.0)
+
+
+def _mean_of_valid(losses: Array, scores: Scores) -> Array:
+    """Return the mean [c] of losses [c, n] over the negatives that count; 0 where none does."""
+    n_valid = jnp.maximum(jnp.sum(scores.valid, axis=1, dtype=jnp.float32), 1.0)
+    return jnp.sum(jnp.where(scores.valid, losses, 0.0), axis=1) / n_valid

@@ -3,49 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
-from jaxrec.objectives.base import check_number
 from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores
+from jaxrec.options import Range
 
 
 @dataclass(frozen=True)
 class BinaryCrossEntropyConfig(SampledObjectiveConfig):
-    """``-log σ(s_target) - Σ_j log(1 - σ(s_j))``; with one uniform negative, the loss of SASRec (Kang &
-    McAuley 2018).
+    """Binary cross-entropy ``-log σ(s_target) - Σ_j log(1 - σ(s_j))``.
+
+    With one uniform negative outside the user's own items (``exclude_seen``) it is the loss of SASRec (Kang & McAuley
+    2018).
     """
 
-    def position_losses(self, scores: Scores, n_items: int) -> Array:
-        negative = jnp.where(scores.valid, jax.nn.softplus(scores.negative), 0.0)
-        return jax.nn.softplus(-scores.positive) + jnp.sum(negative, axis=1)
+    def position_losses(self, scores: Scores) -> Float[Array, " c"]:
+        """Return the loss of each of c positions."""
+        return jax.nn.softplus(-scores.positive) + _negative_loss(scores)
 
 
 @dataclass(frozen=True)
 class GeneralizedBinaryCrossEntropyConfig(SampledObjectiveConfig):
-    """gBCE of gSASRec (Petrov & Macdonald, RecSys 2023): ``-(β log σ(s_target) + Σ_j log(1 - σ(s_j))) / (n +
-    1)``.
+    """gBCE of gSASRec: ``-(β log σ(s_target) + Σ_j log(1 - σ(s_j))) / (n + 1)`` (Petrov & Macdonald, RecSys 2023).
 
-    β = α (t (1 - 1/α) + 1/α) with the sampling rate α = n / (V - 1): t = 0 is plain BCE, t = 1 removes the
-    overconfidence that sampling causes. Draws that are masked still count in n, as in the paper, which lets
-    them collide.
+    β = α (t (1 - 1/α) + 1/α) = 1 - t (1 - α) with the sampling rate α = n / (V - 1): t = 0 is plain BCE, t = 1 removes the
+    overconfidence that sampling causes. Masked draws still count in n, as in the paper, whose negatives may collide with
+    the target.
 
     Attributes:
-      calibration: t, in [0, 1].
+      calibration: t.
     """
 
-    n_negatives: int = 256
-    calibration: float = 0.75
+    n_negatives: Annotated[int, Range("[1, inf)")] = 256
+    calibration: Annotated[float, Range("[0, 1]")] = 0.75
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self, "calibration", 0, 1)
-
-    def position_losses(self, scores: Scores, n_items: int) -> Array:
-        rate = min(1.0, self.n_negatives / max(1, n_items - 1))
-        beta = rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
-        negative = jnp.where(scores.valid, jax.nn.softplus(scores.negative), 0.0)
-        total = beta * jax.nn.softplus(-scores.positive) + jnp.sum(negative, axis=1)
+    def position_losses(self, scores: Scores) -> Float[Array, " c"]:
+        """Return the loss of each of c positions."""
+        rate = min(1.0, self.n_negatives / max(1, scores.n_items - 1))
+        beta = 1.0 - self.calibration * (1.0 - rate)
+        total = beta * jax.nn.softplus(-scores.positive) + _negative_loss(scores)
         return total / (scores.negative.shape[1] + 1)
+
+
+def _negative_loss(scores: Scores) -> Array:
+    """Return ``-Σ_j log(1 - σ(s_j))`` over the negatives that count: float32[c]."""
+    return jnp.sum(jnp.where(scores.valid, jax.nn.softplus(scores.negative), 0.0), axis=1)

@@ -193,9 +193,12 @@ def device_resources(config: RunConfig, split: Split, timestamps: Any, resident:
         users = np.repeat(np.arange(split.dataset.n_users), np.diff(split.dataset.offsets))[mask]
         values = items[mask]
         order = np.lexsort((values, users))
+        users, values = users[order], values[order]
+        distinct = np.append(True, (np.diff(users) > 0) | (np.diff(values) > 0))[: len(values)]
+        users, values = users[distinct], values[distinct]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=split.dataset.n_users))])
         seen = {
-            "seen_items": jnp.asarray(values[order], jnp.int32),
+            "seen_items": jnp.asarray(values, jnp.int32),
             "seen_offsets": jnp.asarray(offsets, jnp.int32),
         }
     return Resources(

@@ -57,14 +57,15 @@ def bpr(positive, negative, log_expected, n_items) -> float:
 
 
 def bpr_pvn(weight: float, hidden, vectors, bias, target, negatives) -> float:
-    """STOSA's loss of one state, from distances: W(h, i) = |h|^2 - score, W(i, j) = -b_i - b_j - v_i . v_j / 2."""
+    """STOSA's loss of one state, from distances W(h, i) = |h|^2 - score; item i as a state is v_i / 2."""
     if not len(negatives):
         return 0.0
     total = 0.0
     for j in negatives:
         to_target = hidden @ hidden - (hidden @ vectors[target] + bias[target])
         to_negative = hidden @ hidden - (hidden @ vectors[j] + bias[j])
-        between = -bias[target] - bias[j] - vectors[target] @ vectors[j] / 2
+        point = vectors[target] / 2
+        between = point @ point - (point @ vectors[j] + bias[j])
         total += -np.log(sigmoid(to_negative - to_target)) + weight * max(0.0, to_target - between)
     return float(total / len(negatives))
 

@@ -1,4 +1,4 @@
-"""The table of all objectives that drives their tests, and what evaluates one of them."""
+"""Table of all objectives that drives their tests, and the evaluation of one of them."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.item_table import EuclideanItemTable, ItemTable
 from jaxrec.objectives import (
     BinaryCrossEntropyConfig,
     BPRConfig,
@@ -15,6 +15,7 @@ from jaxrec.objectives import (
     CrossEntropyConfig,
     GeneralizedBinaryCrossEntropyConfig,
     InBatchConfig,
+    LossInputs,
     SampledSoftmaxConfig,
     SamplingInputs,
     ScalableCrossEntropyConfig,
@@ -69,6 +70,12 @@ def problem(scale=1.0, seed=0):
     return hidden, vectors, bias, targets, weights
 
 
+def table_of(config, vectors, bias, shards=None):
+    """The kind of item table that a loss is defined for."""
+    kind = EuclideanItemTable if isinstance(config, BPRPositiveVersusNegativeConfig) else ItemTable
+    return kind(vectors, bias, shards)
+
+
 def inputs():
     return SamplingInputs(
         item_counts=jnp.asarray([0, 5, 1, 2, 9, 3, 1, 4, 2, 7], jnp.float32),
@@ -81,20 +88,20 @@ def inputs():
 @partial(jax.jit, static_argnums=0)
 def compiled(config, hidden, vectors, bias, *rest):
     def loss(hidden, vectors, bias):
-        return config(hidden, ItemTable(vectors, bias), *rest)
+        return config.build()(LossInputs(hidden, table_of(config, vectors, bias), *rest))
 
     return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(hidden, vectors, bias)
 
 
 def evaluate(config, hidden, vectors, bias, targets, weights, key):
-    """(sum, weight sum, gradients); compiled once for each configuration, whatever test asks."""
+    """(sum, weight sum, gradients); compiled once for each configuration, over all tests."""
     arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, vectors, bias)]
     rest = (jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32), key, inputs())
     (total, weight), gradients = compiled(config, *arrays, *rest)
     return total, weight, gradients
 
 
-# Constants of `jaxrec.objectives.sampled` that choose how it computes the same.
+# Constants of `jaxrec.objectives.sampled` that choose how the same is computed.
 ROUTES = {
     "gathered": {"ITEMS_PER_GATHERED_ROW": 0},
     "gathered, chunks": {"ITEMS_PER_GATHERED_ROW": 0, "CHUNK_BYTES": 200},

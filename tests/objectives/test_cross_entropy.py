@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.objectives import CrossEntropyConfig, LossInputs
 from jaxrec.objectives.fused_cross_entropy import catalogue_cross_entropy, choose_settings, exponential
 from tests.objectives import oracles
 
@@ -35,7 +35,7 @@ def oracle(hidden, vectors, bias, targets, weights, config):
 @partial(jax.jit, static_argnums=0)
 def _evaluate(config, hidden, vectors, bias, targets, weights):
     def loss(hidden, vectors, bias):
-        return config(hidden, ItemTable(vectors, bias), targets, weights, None)
+        return config.loss(LossInputs(hidden, ItemTable(vectors, bias), targets, weights))
 
     wanted = (0, 1) if bias is None else (0, 1, 2)
     return jax.value_and_grad(loss, wanted, has_aux=True)(hidden, vectors, bias)
@@ -109,7 +109,7 @@ def test_a_confident_position_keeps_its_small_loss_and_gradient():
 
         def loss(hidden, dtype=dtype):
             table, target = ItemTable(vectors), jnp.array([1], jnp.int32)
-            return CrossEntropyConfig(dtype=dtype)(hidden, table, target, jnp.ones(1), None)[0]
+            return CrossEntropyConfig(dtype=dtype).loss(LossInputs(hidden, table, target, jnp.ones(1)))[0]
 
         value, gradient = jax.jit(jax.value_and_grad(loss))(hidden)
         np.testing.assert_allclose(value, np.exp(-25.0), rtol=1e-2 if dtype == "bfloat16" else 1e-5)
@@ -151,7 +151,7 @@ def test_loss_alone_equals_loss_with_gradient():
     rest = (jnp.asarray(targets, jnp.int32), jnp.asarray(weights * (targets > 0), jnp.float32))
 
     def loss(hidden, vectors):
-        return catalogue_cross_entropy(hidden, ItemTable(vectors), *rest, token_chunk=4)
+        return catalogue_cross_entropy(LossInputs(hidden, ItemTable(vectors), *rest), token_chunk=4)
 
     np.testing.assert_allclose(
         jax.jit(loss)(*arrays), jax.jit(jax.value_and_grad(loss))(*arrays)[0], rtol=1e-6
@@ -164,8 +164,9 @@ def test_gradient_of_the_weights_is_the_loss_of_the_position():
     weights = np.ones(N)
 
     def loss(w):
-        arrays = (jnp.asarray(hidden, jnp.float32), ItemTable(jnp.asarray(vectors, jnp.float32)))
-        return catalogue_cross_entropy(*arrays, jnp.asarray(targets, jnp.int32), w, token_chunk=4)
+        table = ItemTable(jnp.asarray(vectors, jnp.float32))
+        inputs = LossInputs(jnp.asarray(hidden, jnp.float32), table, jnp.asarray(targets, jnp.int32), w)
+        return catalogue_cross_entropy(inputs, token_chunk=4)
 
     rows = oracles.scores(hidden, vectors, None)
     want = oracles.cross_entropy(rows, targets)
@@ -181,7 +182,7 @@ def test_over_seeds_equals_one_at_a_time(tile):
     def loss(hidden, vectors, bias, targets, weights):
         targets = targets.astype(jnp.int32)
         config = CrossEntropyConfig(token_chunk=4, item_tile=tile)
-        return config(hidden, ItemTable(vectors, bias), targets, weights, None)[0]
+        return config.loss(LossInputs(hidden, ItemTable(vectors, bias), targets, weights)).total
 
     gradient = jax.value_and_grad(loss, (0, 1, 2))
     got = jax.jit(jax.vmap(gradient))(*stacked)
@@ -221,7 +222,8 @@ def test_gradient_of_a_popular_item_is_summed_in_float32(dtype):
     )  # item 1 takes all the probability: each position gives 2 a unit
 
     def loss(vectors):
-        return CrossEntropyConfig(dtype=dtype)(hidden, ItemTable(vectors), targets, jnp.ones(n), None)[0]
+        inputs = LossInputs(hidden, ItemTable(vectors), targets, jnp.ones(n))
+        return CrossEntropyConfig(dtype=dtype).loss(inputs)[0]
 
     gradient = jax.jit(jax.grad(loss))(vectors)[:, 0]
     assert gradient[2] == -n
@@ -237,7 +239,7 @@ def test_memory_stays_bounded_for_a_million_items():
     )
 
     def loss(hidden, table, targets, weights):
-        return CrossEntropyConfig()(hidden, table, targets, weights, None)[0]
+        return CrossEntropyConfig().loss(LossInputs(hidden, table, targets, weights))[0]
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(hidden, table, targets, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 64 * 2**20

@@ -12,20 +12,20 @@ from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import (
     BPRPositiveVersusNegativeConfig,
     CrossEntropyConfig,
+    LossInputs,
     SampledSoftmaxConfig,
     ScalableCrossEntropyConfig,
 )
 from jaxrec.objectives import sampled as sampled_module
-from jaxrec.objectives.samplers import Request, draw
+from jaxrec.objectives.samplers import draw
 from tests.objectives import oracles
 from tests.objectives.table import ALL, PVN, ROUTES, SAMPLED, N, V, compiled, evaluate, inputs, problem
 
 
 @partial(jax.jit, static_argnums=0)
 def _draw(config, hidden, vectors, bias, targets, weights, key):
-    options = (config.n_negatives, config.shared, config.alpha, config.uniform_share)
-    request = Request(hidden, ItemTable(vectors, bias), targets, weights, key, inputs(), *options)
-    return draw(config.sampler, request, config.exclude_seen)
+    drawn_from = LossInputs(hidden, ItemTable(vectors, bias), targets, weights, key, inputs())
+    return draw(config.sampler, config._request(drawn_from))
 
 
 def negatives_of(config, case, key):
@@ -175,7 +175,7 @@ def test_scalable_cross_entropy_equals_its_formula(mix, key):
     case = problem()
     weights = case[4] * (case[3] > 0)
     hidden, vectors, _, _ = (jnp.asarray(x, jnp.float32) for x in case[:4])
-    chosen = config._buckets(hidden, ItemTable(vectors), jnp.asarray(weights, jnp.float32), key, 2, 4)
+    chosen = config.buckets(hidden, ItemTable(vectors), jnp.asarray(weights, jnp.float32), key)
     positions, items = (np.asarray(x) for x in chosen)
 
     def function(hidden, vectors, bias):

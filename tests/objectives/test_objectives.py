@@ -1,4 +1,4 @@
-"""What holds for every objective: padding, extremes, compilation, precision, batching, refusals."""
+"""Properties of every objective: padding, extremes, compilation, precision, batching, refusals."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, UnknownNameError
-from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.item_table import EuclideanItemTable, ItemTable
 from jaxrec.objectives import (
     OBJECTIVES,
     BinaryCrossEntropyConfig,
@@ -19,12 +19,13 @@ from jaxrec.objectives import (
     CrossEntropyConfig,
     GeneralizedBinaryCrossEntropyConfig,
     InBatchConfig,
+    LossInputs,
     ObjectiveConfig,
     SamplingInputs,
     ScalableCrossEntropyConfig,
     TOP1MaxConfig,
 )
-from tests.objectives.table import ALL, N, compiled, evaluate, inputs, problem
+from tests.objectives.table import ALL, N, compiled, evaluate, inputs, problem, table_of
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -79,9 +80,10 @@ def test_works_under_vmap(name, key):
     keys = jax.random.split(key, 2)
 
     def loss(hidden, vectors, bias, targets, weights, key):
-        return ALL[name](hidden, ItemTable(vectors, bias), targets.astype(jnp.int32), weights, key, inputs())[
-            0
-        ]
+        table = table_of(ALL[name], vectors, bias)
+        return (
+            ALL[name].loss(LossInputs(hidden, table, targets.astype(jnp.int32), weights, key, inputs())).total
+        )
 
     stacked = [jnp.asarray(np.stack(x), jnp.float32) for x in zip(*cases, strict=True)]
     got = jax.jit(jax.vmap(loss))(*stacked, keys)
@@ -110,59 +112,72 @@ def test_every_registered_objective_is_tested():
     [
         (
             lambda: CrossEntropyConfig(dtype="float16"),
-            "dtype: expected one of 'float32', 'bfloat16', got 'float16'",
+            r"--objective\.dtype must be one of float32, bfloat16.*; got 'float16'",
         ),
         (
             lambda: CrossEntropyConfig(label_smoothing=1.0),
-            r"label_smoothing: expected a number in \[0, 1\), got 1.0",
+            r"--objective\.label-smoothing must be a finite number in \[0, 1\); got 1\.0",
         ),
-        (lambda: CrossEntropyConfig(temperature=0), r"temperature: expected a number in \(0, inf\), got 0"),
-        (lambda: CrossEntropyConfig(token_chunk=-1), r"token_chunk: expected a number in \[0, inf\), got -1"),
+        (lambda: CrossEntropyConfig(temperature=0), r"--objective\.temperature must be .* above 0; got 0"),
+        (lambda: CrossEntropyConfig(temperature=float("inf")), r"temperature must be a finite .* got inf"),
+        (lambda: CrossEntropyConfig(token_chunk=-1), r"token-chunk must be an integer at least 0; got -1"),
+        (lambda: CrossEntropyConfig(item_tile=2.5), r"item-tile must be an integer .* got 2\.5"),
         (
             lambda: BinaryCrossEntropyConfig(n_negatives=0),
-            r"n_negatives: expected a number in \[1, inf\), got 0",
+            r"n-negatives must be an integer at least 1; got 0",
         ),
-        (lambda: BPRConfig(sampler="popular"), "sampler: expected one of 'uniform', .* got 'popular'"),
-        (lambda: BPRMaxConfig(regularisation=-1), "regularisation: expected a number in"),
+        (lambda: BPRConfig(alpha=float("nan")), r"alpha must be a finite number at least 0; got nan"),
+        (lambda: BPRConfig(count_smoothing=-1), r"count-smoothing must be a finite number at least 0"),
+        (lambda: BPRMaxConfig(regularisation=-1), r"regularisation must be a finite number at least 0"),
         (
             lambda: GeneralizedBinaryCrossEntropyConfig(calibration=1.5),
-            r"calibration: expected .* \[0, 1\], got 1.5",
+            r"calibration must be a finite number in \[0, 1\]; got 1\.5",
         ),
-        (lambda: TOP1MaxConfig(uniform_share=float("nan")), "uniform_share: expected a number in"),
-        (lambda: ScalableCrossEntropyConfig(bucket_items=0), "bucket_items: expected a number in"),
-        (lambda: InBatchConfig(temperature=-1), "temperature: expected a number in"),
-        (
-            lambda: BPRPositiveVersusNegativeConfig(pvn_weight=-1),
-            r"pvn_weight: expected a number in \[0, inf\)",
-        ),
+        (lambda: TOP1MaxConfig(uniform_share=float("nan")), r"uniform-share must be a finite number"),
+        (lambda: ScalableCrossEntropyConfig(bucket_items=0), r"bucket-items must be an integer at least 1"),
+        (lambda: InBatchConfig(temperature=-1), r"temperature must be a finite number above 0"),
+        (lambda: BPRPositiveVersusNegativeConfig(pvn_weight=-1), r"pvn-weight must be .* at least 0; got -1"),
         (
             lambda: BPRPositiveVersusNegativeConfig(cosine=True),
-            "expected temperature 1 and cosine off, got temperature 1 and cosine True",
+            r"expected --objective\.temperature 1 and .* got temperature 1 and cosine True",
         ),
     ],
 )
-def test_settings_that_cannot_work_are_refused(make, message):
+def test_settings_that_cannot_work_are_rejected(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
 
 
+def test_an_unknown_sampler_lists_those_that_exist():
+    with pytest.raises(UnknownNameError, match=r"unknown sampler 'popular'.*Did you mean 'popularity'"):
+        BPRConfig(sampler="popular")
+
+
 def test_missing_inputs_are_named(key):
     hidden, vectors, bias, targets, weights = (jnp.asarray(x, jnp.float32) for x in problem())
-    rest = (ItemTable(vectors, bias), targets.astype(jnp.int32), weights, key)
-    popular = BinaryCrossEntropyConfig(sampler="popularity")
-    assert popular.needs_counts
-    assert not popular.needs_seen
+    given = LossInputs(hidden, ItemTable(vectors, bias), targets.astype(jnp.int32), weights, key)
     with pytest.raises(
-        ConfigError, match=r"inputs.item_counts: the popularity sampler needs it, got None; pass"
+        ConfigError, match=r"sampling.item_counts: a sampler by popularity needs it, got None"
     ):
-        popular(hidden, *rest)
-    with pytest.raises(ConfigError, match=r"inputs.item_counts: InBatchConfig.log_q needs it"):
-        InBatchConfig()(hidden, *rest)
+        BinaryCrossEntropyConfig(sampler="popularity").loss(given)
+    with pytest.raises(ConfigError, match=r"sampling.item_counts: --objective.log-q needs it"):
+        InBatchConfig().loss(given)
     seen = BinaryCrossEntropyConfig(exclude_seen=True)
     assert seen.needs_seen
-    with pytest.raises(ConfigError, match=r"inputs.users: exclude_seen needs it, got None"):
-        seen(hidden, *rest, SamplingInputs())
-    with pytest.raises(ConfigError, match=r"needs an item table of Gaussians .* got a table without biases"):
-        BPRPositiveVersusNegativeConfig()(hidden, ItemTable(vectors), *rest[1:])
-    with pytest.raises(TypeError, match="ObjectiveConfig is a base class"):
-        ObjectiveConfig()(hidden, *rest)
+    assert not BinaryCrossEntropyConfig().needs_seen
+    with pytest.raises(ConfigError, match=r"sampling.users: exclude_seen needs it, got None"):
+        seen.loss(given._replace(sampling=SamplingInputs()))
+    with pytest.raises(NotImplementedError, match="ObjectiveConfig does not define loss"):
+        ObjectiveConfig().loss(given)
+
+
+def test_distances_need_a_table_of_points():
+    config, points = BPRPositiveVersusNegativeConfig(), jnp.ones((4, 2))
+    assert config.build(EuclideanItemTable.of_points(points)) == config.loss
+    with pytest.raises(
+        ConfigError, match="needs an encoder whose scores are distances: expected --encoder stosa"
+    ):
+        config.build(ItemTable(points))
+    for name, other in ALL.items():
+        if not isinstance(other, BPRPositiveVersusNegativeConfig):
+            assert other.build(ItemTable(points)) == other.loss, name

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.objectives import CrossEntropyConfig, LossInputs
 from jaxrec.objectives import sampled as sampled_module
 from jaxrec.objectives.fused_cross_entropy import catalogue_cross_entropy
 from jaxrec.sharding import ItemShards, place
@@ -44,8 +44,8 @@ def test_eight_devices_equal_one(shape, scale, tile, smoothing, monkeypatch):
 
     def local(hidden, vectors, bias, targets, weights):
         config = CrossEntropyConfig(token_chunk=2, item_tile=tile, label_smoothing=smoothing)
-        table = ItemTable(vectors, bias)
-        total, _ = config.sharded(hidden, table, targets, weights, axis_name="item", n_items=V)
+        inputs = LossInputs(hidden, ItemTable(vectors, bias), targets, weights)
+        total, _ = config.sharded_loss(inputs, axis_name="item", n_items=V)
         return jax.lax.psum(total, "data")
 
     sharded = jax.shard_map(
@@ -57,7 +57,8 @@ def test_eight_devices_equal_one(shape, scale, tile, smoothing, monkeypatch):
 
     def alone(hidden, vectors, bias, targets, weights):
         table = ItemTable(vectors[: V + 1], bias[: V + 1])
-        return CrossEntropyConfig(label_smoothing=smoothing)(hidden, table, targets, weights, None)[0]
+        inputs = LossInputs(hidden, table, targets, weights)
+        return CrossEntropyConfig(label_smoothing=smoothing).loss(inputs)[0]
 
     case = (hidden, vectors, bias, targets, weights)
     got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2, 4)))(*case)
@@ -74,7 +75,8 @@ def test_gradient_inside_the_shards_equals_one_device():
     def local(hidden, vectors, bias, targets, weights):
         def loss(hidden, vectors):
             table = ItemTable(vectors, bias)
-            return catalogue_cross_entropy(hidden, table, targets, weights, axis_name="item", n_items=V)
+            inputs = LossInputs(hidden, table, targets, weights)
+            return catalogue_cross_entropy(inputs, axis_name="item", n_items=V)
 
         return jax.grad(loss, (0, 1))(hidden, vectors)
 
@@ -89,7 +91,7 @@ def test_gradient_inside_the_shards_equals_one_device():
 
     def alone(hidden, vectors):
         table = ItemTable(vectors[: V + 1], bias[: V + 1])
-        return catalogue_cross_entropy(hidden, table, targets, weights)
+        return catalogue_cross_entropy(LossInputs(hidden, table, targets, weights))
 
     want = jax.grad(alone, (0, 1))(hidden, vectors)
     for a, b in zip(got, want, strict=True):
@@ -98,8 +100,9 @@ def test_gradient_inside_the_shards_equals_one_device():
 
 def test_axis_name_needs_the_number_of_items():
     hidden, vectors, bias, targets, weights = problem(1.0)
-    with pytest.raises(ValueError, match=r"n_items: expected the number of items .* got None; give V"):
-        catalogue_cross_entropy(hidden, ItemTable(vectors, bias), targets, weights, axis_name="item")
+    inputs = LossInputs(hidden, ItemTable(vectors, bias), targets, weights)
+    with pytest.raises(ValueError, match=r"n_items: expected the number of items .* got None; pass V"):
+        catalogue_cross_entropy(inputs, axis_name="item")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,8 @@ def test_every_objective_on_a_split_table(name, route, monkeypatch, key):
 
     def evaluate(shards, hidden, vectors, bias):
         def loss(hidden, vectors, bias):
-            return config(hidden, ItemTable(vectors, bias, shards), targets, weights, key, inputs)
+            table = objectives.table_of(config, vectors, bias, shards)
+            return config.loss(LossInputs(hidden, table, targets, weights, key, inputs))
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(hidden, vectors, bias)
 

@@ -262,7 +262,7 @@ def test_evaluation_is_exact_on_whole_numbers(shape):
             (4, 1),
             6,
             40,
-            r"batches\.batch_size / training\.accumulate_steps must be a multiple of mesh\.data, got 6 rows for 4",
+            r"--batches\.batch-size / --training\.accumulate-steps must be a multiple of --mesh\.data, got 6 rows for 4",
         ),
         ((1, 8), 6, 7, r"mesh\.item must be at most the number of items, got 8 for 7"),
     ],
@@ -283,7 +283,7 @@ def test_meshes_that_work():
     assert build_mesh(MeshConfig(), 7, 3) is None
     assert build_mesh(MeshConfig(0, 2), 8, 40).shape == {"data": 4, "item": 2}
     assert build_mesh(MeshConfig(1, 3 - 1), 7, 40).devices.size == 2, "a divisor leaves devices idle"
-    with pytest.raises(ConfigError, match=r"mesh\.item must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"--mesh\.item must be an integer at least 1; got 0"):
         MeshConfig(1, 0)
     with pytest.raises(ConfigError, match=r"mesh\.data must be 0 .* got -1"):
         MeshConfig(-1)
