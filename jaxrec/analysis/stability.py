@@ -33,22 +33,23 @@ class Perturbation:
     Attributes:
       edit: "drop" an interaction; "replace" its item by another, uniformly drawn one; "swap" it with the one
         before (the first with the one after); "insert" a uniformly drawn item, after the newest interaction
-        or before a random one.
-      where: the "last" interaction, or a "random" one.
+        or before a random one; "shuffle" the items of several, whose times remain in order.
+      where: the "last" interaction, or a "random" one; for a shuffle "all" interactions or "all-but-last".
       rate: share of the history's interactions that are edited, rounded to at least one; 0 = exactly one.
       seed: of the draws.
     """
 
-    edit: Literal["drop", "replace", "swap", "insert"]
-    where: Literal["last", "random"] = "last"
+    edit: Literal["drop", "replace", "swap", "insert", "shuffle"]
+    where: Literal["last", "random", "all", "all-but-last"] = "last"
     rate: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.edit not in ("drop", "replace", "swap", "insert") or self.where not in ("last", "random"):
+        places = ("all", "all-but-last") if self.edit == "shuffle" else ("last", "random")
+        if self.edit not in ("drop", "replace", "swap", "insert", "shuffle") or self.where not in places:
             raise ConfigError(
-                "perturbation must be drop, replace, swap or insert of the last or a random interaction, got "
-                f"edit={self.edit!r}, where={self.where!r}"
+                "perturbation must be drop, replace, swap or insert of the last or a random interaction, or shuffle of "
+                f"all or all-but-last interactions, got edit={self.edit!r}, where={self.where!r}"
             )
         if not 0.0 <= self.rate < 1.0:
             raise ConfigError(f"perturbation.rate must be in [0, 1), got {self.rate}")
@@ -82,6 +83,11 @@ def perturb(histories: Histories, perturbation: Perturbation, n_items: int) -> H
     lengths = histories.lengths
     owner = np.repeat(np.arange(len(lengths)), lengths)
     position = ranges(np.zeros(len(lengths), np.int64), lengths)
+    if perturbation.edit == "shuffle":
+        draw = rng.random(len(owner))
+        if perturbation.where == "all-but-last":
+            draw[position == lengths[owner] - 1] = 1.0  # above every draw
+        return dataclasses.replace(histories, items=np.asarray(histories.items)[np.lexsort((draw, owner))])
     edits = np.minimum(np.maximum(np.rint(perturbation.rate * lengths).astype(np.int64), 1), lengths)
     if perturbation.edit == "drop":
         edits = np.minimum(edits, np.maximum(lengths - 1, 0))

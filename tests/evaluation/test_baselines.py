@@ -1,12 +1,20 @@
-"""Popularity and Markov chains against counts written out, and against known numbers of the bundled data."""
+"""Baselines against plain loops over dictionaries, and against known numbers of the bundled data."""
+
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from jaxrec.data import load_dataset, split_dataset
+from jaxrec.evaluation import baselines
 from jaxrec.evaluation.baselines import (
+    ItemKNN,
     MarkovChain,
     Popularity,
+    RecentPopularity,
+    TransitionGraph,
+    baseline_rankers,
     dense_order,
     evaluate_baselines,
 )
@@ -29,7 +37,9 @@ def test_popularity_orders_items_by_count():
     np.testing.assert_array_equal(scores, [[0, 1, 2, 3, 1, 0]] * 2)
 
 
-def test_markov_orders_by_transitions_and_then_by_popularity():
+@pytest.mark.parametrize("exact", [1 << 24, 0])
+def test_markov_orders_by_transitions_and_then_by_popularity(exact, monkeypatch):
+    monkeypatch.setattr(baselines, "_EXACT", exact)
     rng = np.random.default_rng(4)
     n_items, items = 12, rng.integers(1, 13, 300).astype(np.int32)
     starts = np.arange(0, 300, 30)
@@ -51,6 +61,140 @@ def test_a_markov_chain_of_nothing_is_popularity():
         ending_with([0, 1])
     )
     np.testing.assert_array_equal(scores, [[0, 1, 1, 0]] * 2)
+
+
+class Log:
+    """A random log with its training parts as Python lists."""
+
+    def __init__(self, n_items=15, users=25, seed=2):
+        rng = np.random.default_rng(seed)
+        self.n_items, self.rng = n_items, rng
+        lengths = rng.integers(1, 14, users)
+        self.stops = np.cumsum(lengths)
+        self.starts = self.stops - lengths
+        self.items = rng.zipf(1.4, lengths.sum()).astype(np.int32) % n_items + 1
+        self.times = np.concatenate([np.sort(rng.integers(0, 30 * 86_400, n)) for n in lengths])
+        self.train_stops = np.maximum(self.stops - 2, self.starts)
+        self.train = [self.items[a:b].tolist() for a, b in zip(self.starts, self.train_stops, strict=True)]
+        self.arguments = (self.items, self.starts, self.train_stops, n_items)
+        self.histories = Histories(
+            self.items, self.starts, self.stops - rng.integers(0, 2, users), self.times
+        )
+        self.lists = [
+            self.items[a:b].tolist() for a, b in zip(self.starts, self.histories.stops, strict=True)
+        ]
+        self.counts = np.zeros(n_items + 1)
+        for sequence in self.train:
+            for item in sequence:
+                self.counts[item] += 1
+
+    def assert_ordered(self, scores, evidence):
+        """Items with evidence in its order, above all others in the order of popularity."""
+        for got, own in zip(scores, evidence, strict=True):
+            want = np.array([own[i] if own[i] > 0 else self.counts[i] - 1e6 for i in range(len(own))])
+            np.testing.assert_array_equal(dense_order(got[1:]), dense_order(np.round(want[1:], 9)))
+
+
+@pytest.mark.parametrize("exact", [1 << 24, 0])
+@pytest.mark.parametrize("end", ["training", "history"])
+def test_recent_popularity_counts_the_window(end, exact, monkeypatch):
+    monkeypatch.setattr(baselines, "_EXACT", exact)  # both ways of computing
+    log = Log()
+    events = [
+        (int(log.times[at]), int(log.items[at]))
+        for start, stop in zip(log.starts, log.train_stops, strict=True)
+        for at in range(start, stop)
+    ]
+    model = RecentPopularity(
+        np.array([item for _, item in events]), np.array([time for time, _ in events]), log.n_items, 5, end
+    )
+    evidence = np.zeros((len(log.lists), log.n_items + 1))
+    latest = max(time for time, _ in events)
+    for row, stop in enumerate(log.histories.stops):
+        moment = latest
+        if end == "history" and stop > log.starts[row]:
+            moment = int(log.times[stop - 1])
+        for time, item in events:
+            if moment - 5 * 86_400 < time <= moment:
+                evidence[row, item] += 1
+        evidence[row] += (evidence[row] > 0) * log.counts / 1e4  # equal counts by popularity
+    log.assert_ordered(model.scores(log.histories), evidence)
+
+
+@pytest.mark.parametrize("neighbours", [3, 50])
+def test_item_knn_sums_cosines_of_the_last_items(neighbours, monkeypatch):
+    log = Log()
+    users = [{user for user, own in enumerate(log.train) if item in own} for item in range(log.n_items + 1)]
+    similarity = np.zeros((log.n_items + 1, log.n_items + 1))
+    for a in range(1, log.n_items + 1):
+        for b in range(1, log.n_items + 1):
+            if a != b and users[a] and users[b]:
+                similarity[a, b] = len(users[a] & users[b]) / np.sqrt(len(users[a]) * len(users[b]))
+        if (similarity[a] > 0).sum() > neighbours:
+            least = sorted(similarity[a], reverse=True)[neighbours - 1]
+            similarity[a][similarity[a] < least - 1e-9] = 0
+    evidence = np.zeros((len(log.lists), log.n_items + 1))
+    for row, own in enumerate(log.lists):
+        for age, item in enumerate(own[::-1][:4]):
+            evidence[row] += similarity[item] / (age + 1)
+    dense = ItemKNN(*log.arguments, neighbours=neighbours, last=4).scores(log.histories)
+    np.testing.assert_allclose(np.maximum(dense, 0), evidence, atol=1e-6)
+    nothing = evidence == 0
+    assert (
+        dense[nothing] == (dense_order(log.counts) - dense_order(log.counts).max() - 1)[nothing.nonzero()[1]]
+    ).all()
+    monkeypatch.setattr(baselines, "_DENSE_SPEED", 1e-9)  # the other product
+    sparse = ItemKNN(*log.arguments, neighbours=neighbours, last=4).scores(log.histories)
+    np.testing.assert_allclose(sparse, dense, atol=1e-6)
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_the_transition_graph_walks_from_the_last_items(hops):
+    log = Log()
+    step = np.zeros((log.n_items + 1, log.n_items + 1))
+    for own in log.train:
+        for a, b in itertools.pairwise(own):
+            step[a, b] += 1
+    step = np.log1p(step)
+    step /= np.maximum(step.sum(axis=1, keepdims=True), 1e-12)
+    evidence = np.zeros((len(log.lists), log.n_items + 1))
+    for row, own in enumerate(log.lists):
+        for age, item in enumerate(own[::-1][:2]):
+            walk = np.eye(log.n_items + 1)[item]
+            for hop in range(hops):
+                walk = walk @ step
+                evidence[row] += 0.3**age * 0.3**hop * walk
+    scores = TransitionGraph(*log.arguments, hops=hops, decay=0.3).scores(log.histories)
+    np.testing.assert_allclose(np.maximum(scores, 0), evidence, atol=1e-6)
+
+
+def test_baselines_read_the_training_part_and_the_history_only():
+    """Other held-out items and other times of questions change no score."""
+    dataset = load_dataset("movietweetings")
+    split = split_dataset(dataset)
+    histories = ranking_cases(
+        split.test, dataset.items, baselines.relative_seconds(dataset.timestamps)
+    ).histories
+    part = histories.select(np.arange(50))
+    held_out = np.setdiff1d(
+        np.arange(dataset.n_interactions),
+        np.concatenate([np.arange(a, b) for a, b in zip(split.train_starts, split.train_stops, strict=True)]),
+    )
+    items, times = np.array(dataset.items), np.array(part.timestamps)
+    at_test = split.test.history_stops[:50]
+    items[at_test] = 1
+    times[at_test] += 10**6
+    for name, ranker in baseline_rankers(split).items():
+        before = ranker.scorer.scores(part)
+        changed = Histories(items, part.starts, part.stops, times, part.users)
+        np.testing.assert_array_equal(ranker.scorer.scores(changed), before, err_msg=name)
+        assert before.shape == (50, dataset.n_items + 1)
+    items[held_out] = 1
+    poisoned = dataclasses.replace(split, dataset=dataclasses.replace(dataset, items=items))
+    for name, ranker in baseline_rankers(poisoned).items():
+        np.testing.assert_array_equal(
+            ranker.scorer.scores(part), baseline_rankers(split)[name].scorer.scores(part), err_msg=name
+        )
 
 
 def test_known_numbers_of_the_bundled_data():
