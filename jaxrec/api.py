@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
+from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.config import RunConfig, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.baselines import evaluate_baselines
@@ -14,6 +15,7 @@ from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import describe_dataset, describe_split, write_run
 from jaxrec.sharding import MeshConfig
+from jaxrec.training.distributed import is_first
 from jaxrec.training.loop import FitResult, train
 from jaxrec.training.runs import open_run
 from jaxrec.training.setup import prepare
@@ -73,6 +75,8 @@ def evaluate(
     dataset: SequenceDataset | None = None,
     beyond: int | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008
+    checks: Checks | None = None,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Rank the held-out targets of a saved run again, from its checkpoint.
 
@@ -83,6 +87,8 @@ def evaluate(
       beyond: length of lists whose coverage, Gini coefficient, novelty and diversity are measured too
         (`jaxrec.analysis.beyond_accuracy`), under "beyond_accuracy".
       mesh: devices to score on, whatever those it was trained on.
+      checks: use of order, dependence on ties and breakdowns (`jaxrec.analysis.checks`), whose results are added.
+      out: directory for tables and figures of the checks; None writes nothing.
 
     Returns:
       Dataset, split, protocol, metrics (mean, sd and values over seeds) and baselines, as in ``results.json``.
@@ -99,7 +105,14 @@ def evaluate(
         for s in range(len(config.training.seeds))
     ]
     baselines = evaluate_baselines(setup.split, split, config.evaluation)
-    extra = {} if beyond is None else {"beyond_accuracy": beyond_accuracy_of(opened, split, beyond)}
+    extra: dict[str, Any] = (
+        {} if beyond is None else {"beyond_accuracy": beyond_accuracy_of(opened, split, beyond)}
+    )
+    if checks:
+        results = run_checks(opened, split, checks, evaluations, baselines)
+        extra |= {**results.to_dict(), "check_tables": results.to_markdown()}
+        if out is not None and is_first():
+            results.write(out)
     return {
         "run": str(run),
         "part": split,

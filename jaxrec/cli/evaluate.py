@@ -24,6 +24,28 @@ def evaluate(arguments: list[str]) -> int:
         beyond: Annotated[
             int, tyro.conf.arg(help="also coverage, concentration, novelty and diversity of lists this long")
         ] = 0
+        shuffle: Annotated[
+            Literal["", "all", "all-but-last", "both"],
+            tyro.conf.arg(
+                help="rank again with shuffled histories, to measure the use of order: all interactions, all but the "
+                "last, or both in turn"
+            ),
+        ] = ""
+        retie: Annotated[
+            int, tyro.conf.arg(help="evaluate so many random orders of each user's simultaneous interactions")
+        ] = 0
+        breakdown: Annotated[
+            bool,
+            tyro.conf.arg(
+                help="divide the metric by history length, popularity, repetition, transition and time"
+            ),
+        ] = False
+        check_metric: Annotated[
+            str, tyro.conf.arg(help="metric of shuffle, retie and breakdown; default: the validation metric")
+        ] = ""
+        out: Annotated[
+            str, tyro.conf.arg(help="directory for tables and figures of shuffle, retie and breakdown")
+        ] = ""
         mesh: MeshConfig = MeshConfig()
         distributed: Annotated[DistributedConfig, tyro.conf.arg(help="how this process joins others")] = (
             DistributedConfig()
@@ -33,6 +55,7 @@ def evaluate(arguments: list[str]) -> int:
     given = parse(Evaluate, arguments, "evaluate")
     join(given.distributed)
 
+    from jaxrec.analysis.checks import Checks
     from jaxrec.api import evaluate
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.reporting.results import format_metrics
@@ -41,12 +64,23 @@ def evaluate(arguments: list[str]) -> int:
     config = load_config(Path(given.run) / "config.json")
     if given.data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.data))
-    result = evaluate(given.run, given.split, config.data.load(), given.beyond or None, given.mesh)
+    checks = Checks(given.shuffle, given.retie, given.breakdown, given.check_metric)
+    result = evaluate(
+        given.run,
+        given.split,
+        config.data.load(),
+        given.beyond or None,
+        given.mesh,
+        checks,
+        given.out or None,
+    )
+    tables = result.pop("check_tables", "")
     if not is_first():
         return 0
     told = f"{given.split}\n{format_metrics(result)}"
     for name, value in result.get("beyond_accuracy", {}).items():
         spread = "" if value["sd"] is None else f" ± {value['sd']:.4f}"
         told += f"\n{name}: {value['mean']:.4f}{spread}"
+    told += f"\n\n{tables}" if tables else ""
     emit(result, told, given.json)
     return 0

@@ -203,6 +203,36 @@ class TestEvaluate:
         refused(jaxrec("evaluate", runs["a"], "--beyond", 41), "k must be from 1 to the catalogue's 40 items")
 
 
+class TestChecks:
+    def test_all_checks_with_tables_and_figures(self, runs, tmp_path):
+        out = tmp_path / "out"
+        options = ["--shuffle", "both", "--retie", 2, "--breakdown", "--check-metric", "HR@5", "--out", out]
+        result = jaxrec("evaluate", runs["a"], *options, "--json").json
+        own = json.loads((runs["a"] / "results.json").read_text())["metrics"]["HR@5"]["mean"]
+        shuffled = result["sequentiality"]["shuffles"]
+        assert shuffled["all"]["before"] == shuffled["all-but-last"]["before"] == pytest.approx(own)
+        assert shuffled["all"]["difference"] == pytest.approx(shuffled["all"]["after"] - own)
+        spreads = {spread["name"]: spread for spread in result["ties"]["spreads"]}
+        assert spreads["model"]["original"] == pytest.approx(own)
+        assert len(spreads["graph"]["draws"]) == 2
+        assert spreads["popularity"]["original"] == pytest.approx(result["baselines"]["popularity"]["HR@5"])
+        groups = result["breakdown"]["groups"]["repetition"]
+        assert sum(group["cases"] for group in groups["model"]) == 60
+        assert set(groups) == {"model", *result["baselines"]}
+        assert set(result["check_seconds"]) == {"shuffle", "retie", "breakdown"}
+        names = {"checks.md", "checks.tex", "shuffled.png", "ties.png", "breakdown.png"}
+        assert {path.name for path in out.iterdir()} == names
+        shown = jaxrec("evaluate", runs["a"], "--shuffle", "both", "--breakdown").out
+        assert "| all-but-last" in shown
+        assert "new to the user" in shown
+
+    def test_several_targets_and_errors(self, runs):
+        result = jaxrec("evaluate", runs["temporal"], "--breakdown", "--shuffle", "all", "--json").json
+        assert "gap" in result["breakdown"]["groups"]
+        refused(jaxrec("evaluate", runs["a"], "--retie", -1), "--retie: expected a number of random orders")
+        refused(jaxrec("evaluate", runs["a"], "--check-metric", "AUC"), "unknown metric 'AUC'")
+
+
 class TestAttention:
     def test_figures_and_refusals(self, runs, tmp_path):
         drawn = jaxrec(

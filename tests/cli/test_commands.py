@@ -29,7 +29,7 @@ class TestTrain:
         assert results["dataset"]["users"] == 4333
         assert results["dataset"]["fingerprint"] == load_dataset("movietweetings").fingerprint
         assert results["split"]["protocol"] == "leave-one-out"
-        assert set(results["baselines"]) == {"popularity", "markov"}
+        assert set(results["baselines"]) == {"popularity", "popularity-7d", "markov", "item-knn", "graph"}
         assert results["baselines"]["popularity"]["HR@10"] == pytest.approx(0.146, abs=0.001)
         assert results["metrics"]["HR@10"]["mean"] > 10 * 10 / 2414, "ten times chance"
         assert results["timing"].keys() >= {"compile_seconds", "training_seconds", "interactions_per_second"}

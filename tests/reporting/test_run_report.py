@@ -70,7 +70,15 @@ def test_page_is_self_contained_and_shows_the_numbers(run):
     assert page.count("data:image/png;base64,") == 3
     assert not re.search(r"(src|href)=\"(?!data:|#)", page), "nothing is loaded from elsewhere"
     assert f"{run.metrics['NDCG@10']:.4f}" in page
-    for word in ("popularity", "markov", DATASET.fingerprint[:8], "leave-one-out"):
+    for word in (
+        "popularity",
+        "popularity-7d",
+        "markov",
+        "item-knn",
+        "graph",
+        DATASET.fingerprint[:8],
+        "leave-one-out",
+    ):
         assert word in page
 
 
@@ -83,13 +91,14 @@ def test_table_puts_the_model_beside_the_baselines(run):
     table = format_metrics(run.results)
     lines = table.splitlines()
     assert lines[0].startswith("walks: 60 users, 40 items, ")
-    assert [line.split()[0] for line in lines[2:5]] == ["popularity", "markov", "sasrec"]
-    assert "±" in lines[4]
+    baselines = ["popularity", "popularity-7d", "markov", "item-knn", "graph"]
+    assert [line.split()[0] for line in lines[2:8]] == [*baselines, "sasrec"]
+    assert "±" in lines[7]
     assert table.endswith("(mean ± sd over seeds)")
 
 
 def test_the_label_names_encoder_attention_and_loss(run):
-    assert format_metrics(run.results).splitlines()[4].startswith("sasrec (softmax, cross-entropy)")
+    assert format_metrics(run.results).splitlines()[7].startswith("sasrec (softmax, cross-entropy)")
     assert "sasrec (softmax, cross-entropy)" in (run.workdir / "report.html").read_text()
     other = {"encoder": {"name": "stosa"}, "attention": {"name": "wasserstein"}, "objective": {"name": "bce"}}
     assert model_label(other) == "stosa (wasserstein, bce)"

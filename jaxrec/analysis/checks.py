@@ -1,0 +1,168 @@
+"""Checks of one run beside its metrics: use of order, dependence on ties, breakdowns by groups of cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxrec.analysis.groups import Breakdown, breakdown_figure, measure_breakdown
+from jaxrec.analysis.sequentiality import Sequentiality, measure_sequentiality, sequentiality_figure
+from jaxrec.analysis.tables import to_markdown, write_tables
+from jaxrec.analysis.ties import Ties, measure_ties, ties_figure
+from jaxrec.data.splits import Split
+from jaxrec.errors import ConfigError
+from jaxrec.evaluation.baselines import evaluate_baselines
+from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
+from jaxrec.evaluation.histories import ranking_cases
+from jaxrec.evaluation.metrics import parse_metric
+from jaxrec.training.runs import OpenRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """Checks to run.
+
+    Attributes:
+      shuffle: rank again with shuffled histories: "all" interactions, "all-but-last", or "both"; "" = no.
+      retie: number of random orders of simultaneous interactions to evaluate; 0 = none.
+      breakdown: divide the metric by groups of cases.
+      metric: metric of the checks; "" = the validation metric of the run.
+    """
+
+    shuffle: Literal["", "all", "all-but-last", "both"] = ""
+    retie: int = 0
+    breakdown: bool = False
+    metric: str = ""
+
+    def __post_init__(self) -> None:
+        if self.retie < 0:
+            raise ConfigError(f"--retie: expected a number of random orders, at least 0, got {self.retie}")
+        if self.metric:
+            parse_metric(self.metric)
+
+    def __bool__(self) -> bool:
+        """Whether any check is asked for."""
+        return bool(self.shuffle or self.retie or self.breakdown)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckResults:
+    """Results of `run_checks`; None for a check that was not run.
+
+    Attributes:
+      sequentiality, ties, breakdown: result of each check.
+      seconds: {check: seconds}.
+    """
+
+    sequentiality: Sequentiality | None
+    ties: Ties | None
+    breakdown: Breakdown | None
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of the checks that were run."""
+        results = {"sequentiality": self.sequentiality, "ties": self.ties, "breakdown": self.breakdown}
+        values = {name: result.to_dict() for name, result in results.items() if result is not None}
+        return {**values, "check_seconds": self.seconds}
+
+    def tables(self) -> list[tuple[list[str], list[list[Any]]]]:
+        """Header and rows of every check that was run."""
+        results = (self.sequentiality, self.ties, self.breakdown)
+        return [result.rows() for result in results if result is not None]
+
+    def figures(self) -> dict[str, Figure]:
+        """Figure of every check that was run, by file name."""
+        figures = {}
+        if self.sequentiality is not None:
+            figures["shuffled.png"] = sequentiality_figure(self.sequentiality)
+        if self.ties is not None:
+            figures["ties.png"] = ties_figure(self.ties)
+        if self.breakdown is not None:
+            figures["breakdown.png"] = breakdown_figure(self.breakdown)
+        return figures
+
+    def to_markdown(self) -> str:
+        """All tables, and a sentence on order and ties."""
+        parts = []
+        if self.sequentiality is not None:
+            parts += [to_markdown(*self.sequentiality.rows()), self.sequentiality.sentence() + "\n"]
+        if self.ties is not None:
+            parts += [to_markdown(*self.ties.rows()), self.ties.sentence() + "\n"]
+        if self.breakdown is not None:
+            parts.append(to_markdown(*self.breakdown.rows()))
+        return "\n".join(parts)
+
+    def write(self, out: str | Path) -> None:
+        """Write ``checks.md``, ``checks.tex`` and the figures to a directory that does not hold them."""
+        write_tables(out, "checks", self.tables(), self.figures())
+
+
+def run_checks(
+    run: OpenRun,
+    split: str,
+    checks: Checks,
+    evaluations: Sequence[Evaluation],
+    baselines: Mapping[str, Evaluation],
+) -> CheckResults:
+    """Run the checks of a trained model.
+
+    Args:
+      run: the run.
+      split: "valid" or "test".
+      checks: the checks to run.
+      evaluations: evaluation of each seed on that split.
+      baselines: evaluation of each baseline on it.
+
+    Raises:
+      DataError: ties were asked for, and the log has no timestamps.
+    """
+    setup, config = run.setup, run.config
+    metric = checks.metric or config.metric
+    rankers = [run.ranker(index) for index in range(len(config.training.seeds))]
+    seconds: dict[str, float] = {}
+    sequentiality = ties = breakdown = None
+    if checks.shuffle:
+        started = time.perf_counter()
+        cases = ranking_cases(
+            setup.split.cases(split), setup.dataset.items, setup.timestamps, config.evaluation.remove_seen
+        )
+        sequentiality = measure_sequentiality(
+            rankers, cases, config.batches.max_length, metric, checks.shuffle, k=parse_metric(metric)[1] or 10
+        )
+        seconds["shuffle"] = time.perf_counter() - started
+    if checks.retie:
+        started = time.perf_counter()
+
+        def of_model(drawn: Split) -> float:
+            values = [
+                evaluate_cases(
+                    ranker,
+                    drawn.cases(split),
+                    drawn.dataset.items,
+                    config.evaluation,
+                    timestamps=setup.timestamps,
+                ).values(metric)
+                for ranker in rankers
+            ]
+            return float(np.mean(values))
+
+        def of_baselines(drawn: Split) -> dict[str, float]:
+            part: Any = split
+            fitted = evaluate_baselines(drawn, part, config.evaluation)
+            return {name: float(evaluation.values(metric).mean()) for name, evaluation in fitted.items()}
+
+        ties = measure_ties(setup.split, split, metric, ("model", of_model), of_baselines, draws=checks.retie)
+        seconds["retie"] = time.perf_counter() - started
+    if checks.breakdown:
+        started = time.perf_counter()
+        models = {"model": list(evaluations), **{name: [each] for name, each in baselines.items()}}
+        breakdown = measure_breakdown(models, setup.split, split, metric)
+        seconds["breakdown"] = time.perf_counter() - started
+    rounded = {name: round(value, 2) for name, value in seconds.items()}
+    return CheckResults(sequentiality, ties, breakdown, rounded)
