@@ -1,0 +1,1 @@
+"""Experiments: studies, benchmarks and their records."""

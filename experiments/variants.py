@@ -3,7 +3,7 @@
 A study is a list of variants, each with the candidate settings that its tuning budget allows. Every candidate trains
 with the first seed and is judged on validation; the best trains with all seeds and is ranked on the test targets.
 Differences to the first variant are paired over users, with seeds nested. A variant that is already in the output
-directory is not trained again, so an interrupted study goes on where it stopped; its records name what they lack.
+directory is not trained again, so an interrupted study resumes where it stopped; its records name the missing variants.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxrec.training.loop import train
 from jaxrec.training.runs import open_run
 
 Settings = Mapping[str, Any]
-#: Length of the lists whose coverage is told.
+#: Length of the lists whose coverage is reported.
 LISTS = 10
 
 
@@ -50,7 +50,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
-    """What the command of every study takes; a study adds the options of its own tuning.
+    """Options of every study; a study adds those of its own tuning.
 
     Attributes:
       data: as for ``jaxrec train``.
@@ -58,7 +58,7 @@ class StudyOptions:
       epochs: most epochs of each.
       patience: a model that has not improved on validation for so many evaluations, two epochs apart, has ended. With few
         users validation is noisy, and with few steps an epoch models are slow: both want more.
-      out: run directories; an interrupted study goes on there.
+      out: run directories; an interrupted study resumes there.
       only: names of the variants to train; empty = all.
     """
 
@@ -72,7 +72,7 @@ class StudyOptions:
     def conduct(self, what: str, variants: Sequence[Variant], sections: Settings | None = None) -> None:
         """Train the preset "sasrec" in all ``variants``; write ``experiments/results/WHAT_<dataset>.{md,json}``.
 
-        The records are written after each variant; until all are done, they say which are missing.
+        The records are written after each variant; until the last one they list the missing variants.
 
         Args:
           what: is compared: "attention" or "objectives".
@@ -124,8 +124,8 @@ def tuned(
         file = log / f"{config_hash(config)}.json"
         if not file.exists():
             one = apply(config, {"training": {"seeds": base.training.seeds[:1]}})
-            done = train(one, dataset, progress=False)
-            file.write_text(json.dumps({"valid": done.valid[0].metrics[base.metric]}))
+            result = train(one, dataset, progress=False)
+            file.write_text(json.dumps({"valid": result.valid[0].metrics[base.metric]}))
         tried.append({"candidate": _plain(candidate), **json.loads(file.read_text())})
     best = max(range(len(tried)), key=lambda i: tried[i]["valid"])
     return configs[best], tried
@@ -148,8 +148,17 @@ def study(
 ) -> dict[str, Any]:
     """Train every variant under ``out`` and compare them with the first.
 
-    Returns what the tables need; ``record`` is given the same after each variant that was trained, but the first, with the
-    names of those to come under "unfinished"; and at the end.
+    Args:
+      base: configuration that all variants share.
+      variants: variants to train; the first is the reference.
+      dataset: data of all variants.
+      out: folder of the run directories.
+      metrics: metrics to compare.
+      record: called with the result so far after each newly trained variant but the first, with the names of those to come
+        under "unfinished", and with the whole result at the end.
+
+    Returns:
+      The figures of the tables.
     """
     (out / "tuning").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -172,21 +181,21 @@ def study(
         rows.append(row)
         print(
             f"{variant.name}: valid {results['valid_metrics'][base.metric]['mean']:.4f}, test "
-            + ", ".join(f"{m} {told}" for m, told in zip(metrics, _told(results, metrics), strict=True))
+            + ", ".join(f"{m} {value}" for m, value in zip(metrics, _values(results, metrics), strict=True))
             + f", {results['timing']['training_seconds']:.0f} s",
             file=sys.stderr,
             flush=True,
         )
         if record is not None and new and 1 < number < len(variants):
             record(_so_far(rows, runs, results, metrics, [each.name for each in variants[number:]]))
-    done = _so_far(rows, runs, results, metrics, [])
+    result = _so_far(rows, runs, results, metrics, [])
     if record is not None:
-        record(done)
-    return done
+        record(result)
+    return result
 
 
 def _lists(run: Path, dataset: SequenceDataset) -> dict[str, dict[str, Any]]:
-    """Coverage, concentration and novelty of a finished run's `LISTS` first items for each user; kept beside it."""
+    """Coverage, concentration and novelty of a finished run's first `LISTS` items per user, cached beside the run."""
     file = run / f"lists_{LISTS}.json"
     if not file.exists():
         file.write_text(json.dumps(beyond_accuracy_of(open_run(run, dataset), "test", LISTS)))
@@ -204,7 +213,10 @@ def _so_far(
         comparison = compare(runs, metrics)
         text, differences = comparison.to_markdown(), comparison.differences
     else:  # `StudyOptions.only` may name a single one
-        text, differences = to_markdown(["run", *metrics], [[rows[0]["name"], *_told(results, metrics)]]), ()
+        text, differences = (
+            to_markdown(["run", *metrics], [[rows[0]["name"], *_values(results, metrics)]]),
+            (),
+        )
     return {
         "unfinished": unfinished,
         "dataset": results["dataset"],
@@ -224,7 +236,7 @@ def _so_far(
     }
 
 
-def _told(results: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+def _values(results: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     return [mean_and_deviation(results["metrics"][metric]["values"]) for metric in metrics]
 
 

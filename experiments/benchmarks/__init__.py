@@ -1,0 +1,1 @@
+"""Benchmarks: time and memory of one part of the library."""

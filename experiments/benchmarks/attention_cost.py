@@ -1,5 +1,4 @@
-"""What each attention mechanism costs against softmax attention: time and memory of a training step, and of
-one layer.
+"""Cost of each attention mechanism relative to softmax attention: time and memory of a training step and of a layer.
 
     python -m experiments.benchmarks.attention_cost --json
     python -m experiments.benchmarks.attention_cost --mechanisms miq kernel-toeplitz --rounds 5
@@ -60,7 +59,7 @@ class Options:
       dtype: operands of matrix products, "float32" or "bfloat16".
       rounds: measurements of each mechanism.
       repeats: steps of one measurement.
-      record: name of a record to keep in experiments/results; empty = none.
+      record: name of the record to write in experiments/results; empty = none.
       notes: what a reader of the record must know besides, a paragraph each.
       json: print one JSON object.
     """
@@ -80,9 +79,7 @@ class Options:
 
 
 class Trial:
-    """One mechanism: a compiled training step, and one layer of attention forward and forward plus
-    backward.
-    """
+    """One mechanism: a compiled training step, and one attention layer forward and forward plus backward."""
 
     def __init__(self, name: str, options: Options):
         import jax
@@ -237,21 +234,22 @@ def table(result: dict[str, Any]) -> list[list[Any]]:
 
 
 if __name__ == "__main__":
-    given = tyro.cli(Options)
-    outcome = main(given)
-    if given.record:
+    arguments = tyro.cli(Options)
+    outcome = main(arguments)
+    if arguments.record:
         write_record(
-            given.record,
+            arguments.record,
             outcome,
             title="Cost of attention mechanisms",
             command=command_line(__spec__.name),
             body=[to_markdown(list(COLUMNS), table(outcome))],
             notes=[
-                f"A training step of {given.rows} histories of {given.max_length} interactions, width {given.width}, "
-                f"{given.layers} layers, {given.n_items:,} items, {given.dtype}; milliseconds, medians of "
-                f"{given.rounds} rounds; ratios against softmax attention in the same round. Layer: one layer's "
+                f"A training step of {arguments.rows} histories of {arguments.max_length} interactions, width "
+                f"{arguments.width}, {arguments.layers} layers, {arguments.n_items:,} items, "
+                f"{arguments.dtype}; milliseconds, medians of "
+                f"{arguments.rounds} rounds; ratios against softmax attention in the same round. Layer: one layer's "
                 "attention alone, forward, and forward with backward.",
-                *given.notes,
+                *arguments.notes,
             ],
         )
-    print(json.dumps(outcome) if given.json else to_markdown(list(COLUMNS), table(outcome)))
+    print(json.dumps(outcome) if arguments.json else to_markdown(list(COLUMNS), table(outcome)))

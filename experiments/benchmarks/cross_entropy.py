@@ -10,7 +10,7 @@ so that their ratios hold on a machine that is not quiet. Figures of a case:
 - ``temp_mib``: peak temporary memory that the compiler plans, beyond inputs and gradients; ``_plain`` for the
   plain one;
 - ``fraction_of_floor``: time of three matrix products, in [256 x 64] by [64 x 2048] tiles as measured here,
-  plus one exponential a score, over the time taken, the fastest round of each; ``_bf16`` with products of
+  plus one exponential per score, over the time taken, the fastest round of each; ``_bf16`` with products of
   bfloat16 operands on both sides;
 - ``loss_error_bf16``, ``gradient_error_bf16``: relative to float32, of the loss, and in norm, of both
   gradients.
@@ -60,6 +60,8 @@ def plain(hidden: Array, vectors: Array, targets: Array, weights: Array) -> Arra
 
 
 def ours(dtype: Any) -> Callable[..., Array]:
+    """Loss of the library with operands of ``dtype``."""
+
     def loss(hidden: Array, vectors: Array, targets: Array, weights: Array) -> Array:
         key = jax.random.key(0)
         return CrossEntropyConfig(dtype=dtype)(hidden, ItemTable(vectors), targets, weights, key)[0]
@@ -68,19 +70,19 @@ def ours(dtype: Any) -> Callable[..., Array]:
 
 
 def compiled(loss: Callable[..., Array], arrays: tuple[Array, ...]) -> Any:
+    """Compiled value and gradients of hidden states and items."""
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()
 
 
 def seconds(function: Callable[[], Any]) -> float:
+    """Seconds of one call."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def floor_of_tiles(dtype: str, rounds: int = 40) -> Callable[[], Array]:
-    """Runs ``rounds`` times three products of a [256 x 2048] tile and its exponential; each waits for the
-    last.
-    """
+    """Return a call of three products of a [256 x 2048] tile and its exponential, repeated ``rounds`` times in sequence."""
     rng = np.random.default_rng(1)
     operand = jnp.asarray(rng.standard_normal((256, WIDTH), np.float32))
     items = jnp.asarray(rng.standard_normal((WIDTH, 2048), np.float32)).astype(dtype)
@@ -104,6 +106,7 @@ def floor_of_tiles(dtype: str, rounds: int = 40) -> Callable[[], Array]:
 
 
 def measure(n: int, v: int, repeats: int) -> dict[str, Any]:
+    """Figures of one case: N positions and V items."""
     arrays = inputs(n, v)
     programs = {name: compiled(ours(name), arrays) for name in ("float32", "bfloat16")}
     temporary = {name: p.memory_analysis().temp_size_in_bytes for name, p in programs.items()}
@@ -154,13 +157,14 @@ def measure(n: int, v: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure the cases and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--repeats", type=int, default=5, help="rounds over the variants of a case")
     parser.add_argument("--cases", type=int, nargs="*", help="which cases, by number from 0 (default: all)")
-    parser.add_argument("--record", default="", help="name of a record to keep in experiments/results")
+    parser.add_argument("--record", default="", help="record in experiments/results to write")
     options = parser.parse_args()
     chosen = range(len(CASES)) if options.cases is None else options.cases
     cases = [measure(*CASES[i], repeats=max(1, options.repeats)) for i in chosen]

@@ -57,6 +57,7 @@ def best_of(repeats: int, call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def peak_mib() -> float:
+    """Peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -69,6 +70,7 @@ class WorkingMemory:
         self.before = self._of("VmRSS")
 
     def mib(self) -> float:
+        """MiB above the start."""
         return self._of("VmHWM") - self.before
 
     @staticmethod
@@ -215,14 +217,14 @@ def scaling(n_items: int, n_rows: int = 512) -> dict[str, Any]:
 
 def cases(data: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every case by name."""
-    found: dict[str, Callable[[], dict[str, Any]]] = {
+    every: dict[str, Callable[[], dict[str, Any]]] = {
         "ml-1m": lambda: full_evaluation("ml-1m", data, 200),
         "beauty-large": lambda: full_evaluation("beauty-large", data, 50),
         "top-20 of 1,000,000": top_20,
     }
     for power in range(3, 8):
-        found[f"10^{power} items"] = lambda power=power: scaling(10**power)  # type: ignore[misc]
-    return found
+        every[f"10^{power} items"] = lambda power=power: scaling(10**power)  # type: ignore[misc]
+    return every
 
 
 def record(results: list[dict[str, Any]], order: list[str], name: str) -> None:
@@ -236,7 +238,7 @@ def record(results: list[dict[str, Any]], order: list[str], name: str) -> None:
     known = {case["name"]: case for case in before["cases"]}
     installed = versions()
     known.update({case["name"]: {**case, "commit": installed.get("commit")} for case in results})
-    found = sorted(known.values(), key=lambda case: order.index(case["name"]))
+    merged = sorted(known.values(), key=lambda case: order.index(case["name"]))
     columns = {
         "seconds": "seconds",
         "scoring_seconds": "of which scoring",
@@ -253,13 +255,13 @@ def record(results: list[dict[str, Any]], order: list[str], name: str) -> None:
             *(None if case.get(c) is None else f"{case[c]:.0f}" for c in ("peak_rss_mib", "working_mib")),
             None if case.get(last := list(columns)[-1]) is None else f"{case[last]:.2f}",
         ]
-        for case in found
+        for case in merged
     ]
     write_record(
         name,
         {
-            "cases": found,
-            "versions": {**installed, "commit": ", ".join(sorted({str(c["commit"]) for c in found}))},
+            "cases": merged,
+            "versions": {**installed, "commit": ", ".join(sorted({str(c["commit"]) for c in merged}))},
         },
         title="Time and memory of evaluation",
         command="python -m experiments.benchmarks.evaluation",
@@ -275,10 +277,10 @@ def record(results: list[dict[str, Any]], order: list[str], name: str) -> None:
 def measure(name: str, data: Path) -> dict[str, Any]:
     """One case in a fresh process."""
     command = [sys.executable, "-m", "experiments.benchmarks.evaluation", "--case", name, "--data", str(data)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"case {name!r} failed with exit status {done.returncode}")
-    *notes, result = done.stdout.strip().splitlines()
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if finished.returncode:
+        raise SystemExit(f"case {name!r} failed with exit status {finished.returncode}")
+    *notes, result = finished.stdout.strip().splitlines()
     print("\n".join(notes), file=sys.stderr)
     return json.loads(result)
 

@@ -34,9 +34,9 @@ class Options:
       preset: starting configuration.
       objectives: names; empty = all that work with its encoder.
       batch_size: rows of a step; 0 = the preset's.
-      steps: steps a round.
+      steps: steps per round.
       rounds: rounds of each objective.
-      record: name of a record to keep in experiments/results; empty = none.
+      record: name of the record to write in experiments/results; empty = none.
       json: print one JSON object.
     """
 
@@ -126,9 +126,9 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = tyro.cli(Options)
-    result = main(given)
-    if given.record:
+    arguments = tyro.cli(Options)
+    result = main(arguments)
+    if arguments.record:
         keys = (
             "interactions_per_second",
             "speed_against_cross_entropy",
@@ -138,7 +138,7 @@ if __name__ == "__main__":
         )
         table = [[case["objective"], *(number(case[key]) for key in keys)] for case in result["cases"]]
         write_record(
-            given.record,
+            arguments.record,
             result,
             title="Speed and memory of training with each objective",
             command=command_line(__spec__.name),
@@ -148,7 +148,7 @@ if __name__ == "__main__":
                 f"second rate was {result['drift']:.2f} of its first."
             ],
         )
-    if given.json:
+    if arguments.json:
         print(json.dumps(result))
     else:
         for case in result["cases"]:

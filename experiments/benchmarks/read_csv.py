@@ -90,9 +90,9 @@ def main() -> None:
         text = ["--text-ids"] if options.text_ids else []
         subprocess.run([*itself, f"--write={path}", *sizes, *text], check=True)
         size = path.stat().st_size
-        done = subprocess.run([*itself, f"--read={path}"], check=True, capture_output=True, text=True)
+        finished = subprocess.run([*itself, f"--read={path}"], check=True, capture_output=True, text=True)
     result = {"rows": options.rows, "text_ids": options.text_ids, "file_mib": round(size / 2**20)}
-    result |= json.loads(done.stdout.splitlines()[-1])
+    result |= json.loads(finished.stdout.splitlines()[-1])
     if options.json:
         print(json.dumps(result))
     else:

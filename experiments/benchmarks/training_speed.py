@@ -48,9 +48,9 @@ class Options:
       batch_size: rows of a step; 0 = the preset's.
       max_length: positions of a row; 0 = the preset's.
       dtype: operands of matrix products in encoder and loss; empty = the preset's.
-      steps: steps a round.
+      steps: steps per round.
       rounds: rounds of each mode.
-      record: name of a record to keep in experiments/results; empty = none.
+      record: name of the record to write in experiments/results; empty = none.
       json: print one JSON object.
     """
 
@@ -193,16 +193,16 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = tyro.cli(Options)
-    result = main(given)
+    arguments = tyro.cli(Options)
+    result = main(arguments)
     for name in (result["mode"], "padded"):
         figures = result if name == result["mode"] else result["padded"]
         print(name, *(f"{key} {figures[key]:,.4g}" for key in KEYS), sep="\n  ", file=sys.stderr)
-    if given.record:
+    if arguments.record:
         modes = {result["mode"]: result, "padded": result["padded"]}
         table = [[name, *(number(modes[name][key]) for key in KEYS)] for name in modes]
         write_record(
-            given.record,
+            arguments.record,
             result,
             title="Speed of training",
             command=command_line(__spec__.name),
@@ -210,5 +210,7 @@ if __name__ == "__main__":
             notes=[f"{result['dataset']}, {result['targets_per_epoch']:,} training targets per epoch."],
         )
     print(
-        json.dumps(result) if given.json else f"{result['speedup_over_padded']:.2f} times as fast as padded"
+        json.dumps(result)
+        if arguments.json
+        else f"{result['speedup_over_padded']:.2f} times as fast as padded"
     )

@@ -1,0 +1,1 @@
+"""Scaling of training steps over sizes and devices."""

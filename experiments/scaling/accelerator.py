@@ -1,12 +1,12 @@
-"""One command for an accelerator: is it right there, how fast is it, and what does a step spend its time on?
+"""Checks and measurements on an accelerator: parity with a CPU, speed, and the costliest operations of a step.
 
     python -m experiments.scaling.accelerator --json
 
 In order: (1) loss and gradients of every attention mechanism against a CPU process; (2) one compilation for a run; (3)
 the default preset trained on the bundled data; (4) steps of ML-1M's shape in both precisions, packed and padded; (5) the
 five costliest operations of a step; (6) attention mechanisms; (7) exact cross-entropy; (8) the lists of 10,000 users over
-a million items. A section that fails is told and the others go on (exit status 1); one that would begin after
-``--seconds`` is left out, and told. On a CPU everything runs, too; ``--quick`` takes tiny shapes.
+a million items. A section that fails is reported and the others run (exit status 1); one that would begin after
+``--seconds`` is left out, and reported. On a CPU everything runs, too; ``--quick`` takes tiny shapes.
 """
 
 from __future__ import annotations
@@ -120,9 +120,12 @@ def values(name: str, dtype: str, precision: str) -> dict[str, np.ndarray]:
 
 
 def reference(options: Options, path: Path) -> None:
-    """What a CPU makes of all mechanisms, in float32."""
-    found = {name: values(name, "float32", "highest") for name in mechanisms(options)}
-    np.savez(path, **{f"{name}|{key}": value for name, own in found.items() for key, value in own.items()})
+    """Write the values of all mechanisms on this CPU, in float32."""
+    reference_values = {name: values(name, "float32", "highest") for name in mechanisms(options)}
+    np.savez(
+        path,
+        **{f"{name}|{key}": value for name, own in reference_values.items() for key, value in own.items()},
+    )
 
 
 def parity(options: Options) -> dict[str, Any]:
@@ -349,10 +352,10 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = tyro.cli(Options)
-    if given.reference:
-        reference(given, Path(given.reference))
+    arguments = tyro.cli(Options)
+    if arguments.reference:
+        reference(arguments, Path(arguments.reference))
         sys.exit(0)
-    outcome = main(given)
-    print(json.dumps(outcome) if given.json else json.dumps(outcome, indent=1))
+    outcome = main(arguments)
+    print(json.dumps(outcome) if arguments.json else json.dumps(outcome, indent=1))
     sys.exit(1 if outcome["failed"] else 0)

@@ -1,4 +1,4 @@
-"""What a training step should cost: operations, bytes and collective bytes by a simple model, and a machine's limits.
+"""Simple model of a training step: operations, bytes and collective bytes, with the measured limits of a machine.
 
 The model counts matrix products exactly and everything else by passes over arrays, with constants chosen beforehand
 (`PASSES`, `SCORE_PASSES`), not fitted. Time is operations over the rate of a large matrix product plus bytes over the rate
@@ -90,18 +90,18 @@ def parameters(shape: Shape) -> tuple[int, int]:
 def step_cost(shape: Shape) -> Cost:
     """Of one step, forward, backward and Adam, with exact cross-entropy over the catalogue, for one device."""
     d, m, length = shape.width, shape.query_positions, shape.length
-    inner, asked = shape.ffn_width or d, max(m, 1)
+    inner, queries = shape.ffn_width or d, max(m, 1)
     tokens = shape.rows * length / shape.data
     # A product of [a, b] by [b, c] is 2 a b c operations; the backward pass has two for each of the forward pass.
-    layer = 2 * d * d * (3 + asked) + 4 * length * d * asked + 4 * d * inner
+    layer = 2 * d * d * (3 + queries) + 4 * length * d * queries + 4 * d * inner
     if m:
-        layer += 3 * asked * 2 * d * d + 4 * asked * asked * d
+        layer += 3 * queries * 2 * d * d + 4 * queries * queries * d
     encoder = 3 * tokens * shape.layers * layer
     own_items = shape.items / shape.item
     loss = tokens * own_items * (6 * d + EXPONENTIAL)
     table, dense = parameters(shape)
     held = table / shape.item + dense
-    activations = tokens * shape.layers * 4 * (PASSES * d + SCORE_PASSES * shape.heads * length * asked)
+    activations = tokens * shape.layers * 4 * (PASSES * d + SCORE_PASSES * shape.heads * length * queries)
     adam = 28 * held  # reads parameter, gradient and two moments, writes three
     catalogue = 3 * 4 * own_items * d * max(1.0, tokens / 640)  # read for each chunk of positions
     return Cost(encoder + loss, activations + adam + catalogue, collective_bytes(shape, table, dense, tokens))
@@ -121,7 +121,7 @@ def collective_bytes(shape: Shape, table: int, dense: int, tokens: float) -> flo
 
 
 def seconds(cost: Cost, shape: Shape, limits: Limits, link_bytes_per_second: float = 0.0) -> float:
-    """What the model expects a step to take."""
+    """Predicted seconds of a step."""
     took = cost.operations / limits.operations_per_second(shape.dtype) + cost.bytes / limits.bytes_per_second
     return took + (cost.collective_bytes / link_bytes_per_second if link_bytes_per_second else 0.0)
 
@@ -138,7 +138,7 @@ def fastest(call: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def spread(call: Callable[[], Any], repeats: int, steps: int) -> dict[str, float]:
-    """Median, least and most seconds a step, of calls that run so many steps; the first call is not counted."""
+    """Median, least and most seconds per step over calls of several steps; the first call is not counted."""
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):
@@ -149,7 +149,7 @@ def spread(call: Callable[[], Any], repeats: int, steps: int) -> dict[str, float
 
 
 def measure_limits(quick: bool = False) -> Limits:
-    """What this device reaches: products of [n, n] by [n, n], and a copy of an array that no cache holds."""
+    """Measured limits of this device: products of [n, n] by [n, n], and a copy of an array larger than the caches."""
     on_cpu = jax.default_backend() == "cpu"
     n = 256 if quick else 2048 if on_cpu else 8192
     rates = {}

@@ -30,7 +30,7 @@ from jaxrec.training.step import make_train_chunk
 
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2))
 STEPS = 4
-#: What a device sends in a ring of n, as a multiple of the result's bytes (of the operand's, for a reduce-scatter).
+#: Traffic of one device in a ring of n, as a multiple of the result's bytes (of the operand's, for a reduce-scatter).
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -52,14 +52,14 @@ class Options:
 
 
 def group_size(line: str) -> int:
-    """How many devices take part in one group of a collective; XLA writes groups in three ways."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
-        extents = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
-        return int(np.prod([int(extents[axis]) for axis in re.findall(r"'(\w+)'", found.group(2))]))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(found.group(1))
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return len(found.group(1).split(","))
+    """Number of devices in one group of a collective; XLA writes groups in three ways."""
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+        extents = dict(re.findall(r"'(\w+)'=(\d+)", match.group(1)))
+        return int(np.prod([int(extents[axis]) for axis in re.findall(r"'(\w+)'", match.group(2))]))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match.group(1))
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(match.group(1).split(","))
     raise ValueError(f"no replica_groups that this script can read in: {line.strip()[:300]}")
 
 
@@ -68,15 +68,15 @@ def collective_bytes(program: str) -> float:
     total = 0.0
     pattern = r"= (\(?[^()]*\)?) (" + "|".join(SENT) + r")(?:-start)?\(.*"
     for line in program.splitlines():
-        found = re.search(pattern, line)
-        if not found:
+        match = re.search(pattern, line)
+        if not match:
             continue
         size = 0
-        for kind, extents in re.findall(r"(pred|[suf]\d+|bf16)\[([\d,]*)\]", found.group(1)):
+        for kind, extents in re.findall(r"(pred|[suf]\d+|bf16)\[([\d,]*)\]", match.group(1)):
             width = 1 if kind == "pred" else 2 if kind == "bf16" else int(kind[1:]) // 8
             size += width * int(np.prod([int(n) for n in extents.split(",") if n], dtype=np.int64))
         group = group_size(line)
-        total += size * SENT[found.group(2)](group) if group > 1 else 0
+        total += size * SENT[match.group(2)](group) if group > 1 else 0
     return total
 
 

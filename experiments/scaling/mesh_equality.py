@@ -1,4 +1,4 @@
-"""The same run on meshes of one to eight devices, and by two processes: do the numbers agree, and what lies on a device?
+"""One run on meshes of one to eight devices and by two processes: equality of the numbers and memory of a device.
 
     python -m experiments.scaling.mesh_equality
 
@@ -87,8 +87,9 @@ def configuration(options: Options, mesh: MeshConfig) -> RunConfig:
 
 
 def host(params: Any, rows: int) -> list[np.ndarray]:
-    """Parameters of the first seed, without padding of tables and without the bias of all keys: it moves no softmax, so its
-    gradient is rounding alone, which Adam scales up to whole steps.
+    """Parameters of the first seed on the host, without padding of tables and without the bias of all keys.
+
+    That bias changes no softmax, so its gradient is rounding alone, which Adam scales up to whole steps.
     """
     params = jax.tree.map(lambda x: np.asarray(x)[0], params)
     for layer in params.values():
@@ -100,6 +101,7 @@ def host(params: Any, rows: int) -> list[np.ndarray]:
 
 
 def losses(run: Path) -> list[float]:
+    """Mean loss of each logged chunk of steps."""
     return [line["loss"][0] for line in read_journal(run / "log.jsonl") if "loss" in line]
 
 
@@ -127,6 +129,7 @@ def memory(config: RunConfig) -> dict[str, int]:
 
 
 def run_mesh(options: Options, mesh: MeshConfig, folder: Path) -> Outcome:
+    """Train on one mesh."""
     config = configuration(options, mesh)
     fit = train(config, None, folder, progress=False)
     rows = fit.setup.dataset.n_items + 1

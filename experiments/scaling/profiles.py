@@ -22,7 +22,7 @@ def costliest(program: Program, directory: Path, count: int = 5) -> dict[str, An
 
     Returns:
       The operations with the most time: their names in the compiled program, where they come from in the source, seconds
-      a chunk and the share of all operations' time.
+      per chunk and the share of all operations' time.
 
     Raises:
       RuntimeError: the trace names no operation of the program.

@@ -45,13 +45,13 @@ class Program:
         self.compiled = chunk.lower(self.state, self.rows, setup.resources).compile()
 
     def run(self) -> Any:
-        """One chunk; the state goes on."""
+        """Run one chunk and advance the state."""
         self.state, metrics = self.compiled(self.state, self.rows, self.setup.resources)
         return metrics
 
     @property
     def memory(self) -> dict[str, float]:
-        """As the compiler plans it, in MiB: of the state, and beside it during a step."""
+        """MiB that the compiler plans: of the state, and beside it during a step."""
         analysis = self.compiled.memory_analysis()
         state = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
         return {"state_mib": state / MIB, "temporary_mib": analysis.temp_size_in_bytes / MIB}

@@ -46,7 +46,7 @@ AXES: dict[str, tuple[str, tuple[int, ...]]] = {
     "catalogue": ("items", (1000, 4000, 16_000, 64_000)),
     "query positions": ("query_positions", (1, 2, 5, 10)),
 }
-#: Of the prediction: devices like the one measured, with links of so many bytes a second (an assumption).
+#: Of the prediction: devices like the one measured, with links of so many bytes per second (an assumption).
 LINK_BYTES_PER_SECOND = 50e9
 MESHES = ((1, 1), (8, 1), (64, 1), (256, 1), (1, 8), (8, 8), (32, 8))
 
@@ -57,7 +57,7 @@ class Options:
 
     Attributes:
       axes: some of batch, length, width, depth, catalogue, "query positions", devices; empty = all.
-      repeats: measurements of each point, of which the median, the least and the most are told.
+      repeats: measurements of each point, of which the median, the least and the most are reported.
       steps: steps of a measurement.
       quick: two points an axis, tiny shapes: shows that everything runs.
       out: where to write, without an ending; empty = ``experiments/results/scaling_<backend>``.
@@ -149,17 +149,17 @@ def predictions(limits: Limits) -> list[dict[str, Any]]:
 
 
 def forced_devices(quick: bool) -> list[dict[str, Any]]:
-    """The study of devices, in a process with eight forced host devices."""
+    """Run the study of devices in a process with eight forced host devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
     command = [sys.executable, "-m", "experiments.scaling.devices", *(["--quick"] if quick else [])]
-    done = subprocess.run(
+    finished = subprocess.run(
         command,
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(finished.stdout.splitlines()[-1])
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def main(options: Options) -> dict[str, Any]:
     for axis in chosen:
         if axis != "devices":
             result["axes"][axis] = [measured(s, limits, options) for s in points(axis, options.quick)]
-            print(f"{axis}: done", file=sys.stderr, flush=True)
+            print(f"{axis}: measured", file=sys.stderr, flush=True)
     if "devices" in chosen:
         result["devices"] = forced_devices(options.quick)
     result |= {
@@ -223,7 +223,7 @@ def report(result: dict[str, Any], name: str) -> list[str]:
         ]
         head = [
             field,
-            "ms a step",
+            "ms per step",
             "expected ms",
             "interactions/s",
             "GFLOP/s",
@@ -273,10 +273,10 @@ def report(result: dict[str, Any], name: str) -> list[str]:
                 "scaling",
                 "data x item",
                 "rows",
-                "ms a step",
+                "ms per step",
                 "interactions/s",
                 "collective MiB",
-                "state MiB a device",
+                "state MiB per device",
             ],
             [
                 [
@@ -297,7 +297,7 @@ def report(result: dict[str, Any], name: str) -> list[str]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Time above and memory below, an axis a column."""
+    """Plot time above and memory below, one column per axis."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -324,7 +324,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             panel.set_yscale("log")
             panel.grid(alpha=0.3)
         memory.set_xlabel(axis)
-    panels[0][0].set_ylabel("ms a step")
+    panels[0][0].set_ylabel("ms per step")
     panels[1][0].set_ylabel("MiB")
     panels[0][0].legend()
     panels[1][0].legend()
@@ -334,7 +334,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    given = tyro.cli(Options)
-    outcome = main(given)
-    if given.json:
+    arguments = tyro.cli(Options)
+    outcome = main(arguments)
+    if arguments.json:
         print(json.dumps(outcome))

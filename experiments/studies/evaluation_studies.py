@@ -1,6 +1,6 @@
-"""Records of studies of finished runs: protocols, comparison, stability.
+r"""Records of studies of finished runs: protocols, comparison, stability.
 
-    python -m experiments.studies.evaluation_studies protocols runs/ml-1m --name protocols_ml-1m \\
+    python -m experiments.studies.evaluation_studies protocols runs/ml-1m --name protocols_ml-1m \
         --commands "jaxrec train --data ml-1m.txt.gz --preset sasrec-ml1m"
     python -m experiments.studies.evaluation_studies compare runs/five runs/original --name compare_movietweetings
 
@@ -50,8 +50,8 @@ def tables_of(options: Options) -> tuple[dict[str, Any], str]:
     out = options.figures or None
     if options.study == "protocols":
         (run,) = options.runs
-        found = protocols(run, out=out)
-        return {"protocols": found.results}, to_markdown(*found.rows())
+        study = protocols(run, out=out)
+        return {"protocols": study.results}, to_markdown(*study.rows())
     if options.study == "compare":
         comparison = compare(options.runs, out=out)
         return {**dataclasses.asdict(comparison), "limits": comparison.limits()}, comparison.to_markdown()

@@ -4,8 +4,8 @@
     python -m experiments.studies.precision --data path/to/ml-1m.txt.gz --preset sasrec-ml1m --out runs/precision-ml1m
 
 In both, parameters, optimiser, sums, norms, log-sum-exp and the scores that rank are float32; only operands of matrix
-products differ. Nothing is tuned. Rates are measured apart, in turns, so that they hold on a machine that is not quiet.
-An interrupted study goes on where it stopped. Writes ``experiments/results/precision_<dataset>.{md,json}``.
+products differ. Nothing is tuned. Rates are measured separately, in interleaved rounds, so that they hold on a busy
+machine. An interrupted study resumes where it stopped. Writes ``experiments/results/precision_<dataset>.{md,json}``.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Options:
       seeds: models for each precision.
       epochs: most epochs of each; 0 = the preset's.
       rounds: rounds of the rate measurement; 0 = leave it out.
-      steps: steps of a round.
-      out: run directories; an interrupted study goes on there.
+      steps: steps per round.
+      out: run directories; an interrupted study resumes there.
     """
 
     data: str = "movietweetings"
@@ -50,12 +50,12 @@ class Options:
 
 
 def rates(options: Options, dataset: SequenceDataset) -> dict[str, Any]:
-    """Real interactions a second of each precision: the median over rounds that take turns."""
+    """Real interactions per second of each precision, as medians over interleaved rounds."""
     trials = {}
     for dtype in DTYPES:
-        asked = training_speed.Options(options.data, options.preset, dtype=dtype, steps=options.steps)
-        mode = training_speed.configuration(asked).batches.mode
-        trials[dtype] = training_speed.Trial(asked, mode, dataset)
+        chosen = training_speed.Options(options.data, options.preset, dtype=dtype, steps=options.steps)
+        mode = training_speed.configuration(chosen).batches.mode
+        trials[dtype] = training_speed.Trial(chosen, mode, dataset)
     for _ in range(options.rounds):
         for trial in trials.values():
             trial.round()
