@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxrec.cli.common import emit, parse
+from jaxrec.cli.help import Option, config_options, page
 from jaxrec.config import NAMED_SECTIONS, RunConfig, load_config, section_label
 from jaxrec.errors import ConfigError
 from jaxrec.presets import PRESETS
@@ -75,46 +76,86 @@ def train(arguments: list[str]) -> int:
     arguments = _aliases_resolved(arguments)
     load_plugins(tuple(filter(None, _value_of("plugin", arguments, "").split(","))))
     base = base_config(arguments)
+    if {"-h", "--help", "--help-all"} & set(arguments):
+        print(help_page(base, everything="--help-all" in arguments))
+        return 0
     named = {path: section_label(base, path) for path in NAMED_SECTIONS if section_label(base, path)}
-    n_seeds = len(base.training.seeds)
     options: list[tuple[str, Any, Any]] = [
         ("config", Annotated[RunConfig, tyro.conf.arg(name="")], base),
-        ("preset", _option(str, f"starting configuration: {', '.join(PRESETS)}"), "sasrec"),
-        ("source", _option(str, _DATA_HELP, "data"), base.data.source),
-        ("workdir", _option(str, "run directory; default: runs/ with the dataset and the time"), ""),
-        ("resume", _option(bool, "continue the run in --workdir"), False),
-        ("overwrite", _option(bool, "delete a run that is already in --workdir"), False),
-        (
-            "init_from",
-            _option(str, "finished run whose parameters this one starts from", "init-from"),
-            base.training.init_from,
-        ),
+        *((name.replace("-", "_"), kind, default) for name, kind, default, _ in _COMMAND_OPTIONS),
+        ("source", Annotated[str, tyro.conf.arg(name="data")], base.data.source),
+        ("init_from", str, base.training.init_from),
+        ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
         *(
-            (path.replace(".", "_") + "_name", _option(str, ", ".join(NAMED_SECTIONS[path]), path), name)
+            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], name)
             for path, name in named.items()
         ),
-        ("n_seeds", _option(int, "number of models, with seeds 0, 1, ...", "seeds"), n_seeds),
-        ("plugin", _option(str, "modules that register parts of your own, separated by commas"), ""),
-        ("distributed", _option(DistributedConfig, "how this process joins others"), DistributedConfig()),
-        ("quiet", _option(bool, "no progress bar"), False),
-        (
-            "no_compile_cache",
-            _option(bool, "do not read or write compiled programs in ~/.cache/jaxrec"),
-            False,
-        ),
-        ("json", _option(bool, "print the results as one JSON object on the last line"), False),
+        ("distributed", DistributedConfig, DistributedConfig()),
     ]
     fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
     form = dataclasses.make_dataclass("Train", fields, frozen=True)
-    form.__doc__ = "Train on interactions, rank the held-out targets, and write a run directory."
     return _run(parse(form, arguments, "train"), base)
 
 
+#: Options of the command itself: name, type, default, help.
+_COMMAND_OPTIONS: list[tuple[str, type, Any, str]] = [
+    ("preset", str, "sasrec", "starting configuration"),
+    ("workdir", str, "", "run directory; default: runs/ with the dataset and the time"),
+    ("resume", bool, False, "continue the run in --workdir"),
+    ("overwrite", bool, False, "delete a run that is already in --workdir"),
+    ("plugin", str, "", "modules that register parts of your own, separated by commas"),
+    ("quiet", bool, False, "no progress bar"),
+    ("no-compile-cache", bool, False, "neither read nor write compiled programs in ~/.cache/jaxrec"),
+    ("json", bool, False, "print the results as one JSON object on the last line"),
+]
+
+
+def help_page(base: RunConfig, everything: bool) -> str:
+    """Return the options that a newcomer needs first, or all of them, with the values of ``base`` as defaults."""
+    sections = {
+        field.name: config_options(getattr(base, field.name), field.name)
+        for field in dataclasses.fields(base)
+    }
+    by_name = {option.name: option for options in sections.values() for option in options}
+    command = {
+        f"--{name}": Option(f"--{name}", "" if kind is bool else "TEXT", text, default or "")
+        for name, kind, default, text in _COMMAND_OPTIONS
+    }
+    command["--preset"] = command["--preset"]._replace(values="{" + ",".join(PRESETS) + "}")
+    chosen = [
+        Option("--data", "TEXT", _DATA_HELP, base.data.source),
+        Option("--seeds", "INT", "number of models, with seeds 0, 1, ...", str(len(base.training.seeds))),
+        Option("--init-from", "TEXT", "finished run whose parameters this one starts from"),
+        *(
+            Option(
+                f"--{path}",
+                "{" + ",".join(registry) + "}",
+                f"{registry.kind}; its own options follow --{path}.",
+                name,
+            )
+            for path, registry in NAMED_SECTIONS.items()
+            if (name := section_label(base, path))
+        ),
+    ]
+    title = "jaxrec train: train on interactions, rank the held-out targets, and write a run directory."
+    if everything:
+        groups = [("command", [*command.values(), *chosen])]
+        groups += [(name, options) for name, options in sections.items() if options]
+        groups += [("distributed", config_options(DistributedConfig(), "distributed"))]
+        return page(title, groups)
+    first = [command["--preset"], *chosen[:2], command["--workdir"], command["--resume"], *chosen[3:]]
+    names = (
+        "--training.epochs",
+        "--optimizer.learning-rate",
+        "--batches.max-length",
+        "--batches.batch-size",
+        "--encoder.width",
+    )
+    first += [by_name[name] for name in names if name in by_name]
+    return page(title, [("the options to begin with", first)], "jaxrec train --help-all lists every option.")
+
+
 _DATA_HELP = "csv, tsv, parquet, arrow or text file, saved dataset, or movietweetings"
-
-
-def _option(kind: Any, text: str, name: str | None = None) -> Any:
-    return Annotated[kind, tyro.conf.arg(help=text, name=name)]
 
 
 def _run(options: Any, base: RunConfig) -> int:

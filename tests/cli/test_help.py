@@ -1,0 +1,58 @@
+"""Help pages of `jaxrec train`: every option, its default, and no markup."""
+
+import dataclasses
+
+import pytest
+
+from jaxrec.cli.help import documented_fields
+from jaxrec.config import NAMED_SECTIONS, RunConfig
+from tests.runs import jaxrec
+
+
+def test_first_page_has_the_options_to_begin_with():
+    page = jaxrec("train", "--help").out
+    for option in (
+        "--preset",
+        "--data",
+        "--seeds",
+        "--workdir",
+        "--encoder",
+        "--objective",
+        "--training.epochs",
+    ):
+        assert f"\n  {option} " in page
+    assert len(page.splitlines()) < 50
+    assert "--help-all" in page
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--encoder", "stosa"), ("--attention", "miq"), ("--objective", "bpr")]
+)
+def test_full_page_lists_every_option_without_markup(arguments):
+    page = jaxrec("train", *arguments, "--help-all").out
+    assert "`" not in page
+    config = RunConfig()
+    for field in dataclasses.fields(config):
+        if field.name not in NAMED_SECTIONS:
+            for option in dataclasses.fields(getattr(config, field.name)):
+                assert f"--{field.name}.{option.name}".replace("_", "-") in page
+    if arguments:
+        path, name = arguments[0][2:].replace("attention", "encoder.attention"), arguments[1]
+        part = NAMED_SECTIONS[path][name]
+        for option in dataclasses.fields(part):
+            if not dataclasses.is_dataclass(option.default):
+                assert f"--{path}.{option.name}".replace("_", "-") in page
+
+
+def test_defaults_are_those_of_the_preset():
+    assert (
+        "--training.epochs NUMBER in (0, 1e9]  (default: 2)"
+        in jaxrec("train", "--preset", "smoke", "--help").out
+    )
+
+
+def test_every_option_has_a_text():
+    for registry in NAMED_SECTIONS.values():
+        for part in registry.values():
+            texts = documented_fields(part)
+            assert all(texts.get(field.name) for field in dataclasses.fields(part)), part
