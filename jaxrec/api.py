@@ -10,6 +10,7 @@ from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
 from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.config import RunConfig, to_dict
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.load import DataConfig
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.presets import PRESETS
@@ -62,6 +63,8 @@ def fit(
     """
     if isinstance(config, str):
         config = PRESETS[config]()
+    if dataset is not None:
+        config = dataclasses.replace(config, data=DataConfig.of(dataset))
     if overwrite:
         # Refuse what cannot work while the run that would be deleted is still there.
         dataset = prepare(config, dataset).dataset

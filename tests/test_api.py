@@ -108,3 +108,14 @@ def test_metrics_are_means_over_seeds():
     values = done.results["metrics"]["HR@10"]["values"]
     assert done.metrics["HR@10"] == pytest.approx(np.mean(values))
     assert len(done.fit.test) == 2
+
+
+def test_a_run_on_own_data_opens_again(tmp_path):
+    """The run records the file and its options, not the bundled data."""
+    from tests.cli.shared import interactions
+
+    interactions().rename({"user_id": "who"}).write_csv(tmp_path / "own.csv", separator=";")
+    data = jaxrec.load_dataset(tmp_path / "own.csv", separator=";", user_column="who")
+    run = jaxrec.fit(data, ONE_CHUNK, tmp_path / "run", progress=False)
+    assert run.results["config"]["data"]["source"] == str(tmp_path / "own.csv")
+    assert jaxrec.evaluate(tmp_path / "run")["metrics"] == run.results["metrics"]

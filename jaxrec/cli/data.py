@@ -1,82 +1,103 @@
-"""`jaxrec audit` and `jaxrec prepare`."""
+"""`jaxrec audit`, `jaxrec prepare` and `jaxrec datasets`."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 
 from jaxrec.cli.common import emit, parse
+from jaxrec.data.readers.load import DataConfig
+
+_SOURCE = tyro.conf.arg(
+    name="data-source",
+    metavar="DATA",
+    help="csv, tsv, parquet, arrow or text file, saved dataset, or the name of a public one (jaxrec datasets)",
+)
+_OPTIONS = tyro.conf.arg(help="options of the data; in this command `--data.` may be left out")
+
+
+def _with_section(arguments: list[str]) -> list[str]:
+    """Write ``--filter`` as ``--data.filter``, for every option of `DataConfig`."""
+    fields = {field.name.replace("_", "-") for field in dataclasses.fields(DataConfig)}
+    expanded = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        bare = name.removeprefix("--").replace("_", "-")
+        known = name.startswith("--") and (bare in fields or bare.removeprefix("no-") in fields)
+        expanded.append(f"--data.{bare}{equals}{value}" if known else argument)
+    return expanded
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-    data: Annotated[
-        str,
-        tyro.conf.Positional,
-        tyro.conf.arg(help="csv, tsv, parquet, arrow or text file, or saved dataset"),
-    ]
-    user_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
-    item_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
-    time_column: Annotated[str, tyro.conf.arg(help="default: recognised by the usual names")] = ""
-    first_of_pair: Annotated[
-        bool, tyro.conf.arg(help="keep only the first interaction of a user with an item")
-    ] = False
-    filter: Annotated[
-        Literal["none", "k-core", "one-pass"], tyro.conf.arg(help="drop rare users and items")
-    ] = "none"
-    min_interactions: Annotated[int, tyro.conf.arg(help="of a user and of an item, for the filter")] = 5
+class Audit:
+    """Report data issues that affect evaluation: ties in time, duplicates, repeats, leakage, short users."""
 
-    def load(self) -> Any:
-        from jaxrec.data.readers.load import DataConfig
-
-        options = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(_Source)
-            if field.name != "data"
-        }
-        return DataConfig(source=self.data, **options).load()
-
-
-@dataclasses.dataclass(frozen=True)
-class Audit(_Source):
-    """What in a log of interactions makes results fragile: ties in time, duplicates, leaks, short users."""
-
+    source: Annotated[str, tyro.conf.Positional, _SOURCE]
+    data: Annotated[DataConfig, _OPTIONS] = DataConfig()
     json: Annotated[bool, tyro.conf.arg(help="print the findings as one JSON object")] = False
 
 
 def audit(arguments: list[str]) -> int:
-    given = parse(Audit, arguments, "audit")
+    """Run `jaxrec audit`."""
+    options = parse(Audit, _with_section(arguments), "audit")
 
-    from jaxrec.data import audit
+    from jaxrec.data import audit, load_dataset
 
-    findings = audit(given.load())
-    emit(findings.to_dict(), str(findings), given.json)
+    findings = audit(load_dataset(options.source, options.data))
+    emit(findings.to_dict(), str(findings), options.json)
     return 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepare(_Source):
+class Prepare:
     """Read a log once and save it as memory-mapped arrays, which open at once."""
 
+    source: Annotated[str, tyro.conf.Positional, _SOURCE]
+    data: Annotated[DataConfig, _OPTIONS] = DataConfig()
     out: Annotated[str, tyro.conf.arg(help="directory to write; must be new or empty")] = "dataset"
     json: Annotated[bool, tyro.conf.arg(help="print the summary as one JSON object")] = False
 
 
 def prepare(arguments: list[str]) -> int:
-    given = parse(Prepare, arguments, "prepare")
-    dataset = given.load()
-    dataset.save(given.out)
-    summary = {
-        "directory": given.out,
-        "fingerprint": dataset.fingerprint,
-        "users": dataset.n_users,
-        "items": dataset.n_items,
-        "interactions": dataset.n_interactions,
+    """Run `jaxrec prepare`."""
+    options = parse(Prepare, _with_section(arguments), "prepare")
+
+    from jaxrec.data import load_dataset
+
+    dataset = load_dataset(options.source, options.data)
+    dataset.save(options.out)
+    details = {
+        "titles": dataset.item_titles is not None,
+        "attributes": 0 if dataset.attributes is None else dataset.attributes.n_attributes,
+        "timestamps": dataset.timestamps is not None,
     }
-    text = (
-        f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions "
-        f"saved in {given.out}\n"
-        f"next: jaxrec train --data {given.out}"
+    summary = {"directory": options.out, "fingerprint": dataset.fingerprint, **dataset.counts, **details}
+    lines = [
+        f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions saved in "
+        f"{options.out}; {'with' if details['titles'] else 'without'} titles, {details['attributes']:,} attributes",
+        *(f"warning: {warning}" for warning in dataset.meta.get("warnings", ())),
+        f"next: jaxrec train --data {options.out}",
+    ]
+    emit(summary, "\n".join(lines), options.json)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Datasets:
+    """List the public datasets that jaxrec reads: source, licence, citation, rules, and archives on disk."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="of one dataset, to show all about it")] = (
+        ""
     )
-    emit(summary, text, given.json)
+    json: Annotated[bool, tyro.conf.arg(help="print the list as one JSON object")] = False
+
+
+def datasets(arguments: list[str]) -> int:
+    """Run `jaxrec datasets`."""
+    options = parse(Datasets, arguments, "datasets")
+
+    from jaxrec.datasets import describe_datasets, format_datasets
+
+    about = describe_datasets(options.name)
+    emit({"datasets": about}, format_datasets(about, full=bool(options.name)), options.json)
     return 0

@@ -13,6 +13,7 @@ COMMANDS = {
     "recommend": ("recommend", "recommend the next items for a history, from a saved run"),
     "audit": ("data", "report data issues that affect evaluation: ties, duplicates, leakage"),
     "prepare": ("data", "read a log once and save it as memory-mapped arrays"),
+    "datasets": ("data", "list the public datasets: source, licence, citation, archives on disk"),
     "compare": ("analysis", "test the difference between runs: paired tests over users and seeds"),
     "protocols": ("analysis", "evaluate one run under every evaluation protocol in use"),
     "stability": ("analysis", "measure the robustness of recommendations to perturbed histories"),

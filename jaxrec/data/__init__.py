@@ -1,24 +1,31 @@
 """Logs, sequences, splits, audit and batches: NumPy, with Polars at the edge. Knows nothing of models."""
 
 from jaxrec.data.auditing import Audit, audit
-from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.catalogue import AttributeTable, Catalogue
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.interactions import FirstOfPair, KCore, OnePass, filter_dataset
-from jaxrec.data.readers.load import load_dataset
+from jaxrec.data.named import DATASETS, PublicDataset, RawDataset, public_dataset
+from jaxrec.data.readers.load import DataConfig, load_dataset
 from jaxrec.data.splits import EvaluationCases, Split, SplitConfig, split_dataset
 
 __all__ = [
+    "DATASETS",
     "AttributeTable",
     "Audit",
+    "Catalogue",
+    "DataConfig",
     "EvaluationCases",
     "FirstOfPair",
     "KCore",
     "OnePass",
+    "PublicDataset",
+    "RawDataset",
     "SequenceDataset",
     "Split",
     "SplitConfig",
     "audit",
     "filter_dataset",
     "load_dataset",
+    "public_dataset",
     "split_dataset",
 ]

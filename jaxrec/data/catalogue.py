@@ -1,4 +1,4 @@
-"""Many short strings in two flat arrays: ids and titles of a large dataset stay on disk until asked for."""
+"""`Catalogue`: ids, titles and attributes of items, as flat arrays that can stay on disk."""
 
 from __future__ import annotations
 
@@ -6,24 +6,37 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast, overload
 
 import numpy as np
 
+from jaxrec.data.storage import read_arrays, write_arrays
 from jaxrec.errors import DataError
+
+FORMAT = "jaxrec.Catalogue"
+
+#: Directories of a catalogue that older releases wrote: a dataset without users.
+_OLDER_FORMAT = "jaxrec.SequenceDataset"
 
 
 class StringArray(Sequence[str]):
     """A read-only sequence of strings: UTF-8 ``data`` uint8[bytes] and ``offsets`` int64[n + 1].
 
     A fixed-width NumPy array pays the width of the longest string for every entry (one long URL among a
-    million ids costs gigabytes); this form pays for what is there, and both arrays can be memory-mapped. An
-    integer index gives a ``str``, a slice or an index array a NumPy array of ``str``; ``numpy.asarray`` gives
-    them all.
+    million ids costs gigabytes); this form has no padding, and both arrays can be memory-mapped. An integer
+    index gives a ``str``, a slice or an index array a NumPy array of ``str``; ``numpy.asarray`` gives them all.
+
+    Raises:
+      DataError: the offsets do not cover the data.
     """
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray):
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(data):
+            raise DataError(
+                f"offsets of strings must run from 0 to the {len(data)} bytes: the array is damaged"
+            )
         self.data = data
         self.offsets = offsets
 
@@ -134,8 +147,10 @@ class AttributeTable:
 
     @classmethod
     def from_lists(cls, lists: Sequence[Iterable[str]]) -> AttributeTable:
-        """Build from V lists of names, ``lists[i - 1]`` for item i. Attributes are numbered by first
-        appearance; a name that an item lists twice counts once."""
+        """Build from V lists of names, ``lists[i - 1]`` for item i.
+
+        Attributes are numbered by first appearance; a name that an item lists twice counts once.
+        """
         ids: dict[str, int] = {}
         values: list[int] = []
         offsets = np.zeros(len(lists) + 2, np.int64)
@@ -143,6 +158,141 @@ class AttributeTable:
             values.extend(ids.setdefault(name, len(ids) + 1) for name in dict.fromkeys(names))
             offsets[row + 2] = len(values)
         return cls(offsets, np.array(values, np.int32), StringArray.of(ids))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The items of a dataset: original ids, titles and attributes. Item i (1..V) is entry i - 1.
+
+    Attributes:
+      ids: V strings.
+      titles: V strings, or None.
+      attributes: `AttributeTable`, or None.
+      meta: name of the dataset and further entries, such as its fingerprint.
+
+    Raises:
+      DataError: titles or attributes of another number of items.
+    """
+
+    ids: Sequence[str]
+    titles: Sequence[str] | None = None
+    attributes: AttributeTable | None = None
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Pack the strings and check the lengths."""
+        object.__setattr__(self, "ids", StringArray.of(self.ids))
+        if self.titles is not None:
+            object.__setattr__(self, "titles", StringArray.of(self.titles))
+            if len(self.titles) != self.n_items:
+                raise DataError(
+                    f"item_titles must have {self.n_items} entries (items), got {len(self.titles)}"
+                )
+        if self.attributes is not None and len(self.attributes.offsets) != self.n_items + 2:
+            raise DataError(
+                f"attributes.offsets must have {self.n_items + 2} entries (items + 2), "
+                f"got {len(self.attributes.offsets)}"
+            )
+
+    @property
+    def n_items(self) -> int:
+        """V; item ids are 1..V."""
+        return len(self.ids)
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return str(self.meta.get("name", "unnamed"))
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.ids, start=1)}
+
+    def index(self, original_id: Any) -> int | None:
+        """Return the item 1..V of an original id (compared as a string), or None where it is unknown."""
+        return self._numbers.get(str(original_id))
+
+    def indices(self, original_ids: Iterable[Any]) -> np.ndarray:
+        """int32[n], items of original ids; 0 where one is unknown."""
+        return np.array([self._numbers.get(str(name), 0) for name in original_ids], np.int32)
+
+    def original_ids(self, items: Iterable[int]) -> list[str]:
+        """Return the original ids of items 1..V."""
+        return [self.ids[int(item) - 1] for item in items]
+
+    def titles_of(self, items: Iterable[int]) -> list[str] | None:
+        """Return the titles of items 1..V, or None for a catalogue without titles."""
+        return None if self.titles is None else [self.titles[int(item) - 1] for item in items]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that hold the catalogue on disk, by name."""
+        arrays = string_arrays("item_ids", self.ids)
+        if self.titles is not None:
+            arrays |= string_arrays("item_titles", self.titles)
+        if self.attributes is not None:
+            arrays |= {
+                "attribute_offsets": self.attributes.offsets,
+                "attribute_values": self.attributes.values,
+            }
+            arrays |= string_arrays("attribute_names", self.attributes.names)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Catalogue:
+        """Build from the arrays of `arrays`.
+
+        Raises:
+          DataError: an array is missing, or arrays do not fit each other.
+        """
+        attributes = None
+        if "attribute_offsets" in arrays:
+            attributes = AttributeTable(
+                array_of(arrays, "attribute_offsets"),
+                array_of(arrays, "attribute_values"),
+                strings_of(arrays, "attribute_names"),
+            )
+        titles = strings_of(arrays, "item_titles") if "item_titles_bytes" in arrays else None
+        return cls(strings_of(arrays, "item_ids"), titles, attributes, meta)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write to a new or empty directory."""
+        write_arrays(directory, self.arrays(), {**self.meta, "format": FORMAT})
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Catalogue:
+        """Open a saved catalogue, memory-mapped, after comparing its digests.
+
+        Raises:
+          DataError: the directory is missing, foreign, truncated or changed.
+        """
+        arrays, meta = read_arrays(
+            directory, (FORMAT, _OLDER_FORMAT), "give the directory of a saved catalogue"
+        )
+        return cls.from_arrays(arrays, meta)
+
+    def __repr__(self) -> str:
+        """Name and number of items."""
+        return f"Catalogue({self.name!r}, {self.n_items:,} items)"
+
+
+def string_arrays(name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the two arrays that hold strings on disk, by name."""
+    packed = StringArray.of(strings)
+    return {f"{name}_bytes": packed.data, f"{name}_offsets": packed.offsets}
+
+
+def strings_of(arrays: Mapping[str, np.ndarray], name: str) -> StringArray:
+    """Return the strings that `string_arrays` put under ``name``; raise `DataError` where an array is missing."""
+    return StringArray(array_of(arrays, f"{name}_bytes"), array_of(arrays, f"{name}_offsets"))
+
+
+def array_of(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Return an array by name; raise `DataError` where it is missing."""
+    if name not in arrays:
+        raise DataError(
+            f"the dataset lacks {name}: its meta.json was altered; build it again from the source"
+        )
+    return arrays[name]
 
 
 def digest(parts: Iterable[tuple[str, np.ndarray | StringArray | None]]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,22 @@ from typing import Any, cast
 
 import numpy as np
 
-from jaxrec.data.catalogue import AttributeTable, StringArray, digest
+from jaxrec.data.catalogue import (
+    AttributeTable,
+    Catalogue,
+    StringArray,
+    array_of,
+    digest,
+    string_arrays,
+    strings_of,
+)
+from jaxrec.data.storage import read_arrays, write_arrays
 from jaxrec.errors import DataError
+
+FORMAT = "jaxrec.SequenceDataset"
+
+#: Entry of ``meta``: the options of `jaxrec.data.DataConfig` that load the dataset again, and the fingerprint they give.
+LOADED_WITH = "loaded_with"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,9 +65,8 @@ class SequenceDataset:
         self._check_shapes()
         if check_content:
             self._check_content()
-            # What a file said of its content does not hold for arrays that came from elsewhere
-            # (dataclasses.replace).
-            stale = ("fingerprint", "counts", "arrays", "format", "version")
+            # Entries of a file about its content do not hold for other arrays (dataclasses.replace).
+            stale = ("fingerprint", "counts", "arrays", "format", "version", "digest")
             object.__setattr__(self, "meta", {k: v for k, v in self.meta.items() if k not in stale})
 
     def _check_shapes(self) -> None:
@@ -142,7 +154,7 @@ class SequenceDataset:
         return str(self.meta.get("fingerprint") or self.compute_fingerprint())
 
     def compute_fingerprint(self) -> str:
-        """The fingerprint from the content itself, whatever ``meta`` says."""
+        """Compute the fingerprint from the content itself, whatever ``meta`` says."""
         return digest(
             (
                 ("items", self.items),
@@ -159,16 +171,25 @@ class SequenceDataset:
         return {"users": self.n_users, "items": self.n_items, "interactions": self.n_interactions}
 
     @functools.cached_property
-    def _item_numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.item_ids, start=1)}
+    def catalogue(self) -> Catalogue:
+        """The items: ids, titles and attributes, with the dataset's name and fingerprint."""
+        meta = {"name": self.name, "source_fingerprint": self.fingerprint}
+        return Catalogue(self.item_ids, self.item_titles, self.attributes, meta)
 
     def item_index(self, original_id: Any) -> int | None:
-        """Item id 1..V of an original id (compared as a string), or None where it is unknown."""
-        return self._item_numbers.get(str(original_id))
+        """Return the item id 1..V of an original id (compared as a string), or None where it is unknown."""
+        return self.catalogue.index(original_id)
 
     def item_indices(self, original_ids: Iterable[Any]) -> np.ndarray:
         """int32[n], item ids of original ids; 0 where one is unknown."""
-        return np.array([self._item_numbers.get(str(name), 0) for name in original_ids], np.int32)
+        return self.catalogue.indices(original_ids)
+
+    def with_meta(self, entries: Mapping[str, Any]) -> SequenceDataset:
+        """Return the same dataset with further entries of ``meta``; nothing is copied or checked again."""
+        changed = dataclasses.replace(self, meta={**self.meta, **entries}, check_content=False)
+        if "fingerprint" in vars(self):
+            vars(changed)["fingerprint"] = self.fingerprint
+        return changed
 
     def history(self, user: int) -> np.ndarray:
         """int32[n], the items of user index ``user``, oldest first."""
@@ -176,19 +197,20 @@ class SequenceDataset:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write to a directory of ``.npy`` files and ``meta.json``, which must be empty or new."""
-        from jaxrec.data.dataset import save_dataset
-
         save_dataset(self, directory)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
-        """Open a saved dataset, memory-mapped; ``verify`` reads it all and compares the fingerprint.
+        """Open a saved dataset, memory-mapped, after comparing digests of its files.
+
+        Args:
+          directory: that `save` wrote.
+          verify: read it all, check the content and compare the fingerprint; otherwise files above 8 MiB are compared by
+            their size and by samples.
 
         Raises:
-          DataError: the directory is missing, foreign, truncated, or (with ``verify``) changed.
+          DataError: the directory is missing, foreign, truncated or changed.
         """
-        from jaxrec.data.dataset import open_dataset
-
         return open_dataset(directory, verify=verify)
 
     def __repr__(self) -> str:
@@ -198,76 +220,41 @@ class SequenceDataset:
         )
 
 
-FORMAT = "jaxrec.SequenceDataset"
-VERSION = 1
-
-
 def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) -> None:
-    """Write ``dataset``; ``meta.json`` comes last, so an interrupted save is recognised as incomplete.
-
-    Raises:
-      DataError: ``directory`` is a file, or a directory that holds anything.
-    """
-    path = Path(directory)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(
-            f"directory {str(path)!r} is not empty: give a new or empty directory, nothing was written"
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, np.ndarray] = {}
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, StringArray):
-            arrays[f"{name}_bytes"], arrays[f"{name}_offsets"] = value.data, value.offsets
-        elif value is not None:
-            arrays[name] = value
-
-    for name in ("items", "offsets", "timestamps", "user_ids", "item_ids", "item_titles"):
-        add(name, getattr(dataset, name))
-    if dataset.attributes is not None:
-        for name in ("offsets", "values", "names"):
-            add(f"attribute_{name}", getattr(dataset.attributes, name))
-    for name, array in arrays.items():
-        np.save(path / f"{name}.npy", array)
+    """Write a dataset; see `SequenceDataset.save`."""
+    arrays: dict[str, np.ndarray] = {"items": dataset.items, "offsets": dataset.offsets}
+    if dataset.timestamps is not None:
+        arrays["timestamps"] = dataset.timestamps
+    arrays |= string_arrays("user_ids", dataset.user_ids)
+    arrays |= dataset.catalogue.arrays()
     meta = {
         **dataset.meta,
         "format": FORMAT,
-        "version": VERSION,
         "fingerprint": dataset.fingerprint,
         "counts": dataset.counts,
-        "arrays": {name: {"dtype": array.dtype.str, "length": len(array)} for name, array in arrays.items()},
     }
-    (path / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_arrays(directory, arrays, meta)
 
 
 def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
     """Open a saved dataset; see `SequenceDataset.load`."""
     path = Path(directory)
-    meta = _read_meta(path)
-    arrays = {name: _open_array(path, name, expected) for name, expected in meta["arrays"].items()}
-
-    def strings(name: str) -> StringArray:
-        return StringArray(arrays[f"{name}_bytes"], arrays[f"{name}_offsets"])
-
-    missing = {"items", "offsets", "user_ids_bytes", "item_ids_bytes"} - arrays.keys()
-    if missing:
+    arrays, meta = read_arrays(path, (FORMAT,), "give the directory that SequenceDataset.save wrote")
+    if "fingerprint" not in meta:
         raise DataError(
-            f"dataset {str(path)!r} lacks {', '.join(sorted(missing))}: its meta.json was altered"
+            f"dataset {str(path)!r} has an altered meta.json: no fingerprint; build it again from the source"
         )
-    attributes = None
-    if "attribute_offsets" in arrays:
-        attributes = AttributeTable(
-            arrays["attribute_offsets"], arrays["attribute_values"], strings("attribute_names")
-        )
+    catalogue = Catalogue.from_arrays(arrays, meta)
+    options = {"source": os.fspath(directory)}
     dataset = SequenceDataset(
-        items=arrays["items"],
-        offsets=arrays["offsets"],
-        user_ids=strings("user_ids"),
-        item_ids=strings("item_ids"),
+        items=array_of(arrays, "items"),
+        offsets=array_of(arrays, "offsets"),
+        user_ids=strings_of(arrays, "user_ids"),
+        item_ids=catalogue.ids,
         timestamps=arrays.get("timestamps"),
-        item_titles=strings("item_titles") if "item_titles_bytes" in arrays else None,
-        attributes=attributes,
-        meta=meta,
+        item_titles=catalogue.titles,
+        attributes=catalogue.attributes,
+        meta={**meta, LOADED_WITH: {"options": options, "fingerprint": meta["fingerprint"]}},
         check_content=verify,
     )
     if verify and dataset.compute_fingerprint() != meta["fingerprint"]:
@@ -276,45 +263,3 @@ def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> 
             "meta.json; build it again from the source"
         )
     return dataset
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    advice = "give the directory that SequenceDataset.save wrote"
-    if not path.is_dir():
-        raise DataError(f"dataset directory {str(path)!r} does not exist: {advice}")
-    try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"directory {str(path)!r} has no meta.json, so it is no dataset or an interrupted save: {advice}"
-        ) from None
-    except ValueError as error:
-        raise DataError(
-            f"{str(path / 'meta.json')!r} is not valid JSON ({error}): save the dataset again"
-        ) from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise DataError(f"{str(path / 'meta.json')!r} has format {found!r}, expected {FORMAT!r}: {advice}")
-    if meta.get("version") != VERSION:
-        raise DataError(
-            f"dataset {str(path)!r} has version {meta.get('version')!r}, this release reads version "
-            f"{VERSION}: build it again from the source"
-        )
-    return cast("dict[str, Any]", meta)
-
-
-def _open_array(path: Path, name: str, expected: dict[str, Any]) -> np.ndarray:
-    file = path / f"{name}.npy"
-    again = "build the dataset again from the source"
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"dataset {str(path)!r} lacks the file {file.name}: {again}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"dataset file {str(file)!r} is truncated or damaged ({error}): {again}") from None
-    if array.dtype.str != expected["dtype"] or array.shape != (expected["length"],):
-        raise DataError(
-            f"dataset file {str(file)!r} holds {array.dtype.str} of shape {array.shape}, meta.json says "
-            f"{expected['dtype']} of length {expected['length']}: {again}"
-        )
-    return array

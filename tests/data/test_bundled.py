@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.movietweetings import BUNDLED, bundle, load_movietweetings, main
+from data_prep.movietweetings import BUNDLED, bundle, main
 from jaxrec.data import load_dataset
 from jaxrec.errors import DataError
 
@@ -87,7 +87,7 @@ def snapshot(path: Path, ratings: str) -> Path:
 
 def test_rules_on_a_tiny_snapshot(tmp_path):
     raw = snapshot(tmp_path / "raw.zip", "1::7::9::50\n1::0000012::2::40\n2::7::1::60\n1::7::9::40\n")
-    data = load_movietweetings(raw, k_core=0, verify=False)
+    data = load_dataset("movietweetings-100k", archive=raw, rule="all", other_edition=True)
     assert list(data.item_ids) == ["tt0000012", "tt0000007"]
     assert data.items.tolist() == [1, 2, 2, 2], "ties keep file order, low ratings count"
     assert data.timestamps.tolist() == [40, 40, 50, 60]
@@ -101,8 +101,8 @@ def test_rules_on_a_tiny_snapshot(tmp_path):
 
 def test_the_checksum_is_verified(tmp_path):
     raw = snapshot(tmp_path / "raw.zip", "1::7::9::50\n")
-    with pytest.raises(DataError, match=r"expected sha256 ce8255b1.*pass verify=False"):
-        load_movietweetings(raw)
+    with pytest.raises(DataError, match=r"expected sha256 ce8255b1.*give --data\.other-edition"):
+        load_dataset("movietweetings-100k", archive=raw)
     with pytest.raises(SystemExit, match=r"error: archive .* does not exist"):
         main(["--raw", str(tmp_path / "none.zip"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 
-from jaxrec.data.catalogue import AttributeTable, StringArray
+from jaxrec.data.catalogue import AttributeTable, Catalogue, StringArray
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import DataError
 
@@ -175,16 +176,143 @@ class TestDamagedDirectories:
         with pytest.raises(DataError, match=r"meta\.json says <i4 of length 5"):
             SequenceDataset.load(directory)
 
-    def test_meta_without_arrays(self, directory):
-        self.edit_meta(directory, arrays={})
-        with pytest.raises(DataError, match="lacks item_ids_bytes, items, offsets, user_ids_bytes"):
+    def test_meta_of_an_older_release_without_arrays(self, directory):
+        self.edit_meta(directory, version=1, arrays={})
+        with pytest.raises(DataError, match="lacks item_ids_bytes"):
             SequenceDataset.load(directory)
 
-    def test_changed_content(self, directory):
+    def test_a_dataset_of_an_older_release_is_read(self, directory):
+        meta = json.loads((directory / "meta.json").read_text())
+        entries = {
+            name: {k: v for k, v in entry.items() if k != "sample"} for name, entry in meta["arrays"].items()
+        }
+        self.edit_meta(directory, version=1, arrays=entries)
+        assert SequenceDataset.load(directory, verify=True).fingerprint == small().fingerprint
+
+    @pytest.mark.parametrize("verify", [False, True])
+    def test_changed_content(self, directory, verify):
         np.save(directory / "items.npy", np.array([1, 2, 3, 3, 1], np.int32))
-        SequenceDataset.load(directory)
+        with pytest.raises(DataError, match=r"items\.npy' has changed since it was saved"):
+            SequenceDataset.load(directory, verify=verify)
+
+    def test_every_flipped_bit_is_seen(self, directory):
+        """Small files are compared in full whenever they are opened; titles and attributes too."""
+        rng = np.random.default_rng(0)
+        for file in sorted(directory.iterdir()):
+            content = file.read_bytes()
+            for _ in range(8):
+                changed = bytearray(content)
+                changed[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+                file.write_bytes(bytes(changed))
+                try:
+                    again = SequenceDataset.load(directory)
+                except DataError:
+                    continue
+                # A flip in the padding of a header or in white space changes nothing.
+                assert again.compute_fingerprint() == small().fingerprint
+                assert list(again.item_titles) == list(small().item_titles)
+                assert again.meta["name"] == "small"
+            file.write_bytes(content)
+
+    def test_a_large_array_is_compared_by_samples(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("jaxrec.data.storage.SMALL", 2**16)
+        rng = np.random.default_rng(0)
+        items = rng.integers(1, 1000, 200_000).astype(np.int32)
+        data = SequenceDataset(
+            items, np.array([0, len(items)], np.int64), ["u"], [str(i) for i in range(1000)]
+        )
+        data.save(tmp_path / "d")
+        np.save(tmp_path / "d" / "items.npy", items[::-1])
         with pytest.raises(DataError, match="has changed since it was saved"):
-            SequenceDataset.load(directory, verify=True)
+            SequenceDataset.load(tmp_path / "d")
+        one = items.copy()
+        one[2_500] = one[2_500] % 999 + 1  # between two samples
+        np.save(tmp_path / "d" / "items.npy", one)
+        SequenceDataset.load(tmp_path / "d")
+        with pytest.raises(DataError, match="fingerprint is not the one"):
+            SequenceDataset.load(tmp_path / "d", verify=True)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["[" * 100_000, '{"format": "jaxrec.SequenceDataset", "version": 2}', "null", '"text"', "12"]
+        + [
+            json.dumps({"format": "jaxrec.SequenceDataset", "version": 1, "arrays": arrays})
+            for arrays in (
+                [],
+                3,
+                None,
+                {"items": None},
+                {"items": {"dtype": "<i4"}},
+                {"../items": {"dtype": "<i4", "length": 5}},
+            )
+        ],
+    )
+    def test_damaged_meta(self, directory, text):
+        (directory / "meta.json").write_text(text)
+        with pytest.raises(DataError):
+            SequenceDataset.load(directory)
+
+    def test_pipes_are_not_opened(self, directory):
+        for name in ("items.npy", "meta.json"):
+            (directory / name).unlink()
+            os.mkfifo(directory / name)
+            with pytest.raises(DataError, match=r"lacks the file items\.npy|has no meta\.json"):
+                SequenceDataset.load(directory)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"x", b"\x93NUMPY\x01\x00v\x00{'descr': '<i4'", b"PK\x03\x04" + bytes(50)]
+    )
+    def test_damaged_array(self, directory, content):
+        (directory / "items.npy").write_bytes(content)
+        with pytest.raises(DataError, match="truncated or damaged"):
+            SequenceDataset.load(directory)
+
+    def test_a_zip_of_arrays_in_place_of_an_array(self, directory):
+        with (directory / "items.npy").open("wb") as file:
+            np.savez(file, a=np.zeros(3))
+        with pytest.raises(DataError, match="truncated or damaged"):
+            SequenceDataset.load(directory)
+
+
+class TestCatalogue:
+    def test_look_up(self):
+        catalogue = small().catalogue
+        assert (catalogue.n_items, catalogue.name) == (3, "small")
+        assert catalogue.index("z") == 3
+        assert catalogue.index("nowhere") is None
+        assert catalogue.indices(["z", "q", "x"]).tolist() == [3, 0, 1]
+        assert catalogue.original_ids([3, 1]) == ["z", "x"]
+        assert catalogue.titles_of([3]) == ["Zed — ☃"]
+        assert small(item_titles=None).catalogue.titles_of([3]) is None
+
+    @pytest.mark.parametrize("bare", [False, True])
+    def test_save_and_load(self, tmp_path, bare):
+        data = small(item_titles=None, attributes=None) if bare else small()
+        data.catalogue.save(tmp_path / "c")
+        again = Catalogue.load(tmp_path / "c")
+        assert list(again.ids) == ["x", "ÿ", "z"]
+        assert again.meta["source_fingerprint"] == data.fingerprint
+        assert (again.titles is None) == (again.attributes is None) == bare
+        if not bare:
+            assert list(again.titles) == list(data.item_titles)
+            assert again.attributes.fingerprint == data.attributes.fingerprint
+        file = tmp_path / "c" / "item_ids_bytes.npy"
+        file.write_bytes(file.read_bytes()[:-1] + b"y")
+        with pytest.raises(DataError, match="has changed since it was saved"):
+            Catalogue.load(tmp_path / "c")
+
+    def test_the_catalogue_of_an_older_run_is_read(self, tmp_path):
+        """Runs of version 0.1.0 keep a dataset without users."""
+        small(items=np.zeros(0, np.int32), offsets=np.zeros(1, np.int64), user_ids=(), timestamps=None).save(
+            tmp_path / "c"
+        )
+        assert list(Catalogue.load(tmp_path / "c").ids) == ["x", "ÿ", "z"]
+
+    def test_wrong_lengths(self):
+        with pytest.raises(DataError, match="item_titles must have 2 entries"):
+            Catalogue(["a", "b"], ["A"])
+        with pytest.raises(DataError, match=r"attributes\.offsets must have 4 entries"):
+            Catalogue(["a", "b"], attributes=AttributeTable.from_lists([["x"]]))
 
 
 @pytest.mark.parametrize(

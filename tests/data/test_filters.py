@@ -125,6 +125,8 @@ def test_wrong_options():
         KCore(0)
     with pytest.raises(ConfigError, match="minimum must be at least 1"):
         OnePass(0)
-    with pytest.raises(ConfigError, match="filter must be one of none, k-core, one-pass; got 'core'"):
+    with pytest.raises(
+        ConfigError, match=r"--data\.filter must be one of none, k-core, one-pass .*; got 'core'"
+    ):
         load(log(0), filter="core")
     assert FirstOfPair() == FirstOfPair()

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.amazon import load_amazon_ratings, load_amazon_reviews
-from data_prep.archives import checked, member, table
-from data_prep.lastfm import load_lastfm
-from data_prep.movielens import load_ml_1m, load_movielens_csv
-from data_prep.s3rec import load_s3rec, sampled_negatives
 from jaxrec.data import load_dataset
+from jaxrec.data.named import describe_archive
+from jaxrec.datasets.archives import member, table
+from jaxrec.datasets.s3rec import sampled_negatives
 from jaxrec.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -49,14 +47,14 @@ class TestMovieLens:
                 ),
             },
         )
-        data = load_ml_1m(raw, min_interactions=2, verify=False)
+        data = load_dataset("ml-1m", archive=raw, min_interactions=2, other_edition=True)
         assert histories(data) == {"1": ["20", "10"], "2": ["10", "20"]}
         assert data.item_titles[data.item_index("10") - 1] == "Misérables, Les (1995)"
         assert names_of(data, "10") == ["Drama", "Musical"]
         assert data.meta["source"]["file"] == "ml-1m.zip"
         assert data.meta["steps"][0]["filter"] == "one-pass"
         with pytest.raises(DataError, match=r"expected sha256 a6898adb.*damaged or another edition"):
-            load_ml_1m(raw)
+            load_dataset("ml-1m", archive=raw)
 
     def test_csv(self, tmp_path):
         raw = archive(
@@ -66,16 +64,16 @@ class TestMovieLens:
                 "ml/movies.csv": 'movieId,title,genres\r\n5,"Postino, Il",Drama|Romance\r\n6,Six,Action\r\n',
             },
         )
-        data = load_movielens_csv(raw)
+        data = load_dataset("ml-latest-small", archive=raw)
         assert histories(data) == {"1": ["6", "5"]}
         assert list(data.item_titles) == ["Six", "Postino, Il"]
         assert names_of(data, "5") == ["Drama", "Romance"]
 
     @needs_shared
     def test_real_layouts(self):
-        data = load_ml_1m(SHARED / "ml-1m-surrogate_layout.zip", verify=False)
+        data = load_dataset("ml-1m", archive=SHARED / "ml-1m-surrogate_layout.zip", other_edition=True)
         assert (data.n_users, data.n_items, data.n_interactions) == (6_040, 3_416, 999_611)
-        small = load_movielens_csv(SHARED / "ml-latest-small_layout.zip")
+        small = load_dataset("ml-latest-small", archive=SHARED / "ml-latest-small_layout.zip")
         assert (small.n_users, small.n_items, small.n_interactions) == (610, 9_724, 100_836)
         assert "" not in list(small.item_titles)
 
@@ -92,7 +90,7 @@ class TestLastFM:
                 "tags.dat": "tagID\ttagValue\r\n1\tmetal\r\n2\tété\r\n".encode("latin-1"),
             },
         )
-        data = load_lastfm(raw, min_interactions=2, verify=False)
+        data = load_dataset("lastfm", archive=raw, min_interactions=2, other_edition=True)
         assert histories(data) == {"2": ["7", "8"], "3": ["7", "8"]}
         assert data.timestamps.tolist() == [5, 9, 0, 0]
         assert list(data.item_titles) == ['"Sigur" Rós', "Eight"]
@@ -100,8 +98,8 @@ class TestLastFM:
 
     @needs_shared
     def test_it_reproduces_the_file_of_s3rec(self):
-        ours = load_lastfm(SHARED / "hetrec2011-lastfm-2k.zip")
-        theirs = load_s3rec(SHARED / "s3rec_data.zip", "LastFM")
+        ours = load_dataset("lastfm", archive=SHARED / "hetrec2011-lastfm-2k.zip")
+        theirs = load_dataset("s3rec-lastfm", archive=SHARED / "s3rec_data.zip")
         assert ours.n_interactions == 52_551
         np.testing.assert_array_equal(ours.items, theirs.items)
         np.testing.assert_array_equal(ours.offsets, theirs.offsets)
@@ -124,14 +122,12 @@ class TestS3Rec:
                 "data/Yelp_sample.txt": "2 4 2\n1 9 9\n",
             },
         )
-        data = load_s3rec(raw, "Yelp")
+        data = load_dataset("s3rec-yelp", archive=raw)
         assert histories(data) == {"1": ["4", "2"], "2": ["2", "2", "9"]}
         assert names_of(data, "9") == ["5", "1"]
         assert data.name == "s3rec-yelp"
         assert data.meta["source"]["member"] == "Yelp.txt"
         assert sampled_negatives(raw, "Yelp", data).tolist() == [[3, 3], [1, 2]]
-        with pytest.raises(DataError, match="name must be one of Beauty, LastFM"):
-            load_s3rec(raw, "Books")
 
     @pytest.mark.parametrize(
         ("lines", "message"),
@@ -149,7 +145,7 @@ class TestS3Rec:
 
     @needs_shared
     def test_beauty_is_the_five_core_with_times(self):
-        order_only = load_s3rec(SHARED / "s3rec_data.zip", "Beauty")
+        order_only = load_dataset("s3rec-beauty", archive=SHARED / "s3rec_data.zip")
         timed = load_dataset(SHARED / "amazon_beauty_5core.csv.gz")
         np.testing.assert_array_equal(order_only.items, timed.items)
         assert (timed.n_users, timed.n_items, timed.n_interactions) == (22_363, 12_101, 198_502)
@@ -170,7 +166,7 @@ class TestAmazon:
         (tmp_path / "ratings.csv").write_text(rows)
         (tmp_path / "ratings.csv.gz").write_bytes(gzip.compress(rows.encode()))
         for path in (tmp_path / "ratings.csv", tmp_path / "ratings.csv.gz"):
-            data = load_amazon_ratings(path, min_interactions=2)
+            data = load_dataset("amazon-beauty", archive=path, min_interactions=2)
             assert histories(data) == {"A": ["y", "x"], "B": ["x", "y"]}
 
     def test_reviews_and_metadata(self, tmp_path):
@@ -191,30 +187,30 @@ class TestAmazon:
             {"asin": "y"},
         ]
         metadata.write_bytes(gzip.compress("\n".join(map(repr, products)).encode()))
-        data = load_amazon_reviews(path, metadata=metadata, min_interactions=2)
+        data = load_dataset("amazon-beauty-5core", archive=(path, metadata), min_interactions=2)
         assert histories(data) == {"A": ["y", "x"], "B": ["x", "y"]}
         assert names_of(data, "x") == ["Acme", "Hair", "Oil"]
         assert names_of(data, "y") == []
         assert list(data.item_titles) == ["", "It's"]
-        assert load_amazon_reviews(path, min_interactions=2).attributes is None
-        path.write_bytes(gzip.compress(b"{}\nnot a record\n"))
-        with pytest.raises(DataError, match=r"line 2 of .* is neither JSON nor a Python literal"):
-            load_amazon_reviews(path)
+        assert load_dataset("amazon-beauty-5core", archive=path, min_interactions=2).attributes is None
+        path.write_bytes(gzip.compress(b"not a record\n"))
+        with pytest.raises(DataError, match=r"line 1 of .* is neither JSON nor a Python literal"):
+            load_dataset("amazon-beauty-5core", archive=path)
 
 
 class TestArchives:
-    def test_checked(self, tmp_path):
+    def test_describe_archive(self, tmp_path):
         path = tmp_path / "a.bin"
         path.write_bytes(b"abc")
         md5 = "900150983cd24fb0d6963f7d28e17f72"
-        assert checked(path, md5=(md5,))["bytes"] == 3
+        assert describe_archive(path, md5=(md5,))["bytes"] == 3
         with pytest.raises(
             DataError, match=rf"archive 'a\.bin' has sha256 ba7816bf.* and md5 {md5}, expected md5 0"
         ):
-            checked(path, md5=("0",))
-        assert checked(path, md5=("0",), verify=False)["file"] == "a.bin"
+            describe_archive(path, md5=("0",))
+        assert describe_archive(path, md5=("0",), verify=False)["file"] == "a.bin"
         with pytest.raises(DataError, match="does not exist: download it from its official source"):
-            checked(tmp_path / "b.bin")
+            describe_archive(tmp_path / "b.bin")
 
     def test_member(self, tmp_path):
         path = archive(tmp_path / "a.zip", **{"x/one.txt": "1", "y/one.txt": "2", "two.txt": "3"})

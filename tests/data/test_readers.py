@@ -164,11 +164,11 @@ class TestTextForms:
             ("", "auto", "is empty: expected 'user item' or 'user item item"),
             ("", "pairs", "is empty"),
             ("\n", "sequences", "is empty"),
-            ("1 2 3\n4 5 6\n", "auto", "every line of .* has 3 words.*layout='sequences'"),
+            ("1 2 3\n4 5 6\n", "auto", "every line of .* has 3 words.*--data.layout sequences"),
             ("1 2 3\n4 5 6\n", "pairs", "has 3 words on its first line"),
             ("1 2 3\n4\n", "auto", r"line 2 of .* has a user \('4'\) but no item"),
-            ("1 2\n1 3\n", "sequences", "line 2 .* repeats user '1'.*layout='pairs'"),
-            ("1 2\n1 3 4\n", "pairs", "is not 'user item' a line"),
+            ("1 2\n1 3\n", "sequences", "line 2 .* repeats user '1'.*--data.layout pairs"),
+            ("1 2\n1 3 4\n", "pairs", "is not 'user item' per line"),
         ],
     )
     def test_errors(self, tmp_path, text, layout, message):
@@ -176,7 +176,7 @@ class TestTextForms:
             load_dataset(written(tmp_path / "log.txt", text), layout=layout)
 
     def test_wrong_layout(self, tmp_path):
-        with pytest.raises(ConfigError, match="layout must be one of auto, pairs, sequences"):
+        with pytest.raises(ConfigError, match=r"--data\.layout must be one of auto, pairs, sequences"):
             load_dataset(written(tmp_path / "log.txt", self.PAIRS), layout="triples")
 
 
@@ -224,7 +224,9 @@ class TestTimes:
         data = self.load([5000, 7000], time_unit="ms")
         assert data.timestamps.tolist() == [5, 7]
         assert data.meta["time"] == {"unit": "ms", "assumed": "given"}
-        with pytest.raises(ConfigError, match="time_unit must be one of auto, s, ms, us, ns; got 'minutes'"):
+        with pytest.raises(
+            ConfigError, match=r"--data\.time-unit must be one of auto, s, ms, us, ns; got 'minutes'"
+        ):
             self.load([1], time_unit="minutes")
 
     def test_order_inside_a_second_is_kept(self):
@@ -284,20 +286,23 @@ class TestItems:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"title_column": "t"}, "need item_table, which was not given"),
-            ({"item_table": "nowhere.csv"}, "item_table 'nowhere.csv' does not exist"),
-            ({"item_table": 3}, "item_table must be a path or a table, got int"),
-            ({"item_table": pl.DataFrame({"x": ["b"]})}, r"give item_id_column \(columns found: 'x'\)"),
-            ({"item_table": FRAME, "item_id_column": "x"}, "item_id_column 'x' is not in item_table"),
+            ({"title_column": "t"}, "need --data.item-table, which was not given"),
+            ({"item_table": "nowhere.csv"}, "--data.item-table 'nowhere.csv' does not exist"),
+            ({"item_table": 3}, "--data.item-table must be a path or a table, got int"),
+            ({"item_table": pl.DataFrame({"x": ["b"]})}, r"give --data.item-id-column \(columns: 'x'\)"),
+            ({"item_table": FRAME, "item_id_column": "x"}, "--data.item-id-column 'x' is not in the table"),
             (
                 {"item_table": FRAME, "title_column": "x"},
-                "title_column 'x' is not in item_table: its columns are",
+                "--data.title-column 'x' is not in the item table: its columns are",
             ),
-            ({"item_table": FRAME, "attribute_columns": ["x"]}, "attribute_columns 'x' is not in item_table"),
-            ({"item_attributes": "nowhere.json"}, "cannot be read: No such file"),
+            (
+                {"item_table": FRAME, "attribute_columns": ["x"]},
+                "--data.attribute-columns 'x' is not in the item table",
+            ),
+            ({"item_attributes": "nowhere.json"}, "cannot be read: no such file"),
             (
                 {"item_table": FRAME, "attribute_columns": ["timestamp"], "item_attributes": {}},
-                "attribute_columns or item_attributes, not both",
+                "--data.attribute-columns or --data.item-attributes, not both",
             ),
         ],
     )
@@ -320,15 +325,15 @@ class TestBadInput:
             (
                 "who,item,time",
                 {},
-                "no user column found: give user_column .columns found: 'who', 'item', 'time'",
+                "no user column found: give --data.user-column .columns: 'who', 'item', 'time'",
             ),
-            ("user,what,time", {}, "no item column found: give item_column"),
+            ("user,what,time", {}, "no item column found: give --data.item-column"),
             (
                 "user,item,time",
                 {"user_column": "usr"},
-                "user_column 'usr' is not in the table: its columns are 'user'",
+                "--data.user-column 'usr' is not in the table: its columns are 'user'",
             ),
-            ("user,item,time", {"time_column": "when"}, "time_column 'when' is not in the table"),
+            ("user,item,time", {"time_column": "when"}, "--data.time-column 'when' is not in the table"),
             (
                 "user,movieId,item_id",
                 {},

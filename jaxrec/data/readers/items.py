@@ -2,132 +2,166 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from jaxrec.data.catalogue import AttributeTable
-from jaxrec.data.readers.tables import find_column, scan_file, scan_table
+from jaxrec.data.readers.tables import (
+    TextFormat,
+    find_column,
+    is_file,
+    plain_name,
+    reading,
+    scan_file,
+    scan_table,
+)
 from jaxrec.errors import DataError
+
+if TYPE_CHECKING:
+    from jaxrec.data.readers.load import DataConfig
 
 _TITLES = ("title", "name", "itemname", "movietitle", "itemtitle")
 
-
-@dataclasses.dataclass(frozen=True)
-class ItemTableOptions:
-    """Where titles and attributes come from; the fields are the arguments of `load_dataset`."""
-
-    table: Any = None
-    id_column: str | None = None
-    title_column: str | None = None
-    attribute_columns: tuple[str, ...] = ()
-    attribute_separator: str = "|"
-    attributes: Mapping[str, Sequence[Any]] | str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.table is None and (self.id_column or self.title_column or self.attribute_columns):
-            raise DataError(
-                "item_id_column, title_column and attribute_columns need item_table, which was not given"
-            )
-        if self.attributes is not None and self.attribute_columns:
-            raise DataError("give attribute_columns or item_attributes, not both")
-
-    @property
-    def given(self) -> bool:
-        """Whether there is any source."""
-        return self.table is not None or self.attributes is not None
+#: Functions from the dataset's item ids, in order, to titles and to attributes.
+Titles = Callable[[Sequence[str]], Sequence[str]]
+Attributes = Callable[[Sequence[str]], AttributeTable]
 
 
-def titles_from(options: ItemTableOptions) -> Callable[[Sequence[str]], Sequence[str]] | None:
-    """A function from item ids to titles ("" where there is none), or None without a title column."""
-    if options.table is None:
-        return None
-    frame = _open(options.table)
-    id_column, title_column = _id_column(options, frame), options.title_column
-    if title_column is None:
-        title_column = next((c for c in frame.columns if c.lower().replace("_", "") in _TITLES), None)
-        if title_column is None:
+def read_items(
+    config: DataConfig, table: Any = None, attributes: Any = None
+) -> tuple[Titles | None, Attributes | None]:
+    """Read titles and attributes from the item table and the attribute file that ``config`` names.
+
+    Args:
+      config: names of files and columns.
+      table: a table in memory in place of ``config.item_table``.
+      attributes: a mapping {item id: [attribute, ...]} in place of ``config.item_attributes``.
+
+    Returns:
+      A function from item ids to titles ("" where there is none) and one to an `AttributeTable`; None where no source
+      was named.
+
+    Raises:
+      DataError: a file or column is missing or unusable, or columns are named without a table.
+    """
+    table = config.item_table or None if table is None else table
+    attributes = config.item_attributes or None if attributes is None else attributes
+    columns = (config.item_id_column, config.title_column, config.attribute_columns)
+    if table is None and any(columns):
+        raise DataError(
+            "--data.item-id-column, --data.title-column and --data.attribute-columns need --data.item-table, "
+            "which was not given"
+        )
+    if attributes is not None and config.attribute_columns:
+        raise DataError("give --data.attribute-columns or --data.item-attributes, not both")
+    frame = None if table is None else _open(table, config)
+    return (
+        None if frame is None else _titles(frame, config),
+        _listed_attributes(attributes)
+        if attributes is not None
+        else _column_attributes(frame, config)
+        if frame is not None and config.attribute_columns
+        else None,
+    )
+
+
+def _titles(frame: pl.DataFrame, config: DataConfig) -> Titles | None:
+    id_column, title_column = _id_column(frame, config), config.title_column
+    if not title_column:
+        title_column = next((name for name in frame.columns if plain_name(name) in _TITLES), "")
+        if not title_column:
             return None
-    _require(title_column, "title_column", frame)
-    titles = dict(zip(_ids(frame, id_column), frame[title_column].cast(pl.String).fill_null(""), strict=True))
+    titles = dict(zip(_text(frame, id_column, "id"), _text(frame, title_column, "title"), strict=True))
     return lambda item_ids: [titles.get(item, "") for item in item_ids]
 
 
-def attributes_from(options: ItemTableOptions) -> Callable[[Sequence[str]], AttributeTable] | None:
-    """A function from item ids to an `AttributeTable`, or None where no attributes were named."""
-    if options.attributes is not None:
-        lists = {
-            str(item): [str(value) for value in values]
-            for item, values in _mapping(options.attributes).items()
-        }
-    elif options.attribute_columns:
-        frame = _open(options.table)
-        ids = _ids(frame, _id_column(options, frame))
-        lists = {item: [] for item in ids}
-        for column in options.attribute_columns:
-            _require(column, "attribute_columns", frame)
-            for item, cell in zip(ids, frame[column].cast(pl.String).fill_null(""), strict=True):
-                parts = cell.split(options.attribute_separator) if options.attribute_separator else [cell]
-                lists[item].extend(part.strip() for part in parts if part.strip())
-    else:
-        return None
+def _column_attributes(frame: pl.DataFrame, config: DataConfig) -> Attributes:
+    ids = _text(frame, _id_column(frame, config), "id")
+    lists: dict[str, list[str]] = {item: [] for item in ids}
+    for column in config.attribute_columns:
+        for item, cell in zip(ids, _text(frame, column, "attribute"), strict=True):
+            parts = cell.split(config.attribute_separator) if config.attribute_separator else [cell]
+            lists[item].extend(part.strip() for part in parts if part.strip())
     return lambda item_ids: AttributeTable.from_lists([lists.get(item, []) for item in item_ids])
 
 
-def _open(table: Any) -> pl.DataFrame:
+def _listed_attributes(source: Any) -> Attributes:
+    option = "--data.item-attributes"
+    if not isinstance(source, Mapping):
+        source = _read_json(source, option)
+    lists = {}
+    for item, values in source.items():
+        if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+            raise DataError(
+                f"{option} must map item ids to lists of attributes, got {values!r} for item {item!r}"
+            )
+        lists[str(item)] = [str(value) for value in values]
+    return lambda item_ids: AttributeTable.from_lists([lists.get(item, []) for item in item_ids])
+
+
+def _read_json(source: Any, option: str) -> Mapping[str, Any]:
+    if not isinstance(source, (str, os.PathLike)):
+        raise DataError(f"{option} must be a mapping or a JSON file, got {type(source).__name__}")
+    if not is_file(source):
+        raise DataError(f"{option} {str(source)!r} cannot be read: no such file")
+    try:
+        loaded = json.loads(Path(source).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{option} {str(source)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{option} {str(source)!r} is not valid JSON: {error}") from None
+    if not isinstance(loaded, dict):
+        raise DataError(
+            f"{option} must be a JSON object {{item id: [attributes]}}, got {type(loaded).__name__}"
+        )
+    return loaded
+
+
+def _open(table: Any, config: DataConfig) -> pl.DataFrame:
     if isinstance(table, str | os.PathLike):
         path = Path(table)
-        if not path.is_file():
-            raise DataError(f"item_table {str(path)!r} does not exist")
-        return scan_file(path, None, True).collect()
-    found = scan_table(table)
-    if found is None:
-        raise DataError(f"item_table must be a path or a table, got {type(table).__name__}")
-    return found[0].collect()
+        if not is_file(path):
+            raise DataError(f"--data.item-table {str(path)!r} does not exist")
+        text = TextFormat(config.item_separator, config.item_has_header, config.encoding)
+        with reading(f"--data.item-table {str(path)!r}"):
+            return scan_file(path, text).collect()
+    with reading("the item table"):
+        scanned = scan_table(table)
+        if scanned is not None:
+            return scanned[0].collect()
+    raise DataError(f"--data.item-table must be a path or a table, got {type(table).__name__}")
 
 
-def _id_column(options: ItemTableOptions, frame: pl.DataFrame) -> str:
-    if options.id_column is not None:
-        _require(options.id_column, "item_id_column", frame)
-        return options.id_column
+def _id_column(frame: pl.DataFrame, config: DataConfig) -> str:
+    others = [name for name in frame.columns if name != config.title_column]
     column = find_column(
-        "item", None, [c for c in frame.columns if c != options.title_column], required=False
+        "item",
+        config.item_id_column,
+        frame.columns if config.item_id_column else others,
+        required=False,
+        option="--data.item-id-column",
     )
     if column is None:
         raise DataError(
-            "no item id column in item_table: give item_id_column "
-            f"(columns found: {', '.join(map(repr, frame.columns))})"
+            "no item id column in the item table: give --data.item-id-column "
+            f"(columns: {', '.join(map(repr, frame.columns))})"
         )
     return column
 
 
-def _require(column: str, field: str, frame: pl.DataFrame) -> None:
+def _text(frame: pl.DataFrame, column: str, role: str) -> list[str]:
+    option = {"id": "item-id-column", "title": "title-column", "attribute": "attribute-columns"}[role]
     if column not in frame.columns:
         raise DataError(
-            f"{field} {column!r} is not in item_table: its columns are {', '.join(map(repr, frame.columns))}"
+            f"--data.{option} {column!r} is not in the item table: its columns are "
+            f"{', '.join(map(repr, frame.columns))}"
         )
-
-
-def _ids(frame: pl.DataFrame, column: str) -> list[str]:
-    return frame[column].cast(pl.String).fill_null("").to_list()
-
-
-def _mapping(source: Any) -> Mapping[str, Sequence[Any]]:
-    if isinstance(source, Mapping):
-        return source
-    try:
-        loaded = json.loads(Path(source).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"item_attributes {str(source)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"item_attributes {str(source)!r} is not valid JSON: {error}") from None
-    if not isinstance(loaded, dict):
-        raise DataError(
-            f"item_attributes must be a JSON object {{item id: [attributes]}}, got {type(loaded).__name__}"
-        )
-    return loaded
+    values = frame[column]
+    if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
+        raise DataError(f"--data.{option} {column!r} has type {values.dtype}: expected text or numbers")
+    return values.cast(pl.String).fill_null("").to_list()

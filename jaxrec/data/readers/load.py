@@ -1,265 +1,345 @@
-"""`load_dataset`: one door from any log of interactions to a `SequenceDataset`."""
+"""`load_dataset` and its options: one way from any log of interactions to a `SequenceDataset`."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import polars as pl
 
 from jaxrec.data.bundled import BUNDLED, load_bundled
-from jaxrec.data.catalogue import StringArray
-from jaxrec.data.dataset import SequenceDataset, open_dataset
+from jaxrec.data.dataset import LOADED_WITH, SequenceDataset, open_dataset
 from jaxrec.data.interactions import (
     Filter,
     FirstOfPair,
-    InteractionLog,
     KCore,
     OnePass,
     apply_filters,
     filter_dataset,
     to_dataset,
 )
-from jaxrec.data.readers.items import ItemTableOptions, attributes_from, titles_from
+from jaxrec.data.named import DATASETS, RawDataset
+from jaxrec.data.readers.items import read_items
+from jaxrec.data.readers.log import read_log
 from jaxrec.data.readers.tables import (
     UNDERSTOOD,
+    TextFormat,
     describe_file,
-    find_column,
+    is_directory,
+    is_file,
+    reading,
     scan_file,
     scan_table,
     suffix_of,
 )
 from jaxrec.data.readers.text import TextLayout, read_text
-from jaxrec.data.readers.times import TimeUnit, parse_times
+from jaxrec.data.readers.times import TimeUnit
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.options import Range, option_name, validate
 
+#: Module whose import registers the loaders of public datasets in `jaxrec.data.named.DATASETS`.
+LOADERS = "jaxrec.datasets"
 
-def load_dataset(
-    source: Any,
-    *,
-    name: str | None = None,
-    user_column: str | None = None,
-    item_column: str | None = None,
-    time_column: str | None = None,
-    time_unit: TimeUnit = "auto",
-    separator: str | None = None,
-    has_header: bool = True,
-    layout: TextLayout = "auto",
-    filter: Literal["none", "k-core", "one-pass"] = "none",
-    min_interactions: int = 5,
-    first_of_pair: bool = False,
-    item_table: Any = None,
-    item_id_column: str | None = None,
-    title_column: str | None = None,
-    attribute_columns: Sequence[str] = (),
-    attribute_separator: str = "|",
-    item_attributes: Mapping[str, Sequence[Any]] | str | os.PathLike[str] | None = None,
-) -> SequenceDataset:
-    """Load interactions from anything.
+#: Source of a run that was trained on a dataset handed over by a script.
+IN_MEMORY = "(a dataset in memory)"
 
-    Args:
-      source: "movietweetings" (bundled); the path of a .csv, .tsv (also .gz), .parquet, .arrow, .feather or
-        .ipc file; of a .txt (also .gz) with ``user item`` or ``user item item ...`` a line; of a directory
-        that `SequenceDataset.save` wrote; a Polars, pandas or pyarrow table; a NumPy array [N, 2] or [N, 3]
-        or a structured one; a dict of arrays; or a tuple of arrays (users, items[, times]).
-      name: of the dataset; by default that of the file.
-      user_column, item_column, time_column: by default the usual names are looked for (user_id, userId,
-        movieId, timestamp, ...). Without any time column the order of the rows is the order of the
-        interactions.
-      time_unit: of numeric times: "s", "ms", "us", "ns", or "auto" to judge by their size.
-      separator, has_header: of delimited text; without a header the columns are column_1, column_2, ...
-      layout: of a .txt file: "pairs" (``user item``), "sequences" (``user item item ...``) or "auto".
-      first_of_pair: keep only the first row of each (user, item).
-      filter: "k-core" (iterative) or "one-pass" (SASRec's, once, on raw counts), after ``first_of_pair``.
-      min_interactions: fewest interactions of a user and of an item for the filter.
-      item_table: a table of items (file, Polars, pandas or pyarrow) for titles and attributes.
-      item_id_column, title_column, attribute_columns: its columns; id and title by the usual names.
-      attribute_separator: parts the attributes inside one cell, as in "Crime|Drama".
-      item_attributes: attributes as a mapping or JSON file {item id: [attribute, ...]}, the form of S3-Rec.
-
-    Returns:
-      The dataset. Users are numbered by first appearance in the source, items by first appearance in the
-      sequences; interactions are sorted by (user, time), and ties keep the order of the source.
-
-    Raises:
-      DataError: a column, a time or an id is missing or unusable, the file is empty or absent, or nothing is
-        left after the filters. The message names the column, counts the rows and gives the first.
-    """
-    kinds: dict[str, tuple[type[KCore] | type[OnePass], ...]] = {
-        "none": (),
-        "k-core": (KCore,),
-        "one-pass": (OnePass,),
-    }
-    if filter not in kinds:
-        raise ConfigError(f"filter must be one of {', '.join(kinds)}; got {filter!r}")
-    filters: list[Filter] = [FirstOfPair()] if first_of_pair else []
-    filters.extend(kind(min_interactions) for kind in kinds[filter])
-    items = ItemTableOptions(
-        item_table,
-        item_id_column,
-        title_column,
-        tuple(attribute_columns),
-        attribute_separator,
-        item_attributes,
-    )
-    ready = _ready_made(source)
-    if ready is not None:
-        if items.given or any(v is not None for v in (user_column, item_column, time_column, separator)):
-            raise DataError(
-                f"{source!r} is a finished dataset: columns, separator and item tables apply to raw logs only"
-            )
-        return filter_dataset(ready, filters) if filters else ready
-
-    frame, described, default_name = _open_source(source, separator, has_header, layout)
-    names = frame.collect_schema().names()
-    columns = {
-        "user": find_column("user", user_column, names),
-        "item": find_column("item", item_column, names),
-        "time": find_column("time", time_column, names, required=False),
-    }
-    log, time_note = _read_log(frame, columns, time_unit, str(described.get("file", "the table")))
-    return to_dataset(
-        apply_filters(log, filters),
-        meta={"name": name or default_name, "source": described, "columns": columns, "time": time_note},
-        titles=titles_from(items),
-        attributes=attributes_from(items),
-    )
-
-
-def _ready_made(source: Any) -> SequenceDataset | None:
-    """The bundled or the saved dataset that ``source`` names, if it does."""
-    if isinstance(source, SequenceDataset):
-        return source
-    if isinstance(source, str) and source in BUNDLED:
-        return load_bundled(source)
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.is_dir():
-            return open_dataset(path)
-    return None
-
-
-def _open_source(
-    source: Any, separator: str | None, has_header: bool, layout: TextLayout
-) -> tuple[pl.LazyFrame, dict[str, Any], str]:
-    """Lazy frame, description and default name of a raw log."""
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not path.is_file():
-            raise DataError(
-                f"no file {str(path)!r}: give an existing file ({UNDERSTOOD}), the directory of a saved "
-                f"dataset, or the name of a bundled one ({', '.join(BUNDLED)})"
-            )
-        described = describe_file(path)
-        default_name = path.name.split(".")[0]
-        if suffix_of(path) == ".txt" and separator is None:
-            frame, found = read_text(path, layout)
-            return frame.lazy(), {**described, "layout": found}, default_name
-        return scan_file(path, separator, has_header), described, default_name
-    table = scan_table(source)
-    if table is None:
-        raise DataError(
-            f"cannot read interactions from {type(source).__name__}: expected a path, a Polars, pandas or "
-            "pyarrow table, a NumPy array, a dict of arrays or a tuple (users, items[, times])"
-        )
-    return table[0], {"table": table[1]}, "table"
-
-
-def _read_log(
-    frame: pl.LazyFrame, columns: Mapping[str, str | None], time_unit: TimeUnit, where: str
-) -> tuple[InteractionLog, dict[str, Any]]:
-    chosen = [column for column in columns.values() if column is not None]
-    if len(set(chosen)) < len(chosen):
-        raise DataError(f"user, item and time must be different columns, got {', '.join(map(repr, chosen))}")
-    try:
-        table = frame.select(chosen).collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{where} cannot be read as a table: {error}") from None
-    if not table.height:
-        raise DataError(f"{where} is empty: it has columns {', '.join(map(repr, chosen))} but no rows")
-    times, per_second, note = (
-        None,
-        1,
-        {"unit": None, "assumed": "no time column: the order of the rows is the order"},
-    )
-    if columns["time"] is not None:
-        times, per_second, note = parse_times(table[columns["time"]], columns["time"], time_unit)
-        table = table.drop(columns["time"])
-    # One column at a time: 20 million ids as text are the largest thing in memory.
-    encoded = {}
-    for role in ("user", "item"):
-        column = columns[role]
-        assert column is not None
-        encoded[role] = _encode(table[column], role, column)
-        table = table.drop(column)
-    (users, user_ids), (items, item_ids) = encoded["user"], encoded["item"]
-    return InteractionLog(users, items, times, user_ids, item_ids, per_second), note
-
-
-def _encode(values: pl.Series, role: str, column: str) -> tuple[np.ndarray, StringArray]:
-    """int32[N] codes by first appearance, and the original ids as text."""
-    if values.dtype.is_float():
-        values = values.fill_nan(None)
-    missing = values.is_null().arg_true()
-    if len(missing):
-        raise DataError(
-            f"{role} column {column!r}: {len(missing)} of {len(values)} ids are missing, the first in data "
-            f"row {int(missing[0]) + 1}: drop or repair these rows"
-        )
-    if values.dtype.is_float():
-        whole = values.cast(pl.Int64, strict=False)
-        if whole.null_count() or not bool((whole.cast(values.dtype) == values).all()):
-            raise DataError(f"{role} column {column!r} has fractional ids: give integers or text")
-        values = whole
-    if values.dtype.is_integer():
-        return _encode_integers(values.to_numpy())
-    text = values.cast(pl.String)
-    distinct = text.unique(maintain_order=True)
-    codes = text.cast(pl.Enum(distinct)).to_physical().cast(pl.Int32)
-    return codes.to_numpy(), StringArray.of(distinct.to_list())
-
-
-def _encode_integers(values: np.ndarray) -> tuple[np.ndarray, StringArray]:
-    distinct, codes = np.unique(values, return_inverse=True)
-    return codes.astype(np.int32), StringArray.of(map(str, distinct.tolist()))
+#: Options that apply to a finished dataset too; the others need a raw log.
+_OF_FINISHED = ("source", "name", "first_of_pair", "filter", "min_interactions", "verify")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which interactions, and how they are filtered (see `jaxrec.data.load_dataset`).
+    """Source of the interactions, its columns and format, and the filters.
 
     Attributes:
-      source: "movietweetings" (bundled), a CSV/TSV/Parquet/Arrow/text file, or the directory of a saved dataset.
-      user_column: name of the user column; empty = recognised by the usual names.
-      item_column: name of the item column; empty = recognised by the usual names.
+      source: "movietweetings" (bundled); a CSV, TSV, Parquet, Arrow or text file; the directory of a saved dataset; or
+        the name of a public dataset (``jaxrec datasets`` lists them).
+      name: of the dataset; empty = that of the file.
+      user_column: name of the user column; empty = recognised by the usual names (user_id, userId, ...).
+      item_column: name of the item column; empty = recognised by the usual names (item_id, movieId, ...).
       time_column: name of the time column; empty = recognised by the usual names, or file order where there is none.
+      time_unit: unit of numeric times: s, ms, us, ns, or auto to judge by their size.
+      rating_column: name of the rating column, for ``min_rating``; empty = recognised by the usual names.
+      min_rating: keep only interactions with at least this rating; None = all, whatever their rating.
+      separator: of delimited text, one or more characters such as "::" or ";"; empty = by the file's extension.
+      has_header: whether the first line names the columns; without one they are column_1, column_2, ...
+      encoding: of text files, such as utf-8 or latin-1.
+      layout: of a .txt file: pairs (``user item`` per line), sequences (``user item item ...`` per line) or auto.
       first_of_pair: keep only the first interaction of a user with an item.
-      filter: drop users and items with fewer than ``min_interactions``: "one-pass" once (the original SASRec's),
-        "k-core" until none is left, "none" never.
+      filter: drop users and items with fewer than ``min_interactions``: one-pass once (the original SASRec's), k-core
+        until none is left, none never.
       min_interactions: threshold of the filter.
-      item_table: a file with a row an item, for titles; empty = none.
+      item_table: a file with one row per item, for titles and attributes; empty = none.
+      item_separator: of the item table, where it is delimited text; empty = by its extension.
+      item_has_header: whether the first line of the item table names its columns.
+      item_id_column: its column of item ids; empty = recognised by the usual names.
       title_column: its column of titles; empty = recognised by the usual names.
+      attribute_columns: its columns of attributes, such as genres.
+      attribute_separator: between the attributes of one cell, as in "Crime|Drama"; empty = one attribute per cell.
+      item_attributes: a JSON file {item id: [attribute, ...]}, the form of S3-Rec; empty = none.
+      archive: of a public dataset: its downloaded files; empty = in the data directory (JAXREC_DATA).
+      rule: of a public dataset: the filter of a paper; empty = its first rule.
+      other_edition: accept an archive whose checksum is not the published one.
+      verify: of a saved dataset: read it all and compare its fingerprint, rather than sizes and samples.
     """
 
     source: str = "movietweetings"
+    name: str = ""
     user_column: str = ""
     item_column: str = ""
     time_column: str = ""
+    time_unit: TimeUnit = "auto"
+    rating_column: str = ""
+    min_rating: float | None = None
+    separator: str = ""
+    has_header: bool = True
+    encoding: str = "utf-8"
+    layout: TextLayout = "auto"
     first_of_pair: bool = False
     filter: Literal["none", "k-core", "one-pass"] = "none"
-    min_interactions: int = 5
+    min_interactions: Annotated[int, Range("[1, inf)")] = 5
     item_table: str = ""
+    item_separator: str = ""
+    item_has_header: bool = True
+    item_id_column: str = ""
     title_column: str = ""
+    attribute_columns: tuple[str, ...] = ()
+    attribute_separator: str = "|"
+    item_attributes: str = ""
+    archive: tuple[str, ...] = ()
+    rule: str = ""
+    other_edition: bool = False
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        validate(self, "data")
 
     def load(self) -> SequenceDataset:
-        """The dataset."""
-        options = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "source"
+        """Load the dataset; see `jaxrec.data.load_dataset`."""
+        return load_dataset(self.source, self)
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, and the source."""
+        default = DataConfig()
+        values = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
+        return {"source": self.source, **values}
+
+    @classmethod
+    def of(cls, dataset: SequenceDataset) -> DataConfig:
+        """Return the options that load ``dataset`` again; `IN_MEMORY` is the source of one that no options give."""
+        record = dataset.meta.get(LOADED_WITH)
+        if not isinstance(record, Mapping) or record.get("fingerprint") != dataset.fingerprint:
+            return cls(source=IN_MEMORY, name=dataset.name)
+        options = record["options"].items()
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options}
+        return cls(**values)
+
+    def replace(self, **options: Any) -> DataConfig:
+        """Return a copy with other options; None stands for a default, a list for a tuple.
+
+        Raises:
+          ConfigError: an option does not exist.
+        """
+        defaults = DataConfig()
+        unknown = set(options) - set(vars(defaults))
+        if unknown:
+            raise ConfigError(
+                f"unknown option {', '.join(sorted(map(repr, unknown)))} of load_dataset: expected some of "
+                f"{', '.join(vars(defaults))}"
+            )
+        values: dict[str, Any] = {
+            name: getattr(defaults, name)
+            if value is None
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+            for name, value in options.items()
         }
-        return load_dataset(self.source, **{name: value for name, value in options.items() if value})
+        return dataclasses.replace(self, **values)
+
+
+def load_dataset(
+    source: Any,
+    config: DataConfig | None = None,
+    *,
+    item_table: Any = None,
+    item_attributes: Any = None,
+    **options: Any,
+) -> SequenceDataset:
+    """Load interactions from anything.
+
+    Args:
+      source: "movietweetings" (bundled); the path of a .csv, .tsv (also .gz), .parquet, .arrow, .feather or .ipc file; of
+        a .txt (also .gz) with ``user item`` or ``user item item ...`` per line; of a directory that
+        `SequenceDataset.save` wrote; the name of a public dataset (`jaxrec.data.DATASETS`); a Polars, pandas or pyarrow
+        table; a NumPy array [N, 2] or [N, 3] or a structured one; a dict of arrays; or a tuple of arrays (users,
+        items[, times]).
+      config: the options; by default all of them have their default values.
+      item_table: a table of items for titles and attributes: a file, or a Polars, pandas or pyarrow table.
+      item_attributes: attributes as a mapping or a JSON file {item id: [attribute, ...]}.
+      **options: further fields of `DataConfig`, such as ``filter="k-core"``; they replace those of ``config``.
+
+    Returns:
+      The dataset. Users are numbered by first appearance in the source, items by first appearance in the sequences;
+      interactions are sorted by (user, time), and ties keep the order of the source.
+
+    Raises:
+      ConfigError: an option does not exist or has an impossible value.
+      DataError: a column, a time or an id is missing or unusable, the file is empty or absent, or nothing is left after
+        the filters. The message names the column, counts the rows and gives the first.
+    """
+    archive = options.get("archive")
+    if archive is not None:
+        paths = (archive,) if isinstance(archive, (str, os.PathLike)) else archive
+        options["archive"] = tuple(os.fspath(path) for path in paths)
+    config = (config or DataConfig()).replace(**options)
+    if isinstance(source, (str, os.PathLike)):
+        config = config.replace(source=os.fspath(source))
+    tables: dict[str, Any] = {}
+    for name, value in (("item_table", item_table), ("item_attributes", item_attributes)):
+        if isinstance(value, (str, os.PathLike)):
+            config = config.replace(**{name: os.fspath(value)})
+        elif value is not None:
+            tables[name] = value
+    dataset = _load(source, config, tables)
+    if tables or not isinstance(source, (str, os.PathLike)):
+        return dataset
+    return dataset.with_meta({LOADED_WITH: {"options": config.changed(), "fingerprint": dataset.fingerprint}})
+
+
+def _load(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> SequenceDataset:
+    ready = _finished(source, config)
+    if ready is not None:
+        unused = [name for name in (*config.changed(), *tables) if name not in _OF_FINISHED]
+        if unused:
+            raise DataError(
+                f"{_name_of(source)} is a finished dataset: {', '.join(option_name('data', name) for name in unused)} "
+                "apply to raw logs only"
+            )
+        if config.name:
+            ready = ready.with_meta({"name": config.name})
+        filters = _filters(config)
+        return filter_dataset(ready, filters) if filters else ready
+    named = _named(source)
+    if named is not None:
+        raw = named(config)
+        if not isinstance(raw, RawDataset):
+            return _load(raw, config.replace(source=""), tables)
+        return _load_raw(raw, config, tables)
+    unused = [name for name in ("archive", "rule", "other_edition") if getattr(config, name)]
+    if unused:
+        raise DataError(
+            f"{', '.join(option_name('data', name) for name in unused)} apply to public datasets only, and "
+            f"{_name_of(source)} is none: jaxrec datasets lists them"
+        )
+    frame, described, default_name = _open_source(source, config)
+    return _build(frame, config, tables, {"name": config.name or default_name, "source": described})
+
+
+def _load_raw(raw: RawDataset, config: DataConfig, tables: Mapping[str, Any]) -> SequenceDataset:
+    """A public dataset; options of the caller replace those of the dataset's rule."""
+    defaults = DataConfig()
+    own = {
+        name: value for name, value in raw.options.items() if getattr(config, name) == getattr(defaults, name)
+    }
+    tables = {
+        **({} if raw.items is None or config.item_table else {"item_table": raw.items}),
+        **({} if raw.attributes is None or config.item_attributes else {"item_attributes": raw.attributes}),
+        **tables,
+    }
+    with reading(f"the interactions of {config.source}"):
+        scanned = scan_table(raw.interactions)
+    if scanned is None:
+        raise DataError(
+            f"the loader of {config.source!r} must give a table, got {type(raw.interactions).__name__}"
+        )
+    config = config.replace(**own)
+    meta = {**raw.meta, "name": config.name or raw.meta.get("name", config.source), "source": raw.source}
+    return _build(scanned[0], config, tables, meta)
+
+
+def _build(
+    frame: pl.LazyFrame, config: DataConfig, tables: Mapping[str, Any], meta: Mapping[str, Any]
+) -> SequenceDataset:
+    where = str(meta["source"].get("file", "the table"))
+    log, note = read_log(frame, config, where)
+    titles, attributes = read_items(
+        config, **{name.removeprefix("item_"): value for name, value in tables.items()}
+    )
+    log = apply_filters(log, _filters(config))
+    with reading("the item table"):
+        return to_dataset(log, meta={**meta, **note}, titles=titles, attributes=attributes)
+
+
+def _filters(config: DataConfig) -> list[Filter]:
+    filters: list[Filter] = [FirstOfPair()] if config.first_of_pair else []
+    if config.filter != "none":
+        filters.append((KCore if config.filter == "k-core" else OnePass)(config.min_interactions))
+    return filters
+
+
+def _name_of(source: Any) -> str:
+    return (
+        repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else f"the {type(source).__name__}"
+    )
+
+
+def _finished(source: Any, config: DataConfig) -> SequenceDataset | None:
+    """The bundled or the saved dataset that ``source`` names, if it does."""
+    if isinstance(source, SequenceDataset):
+        return source
+    if isinstance(source, str) and source == IN_MEMORY:
+        raise DataError(
+            f"this run was trained on the dataset {config.name!r} that a script held in memory: pass the same dataset to "
+            "the call, or save it (dataset.save(DIR)) and give --data DIR"
+        )
+    if isinstance(source, str) and source in BUNDLED:
+        return load_bundled(source)
+    if isinstance(source, str | os.PathLike) and is_directory(source):
+        return open_dataset(source, verify=config.verify)
+    return None
+
+
+def _named(source: Any) -> Any:
+    """The registered loader that ``source`` names, if it does; a file of that name goes first."""
+    if not isinstance(source, str) or is_file(source):
+        return None
+    if source not in DATASETS:
+        importlib.import_module(LOADERS)
+    return DATASETS[source] if (source in DATASETS) else None  # noqa: SIM401 - a failed look-up raises
+
+
+def _open_source(source: Any, config: DataConfig) -> tuple[pl.LazyFrame, dict[str, Any], str]:
+    """Lazy frame, description and default name of a raw log."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not is_file(path):
+            raise DataError(
+                f"no file {_short(str(path))!r}: give an existing file ({UNDERSTOOD}), the directory of a saved dataset, "
+                f"the name of a bundled one ({', '.join(BUNDLED)}) or of a public one (jaxrec datasets lists them)"
+            )
+        with reading(f"file {str(path)!r}"):
+            described = describe_file(path)
+            default_name = path.name.split(".")[0]
+            if suffix_of(path) == ".txt" and not config.separator:
+                frame, layout = read_text(path, config.layout, config.encoding)
+                return frame.lazy(), {**described, "layout": layout}, default_name
+            text = TextFormat(config.separator, config.has_header, config.encoding)
+            return scan_file(path, text), described, default_name
+    with reading("the table"):
+        table = scan_table(source)
+    if table is None:
+        raise DataError(
+            f"cannot read interactions from {type(source).__name__}: expected a path, a Polars, pandas or pyarrow table, a "
+            "NumPy array, a dict of arrays or a tuple (users, items[, times])"
+        )
+    return table[0], {"table": table[1]}, "table"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,9 +1,15 @@
-"""Any table becomes a lazy Polars frame: text, Parquet, Arrow, Polars, pandas, pyarrow, NumPy."""
+"""Any table becomes a lazy Polars frame: delimited text, Parquet, Arrow, Polars, pandas, pyarrow, NumPy."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import gzip
 import hashlib
-from collections.abc import Mapping, Sequence
+import io
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +23,83 @@ PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".ipc", ".feather")
 UNDERSTOOD = ".csv, .tsv (also .gz), .parquet, .arrow, .feather, .ipc, .txt (also .gz)"
 
+#: Control characters that stand for a separator of several characters while a fast parser reads the text.
+_STAND_INS = ("\x1f", "\x1e", "\x1d", "\x1c", "\x01", "\x02")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFormat:
+    """Format of delimited text.
+
+    Attributes:
+      separator: between fields, of any length; empty = by the file's extension.
+      has_header: whether the first line names the columns; without one they are column_1, column_2, ...
+      encoding: of the characters.
+    """
+
+    separator: str = ""
+    has_header: bool = True
+    encoding: str = "utf-8"
+
 
 def suffix_of(path: Path) -> str:
-    """Lower-case extension, without a final ``.gz``."""
+    """Return the lower-case extension, without a final ``.gz``."""
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names a regular file; False for what no path can be."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names a directory; False for what no path can be."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def describe_file(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of a file, for ``meta["source"]``."""
+    """Return name, size and SHA-256 of a file, for ``meta["source"]``."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
-def scan_file(path: Path, separator: str | None, has_header: bool) -> pl.LazyFrame:
-    """A lazy frame of a file. Delimited text keeps every column as text, so that ids such as 0111161 stay
-    whole.
+@contextlib.contextmanager
+def reading(subject: str) -> Iterator[None]:
+    """Turn whatever a reader raises on bad input, a panic included, into a one-line `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (
+        pl.exceptions.PolarsError,
+        OSError,
+        ValueError,
+        EOFError,
+        OverflowError,
+        TypeError,
+        zlib.error,
+    ) as error:
+        raise DataError(f"{subject} cannot be read as a table: {_first_line(error)}") from None
+    except BaseException as error:
+        # A panic of the Rust reader derives from BaseException.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{subject} cannot be read as a table: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def scan_file(path: Path, text: TextFormat) -> pl.LazyFrame:
+    """Open a file as a lazy frame. Delimited text keeps every column as text, so that ids such as 0111161 stay whole.
 
     Raises:
       DataError: empty file, or an extension that is not understood.
@@ -44,26 +111,64 @@ def scan_file(path: Path, separator: str | None, has_header: bool) -> pl.LazyFra
         return pl.scan_parquet(path)
     if suffix in ARROW:
         return pl.scan_ipc(path)
-    if suffix in (".csv", ".tsv") or separator is not None:
-        return scan_delimited(path, separator or SEPARATORS[suffix], has_header)
+    if suffix in SEPARATORS or text.separator:
+        return scan_delimited(path, text.separator or SEPARATORS[suffix], text)
     raise DataError(
-        f"file {str(path)!r} has an unknown extension: understood are {UNDERSTOOD}; or give separator"
+        f"file {str(path)!r} has an unknown extension: understood are {UNDERSTOOD}; for delimited text give "
+        "--data.separator"
     )
 
 
-def scan_delimited(path: Path, separator: str, has_header: bool, quote: str | None = '"') -> pl.LazyFrame:
-    """Delimited text, all columns as text; without a header they are column_1, column_2, ..."""
-    frame = pl.scan_csv(
-        path, separator=separator, has_header=has_header, infer_schema=False, quote_char=quote
-    )
-    if has_header:
+def scan_delimited(path: Path, separator: str, text: TextFormat, quote: str | None = '"') -> pl.LazyFrame:
+    """Open delimited text, all columns as text; without a header they are column_1, column_2, ...
+
+    Args:
+      path: plain or gzip-compressed text.
+      separator: one character for a lazy scan; a longer one, or another encoding than UTF-8, is read at once.
+      text: header and encoding.
+      quote: the quoting character, or None.
+    """
+    options: dict[str, Any] = {
+        "has_header": text.has_header,
+        "infer_schema": False,
+        "quote_char": quote,
+    }
+    if len(separator.encode()) == 1 and _is_utf8(text.encoding):
+        frame = pl.scan_csv(path, separator=separator, **options)
+    else:
+        content, separator = _simplify(path, separator, text.encoding)
+        frame = pl.read_csv(content, separator=separator, **options).lazy()
+    if text.has_header:
         return frame
     names = frame.collect_schema().names()
     return frame.rename({name: f"column_{number}" for number, name in enumerate(names, start=1)})
 
 
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+
+
+def _simplify(path: Path, separator: str, encoding: str) -> tuple[io.BytesIO, str]:
+    """UTF-8 text whose fields are separated by one byte, and that byte."""
+    raw = path.read_bytes()
+    try:
+        content = (gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw).decode(encoding)
+    except LookupError:
+        raise DataError(
+            f"--data.encoding {encoding!r} is unknown: expected a name such as utf-8, latin-1 or utf-16"
+        ) from None
+    if len(separator.encode()) > 1:
+        stand_in = next((c for c in _STAND_INS if c not in content), None)
+        if stand_in is None:
+            raise DataError(
+                f"file {str(path)!r} holds control characters, so {separator!r} cannot separate its fields"
+            )
+        content, separator = content.replace(separator, stand_in), stand_in
+    return io.BytesIO(content.encode()), separator
+
+
 def scan_table(source: Any) -> tuple[pl.LazyFrame, str] | None:
-    """A lazy frame of a table in memory and what kind it was, or None where ``source`` is none."""
+    """Return a lazy frame of a table in memory and its kind, or None where ``source`` is none."""
     if isinstance(source, pl.LazyFrame):
         return source, "polars"
     if isinstance(source, pl.DataFrame):
@@ -71,10 +176,9 @@ def scan_table(source: Any) -> tuple[pl.LazyFrame, str] | None:
     if isinstance(source, np.ndarray):
         return _from_numpy(source), "numpy"
     if isinstance(source, Mapping):
-        return pl.DataFrame({name: _series(name, values) for name, values in source.items()}).lazy(), "arrays"
+        return _from_arrays(source), "arrays"
     if isinstance(source, tuple) and 2 <= len(source) <= 3:
-        named = dict(zip(("user", "item", "time"), source, strict=False))
-        return pl.DataFrame({name: _series(name, values) for name, values in named.items()}).lazy(), "arrays"
+        return _from_arrays(dict(zip(("user", "item", "time"), source, strict=False))), "arrays"
     # By module name: neither pandas nor pyarrow need be installed.
     module = type(source).__module__.split(".")[0]
     if module == "pandas" and hasattr(source, "columns"):
@@ -84,6 +188,15 @@ def scan_table(source: Any) -> tuple[pl.LazyFrame, str] | None:
         assert isinstance(frame, pl.DataFrame)
         return frame.lazy(), "pyarrow"
     return None
+
+
+def _from_arrays(columns: Mapping[Any, Any]) -> pl.LazyFrame:
+    series = {str(name): _series(str(name), values) for name, values in columns.items()}
+    lengths = {name: len(values) for name, values in series.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+        raise DataError(f"the columns of the table must have the same length, got {listed}")
+    return pl.DataFrame(series).lazy()
 
 
 def _from_numpy(array: np.ndarray) -> pl.LazyFrame:
@@ -100,16 +213,32 @@ def _from_numpy(array: np.ndarray) -> pl.LazyFrame:
 
 def _series(name: str, values: Any) -> pl.Series:
     array = values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)
-    if array.dtype.kind == "O" or array.dtype.kind in "USa":
+    if array.ndim != 1:
+        raise DataError(f"column {name!r} must be one-dimensional, got shape {array.shape}")
+    if array.dtype.kind in "OUSa":
         # Objects are text, None or NaN; numbers among text are written as text.
-        missing = [value is None or value != value for value in array.tolist()]
-        text = [None if gone else _text(value) for value, gone in zip(array.tolist(), missing, strict=True)]
+        text = [None if _is_missing(value) else _text(name, value) for value in array.tolist()]
         return pl.Series(name, text, dtype=pl.String)
+    if array.dtype.kind == "M" and np.datetime_data(array.dtype)[0] not in ("ms", "us", "ns"):
+        array = array.astype("datetime64[us]")
     return pl.Series(name, np.ascontiguousarray(array))
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ == "NAType":  # the missing value of pandas
+        return True
+    different = value != value  # NaN and NaT differ from themselves
+    return isinstance(different, bool) and different
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, (list, tuple, dict, set, np.ndarray)):
+        raise DataError(
+            f"column {name!r} holds a {type(value).__name__}: expected one number or text per row"
+        )
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    text.encode()  # lone surrogates are no text
+    return text
 
 
 # Compared without case, '_', '-' and spaces: user_id, userId and User-ID are one name.
@@ -124,39 +253,45 @@ USUAL_NAMES = {
         "timestamp", "time", "unixtime", "unixreviewtime", "datetime", "date", "ts", "eventtime", "createdat",
         "checkintime",
     ),
+    "rating": ("rating", "ratings", "stars", "score", "overall", "userrating", "weight"),
 }  # fmt: skip
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a column name without case, '_', '-' and spaces."""
     return "".join(c for c in name.strip().lstrip("\ufeff").lower() if c not in "_- ")
 
 
-def find_column(role: str, given: str | None, names: Sequence[str], *, required: bool = True) -> str | None:
-    """The column for a role ("user", "item" or "time").
+def find_column(
+    role: str, chosen: str, names: Sequence[str], *, required: bool = True, option: str = ""
+) -> str | None:
+    """Find the column for a role ("user", "item", "time" or "rating").
 
     Args:
-      given: the caller's choice, or None to look for the usual names.
+      role: of the column.
+      chosen: the caller's choice, or "" to look for the usual names.
       names: columns of the table.
       required: whether None may be the answer.
+      option: that chooses the column, for messages; by default ``--data.<role>-column``.
 
     Raises:
-      DataError: the given column is absent, or no or several usual names are present; the message lists the
-        columns.
+      DataError: the chosen column is absent, or no or several usual names are present; the message lists the columns.
     """
-    found = ", ".join(map(repr, names)) or "none"
-    if given is not None:
-        if given not in names:
-            raise DataError(f"{role}_column {given!r} is not in the table: its columns are {found}")
-        return given
-    matches = [name for name in names if _plain(name) in USUAL_NAMES[role]]
+    option = option or f"--data.{role}-column"
+    listed = ", ".join(map(repr, names)) or "none"
+    if chosen:
+        if chosen not in names:
+            raise DataError(f"{option} {chosen!r} is not in the table: its columns are {listed}")
+        return chosen
+    matches = [name for name in names if plain_name(name) in USUAL_NAMES[role]]
     if len(matches) > 1:
         raise DataError(
-            f"the {role} column is ambiguous: {', '.join(map(repr, matches))} all fit; "
-            f"choose with {role}_column (columns found: {found})"
+            f"the {role} column is ambiguous: {', '.join(map(repr, matches))} all fit; choose with {option} "
+            f"(columns: {listed})"
         )
     if not matches and required:
         raise DataError(
-            f"no {role} column found: give {role}_column (columns found: {found}; "
+            f"no {role} column found: give {option} (columns: {listed}; "
             f"names looked for: {', '.join(USUAL_NAMES[role][:6])}, ...)"
         )
     return matches[0] if matches else None

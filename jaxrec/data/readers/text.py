@@ -1,5 +1,4 @@
-"""The two text forms that circulate: ``user item`` a line (SASRec's ml-1m.txt) and ``user item item ...`` a
-line (S3-Rec)."""
+"""Text in lines: ``user item`` (SASRec's ml-1m.txt) or ``user item item ...``, one user per line (S3-Rec)."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from jaxrec.data.readers.tables import scan_delimited
-from jaxrec.errors import ConfigError, DataError
+from jaxrec.data.readers.tables import TextFormat, reading, scan_delimited
+from jaxrec.errors import DataError
 
 TextLayout = Literal["auto", "pairs", "sequences"]
 
@@ -22,64 +21,64 @@ TextLayout = Literal["auto", "pairs", "sequences"]
 _SAMPLE = 10_000
 
 
-def open_text(path: Path) -> io.TextIOBase:
-    """A UTF-8 text file, unpacked on the way where its name ends in ``.gz``."""
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
-    return open(path, encoding="utf-8")
+def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOBase:
+    """Open a text file, unpacked on the way where its name ends in ``.gz``."""
+    if path.suffix.lower() == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding=encoding)
+    return open(path, encoding=encoding)
 
 
-def read_text(path: Path, layout: TextLayout = "auto") -> tuple[pl.DataFrame, str]:
-    """Columns ``user`` and ``item`` of a text file, oldest first, and which layout it has.
+def read_text(path: Path, layout: TextLayout = "auto", encoding: str = "utf-8") -> tuple[pl.DataFrame, str]:
+    """Read columns ``user`` and ``item`` of a text file, oldest first, and say which layout it has.
 
     Raises:
-      DataError: empty file, a line that does not fit, or a file that "auto" cannot tell apart.
+      DataError: empty or unreadable file, a line that does not fit, or a file that "auto" cannot tell apart.
     """
-    if layout not in ("auto", "pairs", "sequences"):
-        raise ConfigError(f"layout must be one of auto, pairs, sequences; got {layout!r}")
-    chosen = layout
-    if layout == "auto":
-        with open_text(path) as file:
-            chosen = _guess_layout(path, itertools.islice(file, _SAMPLE))
-    if chosen == "pairs":
-        return _read_pairs(path), "pairs"
-    with open_text(path) as file:
-        return parse_sequences(file, str(path)), "sequences"
+    with reading(f"file {str(path)!r}"):
+        chosen = layout
+        if layout == "auto":
+            with open_text(path, encoding) as file:
+                chosen = _guess_layout(path, itertools.islice(file, _SAMPLE))
+        if chosen == "pairs":
+            return _read_pairs(path, encoding), "pairs"
+        with open_text(path, encoding) as file:
+            return parse_sequences(file, str(path)), "sequences"
 
 
 def _guess_layout(path: Path, lines: Iterable[str]) -> TextLayout:
     widths = {len(line.split()) for line in lines if line.strip()}
     if not widths:
-        raise DataError(f"file {str(path)!r} is empty: expected 'user item' or 'user item item ...' a line")
+        raise DataError(f"file {str(path)!r} is empty: expected 'user item' or 'user item item ...' per line")
     if widths == {2}:
         return "pairs"
     if len(widths) == 1:
         raise DataError(
-            f"every line of {str(path)!r} has {widths.pop()} words: for a table give separator "
-            "(and has_header=False if it has no header), for one sequence a line give layout='sequences'"
+            f"every line of {str(path)!r} has {widths.pop()} words: for a table give --data.separator "
+            "(and --data.no-has-header if it has no header), for one sequence per line --data.layout sequences"
         )
     return "sequences"
 
 
-def _read_pairs(path: Path) -> pl.DataFrame:
-    with open_text(path) as file:
+def _read_pairs(path: Path, encoding: str) -> pl.DataFrame:
+    with open_text(path, encoding) as file:
         separator = "\t" if "\t" in file.readline() else " "
     try:
-        frame = scan_delimited(path, separator, has_header=False, quote=None).collect()
+        text = TextFormat(separator, has_header=False, encoding=encoding)
+        frame = scan_delimited(path, separator, text, quote=None).collect()
     except pl.exceptions.NoDataError:
-        raise DataError(f"file {str(path)!r} is empty: expected 'user item' a line") from None
+        raise DataError(f"file {str(path)!r} is empty: expected 'user item' per line") from None
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"file {str(path)!r} is not 'user item' a line: {error}") from None
+        raise DataError(f"file {str(path)!r} is not 'user item' per line: {error}") from None
     if frame.width != 2:
         raise DataError(
             f"file {str(path)!r} has {frame.width} words on its first line, expected 'user item'; "
-            "for one sequence a line give layout='sequences'"
+            "for one sequence per line give --data.layout sequences"
         )
     return frame.rename({"column_1": "user", "column_2": "item"})
 
 
 def parse_sequences(lines: Iterable[str], name: str) -> pl.DataFrame:
-    """Columns ``user`` and ``item`` of lines ``user item item ...``."""
+    """Read columns ``user`` and ``item`` from lines ``user item item ...``."""
     users: list[str] = []
     lengths: list[int] = []
     items: list[str] = []
@@ -92,14 +91,14 @@ def parse_sequences(lines: Iterable[str], name: str) -> pl.DataFrame:
             raise DataError(f"line {number} of {name!r} has a user ({words[0]!r}) but no item")
         if words[0] in seen:
             raise DataError(
-                f"line {number} of {name!r} repeats user {words[0]!r}: expected one line a user; "
-                "for 'user item' a line give layout='pairs'"
+                f"line {number} of {name!r} repeats user {words[0]!r}: expected one line per user; "
+                "for 'user item' per line give --data.layout pairs"
             )
         seen.add(words[0])
         users.append(words[0])
         lengths.append(len(words) - 1)
         items.extend(words[1:])
     if not users:
-        raise DataError(f"file {name!r} is empty: expected 'user item item ...' a line")
+        raise DataError(f"file {name!r} is empty: expected 'user item item ...' per line")
     repeated = pl.Series("user", users).gather(np.repeat(np.arange(len(users)), lengths))
     return pl.DataFrame({"user": repeated, "item": pl.Series("item", items)})

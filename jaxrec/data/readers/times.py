@@ -1,4 +1,4 @@
-"""Times as they come in tables: seconds, milliseconds, ISO 8601 text or datetimes."""
+"""Times as they come in tables: seconds, milliseconds, ISO 8601 text, datetimes or compact dates."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from jaxrec.errors import ConfigError, DataError
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 
-
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
+#: Seconds since 1970 that "auto" takes for times: from 1973 to 5138. Smaller numbers pass as ordinals in seconds.
+PLAUSIBLE = (1e8, 1e11)
 
 # Text without an offset is read as UTC.
 _ISO_FORMATS = (
@@ -27,23 +28,23 @@ _ISO_FORMATS = (
 def parse_times(
     values: pl.Series, column: str, unit: TimeUnit = "auto"
 ) -> tuple[np.ndarray, int, dict[str, Any]]:
-    """Times of a column as integers.
+    """Read the times of a column as integers.
 
     Args:
       values: numbers, text (numbers or ISO 8601) or dates.
       column: its name, for messages.
-      unit: of numbers; "auto" judges by their size, on the assumption that the times lie between 1973 and
-        5138.
+      unit: of numbers; "auto" judges by their size, on the assumption that the times lie between 1973 and 5138, and
+        reads numbers such as 20200102 as dates.
 
     Returns:
-      int64[N]; how many of their unit make a second; and what was assumed, for ``meta["time"]``.
+      int64[N]; how many of their unit make a second; and the assumptions, for ``meta["time"]``.
 
     Raises:
-      DataError: a time is missing, not a number and not a date, or not finite; the message counts them and
-        names the first row.
+      DataError: a time is missing, not a number and not a date, not finite, beyond 64 bits, or in another unit than the
+        rest; the message counts them and names the first row.
     """
     if unit != "auto" and unit not in PER_SECOND:
-        raise ConfigError(f"time_unit must be one of auto, {', '.join(PER_SECOND)}; got {unit!r}")
+        raise ConfigError(f"--data.time-unit must be one of auto, {', '.join(PER_SECOND)}; got {unit!r}")
     if values.dtype == pl.Categorical or isinstance(values.dtype, pl.Enum):
         values = values.cast(pl.String)
     _refuse(values.is_null(), values, column, "missing")
@@ -52,7 +53,7 @@ def parse_times(
     if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
         return _from_datetimes(values)
     if values.dtype.is_integer():
-        return _from_integers(values.cast(pl.Int64).to_numpy(), unit)
+        return _from_integers(values, column, unit)
     if values.dtype.is_float() or values.dtype.is_decimal():
         return _from_floats(values.cast(pl.Float64), column, unit)
     raise DataError(
@@ -60,13 +61,13 @@ def parse_times(
     )
 
 
-def _refuse(bad: pl.Series, values: pl.Series, column: str, what: str) -> None:
+def _refuse(bad: pl.Series, values: pl.Series, column: str, fault: str, advice: str = "") -> None:
     rows = bad.arg_true()
     if len(rows):
-        value = "" if what == "missing" else f" ({values[int(rows[0])]!r})"
+        value = "" if fault == "missing" else f" ({values[int(rows[0])]!r})"
         raise DataError(
-            f"time column {column!r}: {len(rows)} of {len(values)} times are {what}, the first in data row "
-            f"{int(rows[0]) + 1}{value}: repair or drop these rows"
+            f"time column {column!r}: {len(rows)} of {len(values)} times are {fault}, the first in data row "
+            f"{int(rows[0]) + 1}{value}: {advice or 'repair or drop these rows'}"
         )
 
 
@@ -74,7 +75,7 @@ def _from_text(values: pl.Series, column: str, unit: TimeUnit) -> tuple[np.ndarr
     stripped = values.str.strip_chars()
     integers = stripped.cast(pl.Int64, strict=False)
     if not integers.null_count():
-        return _from_integers(integers.to_numpy(), unit)
+        return _from_integers(integers, column, unit)
     floats = stripped.cast(pl.Float64, strict=False)
     if not floats.null_count():
         return _from_floats(floats, column, unit)
@@ -82,48 +83,56 @@ def _from_text(values: pl.Series, column: str, unit: TimeUnit) -> tuple[np.ndarr
     if not dates.null_count():
         return _from_datetimes(dates)
     numeric = floats.null_count() <= dates.null_count()
-    what = "not numbers" if numeric else "not ISO 8601 dates such as 2013-04-03T20:11:47Z"
-    _refuse((floats if numeric else dates).is_null(), values, column, what)
+    fault = "not numbers" if numeric else "not ISO 8601 dates such as 2013-04-03T20:11:47Z"
+    _refuse((floats if numeric else dates).is_null(), values, column, fault)
     raise AssertionError("unreachable: some value was null")
 
 
 def _parse_iso(text: pl.Series) -> pl.Series:
     plain = text.str.replace("T", " ", literal=True).str.replace(r"[Zz]$", "+00:00")
-    found: pl.Series | None = None
+    dates: pl.Series | None = None
     for form, zoned in _ISO_FORMATS:
         parsed = plain.str.to_datetime(form, time_unit="us", strict=False, exact=True)
         if zoned:
             parsed = parsed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        found = parsed if found is None else found.zip_with(found.is_not_null(), parsed)
-        if not found.null_count():
+        dates = parsed if dates is None else dates.zip_with(dates.is_not_null(), parsed)
+        if not dates.null_count():
             break
-    assert found is not None
-    return found
+    assert dates is not None
+    return dates
 
 
 def _from_datetimes(values: pl.Series) -> tuple[np.ndarray, int, dict[str, Any]]:
-    micro = values.cast(pl.Datetime("us")).dt.timestamp("us").to_numpy()
     note = {"unit": "datetime", "assumed": "UTC where the text gives no offset; stored in whole seconds"}
-    return _coarsest(micro, PER_SECOND["us"], note)
+    # The physical numbers never overflow, whatever the year; Polars' own conversions do.
+    numbers = values.to_physical().cast(pl.Int64).to_numpy()
+    if values.dtype == pl.Date:
+        return numbers * 86_400, 1, note
+    assert isinstance(values.dtype, pl.Datetime)
+    return _coarsest(numbers, PER_SECOND[values.dtype.time_unit], note)
 
 
-def _from_integers(values: np.ndarray, unit: TimeUnit) -> tuple[np.ndarray, int, dict[str, Any]]:
-    assumed = unit == "auto"
-    chosen = _guess(values) if assumed else unit
-    note = {"unit": chosen, "assumed": "from the size of the numbers" if assumed else "given"}
-    return np.ascontiguousarray(values, np.int64), PER_SECOND[chosen], note
+def _from_integers(values: pl.Series, column: str, unit: TimeUnit) -> tuple[np.ndarray, int, dict[str, Any]]:
+    narrow = values.cast(pl.Int64, strict=False)
+    _refuse(narrow.is_null(), values, column, "beyond 64 bits")
+    numbers = np.ascontiguousarray(narrow.to_numpy(), np.int64)
+    if unit == "auto" and (dates := _compact_dates(numbers)) is not None:
+        return dates, 1, {"unit": "date", "assumed": "numbers such as 20200102 are dates, in UTC"}
+    note = _unit_note(numbers, values, column, unit)
+    return numbers, PER_SECOND[note["unit"]], note
 
 
 def _from_floats(values: pl.Series, column: str, unit: TimeUnit) -> tuple[np.ndarray, int, dict[str, Any]]:
     _refuse(~values.is_finite(), values, column, "not finite")
+    _refuse(values.abs() >= 2.0**63, values, column, "beyond 64 bits")
     numbers = values.to_numpy()
     if np.all(numbers == np.floor(numbers)):
-        return _from_integers(numbers.astype(np.int64), unit)
-    assumed = unit == "auto"
-    chosen = _guess(numbers) if assumed else unit
-    note = {"unit": chosen, "assumed": "from the size of the numbers" if assumed else "given"}
-    # Fractions still order the events of one second, so they are kept until after the sort.
-    return _coarsest(np.round(numbers * (1e6 / PER_SECOND[chosen])).astype(np.int64), PER_SECOND["us"], note)
+        return _from_integers(values.cast(pl.Int64), column, unit)
+    note = _unit_note(numbers, values, column, unit)
+    scale = 1e6 / PER_SECOND[note["unit"]]
+    _refuse(values.abs() * scale >= 2.0**63, values, column, "beyond 64 bits in microseconds")
+    # Fractions still order the events of one second, so they stay until after the sort.
+    return _coarsest(np.round(numbers * scale).astype(np.int64), PER_SECOND["us"], note)
 
 
 def _coarsest(
@@ -135,10 +144,48 @@ def _coarsest(
     return values, per_second, note
 
 
-def _guess(values: np.ndarray) -> str:
-    """Unit of times whose median is between 1973 and 5138; smaller numbers (ordinals) pass as seconds."""
-    size = float(np.median(np.abs(values.astype(np.float64)))) if len(values) else 0.0
-    for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)):
-        if size < limit:
-            return unit
-    return "ns"
+def _unit_note(numbers: np.ndarray, values: pl.Series, column: str, unit: TimeUnit) -> dict[str, Any]:
+    """The unit of numeric times and where it comes from."""
+    if unit != "auto":
+        return {"unit": unit, "assumed": "given"}
+    sizes = np.abs(numbers.astype(np.float64))
+    chosen = _unit_of(np.array([np.median(sizes)]))[0] if len(sizes) else 0
+    units = _unit_of(sizes)
+    other = (units != chosen) & (sizes >= PLAUSIBLE[0])
+    if other.any():
+        names = list(PER_SECOND)
+        first = names[int(units[int(np.flatnonzero(other)[0])])]
+        _refuse(
+            pl.Series(other), values, column, f"in another unit ({first}) than the median ({names[chosen]})",
+            "bring all times to one unit, or give it by --data.time-unit if it is one",
+        )  # fmt: skip
+    return {"unit": list(PER_SECOND)[chosen], "assumed": "from the size of the numbers"}
+
+
+def _unit_of(sizes: np.ndarray) -> np.ndarray:
+    """int[n], index into `PER_SECOND`: the unit that puts each size before the year 5138."""
+    return np.searchsorted([PLAUSIBLE[1] * per for per in (1, 1_000, 1_000_000)], sizes, side="right")
+
+
+def _compact_dates(numbers: np.ndarray) -> np.ndarray | None:
+    """Seconds of numbers that are all dates YYYYMMDD or YYYYMMDDhhmmss from 1970 to 2100, else None."""
+    if not len(numbers):
+        return None
+    low, high = int(numbers.min()), int(numbers.max())
+    if low >= 19700101 and high <= 21001231:
+        days, clock = numbers, np.zeros_like(numbers)
+    elif low >= 19700101_000000 and high <= 21001231_235959:
+        days, clock = np.divmod(numbers, 1_000_000)
+    else:
+        return None
+    year, month, day = days // 10_000, days // 100 % 100, days % 100
+    hour, minute, second = clock // 10_000, clock // 100 % 100, clock % 100
+    valid = (month >= 1) & (month <= 12) & (day >= 1) & (hour < 24) & (minute < 60) & (second < 60)
+    if not valid.all():
+        return None
+    months = (year - 1970).astype("datetime64[Y]").astype("datetime64[M]") + (month - 1)
+    dates = months.astype("datetime64[D]") + (day - 1)
+    if np.any(dates.astype("datetime64[M]") != months):  # the 31st of a month of 30 days
+        return None
+    seconds = dates.astype("datetime64[s]").astype(np.int64)
+    return seconds + hour * 3600 + minute * 60 + second

@@ -1,0 +1,90 @@
+"""Loaders of public datasets, registered by name: official archive in, `jaxrec.data.SequenceDataset` out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxrec.data.bundled import BUNDLED
+from jaxrec.data.named import DATASETS, PublicDataset, data_home
+from jaxrec.datasets import amazon, lastfm, movielens, movietweetings, s3rec
+
+__all__ = [
+    "DATASETS",
+    "amazon",
+    "describe_datasets",
+    "format_datasets",
+    "lastfm",
+    "movielens",
+    "movietweetings",
+    "s3rec",
+]
+
+
+def describe_datasets(name: str = "") -> list[dict[str, Any]]:
+    """Describe the registered datasets, or the one called ``name``, as plain values.
+
+    Raises:
+      UnknownNameError: no such dataset.
+    """
+    names = [name] if name else [*BUNDLED, *sorted(DATASETS)]
+    return [_describe(one) for one in names]
+
+
+def _describe(name: str) -> dict[str, Any]:
+    if name in BUNDLED:
+        return {
+            "name": name,
+            "title": "MovieTweetings 100K, 5-core",
+            "licence": "MIT",
+            "bundled": True,
+            "rules": [],
+        }
+    part = DATASETS[name]
+    if not isinstance(part, PublicDataset):
+        return {
+            "name": name,
+            "title": (part.__doc__ or "").strip().split("\n")[0],
+            "bundled": False,
+            "rules": [],
+        }
+    return {
+        "name": name,
+        "title": part.title,
+        "url": part.url,
+        "licence": part.licence,
+        "citation": part.citation,
+        "files": list(part.files),
+        "rules": list(part.rules),
+        "options": {rule: dict(options) for rule, options in part.rules.items()},
+        "bundled": False,
+        "on_disk": [str(path) for path in part.on_disk()],
+    }
+
+
+def format_datasets(about: list[dict[str, Any]], *, full: bool = False) -> str:
+    """Format what `describe_datasets` returned as text: a table, or all entries of each."""
+    if full:
+        blocks = []
+        for entry in about:
+            lines = [f"{key:<9} {_plain(value)}" for key, value in entry.items() if value not in ([], {})]
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+    rows = [("name", "title", "rules", "on disk")]
+    for entry in about:
+        present = "bundled" if entry["bundled"] else "yes" if entry.get("on_disk") else "no"
+        rows.append((entry["name"], entry["title"], ", ".join(entry["rules"]), present))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    advice = (
+        f"\nArchives are looked for in {data_home()} (JAXREC_DATA), or given: "
+        "jaxrec prepare NAME --archive FILE --out DIR\n`jaxrec datasets NAME` shows source, licence and citation."
+    )
+    return "\n".join(lines) + advice
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {options or 'everything'}" for key, options in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,210 @@
+"""Reading official archives: members of zip and tar files, gzip, JSON lines and delimited tables."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from jaxrec.data.readers.tables import plain_name
+from jaxrec.errors import DataError
+
+#: Largest member of an archive that is unpacked: beyond every dataset here, and short of filling a disk.
+LARGEST = 64 * 2**30
+
+_STAND_IN = "\x1f"
+
+
+def member(path: Path, name: str) -> bytes:
+    """Return the content of the one member of a zip archive whose path ends in ``name``.
+
+    Raises:
+      DataError: not a zip archive, damaged, or not exactly one such member.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            matches = [m for m in archive.infolist() if m.filename == name or m.filename.endswith("/" + name)]
+            if len(matches) != 1:
+                raise DataError(
+                    f"archive {path.name!r} has {len(matches)} members named {name!r}, expected one; "
+                    f"it holds {', '.join(archive.namelist()[:20])}"
+                )
+            if matches[0].file_size > LARGEST:
+                raise DataError(f"member {name!r} of {path.name!r} unpacks to more than {LARGEST:,} bytes")
+            with archive.open(matches[0]) as file:
+                return file.read(matches[0].file_size + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise DataError(f"archive {path.name!r} is not a readable zip file: {error}") from None
+
+
+def has_member(path: Path, name: str) -> bool:
+    """Whether a zip archive has a member whose path ends in ``name``."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(m == name or m.endswith("/" + name) for m in archive.namelist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"archive {path.name!r} is not a readable zip file: {error}") from None
+
+
+def content(path: Path, name: str = "") -> bytes:
+    """Return the content of a file: of the member ``name`` of a zip or tar archive, or of the file itself, unpacked.
+
+    Raises:
+      DataError: the archive is damaged or lacks the member.
+    """
+    if zipfile.is_zipfile(path) and name:
+        return member(path, name)
+    try:
+        if name and tarfile.is_tarfile(path):
+            return _tar_member(path, name)
+        with _binary(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"file {path.name!r} is damaged: {error}") from None
+
+
+def _tar_member(path: Path, name: str) -> bytes:
+    with tarfile.open(path) as archive:
+        for entry in archive:
+            # Links and devices are never followed.
+            if entry.isfile() and (entry.name == name or entry.name.endswith("/" + name)):
+                file = archive.extractfile(entry)
+                assert file is not None
+                return file.read()
+    raise DataError(f"archive {path.name!r} has no member named {name!r}")
+
+
+def _binary(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def records(path: Path, name: str = "") -> Iterator[dict[str, Any]]:
+    """Iterate over a file with one object per line: JSON, or Python literals as in older dumps (never evaluated).
+
+    Args:
+      path: text, gzip-compressed text, or an archive.
+      name: of the member, where ``path`` is an archive.
+
+    Raises:
+      DataError: a line is neither, or the file is damaged.
+    """
+    if name and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+        yield from _objects(io.BytesIO(content(path, name)), path)
+        return
+    try:
+        with _binary(path) as file:
+            yield from _objects(file, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"file {path.name!r} is damaged: {error}") from None
+
+
+def _objects(lines: Any, path: Path) -> Iterator[dict[str, Any]]:
+    for number, raw in enumerate(lines, start=1):
+        try:
+            line = raw.decode().strip()
+            if not line:
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = ast.literal_eval(line)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise DataError(f"line {number} of {path!s} is neither JSON nor a Python literal") from None
+        if not isinstance(record, dict):
+            raise DataError(f"line {number} of {path!s} holds a {type(record).__name__}, expected an object")
+        yield record
+
+
+def columns_of(
+    path: Path, fields: dict[str, str], name: str = "", required: Sequence[str] = ("user", "item")
+) -> pl.DataFrame:
+    """Collect fields of the objects of a file into a table of text.
+
+    Args:
+      path: as for `records`.
+      fields: column -> field of the objects.
+      name: of the member.
+      required: columns that every object must have; objects without one are an error.
+
+    Raises:
+      DataError: a required field is absent, or the file is damaged.
+    """
+    columns: dict[str, list[str | None]] = {column: [] for column in fields}
+    for number, record in enumerate(records(path, name), start=1):
+        for column, field in fields.items():
+            value = record.get(field)
+            if value is None and column in required:
+                raise DataError(
+                    f"object {number} of {path!s} has no {field!r}: expected {', '.join(fields.values())}"
+                )
+            columns[column].append(None if value is None else str(value))
+    if not columns[next(iter(columns))]:
+        raise DataError(f"file {path!s} is empty: expected one object per line")
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+
+
+def table(
+    text: bytes, columns: Sequence[str], separator: str, *, encoding: str = "utf-8", quote: str | None = None
+) -> pl.DataFrame:
+    """Read a table without a header as text columns; an empty field is null.
+
+    Args:
+      text: the whole file.
+      columns: their names.
+      separator: may be longer than one character ("::").
+      encoding: of the text.
+      quote: the quoting character, or None.
+
+    Raises:
+      DataError: wrong encoding, or a line with another number of fields.
+    """
+    expected = f"expected lines of {len(columns)} fields ({', '.join(columns)})"
+    try:
+        decoded = text.decode(encoding).replace("\r\n", "\n")
+        if len(separator) > 1:
+            # Control characters do not occur in these files, and one character is faster to parse.
+            decoded, separator = decoded.replace(separator, _STAND_IN), _STAND_IN
+        frame = pl.read_csv(
+            decoded.encode(), separator=separator, has_header=False, infer_schema=False, quote_char=quote
+        )
+    except UnicodeDecodeError as error:
+        raise DataError(f"{expected} in {encoding}: {error}") from None
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{expected}: {error}") from None
+    if frame.width != len(columns):
+        raise DataError(f"the lines have {frame.width} fields, expected {len(columns)}: {', '.join(columns)}")
+    frame.columns = list(columns)
+    return frame
+
+
+def headed_table(text: bytes, columns: dict[str, str], separator: str = ",") -> pl.DataFrame:
+    """Read some columns of a table with a header, as text.
+
+    Args:
+      text: the whole file.
+      columns: new name -> name in the header, compared without case, "_" and "-".
+      separator: of the fields.
+
+    Raises:
+      DataError: a column is absent, or a line does not fit.
+    """
+    try:
+        frame = pl.read_csv(text, separator=separator, infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"expected a table with the columns {', '.join(columns.values())}: {error}") from None
+    present = {plain_name(name): name for name in frame.columns}
+    absent = [name for name in columns.values() if plain_name(name) not in present]
+    if absent:
+        raise DataError(
+            f"the table lacks {', '.join(map(repr, absent))}: its columns are {', '.join(map(repr, frame.columns))}"
+        )
+    return frame.select(pl.col(present[plain_name(name)]).alias(new) for new, name in columns.items())
