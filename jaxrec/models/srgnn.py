@@ -51,7 +51,7 @@ from jaxrec.models.blocks import zero_padding
 from jaxrec.nn.embedding import ItemEmbedding
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dropout, Initializer, take_positions
-from jaxrec.nn.precision import DTYPES, contract, matmul
+from jaxrec.nn.precision import DTYPES, einsum, matmul
 from jaxrec.nn.segments import first_index, is_last
 from jaxrec.nn.spec import DataSpec
 from jaxrec.options import Range
@@ -155,7 +155,7 @@ def mean_over(marked: Array, messages: Array, bias: Array, dtype: Any) -> Array:
     """Mean of ``messages`` [B, L, D] over the positions ``marked`` bool[B, L, L], zero over none, plus ``bias`` [D]."""
     weights = marked.astype(jnp.float32)
     weights = weights / jnp.maximum(weights.sum(axis=2, keepdims=True), 1.0)
-    return contract("bjk,bkd->bjd", weights, messages, dtype) + bias[None, None]
+    return einsum("bjk,bkd->bjd", weights, messages, dtype) + bias[None, None]
 
 
 def propagate(weights: Weights, states: Array, marked: tuple[Array, Array], dtype: Any) -> Array:
@@ -209,7 +209,7 @@ def read_prefixes(
     pairs = jnp.where(latest, pairs * count[:, None, :], 0.0)
     own_score = scores(last, weights.each(own, dtype), weights.query)
     own_score = own_score * jnp.take_along_axis(count, queries, axis=1)
-    return contract("bsl,bld->bsd", pairs, left, dtype) + own_score[..., None] * own, own
+    return einsum("bsl,bld->bsd", pairs, left, dtype) + own_score[..., None] * own, own
 
 
 def read_prefix_by_prefix(
@@ -227,7 +227,7 @@ def read_prefix_by_prefix(
         each = pairwise_scores(weights.last(own, dtype), weights.each(nodes, dtype), weights.query)
         column = jnp.arange(states.shape[1], dtype=jnp.int32)[None]
         seen = jnp.take_along_axis(sessions.same, query[:, :, None], axis=1)[:, 0] & (column <= query)
-        total = contract("bsl,bld->bsd", jnp.where(seen[:, None], each, 0.0), nodes, dtype)
+        total = einsum("bsl,bld->bsd", jnp.where(seen[:, None], each, 0.0), nodes, dtype)
         return total[:, 0], own[:, 0]
 
     totals, own = lax.map(one, queries.T)
