@@ -25,8 +25,8 @@ from jaxrec.config import RunConfig, config_hash
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.presets import sasrec
+from jaxrec.runs import Run
 from jaxrec.training.loop import train
-from jaxrec.training.runs import open_run
 
 Settings = Mapping[str, Any]
 #: Length of the lists whose coverage is reported.
@@ -198,7 +198,7 @@ def _lists(run: Path, dataset: SequenceDataset) -> dict[str, dict[str, Any]]:
     """Coverage, concentration and novelty of a finished run's first `LISTS` items per user, cached beside the run."""
     file = run / f"lists_{LISTS}.json"
     if not file.exists():
-        file.write_text(json.dumps(beyond_accuracy_of(open_run(run, dataset), "test", LISTS)))
+        file.write_text(json.dumps(beyond_accuracy_of(Run(run, dataset), "test", LISTS)))
     return json.loads(file.read_text())
 
 

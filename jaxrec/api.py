@@ -11,24 +11,26 @@ from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.config import RunConfig, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.load import DataConfig
+from jaxrec.errors import ConfigError
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import describe_dataset, describe_split, write_run
+from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.distributed import is_first
 from jaxrec.training.loop import FitResult, train
-from jaxrec.training.runs import open_run
+from jaxrec.training.run_directory import run_lock
 from jaxrec.training.setup import prepare
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run.
+@dataclasses.dataclass(frozen=True, repr=False)
+class FittedRun:
+    """A run that this process has trained.
 
     Attributes:
       results: the content of ``results.json``.
-      fit: data, parameters and per-user ranks.
+      fit: data, parameters and per-user ranks, in memory.
       workdir: the run directory, or None.
     """
 
@@ -41,6 +43,23 @@ class Run:
         """Test metrics, mean over seeds."""
         return {name: value["mean"] for name, value in self.results["metrics"].items()}
 
+    @property
+    def run(self) -> Run:
+        """The run on disk.
+
+        Raises:
+          ConfigError: the run was trained in memory.
+        """
+        if self.workdir is None:
+            raise ConfigError("this run was trained in memory: give fit a workdir to have it on disk")
+        return Run(self.workdir, self.fit.setup.dataset)
+
+    def __repr__(self) -> str:
+        metric = "NDCG@10" if "NDCG@10" in self.metrics else next(iter(self.metrics))
+        place = "in memory" if self.workdir is None else f"in {str(self.workdir)!r}"
+        dataset = self.results["dataset"]["name"]
+        return f"<FittedRun on {dataset}, {place}: test {metric} {self.metrics[metric]:.4f}>"
+
 
 def fit(
     dataset: SequenceDataset | None = None,
@@ -50,7 +69,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-) -> Run:
+) -> FittedRun:
     """Train, evaluate, and write the run directory.
 
     Args:
@@ -68,8 +87,9 @@ def fit(
     if overwrite:
         # Refuse what cannot work while the run that would be deleted is still there.
         dataset = prepare(config, dataset).dataset
-    done = train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
-    return Run(write_run(done), done, done.workdir)
+    with run_lock(None if workdir is None else Path(workdir)):
+        trained = train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
+        return FittedRun(write_run(trained), trained, trained.workdir)
 
 
 def evaluate(
@@ -100,13 +120,9 @@ def evaluate(
       CheckpointError: no usable checkpoint, or the dataset is another.
       ConfigError: ``beyond`` is below 1 or above the catalogue.
     """
-    opened = open_run(run, dataset, mesh)
+    opened = Run(run, dataset, mesh)
     setup, config = opened.setup, opened.config
-    cases = setup.split.cases(split)
-    evaluations = [
-        setup.evaluate(setup.layout.seed_params(opened.params, s), cases)
-        for s in range(len(config.training.seeds))
-    ]
+    evaluations = opened.evaluate(split)
     baselines = evaluate_baselines(setup.split, split, config.evaluation)
     extra: dict[str, Any] = (
         {} if beyond is None else {"beyond_accuracy": beyond_accuracy_of(opened, split, beyond)}
@@ -127,5 +143,6 @@ def evaluate(
         "metrics": over_seeds([evaluation.metrics for evaluation in evaluations]),
         "baselines": {name: evaluation.metrics for name, evaluation in baselines.items()},
         **extra,
+        "mesh": dataclasses.asdict(mesh),
         "config": to_dict(config),
     }

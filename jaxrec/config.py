@@ -18,6 +18,7 @@ from jaxrec.data.splits import SplitConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.evaluate import EvaluationConfig
 from jaxrec.evaluation.metrics import default_metric
+from jaxrec.files import write_atomically
 from jaxrec.models import ENCODERS, EncoderConfig, TransformerConfig
 from jaxrec.objectives import OBJECTIVES, CrossEntropyConfig, ObjectiveConfig
 from jaxrec.optim import OptimizerConfig
@@ -295,7 +296,7 @@ def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write ``config`` as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config(path: Path) -> RunConfig:

@@ -16,9 +16,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted((ROOT / "jaxrec").rglob("*.py"))
 #: A package or top-level module may import from those before it, never from those after it.
 ORDER = [
-    *("errors", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
+    *("errors", "files", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
     *("attention", "objectives", "evaluation", "models", "optim", "tasks", "config"),
-    *("training", "serving", "analysis", "reporting", "presets", "api", "cli", "__main__"),
+    *("training", "runs", "serving", "analysis", "reporting", "presets", "api", "cli", "__main__"),
 ]
 
 

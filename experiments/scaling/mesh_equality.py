@@ -33,12 +33,12 @@ from jaxrec.config import RunConfig, save_config
 from jaxrec.data import load_dataset
 from jaxrec.data.sampler import Position
 from jaxrec.presets import smoke
+from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.feed import device_rows
 from jaxrec.training.logging import read_journal
 from jaxrec.training.loop import train
-from jaxrec.training.run_directory import restore_params
-from jaxrec.training.setup import Setup, prepare
+from jaxrec.training.setup import TrainingSetup, prepare
 from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
 
@@ -107,7 +107,7 @@ def losses(run: Path) -> list[float]:
 
 def memory(config: RunConfig) -> dict[str, int]:
     """Bytes on one device: of item tables with their moments, of all arguments and temporaries of the compiled steps."""
-    setup: Setup = prepare(config)
+    setup: TrainingSetup = prepare(config)
     layout = setup.layout
     make = jax.jit(
         jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
@@ -165,10 +165,9 @@ def run_processes(options: Options, folder: Path) -> tuple[Outcome, float]:
         raise SystemExit(f"the two processes ended with {codes}")
     seconds = time.perf_counter() - started
     results = json.loads((folder / "run" / "results.json").read_text())
-    setup = prepare(configuration(options, MeshConfig()))
-    params = restore_params(folder / "run", setup.config, setup.task, None)
+    run = Run(folder / "run")
     metrics = {name: value["mean"] for name, value in results["metrics"].items()}
-    return Outcome(losses(folder / "run"), host(params, setup.dataset.n_items + 1), metrics), seconds
+    return Outcome(losses(folder / "run"), host(run.best_params, run.catalogue.n_items + 1), metrics), seconds
 
 
 COLUMNS = ("devices (data x item)", "last loss", "max diff., loss", "of params", "HR@10", "NDCG@10")

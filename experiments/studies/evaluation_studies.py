@@ -21,7 +21,7 @@ from jaxrec.analysis.compare import compare
 from jaxrec.analysis.protocols import protocols
 from jaxrec.analysis.stability import stability
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.training.runs import run_names
+from jaxrec.runs import run_names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxrec.data.catalogue import AttributeTable
 from jaxrec.evaluation.histories import ranking_cases
 from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.evaluation.seen import ranges
-from jaxrec.training.runs import OpenRun
+from jaxrec.runs import Run
 
 
 def coverage(lists: np.ndarray, n_items: int) -> float:
@@ -111,7 +111,7 @@ def beyond_accuracy(
     return values
 
 
-def beyond_accuracy_of(opened: OpenRun, split: str, k: int) -> dict[str, dict[str, Any]]:
+def beyond_accuracy_of(opened: Run, split: str, k: int) -> dict[str, dict[str, Any]]:
     """Beyond-accuracy metrics of a run's lists of ``k``: mean, sd and values over seeds of each.
 
     Seen items are removed as in the run's evaluation.
@@ -123,7 +123,7 @@ def beyond_accuracy_of(opened: OpenRun, split: str, k: int) -> dict[str, dict[st
     dataset, by_seed = setup.dataset, []
     remove_seen = opened.config.evaluation.remove_seen
     cases = ranking_cases(setup.split.cases(split), dataset.items, setup.timestamps, remove_seen)
-    for index in range(len(opened.config.training.seeds)):
-        lists = opened.ranker(index).top_k(cases.histories, k, cases.exclude).items
+    for seed in opened.seeds:
+        lists = opened.ranker(seed).top_k(cases.histories, k, cases.exclude).items
         by_seed.append(beyond_accuracy(lists, setup.split.item_counts, dataset.n_users, dataset.attributes))
     return over_seeds(by_seed)

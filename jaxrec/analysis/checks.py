@@ -21,7 +21,7 @@ from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.histories import ranking_cases
 from jaxrec.evaluation.metrics import parse_metric
-from jaxrec.training.runs import OpenRun
+from jaxrec.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class CheckResults:
 
 
 def run_checks(
-    run: OpenRun,
+    run: Run,
     split: str,
     checks: Checks,
     evaluations: Sequence[Evaluation],
@@ -124,7 +124,7 @@ def run_checks(
     """
     setup, config = run.setup, run.config
     metric = checks.metric or config.metric
-    rankers = [run.ranker(index) for index in range(len(config.training.seeds))]
+    rankers = [run.ranker(seed) for seed in run.seeds]
     seconds: dict[str, float] = {}
     sequentiality = ties = breakdown = None
     if checks.shuffle:

@@ -26,7 +26,7 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import DataError
 from jaxrec.evaluation.evaluate import Evaluation
-from jaxrec.training.runs import run_names
+from jaxrec.runs import run_names
 
 #: Metadata that must agree for numbers to be comparable, and its name in messages.
 _MUST_AGREE = {"fingerprint": "dataset fingerprint", "split": "split", "part": "part of the split"}

@@ -25,7 +25,7 @@ from jaxrec.evaluation.metrics import DEFAULT_KS, ranking_metrics
 from jaxrec.evaluation.ranking import CandidateTable, candidate_table, rank_targets
 from jaxrec.evaluation.seen import SeenItems, as_seen, seen_items
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.training.runs import open_run
+from jaxrec.runs import Run
 
 #: Candidate vectors gathered at once by the sampled protocol, as float32 numbers.
 _GATHERED = 1 << 23
@@ -305,16 +305,16 @@ def protocols(
     Args:
       run: run directory.
       split: "test" or "valid".
-      dataset: see `open_run`.
+      dataset: see `Run`.
       out: directory for ``protocols.md`` and ``protocols.tex``; None writes nothing.
     """
-    opened = open_run(run, dataset)
+    opened = Run(run, dataset)
     setup, cases = opened.setup, opened.setup.split.cases(split)
     rows_of_target = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
     seen = seen_items(cases, setup.dataset.items).select(rows_of_target)
     by_seed = []
-    for index in range(len(opened.config.training.seeds)):
-        ranker = opened.ranker(index)
+    for seed in opened.seeds:
+        ranker = opened.ranker(seed)
         histories = Histories(
             setup.dataset.items, cases.history_starts, cases.history_stops, setup.timestamps, cases.users
         )

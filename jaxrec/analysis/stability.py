@@ -23,7 +23,7 @@ from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
 from jaxrec.evaluation.metrics import metric_values, over_seeds
 from jaxrec.evaluation.ranker import Ranker
 from jaxrec.evaluation.seen import ranges
-from jaxrec.training.runs import OpenRun, open_run, run_names
+from jaxrec.runs import Run, run_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,11 +243,11 @@ def measure_stability(
     return results
 
 
-def run_stability(run: OpenRun, split: str, k: int) -> list[Stability]:
+def run_stability(run: Run, split: str, k: int) -> list[Stability]:
     """Measure the stability of every seed of a run on "test" or "valid"; see `measure_stability`."""
     setup = run.setup
     cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps)
-    rankers = [run.ranker(index) for index in range(len(run.config.training.seeds))]
+    rankers = [run.ranker(seed) for seed in run.seeds]
     return measure_stability(rankers, cases, run.config.batches.max_length, k)
 
 
@@ -385,7 +385,7 @@ def stability(
       split: "test" or "valid".
       k: length of the lists.
       out: directory for ``stability.md``, ``stability.tex`` and ``stability.png``; None writes nothing.
-      dataset: see `open_run`.
+      dataset: see `Run`.
 
     Raises:
       ConfigError: ``k`` is below 1 or above the catalogue.
@@ -394,9 +394,9 @@ def stability(
     if not runs:
         raise DataError("runs must hold at least one run directory, got none")
     measured: dict[str, list[Stability]] = {}
-    first: OpenRun | None = None
+    first: Run | None = None
     for name, run in zip(run_names(runs), runs, strict=True):
-        opened = open_run(run, dataset)
+        opened = Run(run, dataset)
         first = first or opened
         for label, a, b in (
             ("dataset", first.setup.dataset.fingerprint, opened.setup.dataset.fingerprint),

@@ -21,7 +21,7 @@ from jaxrec.reporting.html import model_label, write_figures, write_page
 from jaxrec.serving.recommender import save_catalogue
 from jaxrec.training.distributed import is_first
 from jaxrec.training.loop import FitResult
-from jaxrec.training.setup import Setup
+from jaxrec.training.setup import ModelSetup
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "polars")
 
@@ -68,7 +68,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def describe_split(setup: Setup) -> dict[str, Any]:
+def describe_split(setup: ModelSetup) -> dict[str, Any]:
     """Protocol, options and counts of the split."""
     return {
         "protocol": setup.split.strategy,
@@ -77,7 +77,7 @@ def describe_split(setup: Setup) -> dict[str, Any]:
     }
 
 
-def describe_dataset(setup: Setup) -> dict[str, Any]:
+def describe_dataset(setup: ModelSetup) -> dict[str, Any]:
     """Name, fingerprint and size of the dataset."""
     dataset = setup.dataset
     return {

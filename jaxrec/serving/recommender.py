@@ -10,19 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.config import RunConfig, load_config
-from jaxrec.data.dataset import SequenceDataset, open_dataset, save_dataset
+from jaxrec.data.dataset import SequenceDataset, save_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories
-from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.seen import SeenItems
-from jaxrec.tasks import Task
-from jaxrec.training.run_directory import restore_params
-from jaxrec.training.setup import data_spec
+from jaxrec.runs import CATALOGUE, Run
 from jaxrec.training.state import Params
-
-#: Inside a run directory: the items' ids, titles and attributes, without any user.
-CATALOGUE = "catalogue"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,41 +42,33 @@ class Recommender:
     >>> recommender.recommend([["tt0111161", "tt0468569"]], k=10)[0].titles        # doctest: +SKIP
     """
 
-    def __init__(self, config: RunConfig, items: SequenceDataset, task: Task, params: Params):
-        self.config = config
-        self.items = items
-        self.encoder = encoder = task.encoder
-        self.params = params
-        self.needs_times = config.encoder.needs_timestamps
-        self._ranker = EncoderRanker.build(encoder, params, config.batches, config.evaluation, mask=task.mask)
-
-    @classmethod
-    def load(cls, run: str | Path, seed: int | None = None) -> Recommender:
-        """The best parameters of a run directory.
+    def __init__(self, run: Run, seed: int | None = None):
+        """A finished run with the model of one seed.
 
         Args:
-          run: directory that `jaxrec train` wrote.
+          run: on disk.
           seed: which of the run's models; None = the first.
 
         Raises:
-          ConfigError: no such run, or no such seed in it.
+          ConfigError: the run is not finished, or has no such seed.
           CheckpointError: it has no usable checkpoint.
         """
-        run = Path(run)
-        config = load_config(run / "config.json")
-        seeds = config.training.seeds
-        if seed is not None and seed not in seeds:
-            raise ConfigError(f"seed must be one of the run's {seeds}, got {seed}")
-        if not (run / CATALOGUE).is_dir():
-            raise ConfigError(
-                f"the run in {run} is not finished: finish it with jaxrec train --workdir {run} --resume"
-            )
-        items = open_dataset(run / CATALOGUE)
-        spec = dataclasses.replace(data_spec(config, items), has_timestamps=True)
-        task = config.task.build(config.encoder.build(spec), config.objective)
-        index = 0 if seed is None else seeds.index(seed)
-        fingerprint = items.meta["source_fingerprint"]
-        return cls(config, items, task, restore_params(run, config, task, index, fingerprint=fingerprint))
+        self.run = run
+        self.config = run.config
+        self.items = run.catalogue
+        self.encoder = run.encoder
+        self.ranker = run.ranker(seed)
+        self.needs_times = self.config.encoder.needs_timestamps
+
+    @property
+    def params(self) -> Params:
+        """Parameters of the model."""
+        return self.ranker.params
+
+    @classmethod
+    def load(cls, run: str | Path, seed: int | None = None) -> Recommender:
+        """The model of a run directory; see `Recommender`."""
+        return cls(Run(run), seed)
 
     def recommend(
         self,
@@ -124,7 +109,7 @@ class Recommender:
         known_histories = Histories(log, offsets[:-1], offsets[1:], times)
         remove = self.config.evaluation.remove_seen if remove_seen is None else remove_seen
         exclude = SeenItems(offsets, log[:-1]) if remove else None
-        scores, best = self._ranker.top_k(known_histories, k, exclude)
+        scores, best = self.ranker.top_k(known_histories, k, exclude)
         return [
             self._answer(
                 best[row], scores[row], [name for name, i in zip(named[row], ids[row], strict=True) if i == 0]

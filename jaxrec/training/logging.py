@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jaxrec.files import write_atomically
+
 
 class Journal:
     """One JSON object a line; ``path`` None keeps the lines in memory only.
@@ -25,7 +27,7 @@ class Journal:
         if path is not None and resume_step is not None and path.exists():
             self.lines = [line for line in read_journal(path) if line.get("step", 0) <= resume_step]
         if path is not None:
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def write(self, **values: Any) -> None:
         """Append one line and flush it."""

@@ -25,8 +25,8 @@ from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
 from jaxrec.training.distributed import decided, highest, is_first
 from jaxrec.training.feed import ChunkFeed
 from jaxrec.training.logging import Journal, Progress, StopRequest
-from jaxrec.training.run_directory import _claim_together, check_record
-from jaxrec.training.setup import Setup, prepare
+from jaxrec.training.run_directory import _claim_together, check_record, run_lock
+from jaxrec.training.setup import TrainingSetup, prepare
 from jaxrec.training.state import Params, initial_state
 from jaxrec.training.step import StepMetrics, make_train_chunk
 
@@ -100,7 +100,7 @@ class FitResult:
       steps: training steps done.
     """
 
-    setup: Setup
+    setup: TrainingSetup
     params: Params
     valid: list[Evaluation]
     test: list[Evaluation]
@@ -110,12 +110,7 @@ class FitResult:
 
     def seed_params(self, index: int = 0) -> Params:
         """The parameters of one seed."""
-        return seed_params(self.params, index)
-
-
-def seed_params(params: Params, index: int) -> Params:
-    """One seed's parameters out of the stacked ones."""
-    return jax.tree.map(lambda x: x[index], params)
+        return self.setup.layout.seed_params(self.params, index)
 
 
 def _keep_best(improved: jax.Array, params: Params, best: Params) -> Params:
@@ -150,6 +145,20 @@ def train(
       NonFiniteError: the loss stopped being finite.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
+    with run_lock(None if workdir is None else Path(workdir)):
+        return _train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
+
+
+def _train(
+    config: RunConfig,
+    dataset: SequenceDataset | None,
+    workdir: str | Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> FitResult:
+    """`train` in a run directory that no other process writes to."""
     # ---- the run directory, refused before any compute
     directory = None if workdir is None else Path(workdir)
     if directory is not None:
@@ -173,14 +182,15 @@ def train(
     # ---- resume
     store = None
     if directory is not None:
+        if is_first():
+            save_config(config, directory / "config.json")
         store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
         if resume and store.steps():
             record = store.record()
             check_record(record, config, setup.dataset)
-            (state, best), record = store.restore(abstract((state, best)), **layout.tables())
+            parts, record = store.restore(abstract({"state": state, "best": best}), **layout.tables())
+            state, best = parts["state"], parts["best"]
             ledger, step = Ledger.load(record["ledger"]), record["step"]
-        if is_first():
-            save_config(config, directory / "config.json")
     log = directory / "log.jsonl" if directory is not None and is_first() else None
     journal = Journal(log, step if resume else None)
 
@@ -206,7 +216,7 @@ def train(
                 "dataset": setup.dataset.fingerprint,
                 "ledger": ledger.dump(),
             }
-            store.save(step, (state, best), record, score)
+            store.save(step, {"state": state, "best": best}, record, score)
 
     last_saved = time.monotonic()
     score = float(np.mean(ledger.best)) if step else -1.0

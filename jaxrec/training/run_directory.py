@@ -1,27 +1,34 @@
-"""Rules of a run directory: who may write into it, what resumes, and how its parameters are restored."""
+"""Rules of a run directory: one writer at a time, what resumes, and how its best parameters are restored."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import fnmatch
+import glob
+import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxrec.config import RunConfig, differences, from_dict, load_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import (
     CheckpointError,
+    ConfigError,
     DistributedError,
     JaxrecError,
     RunExistsError,
 )
 from jaxrec.tasks import Task
-from jaxrec.training.checkpoint import CheckpointStore, abstract
+from jaxrec.training.checkpoint import CheckpointReader
 from jaxrec.training.distributed import decided, is_first
-from jaxrec.training.state import Params, initial_state
-from jaxrec.training.state_sharding import Layout
+from jaxrec.training.state import Params
+from jaxrec.training.state_sharding import ParameterSharding
 
 #: Settings that a resumed run may change: they decide when it stops, how data gets in and on which devices it runs, not
 #: what a step does (beyond rounding, where the mesh is another).
@@ -35,6 +42,69 @@ RESUMABLE = (
     "mesh.data",
     "mesh.item",
 )
+
+
+#: File whose lock the writing process holds.
+LOCK = ".lock"
+_held: set[Path] = set()
+
+
+@contextlib.contextmanager
+def run_lock(directory: Path | None) -> Iterator[None]:
+    """Hold the run directory for writing; a second process is rejected at once.
+
+    The lock is the kernel's (`flock`): it ends with the process, however that ends. On a network file system it is
+    as good as that system's locks (NFS 4 has them); where there are none, a line on standard error says so.
+
+    Raises:
+      RunExistsError: another process is writing there.
+    """
+    problem: Exception | None = None
+    path = None if directory is None else directory.absolute()
+    descriptor, created = None, path is not None and not path.exists()
+    if path is not None and path not in _held and is_first() and (created or path.is_dir()):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = _lock(path)
+        except (JaxrecError, OSError) as error:
+            problem = error
+    if path is not None and decided(problem is not None):
+        raise problem or DistributedError(
+            f"the first process refused the run directory {directory}: its message says why"
+        )
+    if descriptor is None or path is None:
+        yield
+        return
+    _held.add(path)
+    try:
+        yield
+    finally:
+        _held.discard(path)
+        if created and [file.name for file in path.iterdir()] == [LOCK]:
+            shutil.rmtree(path)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise RunExistsError(
+            f"another process{f' ({owner})' if owner else ''} is writing to the workdir {path}: wait until it ends, "
+            "stop it, or choose another --workdir"
+        ) from None
+    except OSError as error:
+        print(
+            f"jaxrec: the file system of {path} has no locks ({error.strerror}): see to it that no other process uses this "
+            "workdir",
+            file=sys.stderr,
+        )
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
+    return descriptor
 
 
 def _claim_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
@@ -52,7 +122,19 @@ def _claim_together(directory: Path, config: RunConfig, resume: bool, overwrite:
 
 
 def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
-    """Make ``directory`` ours, or refuse; see `train`."""
+    """Check and empty a directory for a run.
+
+    Args:
+      directory: of the run.
+      config: of the run; on resume it may differ from the saved one in `RESUMABLE` settings only.
+      resume: continue the run in it.
+      overwrite: delete the run in it.
+
+    Raises:
+      CheckpointError: nothing to resume, or it has another configuration.
+      RunExistsError: it holds a run, or other files.
+    """
+    check_path(directory)
     saved = directory / "config.json"
     if resume:
         if not saved.exists():
@@ -64,15 +146,16 @@ def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite:
         if config.optimizer.schedule != "constant" and "training.epochs" in changed:
             forbidden["training.epochs"] = changed["training.epochs"]
         if forbidden:
-            told = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in forbidden.items())
+            changes = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in forbidden.items())
             raise CheckpointError(
-                f"cannot resume {directory} with another configuration: {told}. Leave these settings out, or start a "
+                f"cannot resume {directory} with another configuration: {changes}. Leave these settings out, or start a "
                 f"new run in another directory"
             )
         return
     if directory.exists() and not directory.is_dir():
         raise RunExistsError(f"workdir {directory} is a file; expected a directory that is new or empty")
-    if directory.exists() and any(directory.iterdir()):
+    present = [path for path in directory.iterdir() if path.name != LOCK] if directory.exists() else []
+    if present:
         if not overwrite:
             raise RunExistsError(
                 f"workdir {directory} is not empty: expected a new or empty directory. Continue its run with --resume, "
@@ -83,25 +166,65 @@ def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite:
                 f"workdir {directory} holds files but no run (no config.json), so --overwrite leaves it alone; "
                 "empty it yourself or choose another --workdir"
             )
-        shutil.rmtree(directory)
+        for path in present:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     directory.mkdir(parents=True, exist_ok=True)
 
 
 def check_record(record: dict[str, Any], config: RunConfig, dataset: SequenceDataset) -> None:
-    """Refuse a checkpoint of other data or of another configuration."""
+    """Reject a checkpoint of other data or of another configuration."""
     check_fingerprint(record, dataset.fingerprint)
-    changed = {
-        field: pair
-        for field, pair in differences(to_dict(from_dict(record["config"])), to_dict(config)).items()
-        if field not in RESUMABLE
-    }
+    changed = _changed(record, config)
     if changed:
-        told = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in changed.items())
-        raise CheckpointError(f"the checkpoint belongs to another configuration: {told}")
+        changes = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in changed.items())
+        raise CheckpointError(f"the checkpoint belongs to another configuration: {changes}")
+
+
+def _changed(record: dict[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that may not change between the checkpoint's configuration and ``config``."""
+    saved = to_dict(from_dict(record["config"]))
+    return {
+        field: pair for field, pair in differences(saved, to_dict(config)).items() if field not in RESUMABLE
+    }
+
+
+def run_config(run: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration of a run, and the record of its newest checkpoint (empty before the first).
+
+    Raises:
+      ConfigError: no run there, or its config.json differs from the configuration of the checkpoint.
+    """
+    config = load_config(run / "config.json")
+    reader = CheckpointReader(run / "checkpoints")
+    if not reader.steps():
+        return config, {}
+    record = reader.record()
+    changed = _changed(record, config)
+    if changed:
+        listed = "; ".join(f"{field}: {b!r}, the checkpoint has {a!r}" for field, (a, b) in changed.items())
+        raise ConfigError(
+            f"{run / 'config.json'} was changed after training: {listed}. Restore these settings: the parameters belong to "
+            "the configuration of the checkpoint"
+        )
+    return config, record
+
+
+def check_path(directory: Path) -> None:
+    """Reject a path in which checkpoints would be lost: they are looked up by a pattern that contains it.
+
+    Raises:
+      RunExistsError: the path has square brackets that match other characters than themselves.
+    """
+    path = str(directory.absolute())
+    if glob.has_magic(path) and not fnmatch.fnmatchcase(path, path):
+        raise RunExistsError(
+            f"workdir {directory} has a path with square brackets, in which checkpoints cannot be stored: choose another "
+            f"--workdir, such as {str(directory).replace('[', '(').replace(']', ')')}"
+        )
 
 
 def check_fingerprint(record: dict[str, Any], fingerprint: str) -> None:
-    """Refuse a checkpoint's ``record`` of a dataset with another ``fingerprint``."""
+    """Reject a checkpoint's ``record`` of a dataset with another ``fingerprint``."""
     if record["dataset"] != fingerprint:
         raise CheckpointError(
             f"the checkpoint was trained on a dataset with fingerprint {record['dataset'][:16]}, but this one has "
@@ -109,36 +232,29 @@ def check_fingerprint(record: dict[str, Any], fingerprint: str) -> None:
         )
 
 
-def restore_params(
-    run: Path, config: RunConfig, task: Task, index: int | None = 0, *, fingerprint: str | None = None
-) -> Params:
-    """The best parameters so far of the run in ``run``: of one seed, or of all (leading axis) with ``index`` None.
+def restore_best(run: Path, task: Task, seeds: tuple[int, ...], fingerprint: str | None = None) -> Params:
+    """The best parameters so far of the run in ``run``, every array with a leading axis of seeds.
+
+    Nothing else is read: neither the optimiser's state nor the current parameters.
+
+    Args:
+      run: its directory.
+      task: with the encoder, on one device or on a mesh.
+      seeds: of the run.
+      fingerprint: of the dataset at hand; None = any.
 
     Raises:
-      CheckpointError: no usable checkpoint, it does not fit ``config``, or it is of a dataset with another
-        ``fingerprint`` than the one given.
+      CheckpointError: no usable checkpoint, it does not fit ``task``, or it is of another dataset.
     """
-    if not (run / "checkpoints").is_dir():
+    reader = CheckpointReader(run / "checkpoints")
+    if not reader.directory.is_dir():
         raise CheckpointError(
             f"no checkpoints in {run}: expected the directory of a run that was trained or interrupted"
         )
-    store = CheckpointStore(run / "checkpoints")
-    try:
-        record = store.record()
-        if fingerprint is not None:
-            check_fingerprint(record, fingerprint)
-        optimizer = config.optimizer.build(2)
-        seeds = jnp.asarray(config.training.seeds, jnp.uint32)
-        shapes = jax.eval_shape(jax.vmap(lambda seed: initial_state(task, optimizer, seed)), seeds)
-        layout = Layout(task, optimizer)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = layout.shardings() or jax.tree.map(lambda _: device, shapes)
-        target = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            (shapes, shapes.params),
-            (shardings, shardings.params),
-        )
-        (_, best), _ = store.restore(abstract(target), record["step"], **layout.tables())
-    finally:
-        store.close()
-    return best if index is None else layout.seed_params(best, index)
+    if fingerprint is not None:
+        check_fingerprint(reader.record(), fingerprint)
+    sharding = ParameterSharding(task)
+    target = sharding.targets(jnp.asarray(seeds, jnp.uint32))
+    tables = {f"best/{name}": axis for name, axis in sharding.tables().items()}
+    parts, _ = reader.restore({"best": target}, tables=tables, table_rows=task.spec.n_items + 1)
+    return parts["best"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxrec.config import RunConfig, section_label
 from jaxrec.data.dataset import SequenceDataset
@@ -19,9 +20,9 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.models import DataSpec, Encoder
-from jaxrec.sharding import build_mesh
+from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import Resources, Task
-from jaxrec.training.feed import HostLog, RelativeSeconds, is_resident
+from jaxrec.training.feed import HostLog, RelativeSeconds, device_memory, is_resident
 from jaxrec.training.state import Params, initial_state
 from jaxrec.training.state_sharding import Layout, on_mesh
 
@@ -60,21 +61,29 @@ def plan_steps(config: RunConfig, rows_per_epoch: int) -> Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """What `prepare` makes of a configuration. ``host_log`` is None where the log is resident on the device."""
+class ModelSetup:
+    """Data and encoder of a run: what evaluation needs.
+
+    Attributes:
+      config: of the run; its mesh is that of the encoder.
+      dataset: items and users.
+      split: training part and cases.
+      task: with the encoder, on its mesh.
+      timestamps: int32[N], seconds since the first event (or what is indexed like it), or None.
+      resident: whether the log is on the device.
+    """
 
     config: RunConfig
     dataset: SequenceDataset
     split: Split
     task: Task
-    optimizer: optax.GradientTransformation
-    streams: list[RowStream]
-    plan: Plan
-    resources: Resources
-    host_log: HostLog | None
     timestamps: Any
-    known_items: np.ndarray
-    layout: Layout
+    resident: bool
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Devices of the encoder, or None for a single one."""
+        return None if self.encoder.shards is None else self.encoder.shards.mesh
 
     @property
     def encoder(self) -> Encoder:
@@ -89,32 +98,64 @@ class Setup:
             self.dataset.items,
             self.config.evaluation,
             timestamps=self.timestamps,
-            known_items=self.known_items,
+            known_items=self.split.item_counts > 0,
         )
 
     def ranker(self, params: Params) -> EncoderRanker:
         """The encoder with one seed's parameters."""
-        config, resident = self.config, self.host_log is None
+        config = self.config
         return EncoderRanker.build(
-            self.encoder, params, config.batches, config.evaluation, resident, self.task.mask
+            self.encoder, params, config.batches, config.evaluation, self.resident, self.task.mask
         )
 
 
-def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
-    """Load, split, build; nothing is trained, compiled or written yet.
+@dataclasses.dataclass(frozen=True)
+class TrainingSetup(ModelSetup):
+    """Everything that a training run is built from.
+
+    Attributes:
+      optimizer: of the run.
+      streams: rows of the training part, one stream per seed.
+      plan: schedule of the steps.
+      resources: arrays that stay on the device.
+      host_log: the log of a streamed run, or None where it is resident.
+      layout: placement of the training state.
+    """
+
+    optimizer: optax.GradientTransformation
+    streams: list[RowStream]
+    plan: Plan
+    resources: Resources
+    host_log: HostLog | None
+    layout: Layout
+
+
+def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> Task:
+    """Build the task of a run with its encoder, whose item tables lie on ``mesh``."""
+    encoder = config.encoder.build(spec)
+    rows_per_group = getattr(getattr(config.encoder, "attention", None), "rows_per_group", 0)
+    if mesh is not None and mesh.shape[DATA] > 1 and rows_per_group:
+        raise ConfigError(
+            "--encoder.attention.rows-per-group must be 0 where --mesh.data is above 1, since rows on several devices "
+            f"cannot take turns; got {rows_per_group}"
+        )
+    return config.task.build(on_mesh(encoder, mesh), config.objective)
+
+
+def prepare_model(
+    config: RunConfig, dataset: SequenceDataset | None = None, resident: bool | None = None
+) -> ModelSetup:
+    """Load, split, and build the encoder: nothing that only training needs.
 
     Args:
-      config: of the run.
+      config: of the run, with the mesh to work on.
       dataset: in place of the one that ``config.data`` names.
+      resident: whether the log goes to the device; None = where it takes no more than its share of it.
 
     Raises:
-      DataError, ConfigError: what the data or the configuration cannot give.
+      DataError: the data lack what the configuration asks for.
+      ConfigError: the configuration contradicts itself or the devices.
     """
-    if config.objective.needs_distances and not config.encoder.scores_are_distances:
-        raise ConfigError(
-            f"--objective {section_label(config, 'objective')} compares distances between Gaussians: expected the "
-            f"encoder 'stosa', got {section_label(config, 'encoder')!r}; choose that encoder, or the objective 'bpr'"
-        )
     dataset = config.data.load() if dataset is None else dataset
     part = config.batches.batch_size // config.training.accumulate_steps
     mesh = build_mesh(config.mesh, part, dataset.n_items)
@@ -124,41 +165,54 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Setup:
             "choose shorter lists"
         )
     split = split_dataset(dataset, config.split)
+    task = build_task(config, data_spec(config, dataset), mesh)
+    if resident is None:
+        size = 4 * len(dataset.items) * (1 + (dataset.timestamps is not None))
+        share = config.training.resident_share * device_memory()
+        resident = config.training.feed != "streamed" and size <= share
+    timestamps: Any = None if dataset.timestamps is None else RelativeSeconds(dataset.timestamps)
+    if timestamps is not None and resident:
+        timestamps = timestamps[:]
+    return ModelSetup(config, dataset, split, task, timestamps, resident)
+
+
+def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> TrainingSetup:
+    """Load, split, build; nothing is trained, compiled or written yet.
+
+    Args:
+      config: of the run.
+      dataset: in place of the one that ``config.data`` names.
+
+    Raises:
+      DataError: the data lack what the configuration asks for.
+      ConfigError: the configuration contradicts itself or the devices.
+    """
+    if config.objective.needs_distances and not config.encoder.scores_are_distances:
+        raise ConfigError(
+            f"--objective {section_label(config, 'objective')} compares distances between Gaussians: expected the "
+            f"encoder 'stosa', got {section_label(config, 'encoder')!r}; choose that encoder, or the objective 'bpr'"
+        )
+    dataset = config.data.load() if dataset is None else dataset
+    resident = is_resident(config.training, config.objective, dataset)
+    model = prepare_model(config, dataset, resident)
+    split, task, timestamps = model.split, model.task, model.timestamps
     streams = [
         RowStream(split.train_starts, split.train_stops, config.batches, seed)
         for seed in config.training.seeds
     ]
-    encoder = config.encoder.build(data_spec(config, dataset))
-    rows_per_group = getattr(getattr(config.encoder, "attention", None), "rows_per_group", 0)
-    if mesh is not None and mesh.shape["data"] > 1 and rows_per_group:
-        raise ConfigError(
-            "--encoder.attention.rows-per-group must be 0 where --mesh.data is above 1, since rows on several devices "
-            f"cannot take turns; got {rows_per_group}"
-        )
-    encoder = on_mesh(encoder, mesh)
-    task = config.task.build(encoder, config.objective)
     plan = plan_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(plan.total_steps)
     jax.eval_shape(
         lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0)
-    )  # refuse before any compute
-    resident = is_resident(config.training, config.objective, dataset)
-    timestamps: Any = None if dataset.timestamps is None else RelativeSeconds(dataset.timestamps)
-    if timestamps is not None and resident:
-        timestamps = timestamps[:]
+    )  # reject before any compute
     layout = Layout(task, optimizer)
-    return Setup(
-        config=config,
-        dataset=dataset,
-        split=split,
-        task=task,
+    return TrainingSetup(
+        **vars(model),
         optimizer=optimizer,
         streams=streams,
         plan=plan,
         resources=layout.resources(device_resources(config, split, timestamps, resident)),
         host_log=None if resident else HostLog(np.asarray(dataset.items), timestamps),
-        timestamps=timestamps,
-        known_items=split.item_counts > 0,
         layout=layout,
     )
 

@@ -31,8 +31,8 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def initial_state(task: Task, optimizer: optax.GradientTransformation, seed: Array) -> TrainState:
-    """Make fresh parameters and optimiser state for ``seed`` (uint32[])."""
+def initial_params(task: Task, seed: Array) -> Params:
+    """Make fresh parameters for ``seed`` (uint32[])."""
     encoder = task.encoder
     length = 2 if encoder.max_length > 1 else 1
     zeros = jnp.zeros((1, length), jnp.int32)
@@ -44,4 +44,10 @@ def initial_state(task: Task, optimizer: optax.GradientTransformation, seed: Arr
     heads = task.init(jax.random.fold_in(key, 1))
     if heads:
         params = {**params, "task": heads}
+    return params
+
+
+def initial_state(task: Task, optimizer: optax.GradientTransformation, seed: Array) -> TrainState:
+    """Make fresh parameters and optimiser state for ``seed`` (uint32[])."""
+    params = initial_params(task, seed)
     return TrainState(jnp.int32(0), seed, params, optimizer.init(params))

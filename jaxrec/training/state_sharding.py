@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,7 +24,7 @@ from jaxrec.data.batches import Batch
 from jaxrec.models.base import Encoder
 from jaxrec.sharding import DATA, ITEM, ItemShards, place
 from jaxrec.tasks import Resources, Task
-from jaxrec.training.state import Params, initial_state
+from jaxrec.training.state import Params, initial_params, initial_state
 from jaxrec.training.trees import flatten
 
 
@@ -33,8 +33,8 @@ def on_mesh(encoder: Encoder, mesh: Mesh | None) -> Encoder:
     return encoder if mesh is None else encoder.clone(shards=ItemShards(mesh, encoder.n_items))
 
 
-def item_axes(task: Task, optimizer: optax.GradientTransformation) -> Any:
-    """Find the axis that counts items in each array of a `TrainState`, or -1, as a tree of the same structure.
+def item_axes(task: Task, make: Callable[[Task], Any]) -> Any:
+    """Find the axis that counts items in each array that ``make`` builds, or -1, as a tree of the same structure.
 
     Read off the shapes: it is the axis that grows by one with one more item.
     """
@@ -42,7 +42,7 @@ def item_axes(task: Task, optimizer: optax.GradientTransformation) -> Any:
     def shapes(n_items: int) -> Any:
         spec = dataclasses.replace(task.spec, n_items=n_items)
         other = dataclasses.replace(task, encoder=task.encoder.clone(shards=None, spec=spec))
-        return jax.eval_shape(lambda seed: initial_state(other, optimizer, seed), jnp.uint32(0))
+        return jax.eval_shape(lambda: make(other))
 
     def axis(here: Any, more: Any) -> int:
         return next((i for i, (a, b) in enumerate(zip(here.shape, more.shape, strict=True)) if a != b), -1)
@@ -53,6 +53,48 @@ def item_axes(task: Task, optimizer: optax.GradientTransformation) -> Any:
 
 def _of_seed(params: Params, index: int) -> Params:
     return jax.tree.map(lambda x: x[index], params)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSharding:
+    """Placement of a task's parameters on the mesh of its encoder.
+
+    Attributes:
+      task: whose encoder knows its mesh (`on_mesh`).
+    """
+
+    task: Task
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Of the encoder, or None for a single device."""
+        return None if self.task.encoder.shards is None else self.task.encoder.shards.mesh
+
+    @functools.cached_property
+    def axes(self) -> Any:
+        """See `item_axes`, of the parameters of one seed."""
+        return item_axes(self.task, lambda task: initial_params(task, jnp.uint32(0)))
+
+    def seed_params(self, params: Params, index: int) -> Params:
+        """One seed's parameters out of the stacked ones."""
+        if self.mesh is None:
+            return _of_seed(params, index)
+        shardings = _shardings(self.mesh, self.axes, 0)
+        return jax.jit(_of_seed, static_argnums=1, out_shardings=shardings)(params, index)
+
+    def targets(self, seeds: Array) -> Params:
+        """Shapes and shardings of the parameters of all seeds, for a restore."""
+        shapes = jax.eval_shape(jax.vmap(lambda seed: initial_params(self.task, seed)), seeds)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        mesh = self.mesh
+        places = jax.tree.map(lambda _: device, shapes) if mesh is None else _shardings(mesh, self.axes, 1)
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        )
+
+    def tables(self) -> dict[str, int]:
+        """Axis that counts items of each stacked table, by name."""
+        return {name: axis + 1 for name, axis in flatten(self.axes).items() if axis >= 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +118,7 @@ class Layout:
     @functools.cached_property
     def axes(self) -> Any:
         """See `item_axes`, of the state of one seed."""
-        return item_axes(self.task, self.optimizer)
+        return item_axes(self.task, lambda task: initial_state(task, self.optimizer, jnp.uint32(0)))
 
     def shardings(self) -> Any:
         """Of the state of all seeds (leading axis), for `jax.jit`; None leaves a single device to JAX."""
@@ -88,14 +130,11 @@ class Layout:
 
     def seed_params(self, params: Params, index: int) -> Params:
         """One seed's parameters out of the stacked ones."""
-        if self.mesh is None:
-            return _of_seed(params, index)
-        shardings = _shardings(self.mesh, self.axes.params, 0)
-        return jax.jit(_of_seed, static_argnums=1, out_shardings=shardings)(params, index)
+        return ParameterSharding(self.task).seed_params(params, index)
 
     def tables(self) -> dict[str, Any]:
-        """What `CheckpointStore.restore` must know of (state, best parameters) to fit tables to this mesh."""
-        axes = flatten((self.axes, self.axes.params))
+        """Item tables of a checkpoint's parts, for `CheckpointStore.restore` to fit to this mesh."""
+        axes = flatten({"state": self.axes, "best": self.axes.params})
         return {
             "tables": {name: axis + 1 for name, axis in axes.items() if axis >= 0},
             "table_rows": self.task.spec.n_items + 1,

@@ -13,7 +13,7 @@ from jaxrec.analysis.stability import stability
 from jaxrec.data import load_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.metrics import metric_values
-from jaxrec.training.runs import open_run, run_names
+from jaxrec.runs import Run, run_names
 from tests.helpers import small_dataset
 from tests.runs import jaxrec
 
@@ -170,11 +170,11 @@ class TestStability:
     def test_refusals(self, runs, monkeypatch):
         with pytest.raises(DataError, match="at least one run"):
             stability([])
-        opened = open_run(runs["b"])
-        stranger = dataclasses.replace(opened.setup, dataset=small_dataset(seed=1))
-        answers = iter([opened, dataclasses.replace(opened, setup=stranger)])
+        opened, other = Run(runs["b"]), Run(runs["b"])
+        other.setup = dataclasses.replace(opened.setup, dataset=small_dataset(seed=1))
+        answers = iter([opened, other])
         with monkeypatch.context() as patched:
-            patched.setattr(stability_module, "open_run", lambda *_: next(answers))
+            patched.setattr(stability_module, "Run", lambda *_: next(answers))
             patched.setattr(stability_module, "run_stability", lambda *_: [])
             with pytest.raises(DataError, match="same dataset"):
                 stability([runs["b"], runs["other"]])
@@ -247,11 +247,10 @@ class TestAttention:
 
 
 def test_open_run(runs):
-    opened = open_run(runs["a"])
-    assert opened.config.training.seeds == (0, 1)
+    assert Run(runs["a"]).seeds == (0, 1)
     with pytest.raises(CheckpointError, match="fingerprint"):
-        open_run(runs["a"], load_dataset(runs["a"].parent / "other-log"))
+        Run(runs["a"], load_dataset(runs["a"].parent / "other-log")).params()
     with pytest.raises(ConfigError, match=r"config\.json not found"):
-        open_run(runs["a"].parent)
+        Run(runs["a"].parent)
     assert run_names([runs["a"], runs["b"]]) == ["a", "b"]
     assert run_names(["x/run", "y/run"]) == ["x/run", "y/run"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrec.training.checkpoint import CheckpointStore
+from jaxrec.training.checkpoint import FORMAT, CheckpointStore, _load
 from jaxrec.training.logging import read_journal
 from tests.helpers import small_dataset
 
@@ -86,10 +86,13 @@ def count_lines(workdir):
 def arrays(workdir):
     """Every array of the last checkpoint as stored, and the ranks of every held-out target."""
     store = CheckpointStore(workdir / "checkpoints")
-    step, _, saved = store._metadata(None)
-    flat = store._orbax.load(step, saved)
+    step = store.steps()[-1]
+    _, parts = store._metadata(step)
+    loaded = _load(store._path(step), parts, FORMAT)
     store.close()
-    found = {name: np.asarray(value) for name, value in flat.items()}
+    found = {
+        f"{part}/{name}": np.asarray(value) for part, flat in loaded.items() for name, value in flat.items()
+    }
     for path in sorted((workdir / "ranks").iterdir()):
         found[path.stem] = np.load(path)["ranks"]
     assert len(found) > 20

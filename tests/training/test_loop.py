@@ -89,12 +89,14 @@ def test_refused_resumes(uninterrupted, tmp_path):
 
 
 def test_existing_run_is_not_overwritten_unasked(uninterrupted, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in uninterrupted.workdir.rglob("*") if path.is_file()}
+    def files():
+        found = (path for path in uninterrupted.workdir.rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = files()
     with pytest.raises(RunExistsError, match=r"is not empty.*--resume.*--overwrite.*another --workdir"):
         quiet(small_config(), uninterrupted.workdir)
-    assert before == {
-        path: path.stat().st_mtime_ns for path in uninterrupted.workdir.rglob("*") if path.is_file()
-    }
+    assert before == files()
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter1.tex").write_text("precious")
