@@ -22,7 +22,7 @@ from jaxrec.attention import (
     SoftmaxAttentionConfig,
     WassersteinAttentionConfig,
 )
-from jaxrec.attention.awrsr import Variant as AWRSRVariant
+from jaxrec.attention.awrsr import AWRSRVariant
 from jaxrec.attention.kernelised import Structure
 from jaxrec.attention.wasserstein import WassersteinVariant
 from jaxrec.models import STOSAConfig

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxrec.attention.kernelised import KernelAttentionConfig, kernel_matrices
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.serving.recommender import Recommender
@@ -92,41 +91,35 @@ def query_weights_figure(weights: np.ndarray, caption: str = "") -> Figure:
     return figure
 
 
-def kernels_figure(kernels: Sequence[tuple[np.ndarray, np.ndarray]], caption: str = "") -> Figure:
-    """Heat maps of U and L for each layer (and head): ``kernels`` from
-    `jaxrec.attention.kernelised.kernel_matrices`.
+def matrices_figure(panels: Sequence[tuple[str, np.ndarray]], caption: str = "") -> Figure:
+    """Heat maps of parameters, two to a row.
+
+    Args:
+      panels: title and matrix of each, from ``AttentionConfig.parameter_figures``.
+      caption: above the panels.
     """
-    rows = [
-        (layer, head)
-        for layer, (upper, lower) in enumerate(kernels)
-        for head in range(max(len(upper), len(lower)))
-    ]
-    figure = Figure(figsize=(6.4, 2.8 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), 2, squeeze=False)
-    for (layer, head), pair in zip(rows, axes, strict=True):
-        for axis, name, matrices in zip(pair, ("U", "L"), kernels[layer], strict=True):
-            matrix = matrices[min(head, len(matrices) - 1)]
-            limit = float(np.abs(matrix).max()) or 1.0
-            image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-            several = any(len(m) > 1 for m in kernels[layer])
-            axis.set_title(
-                f"{name}, layer {layer + 1}" + (f", head {head + 1}" if several else ""), fontsize=8
-            )
-            figure.colorbar(image, ax=axis, shrink=0.8)
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(6.4, 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axis, (title, matrix) in zip(axes, panels, strict=False):
+        limit = float(np.abs(matrix).max()) or 1.0
+        image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.set_title(title, fontsize=8)
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     figure.suptitle(caption, fontsize=9)
     return figure
 
 
-def layer_kernels(
-    config: KernelAttentionConfig, max_length: int, params: Mapping[str, Any], position_origin: str = "start"
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(U, L) of each layer from an encoder's parameters, with those that layers share
-    (``shared_attention``); ``position_origin`` as in `jaxrec.attention.kernelised.kernel_matrices`.
-    """
-    shared = params.get("shared_attention", {})
+def parameter_panels(encoder: Any, params: Mapping[str, Any]) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Matrices that the encoder's attention mechanism has to show: ``{figure: [(title, matrix), ...]}``."""
     layers = sorted((name for name in params if name.startswith("layer_")), key=lambda name: int(name[6:]))
-    own = [params[name]["attention"].get("kernel", {}) for name in layers]
-    return [kernel_matrices(config, max_length, {**shared, **kernels}, position_origin) for kernels in own]
+    return encoder.attention.parameter_figures(
+        encoder.attention_shape(),
+        [params[name]["attention"] for name in layers],
+        params.get("shared_attention", {}),
+    )
 
 
 def write_attention_figures(
@@ -157,9 +150,8 @@ def write_attention_figures(
         drawn.append(
             (f"Attention, layer {number}", f"{layer}_attention.png", attention_figure(history, titles))
         )
-    if isinstance(encoder.attention, KernelAttentionConfig):
-        kernels = layer_kernels(encoder.attention, encoder.max_length, params, encoder.position_origin)
-        drawn.append(("Positional kernels", "kernels.png", kernels_figure(kernels)))
+    for name, panels in parameter_panels(encoder, params).items():
+        drawn.append((name.replace("_", " ").capitalize(), f"{name}.png", matrices_figure(panels)))
     out = []
     for caption, name, figure in drawn:
         figure.suptitle(caption, fontsize=9)

@@ -1,12 +1,13 @@
-"""Attention mechanisms: one file each, all with one signature (`AttentionConfig.module`)."""
+"""Attention mechanisms: one file each, all with one signature (`AttentionConfig.build`)."""
 
 from jaxrec.attention.awrsr import RefinedAttentionConfig
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, allowed_positions
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, allowed_positions
 from jaxrec.attention.hstu import PointwiseAttentionConfig
 from jaxrec.attention.kernelised import KernelAttentionConfig
 from jaxrec.attention.miq import MultiItemQueryAttentionConfig
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.attention.uniform import UniformAttentionConfig
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig
 from jaxrec.registry import Registry
 
@@ -19,6 +20,7 @@ ATTENTION: Registry[type[AttentionConfig]] = Registry(
         "kernel": KernelAttentionConfig,
         "hstu": PointwiseAttentionConfig,
         "wasserstein": WassersteinAttentionConfig,
+        "uniform": UniformAttentionConfig,
     },
 )
 
@@ -27,12 +29,13 @@ __all__ = [
     "POSITIONS",
     "AttentionConfig",
     "AttentionContext",
-    "AttentionShape",
+    "AttentionSpec",
     "KernelAttentionConfig",
     "MultiItemQueryAttentionConfig",
     "PointwiseAttentionConfig",
     "RefinedAttentionConfig",
     "SoftmaxAttentionConfig",
+    "UniformAttentionConfig",
     "WassersteinAttentionConfig",
     "allowed_positions",
 ]

@@ -1,20 +1,26 @@
-"""Attention weight refinement for sequential recommendation, AWRSR ("Pay Attention to Attention for
-Sequential Recommendation", RecSys 2024, arXiv 2410.21048), on dot-product attention.
+"""Attention weight refinement for sequential recommendation, AWRSR ("Pay Attention to Attention for Sequential
+Recommendation", RecSys 2024, arXiv 2410.21048).
 
-The paper's principle is public, its equations are not: learnable matrices map the attention weights into a
-new space, and correlations between weight vectors there give higher-order weights. Everything below that line
-is this project's reading, and results have to say which was used:
+The paper's principle is public, its equations are not: learned matrices map attention weights into a new space, and
+correlations between weight vectors there give weights of higher order, in place of the first ones or beside them. With
+the scores S, the first weights ``A = msoftmax(S)`` (softmax over what the mask allows), and row i of A as the *profile*
+of interaction i over the other positions (`refine` below, in this order):
 
-- what the weights A are: probabilities by default, for stability. Texts on the paper call the scores before
-  the softmax "attention weights", which is ``source="raw"`` (what the mask forbids set to zero first);
-- the maps: positions x positions, one set for all heads and one a layer, started at the identity; ``rank`` for
-  low-rank ones;
-- the order mask, softmax, maps, correlation, mask, softmax, dropout, values, and the correlation's scale, the
-  root of the mapped profiles' size;
-- "simple" and "value-weighted" by analogy with queries, keys and values; ``value_map=False`` leaves the third
-  map out;
-- "additive": the correlation is added to the scores (default), mixed with the first weights by a gate, or is
-  Bahdanau's additive score: three readings of one word, "additive", "additive-gated", "additive-bahdanau".
+    P   = profiles of A                                        ``source``: which function of A
+    R   = tau * cos((P W_q)_i, (P W_k)_j)                      ``scale``: how a product becomes a correlation
+    N   = msoftmax(R)                                          ``variant``: "simple"; the others below
+    A'  = (1 - g) A + g N                                      ``residual``, repeated ``depth`` times
+
+Everything but the principle is this project's reading, and results have to say which was used. Why these defaults:
+
+- An inner product of two probability vectors lies in [0, 1], so its softmax is nearly uniform whatever A is, and that of
+  raw scores grows with their square, so its softmax soon is one-hot (`experiments/awrsr/initial_weights.py` measures
+  both). Centred logarithms of the weights, scaled to unit length, have correlations whose spread depends on neither the
+  scores' scale nor the length; ``tau`` is learned.
+- R compares row i with row j, not query i with key j: no scale makes msoftmax(R) the first weights. The gate g does. It
+  starts at 0.1, so A' starts within 0.1 of A in total variation, and g may grow to replace A.
+- Maps are positions x positions, one set for all heads and one a layer, started at the identity; ``rank`` for low-rank
+  ones. They are indexed by positions as the batch counts them.
 
 The paper's fourth mechanism, "stochastic", needs Gaussian attention: `jaxrec.attention.wasserstein`.
 """
@@ -22,81 +28,82 @@ The paper's fourth mechanism, "stochastic", needs Gaussian attention: `jaxrec.at
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.functional import drop_weights, masked_softmax, merge_heads, stretches
+from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
+from jaxrec.attention.functional import (
+    drop_weights,
+    elu_plus_one,
+    masked_softmax,
+    merge_heads,
+    negative_squared_distances,
+    standard_deviation,
+    stretches,
+)
 from jaxrec.attention.module import (
-    Mechanism,
+    AttentionInputs,
+    AttentionModule,
     OutputProjection,
     Projections,
-    Rows,
     position_count,
     projection_count,
 )
 from jaxrec.errors import ConfigError
-from jaxrec.nn.precision import contract
+from jaxrec.nn.precision import einsum
+from jaxrec.options import Range, option_name
 
-Variant = Literal["simple", "value-weighted", "additive", "additive-gated", "additive-bahdanau"]
-
-
-Source = Literal["prob", "raw"]
-
-
-#: Initial weight of the new weights in "additive-gated".
+#: Initial weight of the new weights beside the first ones.
 GATE = 0.1
+#: Initial factor of correlations in [-1, 1].
+TEMPERATURE = 4.0
+#: Least mean square of a profile that is scaled to unit length, as a layer norm's epsilon.
+EPSILON = 1e-6
+#: Least weight of which a logarithm is taken.
+TINY = 1e-9
+
+AWRSRVariant = Literal["simple", "value-weighted", "additive", "additive-gated", "additive-bahdanau"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ReweighingConfig(AttentionConfig):
-    """Base of the mechanisms that reweigh attention weights.
-
-    Notation: S the scores, A [B, H, L, L] the weights, whose row i is interaction i's *profile* over earlier
-    positions, ``msoftmax`` the softmax over what the mask allows, n the maximum length, and learned maps
-    ``W_q, W_k, W_v`` over positions in the sequence, the same for all heads; ``R_ij = (A W_q)_i . (A W_k)_j /
-    sqrt(size)``.
+class RefinementConfig(AttentionConfig):
+    """Base of the mechanisms that refine attention weights; notation as in the module's docstring.
 
     Attributes:
-      variant: the new weights A'. "simple": msoftmax(R). "value-weighted": msoftmax(msoftmax(R) A W_v).
-        "additive": msoftmax(S + R). "additive-gated": (1 - g) msoftmax(S) + g msoftmax(R) with a learned
-        scalar g. "additive-bahdanau": msoftmax(R) with R_ij = v . tanh((A W_q)_i + (A W_k)_j).
-      source: A is "prob" = msoftmax(S), or "raw" = S with what the mask forbids set to 0 (nearer to what the
-        paper is said to call weights, but without a scale).
+      variant: the new weights N. "simple": msoftmax(R). "value-weighted": msoftmax(msoftmax(R) P W_v), a mixture of
+        other rows. "additive": msoftmax(S + R). "additive-gated": "simple", always with the gate. "additive-bahdanau":
+        msoftmax(R) with Bahdanau's additive score R_ij = v . tanh((P W_q)_i + (P W_k)_j) (arXiv 1409.0473).
+      source: the profiles P. "centred": log A less its mean over the row. "prob": A. "raw": S (at further depths the
+        logarithm of the weights); all with 0 at what the mask forbids.
+      scale: of R. "unit": mapped profiles have unit length, times the learned tau. "root": inner products over
+        sqrt(size of a mapped profile), without tau.
+      residual: "gate": A' = (1 - g) A + g N with a learned scalar g. "none": A' = N.
+      depth: how often the refinement is applied to its own output, with the same parameters.
       rank: r, inner size of low-rank maps; 0 = full n x n maps.
-      value_map: learn W_v; without it "value-weighted" is msoftmax(R) A, two hops along the old weights.
+      value_map: learn W_v; without it "value-weighted" mixes the rows of P as they are.
     """
 
-    variant: Variant = "simple"
-    source: Source = "prob"
-    rank: int = 0
+    variant: str = "simple"
+    source: Literal["centred", "prob", "raw"] = "centred"
+    scale: Literal["unit", "root"] = "unit"
+    residual: Literal["gate", "none"] = "gate"
+    depth: Annotated[int, Range("[1, inf)")] = 1
+    rank: Annotated[int, Range("[0, inf)")] = 0
     value_map: bool = True
 
-    #: Whether this host may leave the weights as they are, or treat profiles as Gaussians.
-    host_variants: ClassVar[tuple[str, ...]] = get_args(Variant)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field, value, known in (
-            ("variant", self.variant, self.host_variants),
-            ("source", self.source, get_args(Source)),
-        ):
-            if value not in known:
-                raise ConfigError(f"attention.{field} must be one of {', '.join(known)}; got {value!r}")
-        if self.rank < 0:
-            raise ConfigError(f"attention.rank must be 0 (full maps) or a size, got {self.rank}")
-
-    def check(self, shape: AttentionShape) -> None:
-        super().check(shape)
-        if self.rank > shape.max_length:
+    def check(self, spec: AttentionSpec) -> None:
+        """Reject a rank above the maximum length."""
+        super().check(spec)
+        if self.rank > spec.max_length:
             raise ConfigError(
-                f"attention.rank must be at most the maximum length: got rank {self.rank} for histories of "
-                f"at most {shape.max_length}; use a lower rank, or 0 for full maps"
+                f"{option_name(SECTION, 'rank')} must be at most the maximum length: got rank {self.rank} for "
+                f"histories of at most {spec.max_length}; use a lower rank, or 0 for full maps"
             )
 
     def map_names(self) -> tuple[str, ...]:
@@ -105,26 +112,209 @@ class ReweighingConfig(AttentionConfig):
             return ("query", "key", "value", "value_out") if self.rank else ("query", "key", "value")
         return ("query", "key")
 
-    def reweighing_count(self, shape: AttentionShape) -> int:
-        """Parameters of the maps, the gate and the Bahdanau vector."""
-        size = self.rank or shape.max_length
-        extra = {"additive-gated": 1, "additive-bahdanau": size}.get(self.variant, 0)
-        return len(self.map_names()) * shape.max_length * size + extra
+    @property
+    def has_gate(self) -> bool:
+        """Whether the first weights stay in the mixture."""
+        return self.residual == "gate" or self.variant == "additive-gated"
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether correlations have a learned factor."""
+        return self.scale == "unit" and self.variant != "additive-bahdanau"
+
+    def refinement_count(self, spec: AttentionSpec) -> int:
+        """Parameters of `RefinementMaps`."""
+        size = self.rank or spec.max_length
+        vector = size if self.variant == "additive-bahdanau" else 0
+        return len(self.map_names()) * spec.max_length * size + vector + self.has_gate + self.has_temperature
+
+    def parameter_figures(
+        self, spec: AttentionSpec, layers: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
+    ) -> dict[str, list[tuple[str, np.ndarray]]]:
+        """Full maps of each layer; low-rank ones as the product that a correlation reads."""
+        panels = []
+        for number, layer in enumerate(layers, start=1):
+            stacked = np.asarray(layer["refinement"]["maps"])
+            if self.rank:
+                panels.append((f"W_q W_k^T, layer {number}", stacked[0] @ stacked[1].T))
+            else:
+                names = zip(self.map_names(), stacked, strict=True)
+                panels += [(f"W_{name[0]}, layer {number}", matrix) for name, matrix in names]
+        return {"refinement_maps": panels}
 
 
-class ProfileMaps(nn.Module):
-    """Parameters of `reweigh`: ``{name: float32[n, size]}``, and "gate" or "vector" where the variant has
-    one.
+class Profiles(NamedTuple):
+    """Rows of earlier times that the correlation of later ones needs, in order of time (third axis).
+
+    Attributes:
+      keys: mapped profiles [B, H, times, size].
+      values: rows that "value-weighted" sums [B, H, times, L], or None for the other variants.
+    """
+
+    keys: Array
+    values: Array | None
+
+
+def refine(
+    config: RefinementConfig,
+    maps: Mapping[str, Array],
+    scores: Array,
+    mask: Array,
+    positions: Array,
+    dtype: Any = jnp.float32,
+    earlier: Sequence[Profiles] = (),
+) -> tuple[Array, list[Profiles]]:
+    """The weights A' from scores S, both [B, H, times, keys]; see the module's docstring.
+
+    Causal under a causal mask: profiles are zero at what the mask forbids before they are mapped (scores would carry the
+    future into the maps), and what a map spreads over positions is masked again.
+
+    Args:
+      config: the readings.
+      maps: from `RefinementMaps`.
+      scores: of one stretch of times against the keys up to its end (all times and keys, if in one stretch).
+      mask: bool, of the same shape (1 for heads).
+      positions: int32[B, L].
+      dtype: precision of the operands of products.
+      earlier: the second output for the stretches before this one, empty for the first.
+
+    Returns:
+      The new weights, and the profiles at each depth that the next stretch needs.
+    """
+    first = masked_softmax(scores, mask)
+    levels = []
+    for level in range(config.depth):
+        before = earlier[level] if earlier else None
+        new, known = new_weights(config, maps, scores, first, mask, positions, dtype, before)
+        levels.append(known)
+        if "gate" in maps:
+            gate = jax.nn.sigmoid(maps["gate"])
+            new = (1.0 - gate) * first + gate * new
+        first, scores = new, jnp.log(jnp.maximum(new, TINY))
+    return first, levels
+
+
+def new_weights(
+    config: RefinementConfig,
+    maps: Mapping[str, Array],
+    scores: Array,
+    weights: Array,
+    mask: Array,
+    positions: Array,
+    dtype: Any,
+    earlier: Profiles | None,
+) -> tuple[Array, Profiles]:
+    """The weights N of one refinement, before the residual; arguments as of `refine`, and A as ``weights``."""
+    stop = scores.shape[-1]
+    profiles = profiles_of(config, scores, weights, mask)
+    query, key = (map_profiles(profiles, maps[name], positions[:, :stop], dtype) for name in ("query", "key"))
+    if config.variant == "stochastic":
+        query = key = gaussian_profiles(query, key)
+    if config.scale == "unit":
+        query, key = unit(query), unit(key)
+    known = Profiles(key, value_rows(config, maps, profiles, positions, dtype))
+    if earlier is not None:
+        known = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), earlier, known)
+
+    correlation = correlate(config, maps, query, known.keys, dtype)
+    if config.variant == "additive":
+        return masked_softmax(scores + correlation, mask), known
+    new = masked_softmax(correlation, mask)
+    if known.values is None:
+        return new, known
+    hops = einsum("bhik,bhkj->bhij", new, known.values[..., :stop], dtype)
+    # Two hops along probabilities are probabilities, and masked; anything else has to become so.
+    already = config.source == "prob" and not config.value_map
+    return (hops if already else masked_softmax(hops, mask)), known
+
+
+def correlate(
+    config: RefinementConfig, maps: Mapping[str, Array], query: Array, key: Array, dtype: Any
+) -> Array:
+    """R [B, H, times, keys] from mapped profiles [B, H, times, size] and [B, H, keys, size]."""
+    if config.variant == "additive-bahdanau":
+        return bahdanau(query, key, maps["vector"])
+    size, unit_length = query.shape[-1], config.scale == "unit"
+    if config.variant == "stochastic":
+        # Unit vectors: -|a - b|^2 / 2 is their cosine less 1. Otherwise the size is that of the mean, half of it.
+        factor = maps["temperature"] / (2 * size) if unit_length else (size / 2) ** -0.5
+        return factor * negative_squared_distances(query, key, dtype)
+    factor = maps["temperature"] / size if unit_length else size**-0.5
+    return factor * einsum("bhir,bhjr->bhij", query, key, dtype)
+
+
+def gaussian_profiles(mean: Array, covariance: Array) -> Array:
+    """Profiles as Gaussians, "stochastic": the mean beside the deviation of ELU + 1 less that of no profile, 1."""
+    return jnp.concatenate([mean, standard_deviation(elu_plus_one(covariance)) - 1.0], axis=-1)
+
+
+def profiles_of(config: RefinementConfig, scores: Array, weights: Array, mask: Array) -> Array:
+    """P, zero where the mask forbids: A ("prob"), S ("raw"), or log A less its mean over the row ("centred")."""
+    if config.source == "prob":
+        return weights
+    allowed = jnp.where(mask, scores, 0.0)
+    if config.source == "raw":
+        return allowed
+    count = mask.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+    # The logarithm of a softmax differs from the scores by a constant of the row, which centring removes.
+    return jnp.where(mask, scores - allowed.sum(axis=-1, keepdims=True) / count, 0.0)
+
+
+def unit(x: Array) -> Array:
+    """Vectors scaled to a mean square of 1; a zero vector stays zero, with a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + EPSILON)
+
+
+def map_profiles(profiles: Array, kernel: Array, positions: Array, dtype: Any) -> Array:
+    """Profiles [B, H, times, L] through a map [n, size] whose rows are positions: [B, H, times, size].
+
+    ``positions`` int32[B, L] give the row of each column, so a sequence is mapped the same in any place of a row.
+    """
+    return einsum("bhij,bjr->bhir", profiles, kernel[positions], dtype)
+
+
+def value_rows(
+    config: RefinementConfig, maps: Mapping[str, Array], profiles: Array, positions: Array, dtype: Any
+) -> Array | None:
+    """Profiles as "value-weighted" sums them [B, H, times, L]: mapped by W_v, or as they are."""
+    if config.variant != "value-weighted":
+        return None
+    stop, length = profiles.shape[-1], positions.shape[1]
+    if not config.value_map:
+        return jnp.pad(profiles, ((0, 0), (0, 0), (0, 0), (0, length - stop)))
+    if config.rank:
+        inner = map_profiles(profiles, maps["value"], positions[:, :stop], dtype)
+        return einsum("bhjr,bkr->bhjk", inner, maps["value_out"][positions], dtype)
+    pairs = maps["value"][positions[:, :stop, None], positions[:, None, :]]
+    return einsum("bhij,bjk->bhik", profiles, pairs, dtype)
+
+
+def bahdanau(query: Array, key: Array, vector: Array) -> Array:
+    """``sum_c vector_c tanh(query_ic + key_jc)``, one c at a time: the tanh of all c is L times larger."""
+
+    def add(total: Array, column: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        query_c, key_c, vector_c = column
+        return total + vector_c * jnp.tanh(query_c[..., :, None] + key_c[..., None, :]), None
+
+    columns = (jnp.moveaxis(query, -1, 0), jnp.moveaxis(key, -1, 0), vector)
+    start = jnp.zeros((*query.shape[:-1], key.shape[-2]), jnp.float32)
+    total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, columns)
+    return total
+
+
+class RefinementMaps(nn.Module):
+    """Parameters of `refine`: ``{name: float32[n, size]}``, and scalars "gate", "temperature", or a "vector".
 
     Full maps start at the identity plus normal noise of 0.02. Low-rank maps start at one random projection
     (plus noise), which keeps the inner products of profiles on average.
     """
 
-    config: Any
+    config: RefinementConfig
     max_length: int
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
+        """Return the parameters."""
         config, n = self.config, self.max_length
         size = config.rank or n
         names = config.map_names()
@@ -140,146 +330,43 @@ class ProfileMaps(nn.Module):
 
         stacked = self.param("maps", init, (len(names), n, size), jnp.float32)
         out = dict(zip(names, stacked, strict=True))
-        if config.variant == "additive-gated":
-            start = jnp.log(GATE / (1.0 - GATE))
-            out["gate"] = self.param("gate", nn.initializers.constant(start), (), jnp.float32)
+        constant = nn.initializers.constant
+        if config.has_gate:
+            out["gate"] = self.param("gate", constant(float(np.log(GATE / (1.0 - GATE)))), (), jnp.float32)
+        if config.has_temperature:
+            out["temperature"] = self.param("temperature", constant(TEMPERATURE), (), jnp.float32)
         if config.variant == "additive-bahdanau":
             out["vector"] = self.param("vector", nn.initializers.normal(size**-0.5), (size,), jnp.float32)
         return out
 
 
-def mapped(profiles: Array, kernel: Array, positions: Array, dtype: Any) -> Array:
-    """Profiles [B, H, L, L] through a map [n, size] whose rows are positions in the sequence: [B, H, L,
-    size].
-
-    ``positions`` int32[B, L] say which row belongs to a column, so a sequence is mapped the same wherever it
-    lies.
-    """
-    return contract("bhij,bjr->bhir", profiles, kernel[positions], dtype)
-
-
-class Mapped(NamedTuple):
-    """What later times need of earlier ones, in order of time (third axis).
-
-    Attributes:
-      keys: mapped profiles [B, H, times, size].
-      values: rows that "value-weighted" sums [B, H, times, L], or None for the other variants.
-    """
-
-    keys: Array
-    values: Array | None
-
-
-def reweigh(
-    config: ReweighingConfig,
-    maps: Mapping[str, Array],
-    scores: Array,
-    allowed: Array,
-    positions: Array,
-    dtype: Any,
-    earlier: Mapped | None = None,
-) -> tuple[Array, Mapped]:
-    """New weights A' from scores S, both [B, H, times, keys]; see `ReweighingConfig`.
-
-    Causal by construction: profiles are zero at what the mask forbids before they are mapped (raw scores
-    would carry the future into the maps), and whatever a map spreads over positions is masked again.
-
-    Args:
-      config: which variant.
-      maps: from `ProfileMaps`.
-      scores: of one stretch of times against the keys up to its end (all times and keys, if in one stretch).
-      allowed: the mask, of the same shape (1 for heads).
-      positions: int32[B, L].
-      dtype: of the operands of products.
-      earlier: what the stretches before this one returned.
-
-    Returns:
-      The new weights, and what the next stretch needs.
-    """
-    stop = scores.shape[-1]
-    places = positions[:, :stop]
-    old = masked_softmax(scores, allowed)
-    profiles = old if config.source == "prob" else jnp.where(allowed, scores, 0.0)
-    query = mapped(profiles, maps["query"], places, dtype)
-    own = Mapped(
-        mapped(profiles, maps["key"], places, dtype), _values(config, maps, profiles, positions, dtype)
-    )
-    known = (
-        own if earlier is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), earlier, own)
-    )
-    if config.variant == "additive-bahdanau":
-        return masked_softmax(_bahdanau(query, known.keys, maps["vector"]), allowed), known
-    correlation = contract("bhir,bhjr->bhij", query * query.shape[-1] ** -0.5, known.keys, dtype)
-    if config.variant == "additive":
-        return masked_softmax(scores + correlation, allowed), known
-    new = masked_softmax(correlation, allowed)
-    if config.variant == "additive-gated":
-        gate = jax.nn.sigmoid(maps["gate"])
-        return (1.0 - gate) * old + gate * new, known
-    if known.values is None:
-        return new, known
-    hops = contract("bhik,bhkj->bhij", new, known.values[..., :stop], dtype)
-    # Two hops along probabilities are probabilities, and causal; anything else has to become so.
-    already = config.source == "prob" and not config.value_map
-    return (hops if already else masked_softmax(hops, allowed)), known
-
-
-def _values(
-    config: ReweighingConfig, maps: Mapping[str, Array], profiles: Array, positions: Array, dtype: Any
-) -> Array | None:
-    """Profiles as "value-weighted" sums them [B, H, times, L]: mapped by W_v, or as they are."""
-    if config.variant != "value-weighted":
-        return None
-    stop, length = profiles.shape[-1], positions.shape[1]
-    if not config.value_map:
-        return jnp.pad(profiles, ((0, 0), (0, 0), (0, 0), (0, length - stop)))
-    if config.rank:
-        inner = mapped(profiles, maps["value"], positions[:, :stop], dtype)
-        return contract("bhjr,bkr->bhjk", inner, maps["value_out"][positions], dtype)
-    pairs = maps["value"][positions[:, :stop, None], positions[:, None, :]]
-    return contract("bhij,bjk->bhik", profiles, pairs, dtype)
-
-
-def _bahdanau(query: Array, key: Array, vector: Array) -> Array:
-    """``sum_c vector_c tanh(query_ic + key_jc)``, one c at a time: the tanh of all c would be L times
-    larger.
-    """
-
-    def add(total: Array, column: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        query_c, key_c, vector_c = column
-        return total + vector_c * jnp.tanh(query_c[..., :, None] + key_c[..., None, :]), None
-
-    columns = (jnp.moveaxis(query, -1, 0), jnp.moveaxis(key, -1, 0), vector)
-    start = jnp.zeros((*query.shape[:-1], key.shape[-2]), jnp.float32)
-    total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, columns)
-    return total
-
-
 @dataclasses.dataclass(frozen=True)
-class RefinedAttentionConfig(ReweighingConfig):
+class RefinedAttentionConfig(RefinementConfig):
     """AWRSR on dot-product attention: attention to attention weights."""
+
+    variant: AWRSRVariant = "simple"
 
     paper: ClassVar[str] = (
         "Pay Attention to Attention for Sequential Recommendation, RecSys 2024 (arXiv 2410.21048)"
     )
 
-    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
-        return RefinedAttention(self, shape, name=name)
+    def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
+        """Build `RefinedAttention`."""
+        return RefinedAttention(self, spec, name=name)
 
-    def parameter_count(self, shape: AttentionShape) -> int:
-        own = 3 * (shape.width**2 + shape.width) + self.reweighing_count(shape)
-        return own + projection_count(shape) + position_count(self, shape)
+    def parameter_count(self, spec: AttentionSpec) -> int:
+        """The formula of `RefinedAttention`."""
+        own = 3 * (spec.width**2 + spec.width) + self.refinement_count(spec)
+        return own + projection_count(spec) + position_count(self, spec)
 
 
-class RefinedAttention(Mechanism):
+class RefinedAttention(AttentionModule):
     """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
 
-    Parameters: ``3 (D^2 + D)``, ``D^2 + D`` with an output projection, the position scheme's, and with n the
-    maximum length and r the rank or n: ``2 n r`` for the maps; "value-weighted" with a value map ``3 n^2``,
-      or ``4 n r`` if
-    low-rank; one more for "additive-gated", r more for "additive-bahdanau".
-    Sows ``attention_weights`` (A', those used) and ``first_weights`` (softmax of the scores), float32[B, H,
-    L, L].
+    Parameters: ``3 (D^2 + D)``, ``D^2 + D`` with an output projection, the position scheme's, and with n the maximum
+    length and r the rank or n: ``2 n r`` for the maps; "value-weighted" with a value map ``3 n^2``, or ``4 n r`` if
+    low-rank; 1 for the gate, 1 for tau, and r for "additive-bahdanau", which has no tau. Sows ``attention_weights`` (A',
+    those used) and ``first_weights`` (softmax of the scores), float32[B, H, L, L].
     """
 
     config: RefinedAttentionConfig
@@ -288,30 +375,33 @@ class RefinedAttention(Mechanism):
     def __call__(
         self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
     ) -> Array:
-        config, dtype = self.config, self.shape.dtype
+        """Attend; see `AttentionConfig.build` for the arguments."""
+        config, dtype = self.config, self.spec.dtype
         batch, length, _ = x.shape
-        turn, bias_of = self.position_terms(context)
-        q, k, v = Projections(config.heads, self.shape, name="projections")(x, queries)
-        maps = ProfileMaps(config, self.shape.max_length, name="profiles")()
+        terms = self.position_terms(context)
+        q, k, v = Projections(config.heads, self.spec, name="projections")(x, queries)
+        maps = RefinementMaps(config, self.spec.max_length, name="refinement")()
         keep, probability = self.keep_mask((batch, config.heads, length, length), train)
 
-        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
-            q, k, v = rows.inputs
-            bias, allowed = bias_of(rows), rows.allowed()
-            outs, earlier = [], None
-            for start, stop in stretches(length, chunks):
-                scores = contract("bihd,bjhd->bhij", q[:, start:stop], k[:, :stop], dtype)
-                scores = scores if bias is None else scores + bias[:, :, start:stop, :stop]
-                seen = allowed[:, :, start:stop, :stop]
-                weights, earlier = reweigh(config, maps, scores, seen, rows.positions, dtype, earlier)
-                keep = None if rows.keep is None else rows.keep[:, :, start:stop, :stop]
+        def core(inputs: AttentionInputs, count: int) -> tuple[Array, dict[str, Array]]:
+            q, k, v = inputs.arrays
+            bias, allowed = terms.bias(inputs), inputs.allowed()
+            outs: list[Array] = []
+            earlier: list[Profiles] = []
+            for start, stop in stretches(length, count):
+                part = (slice(None), slice(None), slice(start, stop), slice(stop))
+                scores = einsum("bihd,bjhd->bhij", q[:, start:stop], k[:, :stop], dtype)
+                scores = scores + (bias[part] if isinstance(bias, Array) else bias)
+                mask = allowed[part]
+                weights, earlier = refine(config, maps, scores, mask, inputs.positions, dtype, earlier)
+                keep = None if inputs.keep is None else inputs.keep[part]
                 dropped = drop_weights(weights, keep, probability)
-                outs.append(contract("bhij,bjhd->bihd", dropped, v[:, :stop], dtype))
-            # Weights are asked for in one stretch only (`Mechanism.over_rows`).
-            shown = {"attention_weights": weights, "first_weights": masked_softmax(scores, seen)}
-            return jnp.concatenate(outs, axis=1), shown
+                outs.append(einsum("bhij,bjhd->bihd", dropped, v[:, :stop], dtype))
+            # Weights are sown in one stretch only (`AttentionModule.over_rows`).
+            sown = {"attention_weights": weights, "first_weights": masked_softmax(scores, mask)}
+            return jnp.concatenate(outs, axis=1), sown
 
-        inputs = (turn(q) * q.shape[-1] ** -0.5, turn(k), v)
-        rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)
-        attended = merge_heads(self.over_rows(core, rows, config.heads * length * length))
-        return OutputProjection(self.shape, name="output")(attended)
+        arrays = (terms.rotate(q) * q.shape[-1] ** -0.5, terms.rotate(k), v)
+        inputs = AttentionInputs.of(arrays, context, keep)
+        attended = merge_heads(self.over_rows(core, inputs, config.heads * length * length))
+        return OutputProjection(self.spec, name="output")(attended)

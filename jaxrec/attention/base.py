@@ -1,28 +1,35 @@
-"""What every attention mechanism is given, and the configuration that builds one."""
+"""Base class of attention configurations, and what an encoder passes to a mechanism."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
 from jaxrec.nn.layers import Initializer
-
-Mask = Literal["causal", "bidirectional"]
+from jaxrec.options import Range, option_name, validate
 
 XAVIER_UNIFORM: Initializer = nn.initializers.xavier_uniform()
+
+#: Options of a mechanism as the command line shows them.
+SECTION = "encoder.attention"
+
+Mask = Literal["causal", "bidirectional"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionContext:
-    """Where each position of a batch stands: shared by all layers of an encoder.
+    """Per-position metadata of a batch, shared by all layers of an encoder.
 
     Attributes:
       positions: int32[B, L], index of the position inside its own sequence (from the start or from the end).
@@ -30,9 +37,10 @@ class AttentionContext:
         adjacent and in time order, so "not later" is "not further right".
       timestamps: int32[B, L] or None, seconds since the first event of the dataset (clipped), for
         time-interval biases.
-      shared: what ``AttentionConfig.shared_module`` returned, for mechanisms whose layers share parameters,
-        or None.
-      mask: "causal" or "bidirectional": whether a query also sees later positions of its segment.
+      shared: output of the module of ``AttentionConfig.build_shared``, for mechanisms whose layers share
+        parameters, or None.
+      mask: "causal" (a position sees its own sequence up to itself) or "bidirectional" (all of its sequence).
+        Static: not a leaf of the pytree.
     """
 
     positions: Array
@@ -41,32 +49,43 @@ class AttentionContext:
     shared: Any = None
     mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
 
-    def allowed(self) -> Array:
-        """bool[B, L, L]: query position i (second axis) may see key position j (third axis).
+    def __post_init__(self) -> None:
+        if self.mask not in get_args(Mask):
+            raise ConfigError(
+                f"AttentionContext.mask must be one of {', '.join(get_args(Mask))}; got {self.mask!r}"
+            )
 
-        Same sequence and not later. Every position sees itself, padding too: a softmax over nothing would
-        silently return the mean of all values.
-        """
-        return allowed_positions(self.segments)
+    def allowed(self, query_positions: Array | None = None) -> Array:
+        """The mask bool[B, L, L] of pairs (query, key): see `allowed_positions`."""
+        return allowed_positions(self.segments, self.mask, query_positions)
 
 
-def allowed_positions(segments: Array, at: Array | None = None) -> Array:
-    """The one mask of the project (see `AttentionContext.allowed`) from ``segments`` int32[B, L]: bool[B, L,
-    L], or bool[B, S, L] for the queries at the positions ``at`` int32[B, S].
+def allowed_positions(segments: Array, mask: Mask = "causal", query_positions: Array | None = None) -> Array:
+    """The one mask of the project: query (second axis) may attend to key (third axis).
+
+    Both belong to the same sequence and, if causal, the key is not later. Every position sees itself, padding too:
+    a softmax over no key would return the mean of all values.
+
+    Args:
+      segments: int32[B, L].
+      mask: "causal" or "bidirectional".
+      query_positions: int32[B, S], columns of the queries; None = all L.
+
+    Returns:
+      bool[B, L, L], or bool[B, S, L].
     """
     index = jnp.arange(segments.shape[1])
-    asking = index[None] if at is None else at
-    own = segments if at is None else jnp.take_along_axis(segments, at, axis=1)
-    same = own[:, :, None] == segments[:, None, :]
-    real = (segments > 0)[:, None, :]
-    causal = asking[:, :, None] >= index[None, None, :]
-    itself = asking[:, :, None] == index[None, None, :]
-    return (same & real & causal) | itself
+    column = index[None] if query_positions is None else query_positions
+    own = segments if query_positions is None else jnp.take_along_axis(segments, query_positions, axis=1)
+    same = (own[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+    if mask == "causal":
+        same = same & (column[:, :, None] >= index[None, None, :])
+    return same | (column[:, :, None] == index[None, None, :])
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionShape:
-    """What the encoder decides for the mechanism inside each of its blocks.
+class AttentionSpec:
+    """Settings that an encoder passes to the attention module of each of its blocks.
 
     Attributes:
       width: D, size of a hidden state.
@@ -88,87 +107,104 @@ class AttentionShape:
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(abc.ABC):
     """Base of every mechanism's configuration; a subclass adds its options and builds its module.
+
+    Weight decay goes by parameter names (`jaxrec.optim.decay_mask`): what ends in ``kernel`` is a matrix from features
+    to features and decays; a parameter indexed by positions, distances or slots must be named otherwise.
 
     Attributes:
       heads: H, number of heads; divides the width.
       dropout: rate on the attention weights.
-      rows_per_group: rows of the batch whose scores are held at once; the others wait their turn, and scores
-        are recomputed in the backward pass, so [rows, L, L] tensors stay in a CPU's cache. 0 = automatic:
-        groups of about a million scores on a single CPU device, all rows at once elsewhere. Results do not
-        depend on it.
+      rows_per_group: rows of the batch whose scores are held at once; scores are recomputed in the backward pass, so
+        [rows, L, L] tensors stay in a CPU's cache. 0 = automatic: groups of about a million scores on a single CPU
+        device, all rows at once elsewhere. Results do not depend on it.
     """
 
-    heads: int = 1
-    dropout: float = 0.0
-    rows_per_group: int = 0
+    heads: Annotated[int, Range("[1, inf)")] = 1
+    dropout: Annotated[float, Range("[0, 1)")] = 0.0
+    rows_per_group: Annotated[int, Range("[0, inf)")] = 0
 
     #: Position scheme used when the encoder's is "auto".
     default_positions: ClassVar[str] = "learned"
-    #: Whether the module can answer for some positions alone; see `module`.
+    #: Whether the module takes ``query_positions``; see `build`.
     selects_positions: ClassVar[bool] = False
-    #: Where the mechanism comes from, for listings.
+    #: Source of the mechanism, for listings.
     paper: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        if self.heads < 1:
-            raise ConfigError(f"attention.heads must be at least 1, got {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"attention.dropout must be in [0, 1), got {self.dropout}")
-        if self.rows_per_group < 0:
-            raise ConfigError(
-                f"attention.rows_per_group must be 0 (automatic) or a number of rows, "
-                f"got {self.rows_per_group}"
-            )
+        validate(self, SECTION)
 
-    def check(self, shape: AttentionShape) -> None:
-        """Refuse what cannot work inside an encoder of this ``shape``; subclasses add their own refusals."""
-        scheme = POSITIONS[shape.positions]
-        if shape.width % self.heads:
+    def check(self, spec: AttentionSpec) -> None:
+        """Reject what cannot work inside an encoder of this ``spec``; subclasses add their own conditions.
+
+        Raises:
+          ConfigError: the heads do not fit the width, or the position scheme does not fit the heads.
+        """
+        scheme = POSITIONS[spec.positions]
+        if spec.width % self.heads:
             raise ConfigError(
-                f"attention.heads must divide the encoder's width: got {self.heads} heads for width "
-                f"{shape.width}; choose heads from "
-                f"{[h for h in range(1, shape.width + 1) if shape.width % h == 0]}"
+                f"{option_name(SECTION, 'heads')} must divide the encoder's width: got {self.heads} heads for width "
+                f"{spec.width}; choose heads from "
+                f"{[h for h in range(1, spec.width + 1) if spec.width % h == 0]}"
             )
-        if scheme.even_heads and (shape.width // self.heads) % 2:
+        if scheme.even_heads and (spec.width // self.heads) % 2:
             raise ConfigError(
-                f"positions {shape.positions!r} need an even width of each head: got "
-                f"{shape.width // self.heads} (width {shape.width}, {self.heads} heads); "
+                f"positions {spec.positions!r} need an even width of each head: got "
+                f"{spec.width // self.heads} (width {spec.width}, {self.heads} heads); "
                 f"choose another width, heads or positions"
             )
 
-    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
-        """A Linen module: ``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
+    @abc.abstractmethod
+    def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
+        """Build the Linen module ``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
 
-        ``queries`` [B, L, D] is what query vectors are computed from where it differs from ``x`` (the
-        original SASRec normalises only the queries' input); None means ``x``.
+        ``queries`` [B, L, D] is the input of the query vectors where it differs from ``x`` (the original SASRec
+        normalises it alone); None means ``x``.
 
-        With `selects_positions` the module also takes ``at`` int32[B, S], the positions whose answer is
-        wanted, and then ``queries`` [B, S, D] of these and no dropout: the answer is [B, S, D].
+        With `selects_positions` the module also takes ``query_positions`` int32[B, S] in evaluation, with ``queries``
+        [B, S, D] at these positions, and returns [B, S, D].
         """
-        raise TypeError(f"{type(self).__name__} does not define module()")
 
-    def parameter_count(self, shape: AttentionShape) -> int:
+    @abc.abstractmethod
+    def parameter_count(self, spec: AttentionSpec) -> int:
         """Number of parameters of one layer's module, by the formula in its docstring."""
-        raise TypeError(f"{type(self).__name__} does not define parameter_count()")
 
-    def shared_module(self, shape: AttentionShape, name: str | None = None) -> nn.Module | None:
-        """A Linen module without arguments that owns what all layers share, or None where they share nothing.
+    def build_shared(self, spec: AttentionSpec, name: str | None = None) -> nn.Module | None:
+        """Build the module, without arguments, of the parameters that all layers share; None without any.
 
-        An encoder calls it once and passes what it returns to every layer as ``AttentionContext.shared``.
+        An encoder calls it once and passes the output to every layer as ``AttentionContext.shared``.
         """
         return None
 
-    def shared_parameter_count(self, shape: AttentionShape) -> int:
-        """Number of parameters of `shared_module`."""
+    def shared_parameter_count(self, spec: AttentionSpec) -> int:
+        """Number of parameters of `build_shared`."""
         return 0
 
-    def from_shared(self, context: AttentionContext, option: str) -> Any:
-        """What `shared_module` returned, or an error that names the ``option`` that asked for it."""
+    def shared_parameters(self, context: AttentionContext, option: str) -> Any:
+        """``context.shared``, or an error that names the ``option`` that needs it.
+
+        Raises:
+          ConfigError: the encoder shares nothing.
+        """
         if context.shared is None:
             raise ConfigError(
-                f"attention.{option} is on, but the encoder passes no shared parameters in "
-                f"AttentionContext.shared; turn {option} off, or call shared_module() once in the encoder"
+                f"{option_name(SECTION, option)} is on, but the encoder passes no shared parameters in "
+                f"AttentionContext.shared; turn {option} off, or call build_shared() once in the encoder"
             )
         return context.shared
+
+    def parameter_figures(
+        self, spec: AttentionSpec, layers: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
+    ) -> dict[str, list[tuple[str, np.ndarray]]]:
+        """Matrices worth drawing: ``{figure: [(title of the panel, float[n, n]), ...]}``; none by default.
+
+        Args:
+          spec: settings of the encoder.
+          layers: parameters of each layer's module.
+          shared: parameters of `build_shared`.
+
+        Returns:
+          Panels of each figure, two to a row; the key becomes the name of its file.
+        """
+        return {}

@@ -1,19 +1,22 @@
-"""Softmax attention as functions of queries, keys, values, bias and mask."""
+"""Machinery beneath the formulas: heads, masks, dropout, stretches of time, and parts of Gaussians."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import allowed_positions
-from jaxrec.nn.precision import contract
+from jaxrec.nn.precision import einsum, operand
 
-#: Stretches of time that the core treats one by one on a CPU, and the least length of one.
-CHUNKS = 4
-CHUNK_LENGTH = 16
+#: Stretches of time that a CPU computes one after another, and the least length of one.
+STRETCHES = 4
+STRETCH_LENGTH = 16
+#: Keeps the gradient of a square root finite where ELU + 1 underflows.
+SMALLEST_VARIANCE = 1e-12
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -26,104 +29,109 @@ def merge_heads(x: Array) -> Array:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def masked_softmax(scores: Array, allowed: Array) -> Array:
+def masked_softmax(scores: Array, mask: Array) -> Array:
     """Softmax over the allowed entries of the last axis (one at least); exactly 0 elsewhere."""
-    return jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(scores.dtype).min), axis=-1)
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
 
 
-def causal_chunks(length: int, backend: str) -> int:
-    """How many stretches of time to treat one by one: a CPU gains by not scoring what the mask forbids."""
-    return max(1, min(CHUNKS, length // CHUNK_LENGTH)) if backend == "cpu" else 1
-
-
-def stretches(length: int, chunks: int) -> list[tuple[int, int]]:
-    """(start, stop) of each stretch of time."""
-    return [(chunk * length // chunks, (chunk + 1) * length // chunks) for chunk in range(chunks)]
-
-
-class Extra(NamedTuple):
-    """Keys outside the row that every query may see.
-
-    Attributes:
-      queries: [B, L * M, H, d], what meets these keys.
-      keys, values: [E, H, d].
-    """
-
-    queries: Array
-    keys: Array
-    values: Array
-
-
-def softmax_core(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    segments: Array,
-    bias: Array | None,
-    keep: Array | None,
-    probability: float,
-    dtype: Any,
-    chunks: int,
-    slots: int = 1,
-    extra: Extra | None = None,
-) -> tuple[Array, Array]:
-    """Causal softmax attention, one stretch of time after another against the keys up to its end.
-
-    Args:
-      q: [B, L * M, H, d], M = ``slots`` queries at each time, adjacent.
-      k, v: [B, L, H, d].
-      segments: int32[B, L].
-      bias: of the scores, [1 or B, H, L, L], or None.
-      keep: the weights that dropout keeps, bool[B, H, L, M, E + L], or None; kept with ``probability``.
-      dtype: of the operands of products.
-      chunks: number of stretches; the result does not depend on it.
-      extra: E more keys, before the row's own, or None.
-
-    Returns:
-      [B, L * M, H, d], and the weights [B, H, stretch, M, E + L] before dropout of the last stretch (all
-      times where ``chunks`` is 1).
-    """
-    batch, length, heads, _ = k.shape
-    outside = 0 if extra is None else extra.keys.shape[0]
-    allowed = allowed_positions(segments)
-    outs = []
-    for start, stop in stretches(length, chunks):
-        asking = slice(start * slots, stop * slots)
-        size = (batch, heads, stop - start, slots)
-        scores = contract("bihd,bjhd->bhij", q[:, asking], k[:, :stop], dtype).reshape(*size, stop)
-        if bias is not None:
-            scores = scores + bias[:, :, start:stop, None, :stop]
-        seen = jnp.broadcast_to(allowed[:, None, start:stop, None, :stop], scores.shape)
-        if extra is not None:
-            more = contract("bihd,jhd->bhij", extra.queries[:, asking], extra.keys, dtype)
-            scores = jnp.concatenate([more.reshape(*size, outside), scores], axis=-1)
-            seen = jnp.concatenate([jnp.ones((*size, outside), jnp.bool_), seen], axis=-1)
-        weights = masked_softmax(scores, seen)
-        dropped = drop_weights(
-            weights, None if keep is None else keep[:, :, start:stop, :, : outside + stop], probability
-        ).reshape(batch, heads, (stop - start) * slots, outside + stop)
-        out = contract("bhij,bjhd->bihd", dropped[..., outside:], v[:, :stop], dtype)
-        if extra is not None:
-            out = out + contract("bhij,jhd->bihd", dropped[..., :outside], extra.values, dtype)
-        outs.append(out)
-    return (outs[0] if chunks == 1 else jnp.concatenate(outs, axis=1)), weights
-
-
-def softmax_at(
-    q: Array, k: Array, v: Array, *, at: Array, segments: Array, bias: Array | None, dtype: Any
-) -> Array:
-    """What `softmax_core` gives at the positions ``at`` int32[B, S], whose queries are ``q`` [B, S, H, d]."""
-    scores = contract("bihd,bjhd->bhij", q, k, dtype)
-    if bias is not None:
-        scores = scores + jnp.take_along_axis(bias, at[:, None, :, None], axis=2)
-    weights = masked_softmax(scores, allowed_positions(segments, at)[:, None])
-    return contract("bhij,bjhd->bihd", weights, v, dtype)
+def keep_all(weights: Array) -> Array:
+    """Dropout that drops nothing."""
+    return weights
 
 
 def drop_weights(weights: Array, keep: Array | None, probability: float) -> Array:
-    """Inverted dropout of attention weights."""
+    """Inverted dropout of weights by a mask ``keep`` that is true with ``probability``; None keeps all."""
     return weights if keep is None else jnp.where(keep, weights / probability, 0.0)
+
+
+def stretch_count(length: int, backend: str, mask: str) -> int:
+    """Number of stretches of time: a CPU gains by not scoring what a causal mask forbids."""
+    if backend != "cpu" or mask != "causal":
+        return 1
+    return max(1, min(STRETCHES, length // STRETCH_LENGTH))
+
+
+def stretches(length: int, count: int) -> list[tuple[int, int]]:
+    """(start, stop) of each stretch of time."""
+    return [(part * length // count, (part + 1) * length // count) for part in range(count)]
+
+
+def attend_in_stretches(
+    formula: Callable[..., tuple[Array, Array]],
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | float,
+    mask: Array,
+    *,
+    keep: Array | None = None,
+    probability: float = 1.0,
+    count: int = 1,
+    queries_per_position: int = 1,
+) -> tuple[Array, Array]:
+    """Apply a formula of (q, k, v, bias, mask) to one stretch of time after another.
+
+    The queries of a stretch meet the keys up to its end only, which is all that a causal mask allows. The result does
+    not depend on ``count``; with a bidirectional mask it must be 1.
+
+    Args:
+      formula: ``(q, k, v, bias, mask, dropout) -> (out, weights)``, each query by itself.
+      q: [B, L * M, H, d], M = ``queries_per_position`` adjacent queries at each time.
+      k: [B, E + L, H, d], E keys outside the row in front.
+      v: [B, E + L, H, d].
+      bias: [1 or B, H, L * M, E + L], or a number.
+      mask: bool[B, 1 or H, L * M, E + L].
+      keep: bool[B, H, L * M, E + L], weights that dropout keeps, or None for all.
+      probability: of keeping a weight.
+      count: number of stretches.
+      queries_per_position: M.
+
+    Returns:
+      [B, L * M, H, d], and the weights [B, H, queries, keys] before dropout of the last stretch (all of them where
+      ``count`` is 1).
+    """
+    length = q.shape[1] // queries_per_position
+    outside = k.shape[1] - length
+    outs = []
+    for start, stop in stretches(length, count):
+        queries = slice(start * queries_per_position, stop * queries_per_position)
+        keys = slice(outside + stop)
+
+        def part(pairs: Array, queries: slice = queries, keys: slice = keys) -> Array:
+            return pairs[:, :, queries, keys]
+
+        dropout = partial(drop_weights, keep=None if keep is None else part(keep), probability=probability)
+        out, weights = formula(
+            q[:, queries],
+            k[:, keys],
+            v[:, keys],
+            part(bias) if isinstance(bias, Array) else bias,
+            part(mask),
+            dropout=dropout,
+        )
+        outs.append(out)
+    return (outs[0] if count == 1 else jnp.concatenate(outs, axis=1)), weights
+
+
+def elu_plus_one(x: Array) -> Array:
+    """The covariances of STOSA: ELU + 1, positive."""
+    return jax.nn.elu(x) + 1.0
+
+
+def standard_deviation(variance: Array) -> Array:
+    """The square root, with a finite gradient everywhere."""
+    return jnp.sqrt(jnp.maximum(variance, SMALLEST_VARIANCE))
+
+
+def negative_squared_distances(a: Array, b: Array, dtype: Any) -> Array:
+    """``-|a_i - b_j|^2`` [B, H, I, J] from [B, H, I, size] and [B, H, J, size], as one matrix product.
+
+    The squares are of the rounded operands: those of exact ones would not cancel against the product, and a vector
+    would be far from itself.
+    """
+    rounded = (operand(x, dtype).astype(jnp.float32) for x in (a, b))
+    squares_a, squares_b = (jnp.sum(x**2, axis=-1) for x in rounded)
+    return 2.0 * einsum("bhir,bhjr->bhij", a, b, dtype) - squares_a[..., :, None] - squares_b[..., None, :]
 
 
 def index_from_start(segments: Array) -> Array:

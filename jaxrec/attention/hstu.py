@@ -2,37 +2,77 @@
 
     U, Q, K, V = SiLU(affine(x));   A = mask(SiLU(Q K^T + bias)) / n;   out = affine(norm(A V) * U)
 
-There is no softmax: weights of different keys do not compete, so the sum of weights tells how much of an
-interest there is. n is the maximum length (as in the published code, and so that padding changes nothing),
-the bias is a learned scalar for each distance, plus one for each bucket of seconds with positions
-"time-interval". The norm has no parameters.
+There is no softmax: weights of different keys do not compete, so their sum measures how strong an interest is. n is the
+maximum length, as in the published code, and so that padding changes nothing.
+
+Biases: a learned scalar for each distance (`distance_bias`), and that of the position scheme. "hstu-time" is the
+published bias by time, from the key to the next interaction after the query (at the end of a history, where the next
+one is not known, to the last); "time-interval" measures from the key to the query instead, with a table for each head.
+
+Differences from the published code: affine maps have biases where its single projection has none; the distance bias has
+a table for each head rather than one for all (with one head they agree), and under a bidirectional mask the distance is
+taken without its sign; the block's input norm has an affine map; the encoder's dropout follows the output map, where
+the published one precedes it. The published model adds learned positions at the input: choose positions "learned" for
+them, or pass a time scheme without.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.functional import drop_weights, merge_heads, split_heads
-from jaxrec.attention.module import Mechanism, Rows, position_count
-from jaxrec.attention.positions import distances
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
+from jaxrec.attention.functional import keep_all, split_heads
+from jaxrec.attention.module import AttentionModule, position_count
+from jaxrec.attention.positions import offsets
 from jaxrec.nn.layers import Dense
-from jaxrec.nn.precision import contract
+from jaxrec.nn.precision import einsum
+
+
+def pointwise_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | float,
+    mask: Array,
+    dropout: Callable[[Array], Array] = keep_all,
+    max_length: int = 1,
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array]:
+    """``mask(SiLU(Q K^T + bias)) V / n``, for each head.
+
+    Args:
+      q: [B, S, H, d].
+      k: [B, L, H, d].
+      v: [B, L, H, d].
+      bias: [1 or B, 1 or H, S, L], or a number.
+      mask: bool[B, 1 or H, S, L].
+      dropout: of the weights.
+      max_length: n.
+      dtype: precision of the operands of products.
+
+    Returns:
+      [B, S, H, d], and the weights [B, H, S, L] before dropout, which do not sum to 1.
+    """
+    scores = einsum("bihd,bjhd->bhij", q, k, dtype) + bias
+    weights = jnp.where(mask, jax.nn.silu(scores) / max_length, 0.0)
+    return einsum("bhij,bjhd->bihd", dropout(weights), v, dtype), weights
 
 
 @dataclasses.dataclass(frozen=True)
 class PointwiseAttentionConfig(AttentionConfig):
-    """HSTU's pointwise aggregation, with a gate in place of a feed-forward network's.
+    """Pointwise SiLU attention with a gate; made for the block "attention-only".
 
     Attributes:
-      distance_bias: learn a bias of the scores for each distance between query and key, up to the maximum
-        length.
+      distance_bias: learn a scalar for each distance between query and key, up to the maximum length.
     """
 
     distance_bias: bool = True
@@ -40,16 +80,18 @@ class PointwiseAttentionConfig(AttentionConfig):
     default_positions: ClassVar[str] = "none"
     paper: ClassVar[str] = "Zhai et al., Actions Speak Louder than Words (HSTU), ICML 2024 (arXiv 2402.17152)"
 
-    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
-        return PointwiseAttention(self, shape, name=name)
+    def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
+        """Build `PointwiseAttention`."""
+        return PointwiseAttention(self, spec, name=name)
 
-    def parameter_count(self, shape: AttentionShape) -> int:
-        width = shape.width
-        bias = self.heads * shape.max_length if self.distance_bias else 0
-        return 5 * (width**2 + width) + bias + position_count(self, shape)
+    def parameter_count(self, spec: AttentionSpec) -> int:
+        """``5 (D^2 + D)``, ``H n`` for the distance bias, and the position scheme."""
+        width = spec.width
+        bias = self.heads * spec.max_length if self.distance_bias else 0
+        return 5 * (width**2 + width) + bias + position_count(self, spec)
 
 
-class PointwiseAttention(Mechanism):
+class PointwiseAttention(AttentionModule):
     """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
 
     Parameters: ``5 (D^2 + D)`` (the map after the gate is part of the mechanism, whatever the encoder's
@@ -63,38 +105,26 @@ class PointwiseAttention(Mechanism):
     def __call__(
         self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
     ) -> Array:
-        config, shape, heads = self.config, self.shape, self.config.heads
-        dtype, width = shape.dtype, shape.width
-        batch, length, _ = x.shape
-        turn, bias_of = self.position_terms(context)
+        """Attend; see `AttentionConfig.build` for the arguments."""
+        config, spec, heads = self.config, self.spec, self.config.heads
+        dtype, width = spec.dtype, spec.width
 
         def activated(name: str, inputs: Array) -> Array:
-            dense = Dense(width, kernel_init=shape.kernel_init, dtype=dtype, name=name)
+            dense = Dense(width, kernel_init=spec.kernel_init, dtype=dtype, name=name)
             return jax.nn.silu(dense(inputs))
 
-        asking = x if queries is None else queries
-        gate = activated("gate", asking)
-        q = split_heads(activated("queries", asking), heads)
+        query_input = x if queries is None else queries
+        gate = activated("gate", query_input)
+        q = split_heads(activated("queries", query_input), heads)
         k = split_heads(activated("keys", x), heads)
         v = split_heads(activated("values", x), heads)
-        by_distance = None
+        bias: Array | float = 0.0
         if config.distance_bias:
             table = self.param(
-                "distance_bias", nn.initializers.normal(0.02), (heads, shape.max_length), jnp.float32
+                "distance_bias", nn.initializers.normal(0.02), (heads, spec.max_length), jnp.float32
             )
-            by_distance = table[:, distances(length)][None]
-        keep, probability = self.keep_mask((batch, heads, length, length), train)
-
-        def core(rows: Rows, _: int) -> tuple[Array, dict[str, Array]]:
-            q, k, v = rows.inputs
-            scores = contract("bihd,bjhd->bhij", q, k, dtype)
-            for bias in (by_distance, bias_of(rows)):
-                scores = scores if bias is None else scores + bias
-            weights = jnp.where(rows.allowed(), jax.nn.silu(scores) / shape.max_length, 0.0)
-            out = contract("bhij,bjhd->bihd", drop_weights(weights, rows.keep, probability), v, dtype)
-            return out, {"attention_weights": weights}
-
-        rows = Rows((turn(q), turn(k), v), context.segments, context.positions, context.timestamps, keep)
-        attended = merge_heads(self.over_rows(core, rows, heads * length * length))
+            bias = table[:, np.abs(offsets(x.shape[1]))][None]
+        formula = partial(pointwise_attention, max_length=spec.max_length, dtype=dtype)
+        attended = self.attend(formula, (q, k, v), context, train, bias=bias)
         norm = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")
-        return Dense(width, kernel_init=shape.kernel_init, dtype=dtype, name="output")(norm(attended) * gate)
+        return Dense(width, kernel_init=spec.kernel_init, dtype=dtype, name="output")(norm(attended) * gate)

@@ -1,7 +1,6 @@
 """Position-aware kernelised attention (Nabiev & Frolov 2026, arXiv 2602.21052).
 
-    out = softmax(mask((Q K^T / sqrt(D/H)) U)) (L V),     U upper-triangular, L lower-triangular, in position
-    space
+    out = softmax(mask((Q K^T / sqrt(D/H)) U)) (L V),     U upper-, L lower-triangular, in position space
 
 Linear attention's ``K^T V`` lets position i meet position i only; a kernel C between them, ``K^T C V``, lets
 positions interact, and ``C = U L`` puts its halves on the two sides of the softmax. Both sums run over
@@ -14,36 +13,73 @@ lower one on the value aggregation, and the structures). Readings: "Toeplitz-Ful
 Toeplitz and L full. "Layer-wise" is a U and an L of its own for each layer; a figure's caption hints that L may
 be shared (``share_lower``). All heads share them (``per_head`` for one each). U = L = I at the start, which is
 softmax attention without positions. The rows of "full" and "banded" factors are positions as the batch counts
-them: with ``position_origin`` "end", distances to the newest interaction.
+them: with ``origin`` "end", distances to the newest interaction.
+
+Under a bidirectional mask the softmax sees the whole sequence, and U and L stay triangular: almost every kernel C has
+such factors, and parameters learned under one mask keep their meaning under the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.functional import merge_heads, softmax_core, stretches
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, allowed_positions
+from jaxrec.attention.functional import keep_all, merge_heads, stretches
 from jaxrec.attention.module import (
-    Mechanism,
+    AttentionInputs,
+    AttentionModule,
     OutputProjection,
     Projections,
-    Rows,
     position_count,
     projection_count,
 )
-from jaxrec.attention.positions import POSITIONS, distances
-from jaxrec.errors import ConfigError
-from jaxrec.nn.precision import contract
+from jaxrec.attention.positions import POSITIONS, offsets
+from jaxrec.attention.softmax import softmax_attention
+from jaxrec.nn.precision import einsum
+from jaxrec.options import Range
 
 Structure = Literal["identity", "toeplitz", "full", "banded"]
+
+
+def kernelised_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    upper: Array,
+    lower: Array,
+    bias: Array | float,
+    mask: Array,
+    dropout: Callable[[Array], Array] = keep_all,
+) -> tuple[Array, Array]:
+    """``softmax(mask((Q K^T / sqrt(d)) U + bias)) (L V)``, for each head, in float32.
+
+    The module computes the same with `mix` for the two products, which skips the identity and shares work.
+
+    Args:
+      q: [B, L, H, d].
+      k: [B, L, H, d].
+      v: [B, L, H, d].
+      upper: [1 or B, 1 or H, L, L], U.
+      lower: [1 or B, 1 or H, L, L], L.
+      bias: [1 or B, 1 or H, L, L], or a number.
+      mask: bool[B, 1 or H, L, L].
+      dropout: of the weights.
+
+    Returns:
+      [B, L, H, d], and the weights [B, H, L, L] before dropout.
+    """
+    mixed_keys = jnp.einsum("bhkj,bkhd->bjhd", upper, k)  # Q (U^T K)^T = (Q K^T) U
+    mixed_values = jnp.einsum("bhjk,bkhd->bjhd", lower, v)
+    return softmax_attention(q, mixed_keys, mixed_values, bias, mask, dropout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +98,7 @@ class KernelAttentionConfig(AttentionConfig):
 
     upper: Structure = "toeplitz"
     lower: Structure = "full"
-    bandwidth: int = 16
+    bandwidth: Annotated[int, Range("[1, inf)")] = 16
     share_upper: bool = False
     share_lower: bool = False
     per_head: bool = False
@@ -70,47 +106,57 @@ class KernelAttentionConfig(AttentionConfig):
     default_positions: ClassVar[str] = "none"
     paper: ClassVar[str] = "Nabiev & Frolov, position-aware kernelised attention, 2026 (arXiv 2602.21052)"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("upper", "lower"):
-            if getattr(self, field) not in get_args(Structure):
-                raise ConfigError(
-                    f"attention.{field} must be one of {', '.join(get_args(Structure))}; "
-                    f"got {getattr(self, field)!r}"
-                )
-        if self.bandwidth < 1:
-            raise ConfigError(f"attention.bandwidth must be at least 1, got {self.bandwidth}")
-
-    def check(self, shape: AttentionShape) -> None:
-        super().check(shape)
-        if POSITIONS[shape.positions].additive:
+    def check(self, spec: AttentionSpec) -> None:
+        """Warn of additive positions, which the paper advises against."""
+        super().check(spec)
+        if POSITIONS[spec.positions].additive:
             warnings.warn(
-                f"the positional kernel is combined with additive {shape.positions!r} positions, which its "
+                f"the positional kernel is combined with additive {spec.positions!r} positions, which its "
                 f"authors found to interfere; positions 'none' is what they propose",
                 stacklevel=2,
             )
 
-    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
-        return KernelAttention(self, shape, name=name)
+    def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
+        """Build `KernelAttention`."""
+        return KernelAttention(self, spec, name=name)
 
     def kernels(self, shared: bool) -> tuple[tuple[str, Structure], ...]:
         """(name, structure) of the factors that all layers share, or of those that each layer owns."""
         factors = (("upper", self.upper, self.share_upper), ("lower", self.lower, self.share_lower))
         return tuple((name, kind) for name, kind, is_shared in factors if is_shared == shared)
 
-    def parameter_count(self, shape: AttentionShape) -> int:
-        width = shape.width
-        own = 3 * (width**2 + width) + projection_count(shape) + position_count(self, shape)
-        return own + self._kernel_count(shape, shared=False)
+    def parameter_count(self, spec: AttentionSpec) -> int:
+        """``3 (D^2 + D)``, the output projection, the position scheme, and the factors of one layer."""
+        width = spec.width
+        own = 3 * (width**2 + width) + projection_count(spec) + position_count(self, spec)
+        return own + self._kernel_count(spec, shared=False)
 
-    def shared_module(self, shape: AttentionShape, name: str | None = None) -> nn.Module | None:
-        return PositionKernels(self, shape, True, name=name) if self.kernels(shared=True) else None
+    def build_shared(self, spec: AttentionSpec, name: str | None = None) -> nn.Module | None:
+        """Build the factors that all layers share."""
+        return PositionKernels(self, spec, True, name=name) if self.kernels(shared=True) else None
 
-    def shared_parameter_count(self, shape: AttentionShape) -> int:
-        return self._kernel_count(shape, shared=True)
+    def shared_parameter_count(self, spec: AttentionSpec) -> int:
+        """The factors that all layers share; see `KernelAttention`."""
+        return self._kernel_count(spec, shared=True)
 
-    def _kernel_count(self, shape: AttentionShape, shared: bool) -> int:
-        each = sum(int(np.prod(self.size(kind, shape.max_length))) for _, kind in self.kernels(shared))
+    def parameter_figures(
+        self, spec: AttentionSpec, layers: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
+    ) -> dict[str, list[tuple[str, np.ndarray]]]:
+        """U and L of each layer and head, side by side."""
+        panels = []
+        for number, layer in enumerate(layers, start=1):
+            factors = kernel_matrices(
+                self, spec.max_length, {**shared, **layer.get("kernel", {})}, spec.position_origin
+            )
+            heads = max(map(len, factors))
+            for head in range(heads):
+                place = f"layer {number}" + (f", head {head + 1}" if heads > 1 else "")
+                for name, matrices in zip("UL", factors, strict=True):
+                    panels.append((f"{name}, {place}", matrices[min(head, len(matrices) - 1)]))
+        return {"kernels": panels}
+
+    def _kernel_count(self, spec: AttentionSpec, shared: bool) -> int:
+        each = sum(int(np.prod(self.size(kind, spec.max_length))) for _, kind in self.kernels(shared))
         return each * (self.heads if self.per_head else 1)
 
     def size(self, structure: Structure, max_length: int) -> tuple[int, ...]:
@@ -127,23 +173,22 @@ class KernelAttentionConfig(AttentionConfig):
 
 
 class PositionKernels(nn.Module):
-    """Parameters of the factors that the layers share, or that one layer owns: ``{name: float32[1 or H,
-    ...]}``.
-    """
+    """Parameters of the factors that the layers share, or of one layer: ``{name: float32[1 or H, ...]}``."""
 
     config: KernelAttentionConfig
-    shape: AttentionShape
+    spec: AttentionSpec
     shared: bool
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
+        """Return the parameters."""
         heads = self.config.heads if self.config.per_head else 1
         out = {}
         for name, structure in self.config.kernels(self.shared):
             if structure != "identity":
-                size = (heads, *self.config.size(structure, self.shape.max_length))
+                size = (heads, *self.config.size(structure, self.spec.max_length))
                 out[name] = self.param(
-                    name, _identity_init(structure, self.shape.max_length), size, jnp.float32
+                    name, _identity_init(structure, self.spec.max_length), size, jnp.float32
                 )
         return out
 
@@ -178,16 +223,22 @@ def toeplitz(kernel: Array, length: int) -> Array:
 
 
 def mixing_weights(structure: Structure, kernel: Array, positions: Array) -> Array:
-    """What the earlier position (last axis) gives to the later one: [1 or B, 1 or H, L, L]; not yet masked.
+    """Weight of the earlier position (last axis) in the mixture at the later one; not yet masked.
 
-    ``positions`` int32[B, L] index the "full" and "banded" factors. Counted from the start, their row p is
-    the p-th interaction of a sequence; from the end, the one p before its newest, whatever the sequence's
-    length. A pair is looked up by its greater and its smaller index, so both ways need the same triangle.
+    Args:
+      structure: of the factor.
+      kernel: its parameters, [1 or H, ...].
+      positions: int32[B, L], indices of the "full" and "banded" factors. Counted from the start, their row p is
+        the p-th interaction of a sequence; from the end, the one p before its newest, whatever the sequence's
+        length. A pair is looked up by its greater and its smaller index, so both ways need the same triangle.
+
+    Returns:
+      float32[1 or B, 1 or H, L, L].
     """
     length = positions.shape[1]
     if structure == "toeplitz":
         return toeplitz(kernel, length)[None]
-    apart = distances(length)
+    apart = np.maximum(offsets(length), 0)
     later, earlier = positions[:, :, None], positions[:, None, :]
     if structure == "full":
         high, low = jnp.maximum(later, earlier), jnp.minimum(later, earlier)
@@ -197,32 +248,39 @@ def mixing_weights(structure: Structure, kernel: Array, positions: Array) -> Arr
     return jnp.where(jnp.asarray(apart < band)[None, None], jnp.moveaxis(kernel[:, later, near], 0, 1), 0.0)
 
 
-def mix(x: Array, weights: Array, allowed: Array, dtype: Any, chunks: int = 1) -> Array:
-    """``x`` [B, L, H, d] with each position replaced by a weighted sum of those it may see.
+def mix(x: Array, weights: Array, allowed: Array, dtype: Any, count: int = 1) -> Array:
+    """Replace each position by a weighted sum of the earlier ones of its sequence, and of itself.
 
-    In ``chunks`` stretches of time (`jaxrec.attention.functional.stretches`), on which the result does not depend.
+    Args:
+      x: [B, L, H, d].
+      weights: [1 or B, 1 or H, L, L], from `mixing_weights`.
+      allowed: the causal mask, bool[B, 1, L, L].
+      dtype: precision of the operands of products.
+      count: number of stretches of time (`jaxrec.attention.functional.stretches`); changes nothing.
+
+    Returns:
+      [B, L, H, d].
     """
     flat = weights.shape[1] == 1
     source = merge_heads(x) if flat else x
     outs = []
-    for start, stop in stretches(x.shape[1], chunks):
+    for start, stop in stretches(x.shape[1], count):
         part = (slice(None), slice(None), slice(start, stop), slice(stop))
         masked = jnp.where(allowed[part], weights[part], 0.0)
         if flat:
-            outs.append(contract("bjk,bke->bje", masked[:, 0], source[:, :stop], dtype))
+            outs.append(einsum("bjk,bke->bje", masked[:, 0], source[:, :stop], dtype))
         else:
-            outs.append(contract("bhjk,bkhd->bjhd", masked, source[:, :stop], dtype))
-    return (outs[0] if chunks == 1 else jnp.concatenate(outs, axis=1)).reshape(x.shape)
+            outs.append(einsum("bhjk,bkhd->bjhd", masked, source[:, :stop], dtype))
+    return (outs[0] if count == 1 else jnp.concatenate(outs, axis=1)).reshape(x.shape)
 
 
-class KernelAttention(Mechanism):
+class KernelAttention(AttentionModule):
     """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
 
-    Parameters: ``3 (D^2 + D)``, ``D^2 + D`` with an output projection, the position scheme's, and for each of
-    U and L, n being the maximum length: 0 (identity), ``n`` (Toeplitz), ``n (n + 1) / 2`` (full) or ``n *
-    bandwidth`` (banded), times H with ``per_head``, none here if shared. Weight decay on kernels leaves them out
-    (`jaxrec.optim.decay_mask`). A position scheme's bias is added after U. Sows
-    ``attention_weights`` float32[B, H, L, L].
+    Parameters: ``3 (D^2 + D)``, ``D^2 + D`` with an output projection, the position scheme's, and for each of U and L, n
+    being the maximum length: 0 (identity), ``n`` (Toeplitz), ``n (n + 1) / 2`` (full) or ``n * bandwidth`` (banded),
+    times H with ``per_head``, none here if shared. Weight decay on kernels leaves them out (`jaxrec.optim.decay_mask`).
+    A position scheme's bias is added after U. Sows ``attention_weights`` float32[B, H, L, L].
     """
 
     config: KernelAttentionConfig
@@ -231,15 +289,13 @@ class KernelAttention(Mechanism):
     def __call__(
         self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
     ) -> Array:
-        config, dtype = self.config, self.shape.dtype
-        batch, length, _ = x.shape
-        turn, bias_of = self.position_terms(context)
-        q, k, v = Projections(config.heads, self.shape, name="projections")(x, queries)
-        kernels = dict(PositionKernels(config, self.shape, False, name="kernel")())
+        """Attend; see `AttentionConfig.build` for the arguments."""
+        config, dtype = self.config, self.spec.dtype
+        qkv = Projections(config.heads, self.spec, name="projections")(x, queries)
+        kernels = dict(PositionKernels(config, self.spec, False, name="kernel")())
         if config.kernels(shared=True):
             option = "share_upper" if config.share_upper else "share_lower"
-            kernels.update(config.from_shared(context, option))
-        keep, probability = self.keep_mask((batch, config.heads, length, 1, length), train)
+            kernels.update(config.shared_parameters(context, option))
 
         # By distance alone: the same for every row, and built once.
         by_distance = {
@@ -248,37 +304,24 @@ class KernelAttention(Mechanism):
             if structure == "toeplitz"
         }
 
-        def mixed(name: str, structure: Structure, x: Array, rows: Rows, chunks: int) -> Array:
+        def mixed(name: str, structure: Structure, x: Array, inputs: AttentionInputs, count: int) -> Array:
             if structure == "identity":
                 return x
             weights = (
                 by_distance[name]
                 if structure == "toeplitz"
-                else mixing_weights(structure, kernels[name], rows.positions)
+                else mixing_weights(structure, kernels[name], inputs.positions)
             )
-            return mix(x, weights, rows.allowed(), dtype, chunks)
+            return mix(x, weights, allowed_positions(inputs.segments)[:, None], dtype, count)
 
-        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
-            q, k, v = rows.inputs
-            k = mixed("upper", config.upper, k, rows, chunks)
-            v = mixed("lower", config.lower, v, rows, chunks)
-            out, weights = softmax_core(
-                q,
-                k,
-                v,
-                segments=rows.segments,
-                bias=bias_of(rows),
-                keep=rows.keep,
-                probability=probability,
-                dtype=dtype,
-                chunks=chunks,
-            )
-            return out, {"attention_weights": weights[:, :, :, 0]}
+        def mix_all(inputs: AttentionInputs, count: int) -> tuple[Array, Array, Array]:
+            q, k, v = inputs.arrays
+            k = mixed("upper", config.upper, k, inputs, count)
+            return q, k, mixed("lower", config.lower, v, inputs, count)
 
-        inputs = (turn(q) * q.shape[-1] ** -0.5, turn(k), v)
-        rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)
-        attended = merge_heads(self.over_rows(core, rows, config.heads * length * length))
-        return OutputProjection(self.shape, name="output")(attended)
+        formula = partial(softmax_attention, dtype=dtype)
+        attended = self.attend(formula, qkv, context, train, mix=mix_all)
+        return OutputProjection(self.spec, name="output")(attended)
 
 
 def kernel_matrices(

@@ -1,24 +1,37 @@
 """Multi-Item-Query attention (Xu, Zhu & Ng, CIKM 2025, arXiv 2509.24424).
 
-At time t a window of the last m interactions asks m questions. With the m - 1 dummies ``d`` in front of the
-first real item of each sequence, ``Xext = [d_1 .. d_{m-1}; x_1 .. x_n]``:
+At time t the last m items of the window form m queries. With the m - 1 learned dummies ``d`` in front of the first real
+item of each sequence, ``Xext = [d_1 .. d_{m-1}; x_1 .. x_n]``:
 
     q_{t,j} = Xext[t + j - 1] W_j                                j = 1..m; j = m is the current item
     o_{t,j} = sum_{s <= t} softmax_s(q_{t,j} . k_s / sqrt(D/H)) v_s
     L_{ij}  = (o_i W'_K) . (o_j W'_Q) / sqrt(D),     F_t = sum_j alpha_j (o_j W'_V)
 
-Readings. The paper prints windows of m + 1 and of fewer items; size m is the only consistent one. All m
-queries see what is not later than t, the time of the question, and carry t's position under rotary or
-relative schemes. Keys and values are the real items, since the paper puts dummies into the query sequence
-only (``dummies_as_keys`` adds them, without a position). As printed, alpha is one column of a softmax over m
-x m and F_t would have m rows; ``query_level`` lists the repairs. Each layer has dummies of its own
-(``share_dummies`` for one set). Heads split each o_{t,j}; the query level has one head, and no bias.
+`query_position_attention` is the second line for one j; the module maps it over the m query positions.
+
+Readings:
+- the paper prints a window of m + 1 items for t >= m and of m items before; m is the only consistent size
+  (``printed_window`` for m + 1 throughout);
+- all m queries see what is not later than t, the time of the prediction, and carry t's position under rotary or relative
+  schemes. Under a bidirectional mask they see the whole sequence, and the window still ends at t, so that maps learned
+  under one mask keep their meaning under the other;
+- keys and values are the real items, since the paper puts dummies into the query sequence only (``dummies_as_keys`` adds
+  them, without a position);
+- as printed, alpha is one column of a softmax over m x m and F_t would have m rows; ``query_level`` lists the repairs;
+- each layer has dummies of its own (``share_dummies`` for one set), which start on the scale of a layer norm's output,
+  as the items beside them have it in most blocks (``dummy_scale``);
+- the m maps have biases, as the maps of keys and values do; the paper prints none. Heads split each o_{t,j}; the query
+  level has one head and no bias.
+
+Histories cut to the maximum length get dummies in front of their first item although earlier ones exist.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -26,128 +39,280 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.functional import Extra, index_from_start, softmax_core, split_heads
-from jaxrec.attention.module import Mechanism, OutputProjection, Rows, position_count, projection_count
+from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
+from jaxrec.attention.functional import (
+    attend_in_stretches,
+    drop_weights,
+    index_from_start,
+    keep_all,
+    merge_heads,
+    split_heads,
+)
+from jaxrec.attention.module import (
+    AttentionInputs,
+    AttentionModule,
+    OutputProjection,
+    PositionTerms,
+    position_count,
+    projection_count,
+)
+from jaxrec.attention.softmax import softmax_attention
 from jaxrec.errors import ConfigError
 from jaxrec.nn.layers import Dense
-from jaxrec.nn.precision import contract, matmul
+from jaxrec.nn.precision import einsum, matmul
+from jaxrec.options import Range, option_name
 
 QueryLevel = Literal["mean", "last", "pooled", "sum", "none"]
 
 
+def query_position_attention(
+    x: Array,
+    kernel: Array,
+    shift: Array,
+    keys: Keys,
+    bias: Array | float,
+    mask: Array,
+    dropout: Callable[[Array], Array] = keep_all,
+    rotate: Callable[[Array], Array] = lambda q: q,
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array]:
+    """The answers o_j of ONE query position j at every time: ``softmax(mask(X_j W_j K^T / sqrt(d))) V``.
+
+    Args:
+      x: [B, L, D], the item (or dummy) at slot j of the window of each time.
+      kernel: [D, D], W_j.
+      shift: [D], the bias of the map.
+      keys: keys and values of the row, and of the dummies where these are keys too.
+      bias: of the scores, [1 or B, 1 or H, L, L], or 0.0.
+      mask: bool[B, 1, L, L].
+      dropout: of the weights.
+      rotate: of the queries, by the time t.
+      dtype: precision of the operands of products.
+
+    Returns:
+      [B, L, H, d], and the weights [B, H, L, keys] before dropout.
+    """
+    q = split_heads(matmul(x, kernel, dtype) + shift.reshape(1, 1, -1), keys.k.shape[2])
+    k, v, bias, mask = keys.with_dummies(q, bias, mask, dtype)
+    return softmax_attention(rotate(q), k, v, bias, mask, dropout, dtype)
+
+
+def query_level_attention(
+    answers: Array, maps: tuple[Array, Array] | None, level: QueryLevel, dtype: Any = jnp.float32
+) -> tuple[Array, Array]:
+    """Attention of the m answers to each other: ``F_t = sum_j alpha_j (o_j W'_V)``.
+
+    Args:
+      answers: [B, L, m, D].
+      maps: ``W'_K W'_Q^T / sqrt(D)`` and ``W'_V``, [D, D] each; None with ``level`` "none".
+      level: reading of alpha.
+      dtype: precision of the operands of products.
+
+    Returns:
+      F [B, L, D] and alpha [B, L, m].
+    """
+    if maps is None:
+        batch, length, window, _ = answers.shape
+        return answers.mean(axis=2), jnp.full((batch, length, window), 1.0 / window)
+    product, w_v = maps
+    if level in ("last", "pooled"):
+        query = answers[:, :, -1] if level == "last" else answers.mean(axis=2)
+        logits = einsum("bla,blja->blj", matmul(query, product, dtype), answers, dtype)
+        alpha = jax.nn.softmax(logits, axis=-1)
+    else:
+        logits = einsum("blia,blja->blij", matmul(answers, product, dtype), answers, dtype)
+        each = jax.nn.softmax(logits, axis=-1)
+        alpha = each.mean(axis=2) if level == "mean" else each.sum(axis=2)
+    # alpha weighs the answers before W'_V, which is linear: one map of the sum rather than m maps.
+    mixed = jnp.sum(alpha[..., None] * answers, axis=2)
+    return matmul(mixed, w_v, dtype), alpha
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MultiItemQueryAttentionConfig(AttentionConfig):
-    """Multi-Item-Query attention: a window of recent items asks, and a second attention weighs the answers.
+class Keys:
+    """Keys and values that the queries of a window meet.
 
     Attributes:
-      query_window: m, the number of query positions; 1 with ``query_level`` "none" is softmax attention.
+      k: [B, L, H, d], rotated where the position scheme does so.
+      v: [B, L, H, d].
+      dummy_k: [E, H, d] or None; dummies have no position.
+      dummy_v: [E, H, d] or None.
+    """
+
+    k: Array
+    v: Array
+    dummy_k: Array | None = None
+    dummy_v: Array | None = None
+
+    def with_dummies(
+        self, q: Array, bias: Array | float, mask: Array, dtype: Any
+    ) -> tuple[Array, Array, Array | float, Array]:
+        """Put the dummies in front of the keys, visible to every query.
+
+        Their scores, of queries that are not rotated, enter as a bias of keys that are zero.
+
+        Args:
+          q: [B, S, H, d], not rotated.
+          bias: [1 or B, 1 or H, S, L], or a number.
+          mask: bool[B, 1, S, L].
+          dtype: precision of the operands of products.
+
+        Returns:
+          k, v, bias and mask with E more keys.
+        """
+        if self.dummy_k is None or self.dummy_v is None:
+            return self.k, self.v, bias, mask
+        scores = einsum("bihd,jhd->bhij", q * q.shape[-1] ** -0.5, self.dummy_k, dtype)
+        outside = (self.k.shape[0], *self.dummy_k.shape)
+        full = (*scores.shape[:3], self.k.shape[1])
+        return (
+            jnp.concatenate([jnp.zeros(outside, self.k.dtype), self.k], axis=1),
+            jnp.concatenate([jnp.broadcast_to(self.dummy_v[None], outside), self.v], axis=1),
+            jnp.concatenate([scores, jnp.broadcast_to(bias, full)], axis=-1),
+            jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (outside[1], 0)), constant_values=True),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiItemQueryAttentionConfig(AttentionConfig):
+    """Multi-Item-Query attention: queries from a window of recent items, weighed by a second attention.
+
+    Attributes:
+      query_window: m, the number of query positions; 1 with ``query_level`` "none" is softmax attention. The paper
+        advises a tenth of the average history.
       query_level: weights alpha of the m answers. "mean": softmax over j of L_ij, averaged over i (they sum
         to 1; the default, and the reading that has the paper's cost). "sum": the same, summed over i. "last":
         the current item's row of that softmax. "pooled": softmax over j of the mean of L_ij over i. "none": 1
         / m each, without W'.
+      printed_window: m + 1 items from t - m to t, with m + 1 maps and m dummies, as one line of the paper prints.
       dummies_as_keys: let every query also attend to the dummies.
       share_dummies: one set of dummies for all layers rather than one each.
+      dummy_scale: standard deviation of the dummies at the start: 1 is the scale of a layer norm's output, beside which
+        dummies of 0.02 (a usual scale of embeddings) would form almost uniform queries.
+      mapping: "fused" computes the m query positions as one attention with m queries at each time, "vmap" maps
+        `query_position_attention` over them. The results are equal; "fused" is faster.
     """
 
-    query_window: int = 5
+    query_window: Annotated[int, Range("[1, inf)")] = 5
     query_level: QueryLevel = "mean"
+    printed_window: bool = False
     dummies_as_keys: bool = False
     share_dummies: bool = False
+    dummy_scale: Annotated[float, Range("(0, inf)")] = 1.0
+    mapping: Literal["fused", "vmap"] = "fused"
 
     paper: ClassVar[str] = "Xu et al., Multi-Item-Query Attention, CIKM 2025 (arXiv 2509.24424)"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.query_window < 1:
-            raise ConfigError(f"attention.query_window must be at least 1, got {self.query_window}")
-        if self.query_level not in get_args(QueryLevel):
-            raise ConfigError(
-                f"attention.query_level must be one of {', '.join(get_args(QueryLevel))}; "
-                f"got {self.query_level!r}"
-            )
+    @property
+    def slots(self) -> int:
+        """Items in the window: m, or m + 1 as printed."""
+        return self.query_window + int(self.printed_window)
 
-    def check(self, shape: AttentionShape) -> None:
-        super().check(shape)
-        if self.query_window > shape.max_length:
+    def check(self, spec: AttentionSpec) -> None:
+        """Reject a window that is longer than any history."""
+        super().check(spec)
+        if self.slots > spec.max_length:
             raise ConfigError(
-                f"attention.query_window must be at most the maximum length: got a window of "
-                f"{self.query_window} for histories of at most {shape.max_length}; "
+                f"{option_name(SECTION, 'query_window')} must be at most the maximum length: got a window of "
+                f"{self.slots} items for histories of at most {spec.max_length}; "
                 f"shorten the window or lengthen the histories"
             )
 
-    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
-        return MultiItemQueryAttention(self, shape, name=name)
+    def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
+        """Build `MultiItemQueryAttention`."""
+        return MultiItemQueryAttention(self, spec, name=name)
 
-    def parameter_count(self, shape: AttentionShape) -> int:
-        width, window = shape.width, self.query_window
+    def parameter_count(self, spec: AttentionSpec) -> int:
+        """The formula of `MultiItemQueryAttention`."""
+        width, window = spec.width, self.slots
         dummies = 0 if self.share_dummies else (window - 1) * width
         query_level = 0 if self.query_level == "none" else 3 * width**2
         own = (window + 2) * (width**2 + width) + query_level + dummies
-        return own + projection_count(shape) + position_count(self, shape)
+        return own + projection_count(spec) + position_count(self, spec)
 
-    def shared_module(self, shape: AttentionShape, name: str | None = None) -> nn.Module | None:
-        return Dummies(self.query_window - 1, shape.width, name=name) if self.share_dummies else None
+    def build_shared(self, spec: AttentionSpec, name: str | None = None) -> nn.Module | None:
+        """Build the dummies of all layers with ``share_dummies``."""
+        if not self.share_dummies:
+            return None
+        return Dummies(self.slots - 1, spec.width, self.dummy_scale, name=name)
 
-    def shared_parameter_count(self, shape: AttentionShape) -> int:
-        return (self.query_window - 1) * shape.width if self.share_dummies else 0
+    def shared_parameter_count(self, spec: AttentionSpec) -> int:
+        """``(m - 1) D`` with ``share_dummies``."""
+        return (self.slots - 1) * spec.width if self.share_dummies else 0
 
 
 class Dummies(nn.Module):
-    """The learnable items in front of a sequence: float32[m - 1, D]."""
+    """The learned items in front of a sequence: float32[m - 1, D]."""
 
     count: int
     width: int
+    scale: float
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("vectors", nn.initializers.normal(0.02), (self.count, self.width), jnp.float32)
+        """Return the vectors."""
+        init = nn.initializers.normal(self.scale)
+        return self.param("vectors", init, (self.count, self.width), jnp.float32)
 
 
 class SlotMap(nn.Module):
-    """The affine map of one slot of the window; `QueryWindow` has one of its own for each slot."""
+    """The affine map W_j of one slot of the window: ``(kernel [D, D], bias [D])``."""
 
-    shape: AttentionShape
+    spec: AttentionSpec
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        width = self.shape.width
-        kernel = self.param("kernel", self.shape.kernel_init, (width, width), jnp.float32)
+        """Return the parameters."""
+        width = self.spec.width
+        kernel = self.param("kernel", self.spec.kernel_init, (width, width), jnp.float32)
         return kernel, self.param("bias", nn.initializers.zeros_init(), (width,), jnp.float32)
 
 
 class QueryWindow(nn.Module):
-    """Query Window Matrix: the map of each slot, ``(kernel [D, m D], bias [m, D])``; ``m (D^2 + D)`` parameters.
+    """Query Window Matrix, the map of each slot: ``(kernels [m, D, D], biases [m, D])``; ``m (D^2 + D)`` parameters.
 
-    `nn.vmap` over the m slots defines them (each initialised alone). They lie side by side, to be applied as one
-    matrix product by `ask`: mapping the product too makes its backward pass sum m gradients of the inputs.
+    `nn.vmap` over the m slots initialises each alone.
     """
 
     window: int
-    shape: AttentionShape
+    spec: AttentionSpec
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
+        """Return the parameters."""
         maps = nn.vmap(
             SlotMap, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=self.window
         )
-        kernels, biases = maps(self.shape, name="slots")()
-        width = self.shape.width
-        return jnp.moveaxis(kernels, 0, 1).reshape(width, self.window * width), biases
+        kernels, biases = maps(self.spec, name="slots")()
+        return kernels, biases
 
 
-def ask(x: Array, maps: tuple[Array, Array], dtype: Any) -> Array:
-    """``[..., D] -> [..., m, D]``: what each slot of the window makes of ``x``, by the maps of `QueryWindow`."""
-    kernel, biases = maps
+def apply_slot_maps(x: Array, maps: tuple[Array, Array], dtype: Any) -> Array:
+    """All m maps of `QueryWindow` of every vector: ``[..., D] -> [..., m, D]``.
+
+    They lie side by side in one matrix product: a product for each slot makes the backward pass sum m gradients of x.
+    """
+    kernels, biases = maps
+    window, width, _ = kernels.shape
+    kernel = jnp.moveaxis(kernels, 0, 1).reshape(width, window * width)
     out = matmul(x, kernel, dtype).reshape(*x.shape[:-1], *biases.shape)
     return out + biases.reshape((1,) * (x.ndim - 1) + biases.shape)
 
 
 def slide_window(items: Array, dummies: Array, index: Array) -> Array:
-    """Place the window's vectors at each time: ``[B, L, m, D], [m-1, m, D], int32[B, L] -> [B, L, m, D]``.
+    """Place the window's vectors at each time.
 
-    Slot j (from 0) of time t takes item ``t - (m - 1 - j)`` of the same sequence, or dummy ``t + j`` where
-    the sequence has not begun by then. ``index`` is t, counted from the sequence's start.
+    Slot j (from 0) of time t takes item ``t - (m - 1 - j)`` of the same sequence, or dummy ``t + j`` where the sequence
+    has not begun by then.
+
+    Args:
+      items: [B, L, m, D], the vector of each item for each slot.
+      dummies: [m - 1, m, D], the vector of each dummy for each slot.
+      index: int32[B, L], t, counted from the sequence's start.
+
+    Returns:
+      [B, L, m, D].
     """
     batch, length, window, width = items.shape
     slots = []
@@ -165,13 +330,24 @@ def slide_window(items: Array, dummies: Array, index: Array) -> Array:
     return jnp.stack(slots, axis=2)
 
 
-class MultiItemQueryAttention(Mechanism):
+def answer_spread(answers: Array) -> Array:
+    """How far the m answers differ, a measure of uncertainty in [0, 1]: float32[B, L] from [B, L, m, D].
+
+    The root of ``mean_j |o_j - mean o|^2 / mean_j |o_j|^2``: 0 where all agree, 1 where they cancel out.
+    """
+    deviation = jnp.sum((answers - answers.mean(axis=2, keepdims=True)) ** 2, axis=(2, 3))
+    total = jnp.sum(answers**2, axis=(2, 3))
+    return jnp.sqrt(deviation / jnp.maximum(total, 1e-12))
+
+
+class MultiItemQueryAttention(AttentionModule):
     """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
 
-    Parameters: ``(m + 2) (D^2 + D)`` for queries, keys and values, ``3 D^2`` for the query level (none with
-    "none"), ``(m - 1) D`` dummies (none if shared), ``D^2 + D`` with an output projection, and the position
-    scheme's. Sows ``attention_weights`` [B, H, m, L, keys] (dummies first among the keys) and
-    ``query_weights`` [B, L, m].
+    Parameters, with m items in the window: ``(m + 2) (D^2 + D)`` for queries, keys and values, ``3 D^2`` for the query
+    level (none with "none"), ``(m - 1) D`` dummies (none if shared), ``D^2 + D`` with an output projection, and the
+    position scheme's. Sows ``attention_weights`` [B, H, m, L, keys] (dummies first among the keys), ``query_weights``
+    [B, L, m], ``answers`` [B, L, m, D], ``answer_spread`` [B, L] and ``dummy_share`` [B, L], the part of the window's
+    slots that dummies fill.
     """
 
     config: MultiItemQueryAttentionConfig
@@ -180,88 +356,133 @@ class MultiItemQueryAttention(Mechanism):
     def __call__(
         self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
     ) -> Array:
-        config, dtype, width = self.config, self.shape.dtype, self.shape.width
-        heads, window = config.heads, config.query_window
+        """Attend; see `AttentionConfig.build` for the arguments."""
+        config, dtype, width = self.config, self.spec.dtype, self.spec.width
+        heads, window = config.heads, config.slots
         batch, length, _ = x.shape
-        turn, bias_of = self.position_terms(context)
+        terms = self.position_terms(context)
 
         if config.share_dummies:
-            dummies = config.from_shared(context, "share_dummies")
+            dummies = config.shared_parameters(context, "share_dummies")
         else:
-            dummies = Dummies(window - 1, width, name="dummies")()
-        maps = QueryWindow(window, self.shape, name="query_window")()
-        scale = (width // heads) ** -0.5  # of the keys, which are fewer than the queries
+            dummies = Dummies(window - 1, width, config.dummy_scale, name="dummies")()
+        maps = QueryWindow(window, self.spec, name="query_window")()
         pair = Dense(2 * width, kernel_init=self._pair_init, dtype=dtype, name="keys_values")
         k, v = (split_heads(part, heads) for part in jnp.split(pair(x), 2, axis=-1))
-        asked_by_dummies = ask(dummies, maps, dtype)
-        n_dummies = window - 1 if config.dummies_as_keys else 0
-        if n_dummies:
+        dummy_k, dummy_v = None, None
+        if config.dummies_as_keys and window > 1:
             dummy_k, dummy_v = (split_heads(part, heads) for part in jnp.split(pair(dummies), 2, axis=-1))
-        keep, probability = self.keep_mask((batch, heads, length, window, n_dummies + length), train)
-        level = self._query_level_maps() if config.query_level != "none" else None
+        n_keys = length + (0 if dummy_k is None else window - 1)
+        keep, probability = self.keep_mask((batch, heads, length * window, n_keys), train)
+        level_maps = self._query_level_maps() if config.query_level != "none" else None
+        answer = self._answers_by_vmap if config.mapping == "vmap" else self._answers_fused
 
-        def flat(q: Array) -> Array:
-            # Times and slots as one axis: each product of the core is one matrix product a row and head.
-            return q.reshape(-1, length * window, heads, width // heads)
+        def core(inputs: AttentionInputs, count: int) -> tuple[Array, dict[str, Array]]:
+            source, k, v = inputs.arrays
+            keys = Keys(k, v, dummy_k, dummy_v)
+            heads_of_answers, weights = answer(source, dummies, maps, keys, inputs, terms, probability, count)
+            answers = merge_heads(heads_of_answers)
+            out, alpha = query_level_attention(answers, level_maps, config.query_level, dtype)
+            early = jnp.maximum(window - 1 - index_from_start(inputs.segments), 0)
+            return out, {
+                "attention_weights": weights,
+                "query_weights": alpha,
+                "answers": answers,
+                "answer_spread": answer_spread(answers),
+                "dummy_share": early.astype(jnp.float32) / window,
+            }
 
-        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
-            source, k, v = rows.inputs
-            # The window's queries, m times the size of the states, exist for one group of rows at a time.
-            asked = slide_window(ask(source, maps, dtype), asked_by_dummies, index_from_start(rows.segments))
-            asked = split_heads(asked, heads)
-            answers, weights = softmax_core(
-                flat(jax.vmap(turn, 2, 2)(asked)),
-                k,
-                v,
-                segments=rows.segments,
-                bias=bias_of(rows),
-                keep=rows.keep,
-                probability=probability,
-                dtype=dtype,
-                chunks=chunks,
-                slots=window,
-                # Dummies have no place in the row: they meet the queries before these are rotated.
-                extra=Extra(flat(asked), dummy_k * scale, dummy_v) if n_dummies else None,
+        arrays = (x if queries is None else queries, terms.rotate(k), v)
+        inputs = AttentionInputs.of(arrays, context, keep)
+        attended = self.over_rows(core, inputs, heads * window * length * length)
+        return OutputProjection(self.spec, name="output")(attended)
+
+    def _answers_by_vmap(
+        self,
+        source: Array,
+        dummies: Array,
+        maps: tuple[Array, Array],
+        keys: Keys,
+        inputs: AttentionInputs,
+        terms: PositionTerms,
+        probability: float,
+        count: int,
+    ) -> tuple[Array, Array]:
+        """Map `query_position_attention` over the query positions: [B, L, m, H, d] and [B, H, m, L, keys]."""
+        del count  # Each query position is one attention over the whole row.
+        window, length = self.config.slots, source.shape[1]
+        extended = jnp.repeat(source[:, :, None], window, axis=2)
+        items = slide_window(
+            extended, jnp.repeat(dummies[:, None], window, axis=1), index_from_start(inputs.segments)
+        )
+        bias, mask = terms.bias(inputs), inputs.allowed()
+        keep = inputs.keep
+        if keep is not None:
+            keep = keep.reshape(*keep.shape[:2], length, window, keep.shape[-1])
+
+        def answer(x: Array, kernel: Array, shift: Array, keep: Array | None) -> tuple[Array, Array]:
+            dropout = partial(drop_weights, keep=keep, probability=probability)
+            return query_position_attention(
+                x, kernel, shift, keys, bias, mask, dropout, terms.rotate, self.spec.dtype
             )
-            out, alpha = self._weigh(answers.reshape(-1, length, window, width), level)
-            return out, {"attention_weights": jnp.moveaxis(weights, 3, 2), "query_weights": alpha}
 
-        inputs = (x if queries is None else queries, turn(k) * scale, v)
-        rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)
-        attended = self.over_rows(core, rows, heads * window * length * length)
-        return OutputProjection(self.shape, name="output")(attended)
+        slots = (2, 0, 0, None if keep is None else 3)
+        return jax.vmap(answer, in_axes=slots, out_axes=2)(items, *maps, keep)
+
+    def _answers_fused(
+        self,
+        source: Array,
+        dummies: Array,
+        maps: tuple[Array, Array],
+        keys: Keys,
+        inputs: AttentionInputs,
+        terms: PositionTerms,
+        probability: float,
+        count: int,
+    ) -> tuple[Array, Array]:
+        """The answers of `_answers_by_vmap` from one attention with m adjacent queries at each time.
+
+        The maps are applied to the items before these are placed into windows, and times and slots are one axis, so
+        that each product is one matrix product a row and head.
+        """
+        window, heads, dtype = self.config.slots, self.config.heads, self.spec.dtype
+        batch, length, width = source.shape
+        placed = slide_window(
+            apply_slot_maps(source, maps, dtype),
+            apply_slot_maps(dummies, maps, dtype),
+            index_from_start(inputs.segments),
+        )
+        q = split_heads(placed, heads)
+        flat = (batch, length * window, heads, width // heads)
+        bias, mask = terms.bias(inputs), inputs.allowed()
+        if isinstance(bias, Array):
+            bias = jnp.repeat(bias, window, axis=2)
+        k, v, bias, mask = keys.with_dummies(q.reshape(flat), bias, jnp.repeat(mask, window, axis=2), dtype)
+        answers, weights = attend_in_stretches(
+            partial(softmax_attention, dtype=dtype),
+            jax.vmap(terms.rotate, 2, 2)(q).reshape(flat),
+            k,
+            v,
+            bias,
+            mask,
+            keep=inputs.keep,
+            probability=probability,
+            count=count,
+            queries_per_position=window,
+        )
+        weights = weights.reshape(batch, heads, -1, window, weights.shape[-1])
+        return answers.reshape(batch, length, window, heads, -1), jnp.moveaxis(weights, 3, 2)
 
     def _pair_init(self, key: Array, size: tuple[int, int], dtype: np.dtype) -> Array:
-        # Keys' and values' maps side by side, each initialised for its own fan-out.
+        """Maps of keys and values side by side, each initialised for its own fan-out."""
         half = (size[0], size[1] // 2)
-        return jnp.concatenate(
-            [self.shape.kernel_init(k, half, dtype) for k in jax.random.split(key)], axis=1
-        )
+        return jnp.concatenate([self.spec.kernel_init(k, half, dtype) for k in jax.random.split(key)], axis=1)
 
     def _query_level_maps(self) -> tuple[Array, Array]:
-        """``W'_K W'_Q^T / sqrt(D)`` and ``W'_V``: the two key and query maps only ever meet as a product."""
-        width = self.shape.width
+        """``W'_K W'_Q^T / sqrt(D)`` and ``W'_V``: the maps of keys and queries only ever meet as a product."""
+        width = self.spec.width
         w_k, w_q, w_v = (
-            self.param(f"query_level_{name}_kernel", self.shape.kernel_init, (width, width), jnp.float32)
+            self.param(f"query_level_{name}_kernel", self.spec.kernel_init, (width, width), jnp.float32)
             for name in ("keys", "queries", "values")
         )
-        return contract("ac,bc->ab", w_k, w_q, jnp.float32) * width**-0.5, w_v
-
-    def _weigh(self, answers: Array, level: tuple[Array, Array] | None) -> tuple[Array, Array]:
-        """The m answers [B, L, m, D] to one [B, L, D], and their weights [B, L, m]."""
-        batch, length, window, _ = answers.shape
-        if level is None:
-            return answers.mean(axis=2), jnp.full((batch, length, window), 1.0 / window)
-        product, w_v = level
-        dtype, kind = self.shape.dtype, self.config.query_level
-        if kind in ("last", "pooled"):
-            asking = answers[:, :, -1] if kind == "last" else answers.mean(axis=2)
-            logits = contract("bla,blja->blj", matmul(asking, product, dtype), answers, dtype)
-            alpha = jax.nn.softmax(logits, axis=-1)
-        else:
-            logits = contract("blia,blja->blij", matmul(answers, product, dtype), answers, dtype)
-            each = jax.nn.softmax(logits, axis=-1)
-            alpha = each.mean(axis=2) if kind == "mean" else each.sum(axis=2)
-        # alpha weighs the answers before W'_V, which is linear: one map of the sum rather than m maps.
-        mixed = jnp.sum(alpha[..., None] * answers, axis=2)
-        return matmul(mixed, w_v, dtype), alpha
+        return einsum("ac,bc->ab", w_k, w_q, jnp.float32) * width**-0.5, w_v

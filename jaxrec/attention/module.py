@@ -1,7 +1,8 @@
-"""Parts of every attention module: projections, position terms, dropout of weights, groups of rows."""
+"""Machinery around the formulas: projections, position terms, dropout of weights, groups of rows."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, allowed_positions
-from jaxrec.attention.functional import causal_chunks, split_heads
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask, allowed_positions
+from jaxrec.attention.functional import attend_in_stretches, merge_heads, split_heads, stretch_count
 from jaxrec.attention.positions import POSITIONS, ScoreBias, interval_bias, rotate
 from jaxrec.nn.layers import Dense, dropout_mask
 from jaxrec.nn.precision import matmul
@@ -21,28 +22,27 @@ GROUP_SCORES = 1_000_000
 
 
 class Projections(nn.Module):
-    """Queries, keys and values [B, L, H, d]: ``3 (D^2 + D)`` parameters, one product where the inputs
-    agree.
-    """
+    """Queries, keys and values [B, L, H, d]: ``3 (D^2 + D)`` parameters, one product where inputs agree."""
 
     heads: int
-    shape: AttentionShape
+    spec: AttentionSpec
 
     @nn.compact
     def __call__(self, x: Array, queries: Array | None) -> tuple[Array, Array, Array]:
-        width = self.shape.width
+        """Project ``x`` [B, L, D], and ``queries`` [B, S, D] where the queries have another input."""
+        width = self.spec.width
 
         def stacked_init(key: Array, size: tuple[int, int], dtype: Any) -> Array:
             # Three initialisations side by side: fan-out is D, not 3 D.
             keys = jax.random.split(key, 3)
-            return jnp.concatenate([self.shape.kernel_init(k, (width, width), dtype) for k in keys], axis=1)
+            return jnp.concatenate([self.spec.kernel_init(k, (width, width), dtype) for k in keys], axis=1)
 
         kernel = self.param("kernel", stacked_init, (width, 3 * width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (3 * width,), jnp.float32)
 
         def affine(inputs: Array, start: int, stop: int) -> Array:
             columns = slice(start, stop)
-            return matmul(inputs, kernel[:, columns], self.shape.dtype) + bias[columns].reshape(1, 1, -1)
+            return matmul(inputs, kernel[:, columns], self.spec.dtype) + bias[columns].reshape(1, 1, -1)
 
         if queries is None:
             parts = jnp.split(affine(x, 0, 3 * width), 3, axis=-1)
@@ -53,49 +53,62 @@ class Projections(nn.Module):
 
 
 class OutputProjection(nn.Module):
-    """The affine map after the heads, ``D^2 + D`` parameters, or nothing where the encoder wants none."""
+    """The affine map after the heads, ``D^2 + D`` parameters, or the identity where the encoder has none."""
 
-    shape: AttentionShape
+    spec: AttentionSpec
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        if not self.shape.output_projection:
+        """Map [..., D] to [..., D]."""
+        if not self.spec.output_projection:
             return x
-        return Dense(
-            self.shape.width, kernel_init=self.shape.kernel_init, dtype=self.shape.dtype, name="dense"
-        )(x)
+        spec = self.spec
+        return Dense(spec.width, kernel_init=spec.kernel_init, dtype=spec.dtype, name="dense")(x)
 
 
-def projection_count(shape: AttentionShape) -> int:
+def projection_count(spec: AttentionSpec) -> int:
     """Parameters of `OutputProjection`."""
-    return (shape.width**2 + shape.width) if shape.output_projection else 0
+    return (spec.width**2 + spec.width) if spec.output_projection else 0
 
 
-class Rows(NamedTuple):
-    """What the core of a mechanism reads of each row; every array has the row axis first.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
+    """Inputs of a mechanism for a group of rows; every array has the row axis first.
 
     Attributes:
-      inputs: the mechanism's own arrays, such as queries, keys and values.
-      segments, positions, timestamps: as in `AttentionContext`.
+      arrays: the mechanism's own, such as queries, keys and values.
+      segments: int32[B, L]; this and the following as in `AttentionContext`.
+      positions: int32[B, L].
+      timestamps: int32[B, L] or None.
       keep: the weights that dropout keeps, bool of their shape, or None for all.
+      mask: "causal" or "bidirectional".
     """
 
-    inputs: tuple[Array, ...]
+    arrays: tuple[Array, ...]
     segments: Array
     positions: Array
     timestamps: Array | None
     keep: Array | None
+    mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
+
+    @classmethod
+    def of(
+        cls, arrays: tuple[Array, ...], context: AttentionContext, keep: Array | None = None
+    ) -> AttentionInputs:
+        """The inputs for all rows of a batch."""
+        return cls(arrays, context.segments, context.positions, context.timestamps, keep, context.mask)
 
     def allowed(self) -> Array:
-        """bool[B, 1, L, L]: the mask with an axis for heads."""
-        return allowed_positions(self.segments)[:, None]
+        """The mask bool[B, 1, L, L], with an axis for heads."""
+        return allowed_positions(self.segments, self.mask)[:, None]
 
 
 def automatic_rows_per_group(rows: int, scores_per_row: int, backend: str, devices: int) -> int:
-    """Rows a group when the user leaves the choice open.
+    """Choose the rows of a group.
 
-    The gain is a CPU's cache. Rows that are sharded over devices must not take turns, and an accelerator
-    wants them all.
+    The gain is a CPU's cache. Rows that are sharded over devices must not be processed in turn, and an accelerator
+    needs them all at once.
     """
     if backend != "cpu" or devices > 1:
         return rows
@@ -123,14 +136,27 @@ def map_rows(function: Callable[[Any], Any], rows_per_group: int, rows: Any) -> 
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, last)
 
 
-class Mechanism(nn.Module):
-    """Base of the mechanisms: dropout of weights, position schemes, groups of rows, and weights for plots."""
+class PositionTerms(NamedTuple):
+    """A position scheme inside one layer's attention.
+
+    Attributes:
+      rotate: ``(x [B, L, H, d], query_positions=None) -> x``, rotated where the scheme does so; with
+        ``query_positions`` int32[B, S], x is [B, S, H, d].
+      bias: ``AttentionInputs -> [1 or B, 1 or H, L, L]``, or 0.0 without a bias.
+    """
+
+    rotate: Callable[..., Array]
+    bias: Callable[[AttentionInputs], Array | float]
+
+
+class AttentionModule(nn.Module):
+    """Base of the mechanisms: position terms, dropout of weights, groups of rows, sown weights."""
 
     config: AttentionConfig
-    shape: AttentionShape
+    spec: AttentionSpec
 
     def keep_mask(self, size: tuple[int, ...], train: bool) -> tuple[Array | None, float]:
-        """A mask of the weights to keep (None = all) and its probability, for all rows at once.
+        """Draw the mask of the weights to keep (None = all) and its probability, for all rows at once.
 
         Drawn outside the groups, so that results depend neither on their size nor on the number of devices.
         """
@@ -138,44 +164,106 @@ class Mechanism(nn.Module):
             return None, 1.0
         return dropout_mask(self.make_rng("dropout"), size, self.config.dropout)
 
-    def position_terms(
-        self, context: AttentionContext
-    ) -> tuple[Callable[..., Array], Callable[[Rows], Array | None]]:
-        """The scheme's rotation of queries and keys [B, L, H, d], or of those ``at`` some positions [B, S, H,
-        d], and its bias of scores [1 or B, H, L, L].
-        """
-        scheme, length = self.shape.positions, context.segments.shape[1]
-        bias, table = ScoreBias(scheme, self.config.heads, name="positions")(length)
+    def position_terms(self, context: AttentionContext) -> PositionTerms:
+        """Build the terms of the encoder's position scheme; creates its parameters."""
+        scheme, length = self.spec.positions, context.segments.shape[1]
+        module = ScoreBias(scheme, self.config.heads, name="positions")
+        bias, table = module(length, context.mask == "bidirectional")
 
-        def turn(x: Array, at: Array | None = None) -> Array:
-            return rotate(x, length, at) if scheme == "rotary" else x
+        def turn(x: Array, query_positions: Array | None = None) -> Array:
+            return rotate(x, length, query_positions) if scheme == "rotary" else x
 
-        def bias_of(rows: Rows) -> Array | None:
+        def bias_of(inputs: AttentionInputs) -> Array | float:
             if table is not None:
-                return interval_bias(table, rows.timestamps)
-            return None if bias is None else bias[None]
+                return interval_bias(scheme, table, inputs.timestamps, inputs.segments)
+            return 0.0 if bias is None else bias[None]
 
-        return turn, bias_of
+        return PositionTerms(turn, bias_of)
+
+    def attend(
+        self,
+        formula: Callable[..., tuple[Array, Array]],
+        qkv: tuple[Array, Array, Array],
+        context: AttentionContext,
+        train: bool,
+        *,
+        query_positions: Array | None = None,
+        bias: Array | float = 0.0,
+        mix: Callable[[AttentionInputs, int], tuple[Array, Array, Array]] | None = None,
+    ) -> Array:
+        """Apply a formula to a batch, in groups of rows and stretches of time, and sow its weights.
+
+        Args:
+          formula: ``(q, k, v, bias, mask, dropout) -> (out, weights)``.
+          qkv: queries, keys and values [B, L, H, d]; with ``query_positions`` the queries are [B, S, H, d].
+          context: of the batch.
+          train: whether weights are dropped.
+          query_positions: int32[B, S], in evaluation; None = all positions.
+          bias: [1, H, L, L] added to that of the position scheme, or 0.0.
+          mix: ``(inputs, stretches) -> (q, k, v)``, a change of queries, keys and values inside each group.
+
+        Returns:
+          [B, L, D], or [B, S, D].
+        """
+        terms = self.position_terms(context)
+        q, k, v = qkv
+        batch, length, heads, _ = k.shape
+        arrays = (terms.rotate(q, query_positions), terms.rotate(k), v)
+        if query_positions is not None:
+            inputs = AttentionInputs.of(arrays, context)
+            scores_bias = terms.bias(inputs) + bias
+            if isinstance(scores_bias, Array):
+                scores_bias = jnp.take_along_axis(scores_bias, query_positions[:, None, :, None], axis=2)
+            q, k, v = arrays if mix is None else mix(inputs, 1)
+            out, _ = formula(q, k, v, scores_bias, context.allowed(query_positions)[:, None])
+            return merge_heads(out)
+        keep, probability = self.keep_mask((batch, heads, length, length), train)
+
+        def core(inputs: AttentionInputs, count: int) -> tuple[Array, dict[str, Array]]:
+            q, k, v = inputs.arrays if mix is None else mix(inputs, count)
+            out, weights = attend_in_stretches(
+                formula,
+                q,
+                k,
+                v,
+                terms.bias(inputs) + bias,
+                inputs.allowed(),
+                keep=inputs.keep,
+                probability=probability,
+                count=count,
+            )
+            return out, {"attention_weights": weights}
+
+        inputs = AttentionInputs.of(arrays, context, keep)
+        return merge_heads(self.over_rows(core, inputs, heads * length * length))
 
     def over_rows(
-        self, function: Callable[[Rows, int], tuple[Array, dict[str, Array]]], rows: Rows, scores_per_row: int
+        self,
+        function: Callable[[AttentionInputs, int], tuple[Array, dict[str, Array]]],
+        inputs: AttentionInputs,
+        scores_per_row: int,
     ) -> Array:
-        """``function(rows, chunks)[0]`` in groups; its second value is sown when intermediates are asked
-        for.
+        """``function(inputs, stretches)[0]`` in groups of rows; sow the second value where intermediates are mutable.
+
+        Args:
+          function: of the inputs of a group and the number of stretches of time.
+          inputs: of all rows.
+          scores_per_row: for the automatic size of a group.
         """
         if self.is_mutable_collection("intermediates"):
-            out, weights = function(rows, 1)
+            out, weights = function(inputs, 1)
             for name, value in weights.items():
                 self.sow("intermediates", name, value)
             return out
-        total = rows.segments.shape[0]
+        total, length = inputs.segments.shape
         size = self.config.rows_per_group or automatic_rows_per_group(
             total, scores_per_row, jax.default_backend(), jax.device_count()
         )
-        chunks = causal_chunks(rows.segments.shape[1], jax.default_backend())
-        return map_rows(lambda group: function(group, chunks)[0], min(size, total), rows)
+        count = stretch_count(length, jax.default_backend(), inputs.mask)
+        return map_rows(lambda group: function(group, count)[0], min(size, total), inputs)
 
 
-def position_count(config: AttentionConfig, shape: AttentionShape) -> int:
+def position_count(config: AttentionConfig, spec: AttentionSpec) -> int:
     """Parameters of the position scheme inside one layer's attention."""
-    return POSITIONS[shape.positions].parameters_per_head * config.heads
+    scheme = POSITIONS[spec.positions]
+    return scheme.buckets * (1 if scheme.shared_by_heads else config.heads)

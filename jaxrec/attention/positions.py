@@ -1,10 +1,12 @@
-"""Position schemes: how an encoder tells the order, and the distance, of interactions.
+"""Position schemes: how an encoder represents the order and the distance of interactions.
 
-Additive schemes ("learned", "sinusoidal") are added to the embeddings by the encoder and do nothing here. The
-others act inside every mechanism that scores pairs of positions. They depend on the distance between a query
-and a key of the same sequence only. Those positions are adjacent in a row (`AttentionContext`), so the
-distance is the difference of their columns, whatever ``positions`` counts from, and biases need no batch
-axis.
+Additive schemes ("learned", "sinusoidal") are added to the embeddings by the encoder and do nothing here. The others
+act inside every mechanism that scores pairs of positions. They depend on the offset between a query and a key of the
+same sequence only. Those positions are adjacent in a row (`AttentionContext`), so the offset is the difference of
+their columns, whatever ``positions`` counts from, and biases need no batch axis.
+
+Under a bidirectional mask "rotary" and "relative-bias" (T5's buckets for both directions) distinguish earlier from
+later keys; "alibi", "time-interval" and "hstu-time" see the distance alone.
 """
 
 from __future__ import annotations
@@ -25,24 +27,29 @@ RELATIVE_BUCKETS = 32
 RELATIVE_MAX_DISTANCE = 128
 #: Buckets of "time-interval": two for each doubling of an int32 number of seconds.
 INTERVAL_BUCKETS = 62
+#: Buckets of "hstu-time", and the logarithm of the ratio of their bounds (HSTU's code: 1.35, 128 buckets).
+QUESTION_BUCKETS = 128
+QUESTION_LOG = 0.301
 ROTARY_BASE = 10_000.0
 
 
 @dataclasses.dataclass(frozen=True)
 class PositionScheme:
-    """What the parts need to know about a scheme.
+    """Properties of a scheme.
 
     Attributes:
       description: one line for listings.
       additive: the encoder adds vectors to its input; attention does nothing.
-      parameters_per_head: learned scalars for each head of each layer, inside attention.
+      buckets: learned scalars of each layer inside attention, for each head.
+      shared_by_heads: one table of them for all heads.
       needs_timestamps: works on logs with timestamps only.
       even_heads: the width of a head must be even.
     """
 
     description: str
     additive: bool = False
-    parameters_per_head: int = 0
+    buckets: int = 0
+    shared_by_heads: bool = False
     needs_timestamps: bool = False
     even_heads: bool = False
 
@@ -58,34 +65,45 @@ POSITIONS: Registry[PositionScheme] = Registry(
         ),
         "relative-bias": PositionScheme(
             "a learned bias for each bucket of distances (T5; Raffel et al. 2020)",
-            parameters_per_head=RELATIVE_BUCKETS,
+            buckets=RELATIVE_BUCKETS,
         ),
         "alibi": PositionScheme("a fixed penalty in proportion to distance (ALiBi; Press et al. 2022)"),
         "time-interval": PositionScheme(
-            "a learned bias for each bucket of seconds between query and key (Zhai et al. 2024)",
-            parameters_per_head=INTERVAL_BUCKETS,
+            "a learned bias for each head and half-octave of seconds between query and key",
+            buckets=INTERVAL_BUCKETS,
+            needs_timestamps=True,
+        ),
+        "hstu-time": PositionScheme(
+            "a learned bias for each bucket of seconds between the key and the next interaction after the "
+            "query, one table for all heads (HSTU as published; Zhai et al. 2024)",
+            buckets=QUESTION_BUCKETS,
+            shared_by_heads=True,
             needs_timestamps=True,
         ),
     },
 )
 
 
-def distances(length: int) -> np.ndarray:
-    """int32[L, L]: how many interactions before the query (first axis) the key (second axis) is; 0 for later
-    keys.
-    """
+def offsets(length: int) -> np.ndarray:
+    """int32[L, L]: how many interactions before the query (first axis) the key (second axis) is; < 0 if later."""
     index = np.arange(length, dtype=np.int32)
-    return np.maximum(index[:, None] - index[None, :], 0)
+    return index[:, None] - index[None, :]
 
 
-def relative_buckets(distance: np.ndarray) -> np.ndarray:
-    """T5's causal buckets of distances >= 0: one for each of the first half, then logarithmic, int32."""
-    exact = RELATIVE_BUCKETS // 2
+def relative_buckets(offset: np.ndarray, bidirectional: bool = False) -> np.ndarray:
+    """T5's buckets of offsets, int32: one for each small distance, then logarithmic.
+
+    Causal: all buckets are for distances >= 0 (later keys, which the mask forbids, share the first). Bidirectional:
+    the first half is for distances >= 0, the second half for later keys.
+    """
+    count = RELATIVE_BUCKETS // 2 if bidirectional else RELATIVE_BUCKETS
+    later = np.where(offset < 0, count, 0) if bidirectional else np.zeros_like(offset)
+    distance = np.abs(offset) if bidirectional else np.maximum(offset, 0)
+    exact = count // 2
     ratio = np.log(np.maximum(distance, 1) / exact) / math.log(RELATIVE_MAX_DISTANCE / exact)
-    logarithmic = exact + (ratio * (RELATIVE_BUCKETS - exact)).astype(np.int32)
-    return np.where(distance < exact, distance, np.minimum(logarithmic, RELATIVE_BUCKETS - 1)).astype(
-        np.int32
-    )
+    logarithmic = exact + (ratio * (count - exact)).astype(np.int32)
+    near = np.where(distance < exact, distance, np.minimum(logarithmic, count - 1))
+    return (later + near).astype(np.int32)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -100,16 +118,37 @@ def interval_buckets(seconds: Array) -> Array:
     return jnp.where(seconds < 2, seconds, 2 * exponent + second_bit)
 
 
-def rotate(x: Array, length: int, at: Array | None = None) -> Array:
+def question_buckets(seconds: Array) -> Array:
+    """int32 buckets of int32 seconds >= 0 as HSTU's code has them: floor(ln(max(seconds, 1)) / 0.301)."""
+    logarithm = jnp.log(jnp.maximum(seconds, 1).astype(jnp.float32))
+    return jnp.minimum((logarithm / QUESTION_LOG).astype(jnp.int32), QUESTION_BUCKETS - 1)
+
+
+def question_times(timestamps: Array, segments: Array) -> Array:
+    """int32[B, L]: time of the next interaction of the same sequence; at its end, of the last one.
+
+    Args:
+      timestamps: int32[B, L], seconds.
+      segments: int32[B, L].
+    """
+    continues = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (0, 1)))
+    following = jnp.concatenate([timestamps[:, 1:], timestamps[:, -1:]], axis=1)
+    return jnp.where(continues, following, timestamps)
+
+
+def rotate(x: Array, length: int, query_positions: Array | None = None) -> Array:
     """Rotate each pair (i, i + d/2) of ``x`` by the angle ``column * 10000^(-2i / d)``.
 
-    ``x`` is [B, L, H, d] with L = ``length`` columns, or [B, S, H, d] of the columns ``at`` int32[B, S].
+    Args:
+      x: [B, L, H, d] with L = ``length`` columns, or [B, S, H, d] of the columns ``query_positions``.
+      length: L.
+      query_positions: int32[B, S], or None for all columns.
     """
     half = x.shape[3] // 2
     frequency = ROTARY_BASE ** (-np.arange(half) / half)
     angle = (np.arange(length)[:, None] * frequency[None, :]).reshape(length, 1, half)
     cosine, sine = (
-        part[None] if at is None else jnp.asarray(part)[at]
+        part[None] if query_positions is None else jnp.asarray(part)[query_positions]
         for part in (np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
     )
     first, second = x[..., :half], x[..., half:]
@@ -117,35 +156,52 @@ def rotate(x: Array, length: int, at: Array | None = None) -> Array:
 
 
 class ScoreBias(nn.Module):
-    """The bias that a scheme adds to the scores: see `PositionScheme.parameters_per_head` for its parameters.
+    """Bias that a scheme adds to the scores; its parameters are those that `PositionScheme` counts.
 
-    Returns ``(bias float32[H, L, L] | None, interval_table float32[H, buckets] | None)``; the second one is
-    looked up for each row by `interval_bias`, since it depends on the row's timestamps.
+    Returns ``(bias float32[H, L, L] | None, table float32[H or 1, buckets] | None)``; the table is that of the schemes
+    that depend on a row's timestamps, for `interval_bias`.
     """
 
     scheme: str
     heads: int
 
     @nn.compact
-    def __call__(self, length: int) -> tuple[Array | None, Array | None]:
-        count = POSITIONS[self.scheme].parameters_per_head
+    def __call__(self, length: int, bidirectional: bool = False) -> tuple[Array | None, Array | None]:
+        scheme = POSITIONS[self.scheme]
         if self.scheme == "alibi":
-            slopes = alibi_slopes(self.heads)
-            return jnp.asarray(-slopes[:, None, None] * distances(length)[None].astype(np.float32)), None
-        if not count:
+            distance = np.abs(offsets(length)).astype(np.float32)
+            return jnp.asarray(-alibi_slopes(self.heads)[:, None, None] * distance[None]), None
+        if not scheme.buckets:
             return None, None
-        table = self.param("table", nn.initializers.normal(0.02), (self.heads, count), jnp.float32)
-        if self.scheme == "time-interval":
+        heads = 1 if scheme.shared_by_heads else self.heads
+        table = self.param("table", nn.initializers.normal(0.02), (heads, scheme.buckets), jnp.float32)
+        if scheme.needs_timestamps:
             return None, table
-        return table[:, relative_buckets(distances(length))], None
+        return table[:, relative_buckets(offsets(length), bidirectional)], None
 
 
-def interval_bias(table: Array, timestamps: Array | None) -> Array:
-    """float32[B, H, L, L] from ``table`` [H, buckets] and ``timestamps`` int32[B, L] in seconds."""
+def interval_bias(scheme: str, table: Array, timestamps: Array | None, segments: Array) -> Array:
+    """Bias of the scores from the seconds between query and key.
+
+    Args:
+      scheme: "time-interval" or "hstu-time".
+      table: float32[H or 1, buckets].
+      timestamps: int32[B, L], seconds, or None.
+      segments: int32[B, L].
+
+    Returns:
+      float32[B, H or 1, L, L].
+
+    Raises:
+      DataError: there are no timestamps.
+    """
     if timestamps is None:
         raise DataError(
-            "time-interval positions need timestamps: expected Batch.timestamps int32[B, L], got None; "
-            "choose other positions, or load a log with a timestamp column"
+            f"{scheme} positions need timestamps: expected Batch.timestamps int32[B, L], got None; "
+            f"choose other positions, or load a log with a timestamp column"
         )
-    seconds = jnp.maximum(timestamps[:, :, None] - timestamps[:, None, :], 0)
-    return jnp.moveaxis(table[:, interval_buckets(seconds)], 0, 1)
+    hstu = scheme == "hstu-time"
+    query_times = question_times(timestamps, segments) if hstu else timestamps
+    seconds = jnp.abs(query_times[:, :, None] - timestamps[:, None, :])
+    buckets = question_buckets(seconds) if hstu else interval_buckets(seconds)
+    return jnp.moveaxis(table[:, buckets], 0, 1)

@@ -1,42 +1,75 @@
-"""Scaled dot-product softmax attention (Vaswani et al. 2017), causal within each sequence of a row."""
+"""Scaled dot-product softmax attention (Vaswani et al. 2017)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
-from jaxrec.attention.functional import merge_heads, softmax_at, softmax_core
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
+from jaxrec.attention.functional import keep_all, masked_softmax
 from jaxrec.attention.module import (
-    Mechanism,
+    AttentionModule,
     OutputProjection,
     Projections,
-    Rows,
     position_count,
     projection_count,
 )
+from jaxrec.nn.precision import einsum
+
+
+def softmax_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | float,
+    mask: Array,
+    dropout: Callable[[Array], Array] = keep_all,
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array]:
+    """``softmax(mask(Q K^T / sqrt(d) + bias)) V``, for each head.
+
+    Args:
+      q: [B, S, H, d].
+      k: [B, L, H, d].
+      v: [B, L, H, d].
+      bias: [1 or B, 1 or H, S, L], or a number.
+      mask: bool[B, 1 or H, S, L], true where a query may attend to a key.
+      dropout: of the weights.
+      dtype: precision of the operands of products.
+
+    Returns:
+      [B, S, H, d], and the weights [B, H, S, L] before dropout.
+    """
+    scores = einsum("bihd,bjhd->bhij", q * q.shape[-1] ** -0.5, k, dtype) + bias
+    weights = masked_softmax(scores, mask)
+    return einsum("bhij,bjhd->bihd", dropout(weights), v, dtype), weights
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxAttentionConfig(AttentionConfig):
-    """Multi-head softmax attention: ``softmax(mask(Q K^T / sqrt(D / H) + bias)) V``."""
+    """Multi-head softmax attention."""
 
     selects_positions: ClassVar[bool] = True
     paper: ClassVar[str] = "Vaswani et al., Attention Is All You Need, 2017 (arXiv 1706.03762)"
 
-    def module(self, shape: AttentionShape, name: str | None = None) -> nn.Module:
-        return SoftmaxAttention(self, shape, name=name)
+    def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
+        """Build `SoftmaxAttention`."""
+        return SoftmaxAttention(self, spec, name=name)
 
-    def parameter_count(self, shape: AttentionShape) -> int:
-        width = shape.width
-        return 3 * (width**2 + width) + projection_count(shape) + position_count(self, shape)
+    def parameter_count(self, spec: AttentionSpec) -> int:
+        """``3 (D^2 + D)``, the output projection and the position scheme."""
+        width = spec.width
+        return 3 * (width**2 + width) + projection_count(spec) + position_count(self, spec)
 
 
-class SoftmaxAttention(Mechanism):
-    """``(x [B, L, D], context, train, queries=None, at=None) -> [B, L, D]``, [B, S, D] with ``at`` int32[B, S].
+class SoftmaxAttention(AttentionModule):
+    """``(x [B, L, D], context, train) -> [B, L, D]``, or [B, S, D] at ``query_positions`` int32[B, S].
 
     Parameters: ``3 (D^2 + D)``, ``D^2 + D`` more with an output projection, and those of the position scheme
     (`jaxrec.attention.positions.PositionScheme`). Sows ``attention_weights`` float32[B, H, L, L].
@@ -49,39 +82,10 @@ class SoftmaxAttention(Mechanism):
         context: AttentionContext,
         train: bool = False,
         queries: Array | None = None,
-        at: Array | None = None,
+        query_positions: Array | None = None,
     ) -> Array:
-        heads, dtype = self.config.heads, self.shape.dtype
-        batch, length, _ = x.shape
-        turn, bias_of = self.position_terms(context)
-        q, k, v = Projections(heads, self.shape, name="projections")(x, queries)
-        scale = q.shape[-1] ** -0.5
-        project = OutputProjection(self.shape, name="output")
-        if at is not None:
-            whole = Rows((), context.segments, context.positions, context.timestamps, None)
-            asked = turn(q, at) * scale
-            attended = softmax_at(
-                asked, turn(k), v, at=at, segments=context.segments, bias=bias_of(whole), dtype=dtype
-            )
-            return project(merge_heads(attended))
-        keep, probability = self.keep_mask((batch, heads, length, 1, length), train)
-
-        def core(rows: Rows, chunks: int) -> tuple[Array, dict[str, Array]]:
-            q, k, v = rows.inputs
-            out, weights = softmax_core(
-                q,
-                k,
-                v,
-                segments=rows.segments,
-                bias=bias_of(rows),
-                keep=rows.keep,
-                probability=probability,
-                dtype=dtype,
-                chunks=chunks,
-            )
-            return out, {"attention_weights": weights[:, :, :, 0]}
-
-        inputs = (turn(q) * scale, turn(k), v)
-        rows = Rows(inputs, context.segments, context.positions, context.timestamps, keep)
-        attended = merge_heads(self.over_rows(core, rows, heads * length * length))
-        return project(attended)
+        """Attend; see `AttentionConfig.build` for the arguments."""
+        qkv = Projections(self.config.heads, self.spec, name="projections")(x, queries)
+        formula = partial(softmax_attention, dtype=self.spec.dtype)
+        attended = self.attend(formula, qkv, context, train, query_positions=query_positions)
+        return OutputProjection(self.spec, name="output")(attended)

@@ -1,21 +1,27 @@
-"""What all commands share: parsing and printing."""
+"""Parsing and printing, common to all commands."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import re
+import sys
 from typing import Any
 
 import tyro
 
+from jaxrec.errors import ConfigError
+
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """A result for people, or for programs: with ``--json`` the last line of standard output is one JSON object."""
+    """Print a result for people, or for programs: with ``--json`` the last line of standard output is one JSON object."""
     print(json.dumps(_nullable(result), allow_nan=False) if as_json else text, flush=True)
 
 
 def _nullable(value: Any) -> Any:
-    """JSON has no NaN: what is not defined (a mean over no case, a change relative to 0) becomes null."""
+    """Replace NaN, which JSON lacks and which marks what is undefined (a mean over no case), by None."""
     if isinstance(value, dict):
         return {key: _nullable(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -24,11 +30,34 @@ def _nullable(value: Any) -> Any:
 
 
 def parse(form: Any, arguments: list[str], command: str, default: Any = None) -> Any:
+    """Parse the options of a command into a dataclass.
+
+    Args:
+      form: dataclass whose fields are the options.
+      arguments: from the command line, after the command's name.
+      command: name of the command, for messages.
+      default: instance of ``form`` whose values are the defaults, or None.
+
+    Raises:
+      ConfigError: an option has a value that its configuration refuses.
+    """
     kwargs = {} if default is None else {"default": default}
-    return tyro.cli(
-        form,
-        args=arguments,
-        prog=f"jaxrec {command}",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
-        **kwargs,
-    )
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                form,
+                args=arguments,
+                prog=f"jaxrec {command}",
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+                **kwargs,
+            )
+    except SystemExit:
+        text = errors.getvalue()
+        # A configuration's own message: the parser frames and wraps it.
+        refused = re.search(r"Error parsing ([\w.-]+): (.*?)\n\W*(?:[-\u2500]{3})", text, re.DOTALL)
+        if refused and "Value error" in text:
+            option, message = refused.group(1), " ".join(refused.group(2).replace("\u2502", " ").split())
+            raise ConfigError(f"{option}: {message}" if option.startswith("--") else message) from None
+        sys.stderr.write(text)
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, Mask
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
 from jaxrec.data.batches import Batch
@@ -73,13 +73,13 @@ class AttentiveEncoder(Encoder):
         """Whether position vectors are added to the embeddings."""
         return POSITIONS[self.positions].additive
 
-    def attention_shape(self) -> AttentionShape:
+    def attention_shape(self) -> AttentionSpec:
         """Settings that every layer passes to its attention module."""
         raise NotImplementedError(f"{type(self).__name__} must define attention_shape()")
 
-    def attention_context(self, batch: Batch, shape: AttentionShape, mask: Mask) -> AttentionContext:
+    def attention_context(self, batch: Batch, shape: AttentionSpec, mask: Mask) -> AttentionContext:
         """Per-position metadata for the attention modules, with what the layers share; call once per forward pass."""
         self.attention.check(shape)
-        shared_module: Any = self.attention.shared_module(shape, name="shared_attention")
+        shared_module: Any = self.attention.build_shared(shape, name="shared_attention")
         shared = None if shared_module is None else shared_module()
         return AttentionContext(batch.positions, batch.segments, batch.timestamps, shared, mask)

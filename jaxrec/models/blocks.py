@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.registry import Registry
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
     arrangement: str
     attention: AttentionConfig
-    shape: AttentionShape
+    shape: AttentionSpec
     ffn_width: int
     activation: str
     dropout: float
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: AttentionContext, train: bool, at: Array | None = None) -> Array:
-        attention = self.attention.module(self.shape, name="attention")
+        attention = self.attention.build(self.shape, name="attention")
         feed_forward = FeedForward(
             self.ffn_width,
             self.activation,
@@ -100,7 +100,9 @@ class Block(nn.Module):
         def attend(x: Array, queries: Array | None = None) -> Array:
             if at is None or not self.attention.selects_positions:
                 return wanted(attention(x, context, train, queries=queries))
-            return attention(x, context, train, queries=wanted(x if queries is None else queries), at=at)
+            return attention(
+                x, context, train, queries=wanted(x if queries is None else queries), query_positions=at
+            )
 
         def gated(name: str, x: Array, change: Array) -> Array:
             if self.arrangement != "gated":

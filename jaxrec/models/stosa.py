@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionShape, Mask
-from jaxrec.attention.wasserstein import WassersteinAttentionConfig, positive, root
+from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask
+from jaxrec.attention.functional import elu_plus_one, standard_deviation
+from jaxrec.attention.wasserstein import WassersteinAttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig
@@ -82,12 +83,12 @@ class GaussianBlock(nn.Module):
 
     config: STOSAConfig
     attention: AttentionConfig
-    shape: AttentionShape
+    shape: AttentionSpec
 
     @nn.compact
     def __call__(self, x: Array, context: AttentionContext, train: bool) -> Array:
         config, shape, width = self.config, self.shape, self.config.width
-        attended = self.attention.module(shape, name="attention")(x, context, train)
+        attended = self.attention.build(shape, name="attention")(x, context, train)
         attended = x + Dropout(config.dropout)(attended, train)
         out = []
         for name, state in zip(STREAMS, jnp.split(attended, 2, axis=-1), strict=True):
@@ -103,7 +104,7 @@ class GaussianBlock(nn.Module):
             out.append(
                 nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_feed_forward_norm")(state + fed)
             )
-        return jnp.concatenate([out[0], positive(out[1])], axis=-1)
+        return jnp.concatenate([out[0], elu_plus_one(out[1])], axis=-1)
 
 
 class STOSA(AttentiveEncoder):
@@ -125,9 +126,9 @@ class STOSA(AttentiveEncoder):
 
         return init
 
-    def attention_shape(self) -> AttentionShape:
+    def attention_shape(self) -> AttentionSpec:
         """What every block hands to its attention mechanism."""
-        return AttentionShape(
+        return AttentionSpec(
             width=2 * self.config.width,
             max_length=self.max_length,
             positions=self.positions,
@@ -157,14 +158,16 @@ class STOSA(AttentiveEncoder):
                 )(batch.positions)
             x = nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_norm")(x)
             streams.append(Dropout(config.dropout)(x, train))
-        x = jnp.concatenate([jax.nn.elu(streams[0]), positive(streams[1])], axis=-1)
+        x = jnp.concatenate([jax.nn.elu(streams[0]), elu_plus_one(streams[1])], axis=-1)
         x = zero_padding(x, batch.segments)
 
         context = self.attention_context(batch, shape, mask)
         for layer in range(config.layers):
             block = GaussianBlock(config, self.attention, shape, name=f"layer_{layer}")
             x = zero_padding(block(x, context, train), batch.segments)
-        hidden = jnp.concatenate([x[..., : config.width], root(x[..., config.width :])], axis=-1)
+        hidden = jnp.concatenate(
+            [x[..., : config.width], standard_deviation(x[..., config.width :])], axis=-1
+        )
         hidden = zero_padding(hidden, batch.segments)
         return hidden if query_positions is None else take_positions(hidden, query_positions)
 
@@ -173,7 +176,7 @@ class STOSA(AttentiveEncoder):
         docstring.
         """
         mean, covariance = (params[f"{name}_items"]["table"] for name in STREAMS)
-        items = jnp.concatenate([mean, root(positive(covariance))], axis=-1)
+        items = jnp.concatenate([mean, standard_deviation(elu_plus_one(covariance))], axis=-1)
         return EuclideanItemTable.of_points(items, self.shards)
 
     def parameter_count(self) -> int:

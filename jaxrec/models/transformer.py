@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxrec.attention.base import AttentionShape, Mask
+from jaxrec.attention.base import AttentionSpec, Mask
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig
@@ -90,9 +90,9 @@ class Transformer(AttentiveEncoder):
 
     config: TransformerConfig
 
-    def attention_shape(self) -> AttentionShape:
+    def attention_shape(self) -> AttentionSpec:
         """What every block hands to its attention mechanism."""
-        return AttentionShape(
+        return AttentionSpec(
             width=self.config.width,
             max_length=self.max_length,
             positions=self.positions,

@@ -52,10 +52,16 @@ def turned(vector, place):
     return out
 
 
-def t5_bucket(distance):
-    if distance < 16:
-        return distance
-    return min(31, 16 + int(math.log(distance / 16) / math.log(128 / 16) * 16))
+def t5_bucket(offset, bidirectional):
+    """T5's bucket of query index less key index."""
+    count = 16 if bidirectional else 32
+    first = count if offset < 0 else 0
+    distance, exact = abs(offset), count // 2
+    if distance < exact:
+        return first + distance
+    return first + min(
+        count - 1, exact + int(math.log(distance / exact) / math.log(128 / exact) * (count - exact))
+    )
 
 
 def interval_bucket(seconds):
@@ -65,12 +71,18 @@ def interval_bucket(seconds):
     return 2 * exponent + (1 if seconds >= 1.5 * 2**exponent else 0)
 
 
+def keys_of(variant, query, n):
+    """Indices of the keys that a query sees."""
+    return range(n if variant.mask == "bidirectional" else query + 1)
+
+
 class Scheme:
     """Positions inside attention, of one head."""
 
     def __init__(self, variant, params, head, timestamps):
         self.name, self.head, self.times = variant.positions, head, timestamps
         self.heads = variant.config.heads
+        self.bidirectional = variant.mask == "bidirectional"
         self.table = params.get("positions", {}).get("table")
 
     def turn(self, vector, place):
@@ -78,11 +90,14 @@ class Scheme:
 
     def bias(self, i, j):
         if self.name == "relative-bias":
-            return self.table[self.head, t5_bucket(i - j)]
+            return self.table[self.head, t5_bucket(i - j, self.bidirectional)]
         if self.name == "alibi":
-            return -(2.0 ** (-8.0 * (self.head + 1) / self.heads)) * (i - j)
+            return -(2.0 ** (-8.0 * (self.head + 1) / self.heads)) * abs(i - j)
         if self.name == "time-interval":
-            return self.table[self.head, interval_bucket(int(self.times[i] - self.times[j]))]
+            return self.table[self.head, interval_bucket(abs(int(self.times[i] - self.times[j])))]
+        if self.name == "hstu-time":
+            following = self.times[min(i + 1, len(self.times) - 1)]
+            return self.table[0, int(math.log(max(1, abs(int(following - self.times[j])))) / 0.301)]
         return 0.0
 
 
@@ -92,21 +107,23 @@ def heads_of(variant, params, timestamps, width):
         yield head, slice(head * size, (head + 1) * size), Scheme(variant, params, head, timestamps)
 
 
-def dot_scores(q, k, scheme):
-    """Lower-triangular scores with the scheme's bias; NaN where a key is later than the query."""
+def dot_scores(variant, q, k, scheme):
+    """Scores with the scheme's bias; NaN where the mask forbids a key."""
     n, size = q.shape
     scores = np.full((n, n), np.nan)
     for i in range(n):
-        for j in range(i + 1):
+        for j in keys_of(variant, i, n):
             product = float(scheme.turn(q[i], i) @ scheme.turn(k[j], j))
             scores[i, j] = product / math.sqrt(size) + scheme.bias(i, j)
     return scores
 
 
-def causal_softmax(scores):
+def masked_softmax(scores):
+    """Softmax of each row over the entries that are numbers; 0 elsewhere."""
     out = np.zeros_like(scores)
-    for i in range(len(scores)):
-        out[i, : i + 1] = softmax(scores[i, : i + 1])
+    for i, row in enumerate(scores):
+        seen = ~np.isnan(row)
+        out[i, seen] = softmax(row[seen])
     return out
 
 
@@ -114,7 +131,7 @@ def softmax_attention(variant, params, x, queries, places, timestamps, shared):
     q, k, v = projections(x, queries, params["projections"])
     out = np.zeros_like(x)
     for _, part, scheme in heads_of(variant, params, timestamps, x.shape[1]):
-        out[:, part] = causal_softmax(dot_scores(q[:, part], k[:, part], scheme)) @ v[:, part]
+        out[:, part] = masked_softmax(dot_scores(variant, q[:, part], k[:, part], scheme)) @ v[:, part]
     return output(out, params)
 
 
@@ -152,17 +169,18 @@ def kernel_attention(variant, params, x, queries, places, timestamps, shared):
         # The definition, not the shortcut: scores times U over all pairs, then the mask.
         turned_q = np.stack([scheme.turn(q[i, part], i) for i in range(n)])
         turned_k = np.stack([scheme.turn(k[i, part], i) for i in range(n)])
-        scores = (turned_q @ turned_k.T / math.sqrt(part.stop - part.start)) @ upper
+        everything = (turned_q @ turned_k.T / math.sqrt(part.stop - part.start)) @ upper
+        scores = np.full((n, n), np.nan)
         for i in range(n):
-            for j in range(n):
-                scores[i, j] += scheme.bias(i, j) if j <= i else 0.0
-        out[:, part] = causal_softmax(scores) @ (lower @ v[:, part])
+            for j in keys_of(variant, i, n):
+                scores[i, j] = everything[i, j] + scheme.bias(i, j)
+        out[:, part] = masked_softmax(scores) @ (lower @ v[:, part])
     return output(out, params)
 
 
 def miq_attention(variant, params, x, queries, places, timestamps, shared):
     config = variant.config
-    m, (n, width) = config.query_window, x.shape
+    m, (n, width) = config.query_window + config.printed_window, x.shape
     dummies = shared if config.share_dummies else params["dummies"]["vectors"]
     extended = np.concatenate([dummies, x if queries is None else queries])
     window = params["query_window"]["slots"]
@@ -177,9 +195,9 @@ def miq_attention(variant, params, x, queries, places, timestamps, shared):
                 root = math.sqrt(part.stop - part.start)
                 scores = [
                     float(scheme.turn(q[part], t) @ scheme.turn(k[s, part], s)) / root + scheme.bias(t, s)
-                    for s in range(t + 1)
+                    for s in keys_of(variant, t, n)
                 ]
-                values = list(v[: t + 1, part])
+                values = [v[s, part] for s in keys_of(variant, t, n)]
                 if config.dummies_as_keys:
                     scores += [float(q[part] @ key[part]) / root for key in dummy_k]
                     values += list(dummy_v[:, part])
@@ -206,59 +224,87 @@ def miq_attention(variant, params, x, queries, places, timestamps, shared):
     return output(out, params)
 
 
-def map_rows_of(params, config):
-    names = config.map_names()
-    return dict(zip(names, params["profiles"]["maps"], strict=True))
+def unit(x):
+    """Root mean square of 1 along the last axis."""
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6)
 
 
-def reweighed(config, params, scores, places):
-    """New weights from lower-triangular scores (NaN above the diagonal), one profile at a time."""
+def refined(config, params, scores, places):
+    """AWRSR's weights from scores (NaN where the mask forbids), one profile at a time."""
+    refinement = params["refinement"]
+    names = ["query", "key"]
+    if config.variant == "value-weighted" and config.value_map:
+        names += ["value", "value_out"] if config.rank else ["value"]
+    maps = dict(zip(names, refinement["maps"], strict=True))
+    old = masked_softmax(scores)
+    for _ in range(config.depth):
+        new = refined_once(config, refinement, maps, scores, old, places)
+        if config.residual == "gate" or config.variant == "additive-gated":
+            gate = sigmoid(refinement["gate"])
+            new = (1 - gate) * old + gate * new
+        scores = np.where(np.isnan(scores), np.nan, np.log(np.maximum(new, 1e-9)))
+        old = new
+    return old
+
+
+def refined_once(config, refinement, maps, scores, old, places):
     n = len(scores)
-    old = causal_softmax(scores)
-    profiles = old if config.source == "prob" else np.where(np.isnan(scores), 0.0, scores)
-    maps = map_rows_of(params, config)
+    forbidden = np.isnan(scores)
+    if config.source == "prob":
+        profiles = old
+    elif config.source == "raw":
+        profiles = np.where(forbidden, 0.0, scores)
+    else:
+        profiles = np.zeros((n, n))
+        for row in range(n):
+            seen = ~forbidden[row]
+            logarithms = np.log(softmax(scores[row, seen]))
+            profiles[row, seen] = logarithms - logarithms.mean()
 
     def through(name):
         return np.stack([sum(row[a] * maps[name][places[a]] for a in range(n)) for row in profiles])
 
     query, key = through("query"), through("key")
     size = query.shape[1]
+    if config.variant == "stochastic":
+        query = key = np.concatenate([query, np.sqrt(elu_plus_one(key)) - 1.0], axis=1)
+    if config.scale == "unit":
+        query, key = unit(query), unit(key)
     correlation = np.full((n, n), np.nan)
     for i in range(n):
-        for j in range(i + 1):
+        for j in np.flatnonzero(~forbidden[i]):
             if config.variant == "additive-bahdanau":
-                correlation[i, j] = params["profiles"]["vector"] @ np.tanh(query[i] + key[j])
+                correlation[i, j] = refinement["vector"] @ np.tanh(query[i] + key[j])
             elif config.variant == "stochastic":
-                deviation = [np.sqrt(elu_plus_one(key[row])) for row in (i, j)]
-                squared = ((query[i] - query[j]) ** 2).sum() + ((deviation[0] - deviation[1]) ** 2).sum()
-                correlation[i, j] = -squared / math.sqrt(size)
+                distance = ((query[i] - key[j]) ** 2).sum()
+                factor = refinement["temperature"] / (4 * size) if config.scale == "unit" else size**-0.5
+                correlation[i, j] = -distance * factor
+            elif config.scale == "unit":
+                correlation[i, j] = refinement["temperature"] * (query[i] @ key[j]) / size
             else:
                 correlation[i, j] = query[i] @ key[j] / math.sqrt(size)
     if config.variant == "additive":
-        return causal_softmax(scores + correlation)
-    new = causal_softmax(correlation)
-    if config.variant == "additive-gated":
-        gate = sigmoid(params["profiles"]["gate"])
-        return (1 - gate) * old + gate * new
+        return masked_softmax(scores + correlation)
+    new = masked_softmax(correlation)
     if config.variant != "value-weighted":
         return new
     if not config.value_map:
         hops = new @ profiles
-        return hops if config.source == "prob" else causal_softmax(hops)
+        return hops if config.source == "prob" else masked_softmax(np.where(forbidden, np.nan, hops))
     full = maps["value"] @ maps["value_out"].T if config.rank else maps["value"]
     spread = np.zeros((n, n))
     for i in range(n):
         for j in range(n):
             spread[i, j] = sum(profiles[i, a] * full[places[a], places[j]] for a in range(n))
-    return causal_softmax(new @ spread)
+    return masked_softmax(np.where(forbidden, np.nan, new @ spread))
 
 
 def refined_attention(variant, params, x, queries, places, timestamps, shared):
     q, k, v = projections(x, queries, params["projections"])
     out = np.zeros_like(x)
     for _, part, scheme in heads_of(variant, params, timestamps, x.shape[1]):
-        scores = dot_scores(q[:, part], k[:, part], scheme)
-        out[:, part] = reweighed(variant.config, params, scores, places) @ v[:, part]
+        scores = dot_scores(variant, q[:, part], k[:, part], scheme)
+        out[:, part] = refined(variant.config, params, scores, places) @ v[:, part]
     return output(out, params)
 
 
@@ -271,12 +317,12 @@ def wasserstein_attention(variant, params, x, queries, places, timestamps, share
     for _, part, scheme in heads_of(variant, params, timestamps, half):
         scores = np.full((n, n), np.nan)
         for i in range(n):
-            for j in range(i + 1):
+            for j in keys_of(variant, i, n):
                 squared = ((mean_q[i, part] - mean_k[j, part]) ** 2).sum()
                 squared += ((np.sqrt(cov_q[i, part]) - np.sqrt(cov_k[j, part])) ** 2).sum()
                 scores[i, j] = -squared / math.sqrt(part.stop - part.start) + scheme.bias(i, j)
         weights = (
-            causal_softmax(scores) if config.variant == "none" else reweighed(config, params, scores, places)
+            masked_softmax(scores) if config.variant == "none" else refined(config, params, scores, places)
         )
         means[:, part] = weights @ mean_v[:, part]
         covariances[:, part] = weights**2 @ cov_v[:, part]
@@ -293,14 +339,20 @@ def pointwise_attention(variant, params, x, queries, places, timestamps, shared)
     out = np.zeros_like(x)
     for head, part, scheme in heads_of(variant, params, timestamps, x.shape[1]):
         for i in range(n):
-            for j in range(i + 1):
+            for j in keys_of(variant, i, n):
                 score = float(scheme.turn(q[i, part], i) @ scheme.turn(k[j, part], j)) + scheme.bias(i, j)
                 if variant.config.distance_bias:
-                    score += params["distance_bias"][head, i - j]
+                    score += params["distance_bias"][head, abs(i - j)]
                 out[i, part] += silu(score) / variant.max_length * v[j, part]
     centred = out - out.mean(axis=1, keepdims=True)
     normed = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)
     return affine(normed * gate, params["output"])
+
+
+def uniform_attention(variant, params, x, queries, places, timestamps, shared):
+    values = affine(x, params["values"])
+    means = [values[list(keys_of(variant, i, len(x)))].mean(axis=0) for i in range(len(x))]
+    return output(np.stack(means), params)
 
 
 ORACLES = {
@@ -310,4 +362,5 @@ ORACLES = {
     "kernel": kernel_attention,
     "hstu": pointwise_attention,
     "wasserstein": wasserstein_attention,
+    "uniform": uniform_attention,
 }

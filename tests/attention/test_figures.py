@@ -8,21 +8,27 @@ import pytest
 from jaxrec.analysis.attention_maps import (
     attention_figure,
     attention_weights,
-    kernels_figure,
+    matrices_figure,
+    parameter_panels,
     query_weights_figure,
     write_attention_figures,
 )
-from jaxrec.attention import KernelAttentionConfig, MultiItemQueryAttentionConfig
+from jaxrec.attention import (
+    KernelAttentionConfig,
+    MultiItemQueryAttentionConfig,
+    RefinedAttentionConfig,
+)
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models import TransformerConfig
+from jaxrec.nn.spec import DataSpec
 from tests.attention.variants import QUICK
 
 TITLES = ["First", None, "A title that is far too long for the side of a heat map"]
 
 
 def encoder_and_batch(attention, segments=(0, 1, 1, 1)):
-    encoder = TransformerConfig(width=4, layers=2).module(attention, 9, 4)
+    encoder = TransformerConfig(width=4, layers=2, attention=attention).build(DataSpec(9, 4))
     row = jnp.asarray([segments], jnp.int32)
     zero = jnp.zeros_like(row)
     batch = Batch(row * 3, zero, row, zero, zero.astype(jnp.float32))
@@ -71,13 +77,25 @@ def test_query_weights_are_averaged_over_histories():
 
 
 def test_kernels_by_layer_and_head():
-    upper, lower = np.triu(np.ones((1, 3, 3))), np.tril(np.ones((2, 3, 3)))
-    figure = kernels_figure([(upper, lower), (upper, lower[:1])])
-    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert titles == [
-        *("U, layer 1, head 1", "L, layer 1, head 1", "U, layer 1, head 2", "L, layer 1, head 2"),
-        *("U, layer 2", "L, layer 2"),
+    config = KernelAttentionConfig(heads=2, upper="toeplitz", lower="full", per_head=True, share_upper=True)
+    encoder, params, _ = encoder_and_batch(config)
+    panels = parameter_panels(encoder, params)["kernels"]
+    assert [title for title, _ in panels] == [
+        f"{name}, layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2) for name in "UL"
     ]
+    assert all(matrix.shape == (4, 4) for _, matrix in panels)
+    figure = matrices_figure(panels[:3], "kernels")
+    assert [axis.get_title() for axis in figure.axes if axis.get_title()] == [
+        title for title, _ in panels[:3]
+    ]
+
+
+def test_maps_of_a_refinement():
+    for options, titles in (({}, ["W_q", "W_k"]), ({"rank": 2}, ["W_q W_k^T"])):
+        encoder, params, _ = encoder_and_batch(RefinedAttentionConfig(**options))
+        panels = parameter_panels(encoder, params)["refinement_maps"]
+        assert [title for title, _ in panels] == [f"{t}, layer {layer}" for layer in (1, 2) for t in titles]
+        assert all(matrix.shape == (4, 4) for _, matrix in panels)
 
 
 def test_an_empty_history_is_refused(tmp_path):

@@ -17,36 +17,46 @@ from jaxrec.attention import (
     MultiItemQueryAttentionConfig,
     RefinedAttentionConfig,
     SoftmaxAttentionConfig,
+    UniformAttentionConfig,
     WassersteinAttentionConfig,
 )
 from jaxrec.attention.functional import index_from_start
 from jaxrec.attention.kernelised import kernel_matrices, mix, mixing_weights
-from jaxrec.attention.miq import QueryWindow, ask, slide_window
+from jaxrec.attention.miq import QueryWindow, apply_slot_maps, slide_window
 from jaxrec.attention.positions import interval_buckets
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
 from jaxrec.nn.layers import Dense
-from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SHAPE, X, applied, initialised
+from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SPEC, X, applied, initialised
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SoftmaxAttentionConfig(heads=0), r"attention\.heads must be at least 1, got 0"),
+        (lambda: SoftmaxAttentionConfig(heads=0), r"--encoder\.attention\.heads must be .*at least 1; got 0"),
         (
-            lambda: SoftmaxAttentionConfig(heads=3).check(SHAPE),
+            lambda: SoftmaxAttentionConfig(heads=3).check(SPEC),
             r"must divide .* 3 heads for width 8; .*\[1, 2, 4, 8\]",
         ),
-        (lambda: SoftmaxAttentionConfig(dropout=1.0), r"attention\.dropout must be in \[0, 1\), got 1\.0"),
-        (lambda: SoftmaxAttentionConfig(rows_per_group=-1), r"rows_per_group must be 0 .* got -1"),
-        (lambda: MultiItemQueryAttentionConfig(query_window=0), r"query_window must be at least 1, got 0"),
+        (lambda: SoftmaxAttentionConfig(dropout=1.0), r"attention\.dropout must be .* \[0, 1\); got 1\.0"),
+        (lambda: SoftmaxAttentionConfig(rows_per_group=-1), r"rows-per-group must be .* got -1"),
+        (lambda: MultiItemQueryAttentionConfig(query_window=0), r"query-window must be .* got 0"),
         (
-            lambda: MultiItemQueryAttentionConfig(query_window=7).check(SHAPE),
-            r"window of 7 for histories of at most 6; shorten the window or lengthen",
+            lambda: MultiItemQueryAttentionConfig(query_window=7).check(SPEC),
+            r"window of 7 items for histories of at most 6; shorten the window or lengthen",
+        ),
+        (
+            lambda: MultiItemQueryAttentionConfig(query_window=6, printed_window=True).check(SPEC),
+            r"window of 7 items for histories of at most 6",
         ),
         (
             lambda: MultiItemQueryAttentionConfig(query_level="max"),
-            r"query_level must be one of mean, .*got 'max'",
+            r"query-level must be one of mean, .*got 'max'",
         ),
+        (
+            lambda: MultiItemQueryAttentionConfig(mapping="loop"),
+            r"mapping must be one of fused, vmap.*got 'loop'",
+        ),
+        (lambda: MultiItemQueryAttentionConfig(dummy_scale=0.0), r"dummy-scale must be .* above 0; got 0"),
         (
             lambda: KernelAttentionConfig(upper="dense"),
             r"attention\.upper must be one of identity, .*got 'dense'",
@@ -55,23 +65,35 @@ from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SHAPE, X, applie
             lambda: KernelAttentionConfig(lower="dense"),
             r"attention\.lower must be one of identity, .*got 'dense'",
         ),
-        (lambda: KernelAttentionConfig(bandwidth=0), r"bandwidth must be at least 1, got 0"),
+        (lambda: KernelAttentionConfig(bandwidth=0), r"bandwidth must be .*at least 1; got 0"),
         (
             lambda: RefinedAttentionConfig(variant="best"),
             r"attention\.variant must be one of simple, .*got 'best'",
         ),
         (lambda: RefinedAttentionConfig(variant="stochastic"), r"must be one of simple, .*got 'stochastic'"),
-        (lambda: RefinedAttentionConfig(source="logits"), r"attention\.source must be one of prob, raw"),
-        (lambda: RefinedAttentionConfig(rank=-1), r"attention\.rank must be 0 .* got -1"),
-        (lambda: RefinedAttentionConfig(rank=7).check(SHAPE), r"got rank 7 for histories of at most 6"),
-        (lambda: WassersteinAttentionConfig(heads=8).check(SHAPE), r"divide half of .* 8 heads for width 8"),
         (
-            lambda: WassersteinAttentionConfig().check(dataclasses.replace(SHAPE, positions="rotary")),
+            lambda: RefinedAttentionConfig(source="logits"),
+            r"attention\.source must be one of centred, prob, raw",
+        ),
+        (lambda: RefinedAttentionConfig(depth=0), r"attention\.depth must be .*at least 1; got 0"),
+        (lambda: RefinedAttentionConfig(rank=-1), r"attention\.rank must be .*at least 0; got -1"),
+        (lambda: RefinedAttentionConfig(rank=7).check(SPEC), r"got rank 7 for histories of at most 6"),
+        (lambda: WassersteinAttentionConfig(heads=8).check(SPEC), r"divide half of .* 8 heads for width 8"),
+        (
+            lambda: WassersteinAttentionConfig().check(dataclasses.replace(SPEC, positions="rotary")),
             r"'rotary' are defined for dot products",
         ),
         (
-            lambda: SoftmaxAttentionConfig(heads=8).check(dataclasses.replace(SHAPE, positions="rotary")),
+            lambda: UniformAttentionConfig().check(dataclasses.replace(SPEC, positions="alibi")),
+            r"positions alibi acts on attention scores, .* choose 'learned'",
+        ),
+        (
+            lambda: SoftmaxAttentionConfig(heads=8).check(dataclasses.replace(SPEC, positions="rotary")),
             r"even width of each head: got 1 \(width 8, 8 heads\)",
+        ),
+        (
+            lambda: dataclasses.replace(CONTEXT, mask="none"),
+            r"mask must be one of causal, bidirectional; got 'none'",
         ),
     ],
 )
@@ -86,9 +108,9 @@ def test_unknown_names_list_what_exists():
     ):
         ATTENTION["mic"]
     with pytest.raises(
-        UnknownNameError, match=r"unknown position scheme 'rope': expected one of alibi, learned"
+        UnknownNameError, match=r"unknown position scheme 'rope': expected one of alibi, hstu-time, learned"
     ):
-        SoftmaxAttentionConfig().check(dataclasses.replace(SHAPE, positions="rope"))
+        SoftmaxAttentionConfig().check(dataclasses.replace(SPEC, positions="rope"))
 
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
@@ -96,11 +118,11 @@ def test_kernel_with_additive_positions_warns(positions):
     with pytest.warns(
         UserWarning, match=f"additive '{positions}' positions, which its authors found to interfere"
     ):
-        KernelAttentionConfig().check(dataclasses.replace(SHAPE, positions=positions))
+        KernelAttentionConfig().check(dataclasses.replace(SPEC, positions=positions))
 
 
 def test_timestamps_asked_for_where_there_are_none():
-    module = SoftmaxAttentionConfig().module(dataclasses.replace(SHAPE, positions="time-interval"))
+    module = SoftmaxAttentionConfig().build(dataclasses.replace(SPEC, positions="time-interval"))
     with pytest.raises(DataError, match=r"expected Batch\.timestamps int32\[B, L\], got None"):
         jax.eval_shape(module.init, jax.random.key(0), X, CONTEXT)
 
@@ -109,8 +131,8 @@ def test_timestamps_asked_for_where_there_are_none():
     "config", [KernelAttentionConfig(share_lower=True), MultiItemQueryAttentionConfig(share_dummies=True)]
 )
 def test_sharing_needs_an_encoder_that_shares(config):
-    with pytest.raises(ConfigError, match=r"share_\w+ is on, but the encoder passes no shared parameters"):
-        jax.eval_shape(config.module(SHAPE).init, jax.random.key(0), X, CONTEXT)
+    with pytest.raises(ConfigError, match=r"share-\w+ is on, but the encoder passes no shared parameters"):
+        jax.eval_shape(config.build(SPEC).init, jax.random.key(0), X, CONTEXT)
 
 
 @pytest.mark.parametrize("name", ATTENTION)
@@ -127,7 +149,7 @@ def test_miq_with_one_query_and_no_query_level_is_softmax_attention():
     kernel = jnp.concatenate([window["kernel"][0], pair["kernel"]], axis=1)
     bias = jnp.concatenate([window["bias"][0], pair["bias"]])
     same = {"projections": {"kernel": kernel, "bias": bias}, "output": params["output"]}
-    softmax = SoftmaxAttentionConfig(heads=2).module(SHAPE)
+    softmax = SoftmaxAttentionConfig(heads=2).build(SPEC)
     np.testing.assert_allclose(applied(module, params), applied(softmax, same), atol=1e-6)
 
 
@@ -136,7 +158,7 @@ def test_miq_with_one_query_and_no_query_level_is_softmax_attention():
 def test_kernel_starts_as_softmax_attention_without_positions(structure, per_head):
     config = KernelAttentionConfig(heads=2, upper=structure, lower=structure, bandwidth=3, per_head=per_head)
     module, params = initialised(config)
-    softmax = SoftmaxAttentionConfig(heads=2).module(SHAPE)
+    softmax = SoftmaxAttentionConfig(heads=2).build(SPEC)
     same = {name: params[name] for name in ("projections", "output")}
     np.testing.assert_array_equal(applied(module, params), applied(softmax, same))
     for matrix in kernel_matrices(config, 6, params.get("kernel", {})):
@@ -169,7 +191,7 @@ def test_kernel_matrices_are_those_that_mix(structure, origin):
 
 def test_gated_awrsr_starts_near_softmax_attention():
     module, params = initialised(RefinedAttentionConfig(variant="additive-gated"))
-    softmax = SoftmaxAttentionConfig().module(SHAPE)
+    softmax = SoftmaxAttentionConfig().build(SPEC)
     same = {name: params[name] for name in ("projections", "output")}
     _, sown = applied(module, params, mutable=["intermediates"])
     _, expected = applied(softmax, same, mutable=["intermediates"])
@@ -180,7 +202,7 @@ def test_gated_awrsr_starts_near_softmax_attention():
 
 
 def test_query_window_by_vmap_equals_the_batched_product():
-    window = QueryWindow(3, SHAPE)
+    window = QueryWindow(3, SPEC)
     params = jax.jit(window.init, **QUICK_JIT)(jax.random.key(0))["params"]
     assert params["slots"]["kernel"].shape == (3, 8, 8)
     assert (
@@ -195,7 +217,7 @@ def test_query_window_by_vmap_equals_the_batched_product():
             jax.value_and_grad(lambda p, x: jnp.sin(apply({"params": p}, x)).sum(), (0, 1)), **QUICK_JIT
         )
 
-    value, (own, by_input) = both(lambda p, x: ask(x, window.apply(p), jnp.float32))(params, X)
+    value, (own, by_input) = both(lambda p, x: apply_slot_maps(x, window.apply(p), jnp.float32))(params, X)
     expected, (slots, by_input_expected) = both(mapped.apply)(params["slots"], X)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(by_input, by_input_expected, atol=1e-5)
@@ -237,11 +259,11 @@ def test_rows_shorter_than_the_window_or_than_the_maximum_length():
 def test_projections_are_initialised_for_their_own_fan():
     """Fused kernels must not be initialised as if D mapped to 3 D."""
     ones = dataclasses.replace(
-        SHAPE, width=64, kernel_init=nn.initializers.variance_scaling(1, "fan_avg", "normal")
+        SPEC, width=64, kernel_init=nn.initializers.variance_scaling(1, "fan_avg", "normal")
     )
     x, context = jnp.ones((1, 2, 64)), AttentionContext(*[jnp.ones((1, 2), jnp.int32)] * 2)
     for config in (SoftmaxAttentionConfig(), MultiItemQueryAttentionConfig(query_window=2)):
-        params = jax.jit(config.module(ones).init, **QUICK_JIT)(jax.random.key(0), x, context)["params"]
+        params = jax.jit(config.build(ones).init, **QUICK_JIT)(jax.random.key(0), x, context)["params"]
         for name in ("projections", "keys_values", "query_window"):
             if name in params:
                 found = params[name].get("slots", params[name])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.attention import ATTENTION, AttentionConfig, AttentionContext, AttentionShape
+from jaxrec.attention import ATTENTION, AttentionConfig, AttentionContext, AttentionSpec
 
 # Tiny shapes, compiled once each: optimising them would take longer than running them.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -27,13 +27,14 @@ class Variant:
     separate_queries: bool = False
     output_projection: bool = True
     max_length: int = MAX_LENGTH
+    mask: str = "causal"
 
     @property
     def config(self) -> AttentionConfig:
         return ATTENTION[self.mechanism](**{"heads": 2, **dict(self.options)})
 
-    def shape(self, dtype=jnp.float32) -> AttentionShape:
-        return AttentionShape(
+    def spec(self, dtype=jnp.float32) -> AttentionSpec:
+        return AttentionSpec(
             WIDTH,
             self.max_length,
             positions=self.positions,
@@ -45,13 +46,28 @@ class Variant:
     def __str__(self) -> str:
         options = ",".join(f"{name}={value}" for name, value in self.options)
         host = [self.positions, self.origin] + ["queries"] * self.separate_queries
+        host += [self.mask] * (self.mask != "causal")
         return "-".join([self.mechanism, options, *host])
 
 
 def line(
-    mechanism, positions="none", origin="start", separate_queries=False, output_projection=True, **options
+    mechanism,
+    positions="none",
+    origin="start",
+    separate_queries=False,
+    output_projection=True,
+    mask="causal",
+    **options,
 ):
-    return Variant(mechanism, tuple(options.items()), positions, origin, separate_queries, output_projection)
+    """One line of the table; ``options`` are those of the mechanism."""
+    return Variant(
+        mechanism, tuple(options.items()), positions, origin, separate_queries, output_projection, mask=mask
+    )
+
+
+BOTH = {"mask": "bidirectional"}
+#: AWRSR as probability profiles over the root of their size, without a gate: nearly uniform at the start.
+PLAIN = {"source": "prob", "scale": "root", "residual": "none"}
 
 
 VARIANTS = (
@@ -64,22 +80,28 @@ VARIANTS = (
     line("softmax", rows_per_group=2),
     line("miq", query_window=1, query_level="none"),
     line("miq", query_window=4),
+    line("miq", query_window=2, printed_window=True, mapping="vmap"),
     line("miq", query_window=6, query_level="last", heads=1),
     line("miq", "relative-bias", query_window=3, query_level="pooled", dummies_as_keys=True),
     line("miq", "rotary", query_window=3, query_level="sum", dummies_as_keys=True, share_dummies=True),
+    line("miq", "rotary", query_window=3, dummies_as_keys=True, mapping="vmap", rows_per_group=2),
+    line("miq", "relative-bias", query_window=3, separate_queries=True, mapping="vmap", **BOTH),
     line(
         "miq", "learned", separate_queries=True, output_projection=False, query_window=2, query_level="none"
     ),
     line("miq", origin="end", query_window=4, rows_per_group=3),
     line("awrsr"),
-    line("awrsr", "rotary", source="raw", rank=3),
+    line("awrsr", **PLAIN),
+    line("awrsr", "rotary", source="raw", scale="root", rank=3),
+    line("awrsr", "rotary", depth=2, residual="none"),
     line("awrsr", origin="end", variant="value-weighted"),
+    line("awrsr", origin="end", variant="value-weighted", **PLAIN),
     line("awrsr", variant="value-weighted", source="raw", rank=2),
-    line("awrsr", variant="value-weighted", value_map=False),
-    line("awrsr", variant="value-weighted", value_map=False, source="raw"),
+    line("awrsr", variant="value-weighted", value_map=False, **PLAIN),
+    line("awrsr", variant="value-weighted", value_map=False, depth=2),
     line("awrsr", "relative-bias", variant="additive"),
     line("awrsr", variant="additive", source="raw", separate_queries=True, output_projection=False),
-    line("awrsr", variant="additive-gated", rows_per_group=3),
+    line("awrsr", variant="additive-gated", rows_per_group=3, **PLAIN),
     line("awrsr", variant="additive-bahdanau", rank=3),
     line("kernel"),
     line("kernel", upper="identity", lower="identity"),
@@ -92,12 +114,29 @@ VARIANTS = (
     ),
     line("hstu"),
     line("hstu", "time-interval", separate_queries=True),
+    line("hstu", "hstu-time"),
     line("hstu", "rotary", distance_bias=False, heads=1),
     line("wasserstein"),
     line("wasserstein", "relative-bias", separate_queries=True, output_projection=False, heads=1),
     line("wasserstein", variant="stochastic"),
     line("wasserstein", origin="end", variant="stochastic", source="raw", rank=3),
+    line("wasserstein", variant="stochastic", **PLAIN),
     line("wasserstein", variant="simple"),
+    line("uniform"),
+    line("softmax", "relative-bias", **BOTH),
+    line("softmax", "rotary", **BOTH, rows_per_group=2),
+    line("softmax", "time-interval", **BOTH),
+    line("softmax", "hstu-time", **BOTH),
+    line("softmax", "alibi", **BOTH),
+    line("miq", query_window=4, **BOTH),
+    line("miq", "rotary", query_window=3, dummies_as_keys=True, **BOTH),
+    line("awrsr", **BOTH),
+    line("awrsr", variant="value-weighted", source="raw", **BOTH),
+    line("kernel", **BOTH),
+    line("kernel", origin="end", upper="full", lower="banded", bandwidth=3, **BOTH),
+    line("hstu", "hstu-time", **BOTH),
+    line("wasserstein", variant="stochastic", **BOTH),
+    line("uniform", **BOTH),
 )
 
 
@@ -143,7 +182,9 @@ class Layout:
 
     def context(self, variant: Variant, shared=None) -> AttentionContext:
         positions = self.starts if variant.origin == "start" else self.ends
-        return AttentionContext(*map(jnp.asarray, (positions, self.segments, self.timestamps)), shared=shared)
+        return AttentionContext(
+            *map(jnp.asarray, (positions, self.segments, self.timestamps)), shared=shared, mask=variant.mask
+        )
 
 
 def random_parameters(abstract, seed=1):
@@ -154,15 +195,15 @@ def random_parameters(abstract, seed=1):
 
 def abstract_parameters(variant: Variant):
     """Shapes of the mechanism's own parameters and of those its layers share."""
-    config, shape, layout = variant.config, variant.shape(), Layout()
-    sharing = config.shared_module(shape)
+    config, spec, layout = variant.config, variant.spec(), Layout()
+    sharing = config.build_shared(spec)
     common = {} if sharing is None else jax.eval_shape(lambda: sharing.init(jax.random.key(0)))["params"]
 
     def init(common):
         shared = None if sharing is None else sharing.apply({"params": common})
         asked = layout.asked if variant.separate_queries else None
         context = layout.context(variant, shared)
-        return config.module(shape).init(jax.random.key(0), jnp.asarray(layout.x), context, False, asked)
+        return config.build(spec).init(jax.random.key(0), jnp.asarray(layout.x), context, False, asked)
 
     return jax.eval_shape(init, common).get("params", {}), common
 
@@ -171,10 +212,10 @@ def apply(
     variant: Variant, own, common, x, asked, context_of, train=False, key=None, dtype=jnp.float32, **keywords
 ):
     """The mechanism on a batch; ``context_of(shared)`` gives its context."""
-    config, shape = variant.config, variant.shape(dtype)
-    sharing = config.shared_module(shape)
+    config, spec = variant.config, variant.spec(dtype)
+    sharing = config.build_shared(spec)
     shared = None if sharing is None else sharing.apply({"params": common})
     rngs = None if key is None else {"dropout": key}
     asked = asked if variant.separate_queries else None
-    module = config.module(shape)
+    module = config.build(spec)
     return module.apply({"params": own}, x, context_of(shared), train, asked, rngs=rngs, **keywords)

@@ -1,4 +1,4 @@
-"""An encoder told which positions are wanted gives the states that it gives for all of them."""
+"""Query positions inside a transformer: every attention mechanism, and the work that is left out."""
 
 import dataclasses
 import functools
@@ -8,11 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.attention import ATTENTION
 from jaxrec.data.batches import Batch
-from jaxrec.errors import ConfigError
-from jaxrec.models import STOSAConfig, TransformerConfig
-from jaxrec.models.blocks import ARRANGEMENTS
+from jaxrec.models import TransformerConfig
 from jaxrec.nn.spec import DataSpec
 from tests.attention.variants import MAX_LENGTH, QUICK, VARIANTS, WIDTH, Layout, random_parameters
 
@@ -63,24 +60,6 @@ def test_every_mechanism(variant):
     )
 
 
-@pytest.mark.parametrize("block", ARRANGEMENTS)
-def test_every_arrangement_and_two_layers(block):
-    config = TransformerConfig(width=WIDTH, layers=2, block=block, remat=block == "pre-norm")
-    check(
-        dataclasses.replace(config, attention=ATTENTION["softmax"](heads=2)).build(
-            DataSpec(N_ITEMS, MAX_LENGTH)
-        )
-    )
-
-
-def test_gaussians():
-    check(
-        STOSAConfig(width=WIDTH, attention=ATTENTION["wasserstein"](heads=2)).build(
-            DataSpec(N_ITEMS, MAX_LENGTH)
-        )
-    )
-
-
 def test_the_last_block_asks_for_the_wanted_positions_only():
     """No product of the softmax path's last block but those of keys and values meets all positions."""
     encoder = TransformerConfig(width=WIDTH, layers=1).build(DataSpec(N_ITEMS, MAX_LENGTH))
@@ -93,9 +72,3 @@ def test_the_last_block_asks_for_the_wanted_positions_only():
         for at in (None, jnp.asarray(AT[:, :1]))
     ]
     assert costs[1] < 0.55 * costs[0]
-
-
-def test_training_answers_for_all_positions():
-    encoder = TransformerConfig(width=WIDTH, layers=1).build(DataSpec(N_ITEMS, MAX_LENGTH))
-    with pytest.raises(ConfigError, match="train=False"):
-        encoder.apply({}, batch_of("start"), True, jnp.asarray(AT))

@@ -22,14 +22,15 @@ OWN = {
         "query_level_values_kernel": True,
         "dummies/vectors": False,
     },
-    ("awrsr", (("variant", "additive-gated"),)): {"profiles/maps": False, "profiles/gate": False},
-    ("awrsr", (("variant", "additive-bahdanau"),)): {"profiles/maps": False, "profiles/vector": False},
+    ("awrsr", (("variant", "additive-gated"),)): {"refinement/maps": False, "refinement/gate": False},
+    ("awrsr", (("variant", "additive-bahdanau"),)): {"refinement/maps": False, "refinement/vector": False},
     ("kernel", (("upper", "full"),)): {"kernel/upper": False, "kernel/lower": False},
     ("hstu", ()): {"gate/kernel": True, "queries/kernel": True, "distance_bias": False},
+    ("uniform", ()): {"values/kernel": True},
     ("wasserstein", (("variant", "stochastic"),)): {
         "mean/kernel": True,
         "covariance/kernel": True,
-        "profiles/maps": False,
+        "refinement/maps": False,
     },
 }
 

@@ -1,0 +1,90 @@
+"""Uniform attention: the mean of the values, a control for mechanisms that learn weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
+from jaxrec.attention.functional import keep_all, split_heads
+from jaxrec.attention.module import AttentionModule, OutputProjection, projection_count
+from jaxrec.attention.positions import POSITIONS
+from jaxrec.errors import ConfigError
+from jaxrec.nn.layers import Dense
+from jaxrec.nn.precision import einsum
+
+
+def uniform_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | float,
+    mask: Array,
+    dropout: Callable[[Array], Array] = keep_all,
+    dtype: Any = jnp.float32,
+) -> tuple[Array, Array]:
+    """The mean of the values that the mask allows; queries, keys and bias play no part.
+
+    Args:
+      q: [B, S, H, d], only its number of heads counts.
+      k: unused.
+      v: [B, L, H, d].
+      bias: unused.
+      mask: bool[B, 1, S, L].
+      dropout: of the weights.
+      dtype: precision of the operands of products.
+
+    Returns:
+      [B, S, H, d], and the weights [B, H, S, L] before dropout.
+    """
+    allowed = mask.astype(jnp.float32)
+    weights = jnp.repeat(allowed / allowed.sum(axis=-1, keepdims=True), q.shape[2], axis=1)
+    return einsum("bhij,bjhd->bihd", dropout(weights), v, dtype), weights
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformAttentionConfig(AttentionConfig):
+    """Mean pooling of projected values: no weights are learned."""
+
+    paper: ClassVar[str] = "a control; average attention in Zhang et al., ACL 2018 (arXiv 1805.00631)"
+
+    def check(self, spec: AttentionSpec) -> None:
+        """Reject position schemes inside attention, which would do nothing."""
+        super().check(spec)
+        if not POSITIONS[spec.positions].additive and spec.positions != "none":
+            raise ConfigError(
+                f"--encoder.positions {spec.positions} acts on attention scores, and {SECTION} 'uniform' has none; "
+                f"choose 'learned', 'sinusoidal' or 'none'"
+            )
+
+    def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
+        """Build `UniformAttention`."""
+        return UniformAttention(self, spec, name=name)
+
+    def parameter_count(self, spec: AttentionSpec) -> int:
+        """``D^2 + D`` for the values, and the output projection."""
+        return spec.width**2 + spec.width + projection_count(spec)
+
+
+class UniformAttention(AttentionModule):
+    """``(x [B, L, D], context, train) -> [B, L, D]``; ``queries`` are not read.
+
+    Parameters: ``D^2 + D``, and as many with an output projection. Sows ``attention_weights`` float32[B, H, L, L].
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
+    ) -> Array:
+        """Attend; see `AttentionConfig.build` for the arguments."""
+        spec = self.spec
+        dense = Dense(spec.width, kernel_init=spec.kernel_init, dtype=spec.dtype, name="values")
+        v = split_heads(dense(x), self.config.heads)
+        attended = self.attend(partial(uniform_attention, dtype=spec.dtype), (v, v, v), context, train)
+        return OutputProjection(spec, name="output")(attended)
