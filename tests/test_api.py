@@ -8,6 +8,7 @@ import pytest
 import jaxrec
 from jaxrec.attention import ATTENTION
 from jaxrec.config import load_config
+from jaxrec.data.readers.load import IN_MEMORY
 from jaxrec.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES
@@ -71,7 +72,9 @@ def test_run_directory_and_memory_agree(run):
     assert in_memory.workdir is None
     assert in_memory.metrics == run.metrics
     assert json.loads((run.workdir / "results.json").read_text()) == run.results
-    assert load_config(run.workdir / "config.json") == ONE_CHUNK
+    assert load_config(run.workdir / "config.json") == replace(
+        ONE_CHUNK, data={"source": IN_MEMORY, "name": "walks"}
+    )
 
 
 def test_evaluate_reproduces_the_results(run):

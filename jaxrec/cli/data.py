@@ -7,6 +7,7 @@ import tyro
 
 from jaxrec.cli.common import emit, parse
 from jaxrec.data.readers.load import DataConfig
+from jaxrec.data.splits import SplitConfig
 
 _SOURCE = tyro.conf.arg(
     name="data-source",
@@ -34,6 +35,15 @@ class Audit:
 
     source: Annotated[str, tyro.conf.Positional, _SOURCE]
     data: Annotated[DataConfig, _OPTIONS] = DataConfig()
+    split: Annotated[SplitConfig, tyro.conf.arg(help="whose unseen and repeated targets are counted")] = (
+        SplitConfig()
+    )
+    sequential: Annotated[bool, tyro.conf.arg(help="count sequential rules, against shuffled sequences")] = (
+        False
+    )
+    min_support: Annotated[int, tyro.conf.arg(help="of a sequential rule: fewest users")] = 5
+    min_confidence: Annotated[float, tyro.conf.arg(help="of a sequential rule: lowest confidence")] = 0.1
+    shuffles: Annotated[int, tyro.conf.arg(help="number of shuffled copies of the log")] = 5
     json: Annotated[bool, tyro.conf.arg(help="print the findings as one JSON object")] = False
 
 
@@ -41,10 +51,20 @@ def audit(arguments: list[str]) -> int:
     """Run `jaxrec audit`."""
     options = parse(Audit, _with_section(arguments), "audit")
 
-    from jaxrec.data import audit, load_dataset
+    from jaxrec.data import audit, load_dataset, sequentiality, split_dataset
 
-    findings = audit(load_dataset(options.source, options.data))
-    emit(findings.to_dict(), str(findings), options.json)
+    dataset = load_dataset(options.source, options.data)
+    findings = audit(dataset, split_dataset(dataset, options.split))
+    result, text = findings.to_dict(), str(findings)
+    if options.sequential:
+        rules = sequentiality(
+            dataset,
+            min_support=options.min_support,
+            min_confidence=options.min_confidence,
+            shuffles=options.shuffles,
+        )
+        result, text = {**result, "sequential": rules.to_dict()}, f"{text}\n{rules}"
+    emit(result, text, options.json)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Logs, sequences, splits, audit and batches: NumPy, with Polars at the edge. Knows nothing of models."""
+"""Logs, sequences, splits, audit and batches: NumPy, with Polars at the edge, and no model."""
 
 from jaxrec.data.auditing import Audit, audit
 from jaxrec.data.catalogue import AttributeTable, Catalogue
@@ -6,7 +6,9 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.interactions import FirstOfPair, KCore, OnePass, filter_dataset
 from jaxrec.data.named import DATASETS, PublicDataset, RawDataset, public_dataset
 from jaxrec.data.readers.load import DataConfig, load_dataset
+from jaxrec.data.sequentiality import Sequentiality, sequentiality
 from jaxrec.data.splits import EvaluationCases, Split, SplitConfig, split_dataset
+from jaxrec.data.usage import DataUsage, data_usage
 
 __all__ = [
     "DATASETS",
@@ -14,6 +16,7 @@ __all__ = [
     "Audit",
     "Catalogue",
     "DataConfig",
+    "DataUsage",
     "EvaluationCases",
     "FirstOfPair",
     "KCore",
@@ -21,11 +24,14 @@ __all__ = [
     "PublicDataset",
     "RawDataset",
     "SequenceDataset",
+    "Sequentiality",
     "Split",
     "SplitConfig",
     "audit",
+    "data_usage",
     "filter_dataset",
     "load_dataset",
     "public_dataset",
+    "sequentiality",
     "split_dataset",
 ]

@@ -1,4 +1,4 @@
-"""What makes results on a dataset incomparable, counted: ties in time, repeats, unseen items, leaks."""
+"""Audit of a dataset: ties in time, repeats, unseen items and leaks, which make results incomparable."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import Split, split_dataset
+from jaxrec.data.usage import COMMON_REPEATS, repeat_advice
 from jaxrec.errors import ConfigError
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -23,7 +24,7 @@ class Audit:
       name, fingerprint: of the dataset.
       users, items, interactions: U, V, N.
       density: N / (U V).
-      length_quantiles, item_count_quantiles: of interactions a user and an item, at `QUANTILES`.
+      length_quantiles, item_count_quantiles: of interactions per user and per item, at `QUANTILES`.
       mean_length: N / U.
       repeats: interactions whose user had the item before.
       users_with_repeats: users with any.
@@ -37,6 +38,8 @@ class Audit:
       strategy: of the split that the next fields are about.
       items_unseen_in_training: items without a training interaction under that split.
       valid_targets_unseen, test_targets_unseen: targets that are such items.
+      test_targets_repeated: test targets that occur in their own history: lists without seen items cannot hold them.
+      warnings: sentences about how the data was read, and advice.
       leaking_targets: leave-one-out test targets that some other user's training interaction post-dates: the
         model has seen a future that it could not have known.
       later_training_share: mean over the leave-one-out test targets of the share of other users' training
@@ -70,12 +73,17 @@ class Audit:
     later_training_share: float | None
     first_time: int | None
     last_time: int | None
+    test_targets: int
+    test_targets_repeated: int
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        """Format as a table, with advice below."""
+
         def share(count: int, of: int) -> str:
             return f"{count:,} ({count / of:.1%})" if of else f"{count:,}"
 
@@ -86,16 +94,17 @@ class Audit:
             ("users, items, interactions", f"{self.users:,}  {self.items:,}  {self.interactions:,}"),
             ("density", f"{self.density:.3%}"),
             (
-                "interactions a user",
+                "interactions per user",
                 f"mean {self.mean_length:.1f}; quantiles {spread(self.length_quantiles)}",
             ),
-            ("interactions an item", f"quantiles {spread(self.item_count_quantiles)}"),
+            ("interactions per item", f"quantiles {spread(self.item_count_quantiles)}"),
             ("repeats (user had the item before)", share(self.repeats, self.interactions)),
             ("users with repeats", share(self.users_with_repeats, self.users)),
             ("users under 3 interactions", share(self.users_too_short, self.users)),
             (f"items unseen in training ({self.strategy})", share(self.items_unseen_in_training, self.items)),
             ("  validation targets unseen", f"{self.valid_targets_unseen:,}"),
             ("  test targets unseen", f"{self.test_targets_unseen:,}"),
+            ("  test targets in their own history", share(self.test_targets_repeated, self.test_targets)),
         ]
         if self.first_time is None or self.last_time is None:
             rows.append(
@@ -110,11 +119,11 @@ class Audit:
                 ("interactions tied in time", share(self.tied_interactions or 0, self.interactions)),
                 ("users with ties", share(self.users_with_ties or 0, self.users)),
                 (
-                    "leave-one-out validation targets that hang on ties",
+                    "leave-one-out validation targets that depend on tie-breaking",
                     share(self.ambiguous_valid_targets or 0, evaluated),
                 ),
                 (
-                    "leave-one-out test targets that hang on ties",
+                    "leave-one-out test targets that depend on tie-breaking",
                     share(self.ambiguous_test_targets or 0, evaluated),
                 ),
                 (
@@ -125,13 +134,15 @@ class Audit:
             ]
         width = max(len(label) for label, _ in rows)
         head = f"Audit of {self.name} ({self.fingerprint[:12]})"
-        return "\n".join([head, *(f"  {label:<{width}}  {value}" for label, value in rows)])
+        table = [f"  {label:<{width}}  {value}" for label, value in rows]
+        return "\n".join([head, *table, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
     """Count what could make results on ``dataset`` depend on chance, on file order or on the future.
 
     Args:
+      dataset: to audit.
       split: whose unseen items and targets are counted; leave-one-out by default.
 
     Raises:
@@ -149,6 +160,10 @@ def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
     items = np.asarray(dataset.items)
     repeated = _repeats(users, items, dataset.n_items)
     item_counts = np.bincount(items, minlength=dataset.n_items + 1)[1:]
+    repeated_targets = split.test.repeated(items)
+    warnings = [str(warning) for warning in dataset.meta.get("warnings", ())]
+    if len(repeated_targets) and repeated_targets.mean() >= COMMON_REPEATS:
+        warnings.append(repeat_advice(float(repeated_targets.mean())))
     return Audit(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -167,6 +182,9 @@ def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
         items_unseen_in_training=split.counts["items_unseen_in_training"],
         valid_targets_unseen=split.counts["valid_targets_unseen"],
         test_targets_unseen=split.counts["test_targets_unseen"],
+        test_targets=len(repeated_targets),
+        test_targets_repeated=int(repeated_targets.sum()),
+        warnings=tuple(warnings),
         **_about_time(dataset, users, items),
     )
 

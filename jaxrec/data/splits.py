@@ -1,20 +1,22 @@
-"""Which interactions train the model and which it is asked for: leave-one-out, leave-last-n and the global
-temporal split.
+"""Train, validation and test splits: leave-one-out, leave-last-n and the global temporal split.
 
-Every part is a stretch of the dataset's log, so a split costs a few integers a user and copies nothing.
+The training part of each user is a stretch of the dataset's log, so a split costs a few integers per user and copies
+nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.options import Range, validate
 
 #: Former names of fields, as they occur in the configuration of an older run.
 RENAMED_FIELDS = {"split.protocol": "split.strategy"}
@@ -22,76 +24,114 @@ RENAMED_FIELDS = {"split.protocol": "split.strategy"}
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
-    """How the log is split.
+    """Split of the log into training, validation and test.
 
     Attributes:
-      strategy: "leave-one-out": of each user with at least three interactions the last is the test target,
-        the one before it the validation target; "leave-last-n": the same with n targets each; "temporal": one
-        moment for all users separates training from validation, and a later one validation from test.
-      n: leave-last-n: targets a user in validation and again in test.
-      valid_quantile, test_quantile: temporal: the cuts, as quantiles of the times of all interactions.
-      valid_time, test_time: temporal: the cuts in seconds since 1970, in place of the quantiles.
-      target: temporal: of a user's interactions in a period predict the "first" (from the history before the
-        period), the "last" (from everything before it), or "all" (as one set, from the history before the
-        period).
-      holdout_users: temporal: users with an interaction at or after the test cut are removed from training
-        altogether; their last interaction is the test target and the one before it, if at or after the cut,
-        the validation target (the protocol of AIRI's Scalable-SASRec). Needs target="last"; the validation
-        cut is not used.
+      strategy: leave-one-out: of each user with at least three interactions the last is the test target, the one before it
+        the validation target; leave-last-n: the same with n targets each; temporal: one moment for all users separates
+        training from validation, and a later one validation from test.
+      n: leave-last-n: targets per user in validation and again in test.
+      valid_quantile: temporal: the validation cut, as a quantile of the times of all interactions.
+      test_quantile: temporal: the test cut, likewise.
+      end_quantile: temporal: end of the test period, likewise; 1 = the end of the log.
+      valid_time: temporal: the validation cut in seconds since 1970, in place of its quantile.
+      test_time: temporal: the test cut, likewise.
+      end_time: temporal: end of the test period (exclusive), likewise.
+      target: temporal: of a user's interactions in a period predict the last (from everything before it), a random one
+        (likewise), successive: each one in turn (likewise), the first (from the history before the period), or all (as one
+        set, from the history before the period).
+      validation: temporal: targets of validation come from the period between the cuts (time), are the last interaction of
+        each user before the test cut (last-item), or the last before the test cut of users who are left out of training
+        (users). Only time uses the validation cut.
+      valid_share: temporal, validation by users: share of the users who are left out of training.
+      seed: temporal: of random targets and of the users for validation.
+      holdout_users: temporal: users with an interaction at or after the test cut are removed from training altogether; their
+        last interaction is the test target and the one before it, if at or after the cut, the validation target (the
+        protocol of AIRI's Scalable-SASRec). Needs target last; the validation cut is not used.
       drop_unseen_targets: leave out targets that no training interaction has (they are counted either way).
       min_length: users with fewer interactions in all have no evaluation case; their training part stays.
     """
 
     strategy: Literal["leave-one-out", "leave-last-n", "temporal"] = "leave-one-out"
-    n: int = 1
-    valid_quantile: float = 0.9
-    test_quantile: float = 0.95
+    n: Annotated[int, Range("[1, inf)")] = 1
+    valid_quantile: Annotated[float, Range("(0, 1)")] = 0.9
+    test_quantile: Annotated[float, Range("(0, 1)")] = 0.95
+    end_quantile: Annotated[float, Range("(0, 1]")] = 1.0
     valid_time: int | None = None
     test_time: int | None = None
-    target: Literal["first", "last", "all"] = "first"
+    end_time: int | None = None
+    target: Literal["last", "random", "successive", "first", "all"] = "last"
+    validation: Literal["time", "last-item", "users"] = "time"
+    valid_share: Annotated[float, Range("(0, 1)")] = 0.1
+    seed: Annotated[int, Range("[0, inf)")] = 0
     holdout_users: bool = False
     drop_unseen_targets: bool = False
-    min_length: int = 0
+    min_length: Annotated[int, Range("[0, inf)")] = 0
 
     def __post_init__(self) -> None:
-        for field, value, allowed in (
-            ("strategy", self.strategy, ("leave-one-out", "leave-last-n", "temporal")),
-            ("target", self.target, ("first", "last", "all")),
+        """Check each option, then those that depend on each other."""
+        validate(self, "split")
+        if self.n > 1 and self.strategy != "leave-last-n":
+            raise ConfigError(
+                f"--split.n above 1 needs --split.strategy leave-last-n; got n {self.n} with {self.strategy!r}"
+            )
+        if not self.valid_quantile <= self.test_quantile < self.end_quantile:
+            raise ConfigError(
+                "--split.valid-quantile, --split.test-quantile and --split.end-quantile must satisfy valid <= test < end, "
+                f"got {self.valid_quantile}, {self.test_quantile} and {self.end_quantile}"
+            )
+        times = [time for time in (self.valid_time, self.test_time, self.end_time) if time is not None]
+        if times != sorted(times):
+            raise ConfigError(
+                "--split.valid-time, --split.test-time and --split.end-time must be in this order, got "
+                f"{self.valid_time}, {self.test_time} and {self.end_time}"
+            )
+        if self.holdout_users and (self.strategy, self.target, self.validation) != (
+            "temporal",
+            "last",
+            "time",
         ):
-            if value not in allowed:
-                raise ConfigError(f"split.{field} must be one of {', '.join(allowed)}; got {value!r}")
-        if self.n < 1 or (self.n > 1 and self.strategy != "leave-last-n"):
             raise ConfigError(
-                f"split.n must be at least 1, and 1 unless strategy='leave-last-n'; got n={self.n} with "
-                f"strategy={self.strategy!r}"
+                "--split.holdout-users needs --split.strategy temporal, --split.target last and --split.validation time, "
+                f"got {self.strategy!r}, {self.target!r} and {self.validation!r}"
             )
-        if not 0.0 < self.valid_quantile <= self.test_quantile < 1.0:
+
+    def through_time(self, test_quantiles: Sequence[float]) -> list[SplitConfig]:
+        """Return one temporal split per test cut: cross-validation through time.
+
+        The test period of each split ends where that of the next begins (the last one ends as ``end_quantile`` says), and
+        the validation period is as long, in interactions, as in this configuration.
+
+        Args:
+          test_quantiles: the test cuts, increasing.
+
+        Raises:
+          ConfigError: the cuts do not increase, or leave no room for validation before the first.
+        """
+        cuts = [*test_quantiles, self.end_quantile]
+        if len(cuts) < 2 or any(b <= a for a, b in itertools.pairwise(cuts)):
             raise ConfigError(
-                "split.valid_quantile and split.test_quantile must satisfy 0 < valid <= test < 1, got "
-                f"{self.valid_quantile} and {self.test_quantile}"
+                f"test_quantiles must increase and stay below {self.end_quantile}, got {test_quantiles}"
             )
-        if self.valid_time is not None and self.test_time is not None and self.valid_time > self.test_time:
-            raise ConfigError(
-                f"split.valid_time must not be after split.test_time, got {self.valid_time} and "
-                f"{self.test_time}"
+        gap = self.test_quantile - self.valid_quantile
+        return [
+            dataclasses.replace(
+                self, strategy="temporal", valid_quantile=start - gap, test_quantile=start, end_quantile=end,
+                valid_time=None, test_time=None, end_time=None,
             )
-        if self.min_length < 0:
-            raise ConfigError(f"split.min_length must be at least 0, got {self.min_length}")
-        if self.holdout_users and (self.strategy != "temporal" or self.target != "last"):
-            raise ConfigError(
-                "split.holdout_users needs strategy='temporal' and target='last', got "
-                f"strategy={self.strategy!r} and target={self.target!r}"
-            )
+            for start, end in itertools.pairwise(cuts)
+        ]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationCases:
-    """E questions: after this history, which items come?
+    """E evaluation instances: a history and its held-out target items.
 
     Attributes:
-      users: int32[E].
-      history_starts, history_stops: int64[E]; the history is ``dataset.items[start:stop]``, never empty.
-      targets: int32[T]; case e is asked for ``targets[target_offsets[e]:target_offsets[e + 1]]``.
+      users: int32[E]; with successive targets a user has several cases.
+      history_starts: int64[E]; the history is ``dataset.items[start:stop]``, never empty.
+      history_stops: int64[E].
+      targets: int32[T]; those of case e are ``targets[target_offsets[e]:target_offsets[e + 1]]``.
       target_offsets: int64[E + 1]; every case has a target.
     """
 
@@ -105,20 +145,44 @@ class EvaluationCases:
         """E."""
         return len(self.users)
 
+    def repeated(self, items: np.ndarray) -> np.ndarray:
+        """bool[T], whether each target occurs in its own history; ``items`` int32[N] is the log."""
+        sizes = np.diff(self.target_offsets)
+        if not len(sizes):
+            return np.zeros(0, bool)
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        lengths = self.history_stops - self.history_starts
+        repeated = np.zeros(len(self.targets), bool)
+        # Some million positions at a time: successive targets repeat the same histories.
+        blocks = np.flatnonzero(np.diff(np.cumsum(lengths) // 4_000_000, prepend=-1))
+        for first, stop in zip(blocks, [*blocks[1:], len(lengths)], strict=True):
+            within = np.arange(lengths[first:stop].sum())
+            begins = np.repeat(np.cumsum(lengths[first:stop]) - lengths[first:stop], lengths[first:stop])
+            places = np.repeat(self.history_starts[first:stop], lengths[first:stop]) + within - begins
+            case = np.repeat(np.arange(first, stop), lengths[first:stop])
+            chosen = slice(self.target_offsets[first], self.target_offsets[stop])
+            width = np.int64(items.max()) + 1
+            repeated[chosen] = np.isin(
+                owner[chosen] * width + self.targets[chosen], case * width + np.asarray(items[places])
+            )
+        return repeated
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """A dataset's training part and evaluation cases.
+    """Training part and evaluation cases of a dataset.
 
     Attributes:
-      dataset: what was split.
+      dataset: the dataset that was split.
       strategy: name of the strategy.
-      options: the whole `SplitConfig` as a dict; for a temporal split also the cuts that were used,
-        ``valid_cut`` and ``test_cut``, in seconds.
-      train_starts, train_stops: int64[U]; ``dataset.items[start:stop]``, a prefix of the user's interactions,
-        trains.
-      valid, test: evaluation cases.
-      counts: what became of users, interactions and targets.
+      options: the whole `SplitConfig` as a dict; for a temporal split also its cuts, ``valid_cut``, ``test_cut`` and
+        ``end_cut`` (None = the end of the log), in seconds.
+      train_starts: int64[U]; ``dataset.items[start:stop]``, a prefix of the user's interactions, trains.
+      train_stops: int64[U].
+      valid: evaluation cases of validation.
+      test: evaluation cases of the test.
+      counts: numbers of users, interactions, cases and targets. ``training_interactions`` are those of users with at least
+        two, since a single one has neither input nor target.
     """
 
     dataset: SequenceDataset
@@ -135,25 +199,66 @@ class Split:
         """int64[V + 1], training interactions of each item (entry 0 is the padding item's 0)."""
         return _count_items(self.dataset, self.train_starts, self.train_stops)
 
+    @property
+    def training_mask(self) -> np.ndarray:
+        """bool[N], whether each interaction of the log is in the training part."""
+        return _inside(self.dataset.n_interactions, self.train_starts, self.train_stops)
+
+    @property
+    def description(self) -> str:
+        """Strategy, targets and cuts in one phrase, for protocols and records."""
+        options = self.options
+        if self.strategy != "temporal":
+            return self.strategy if self.strategy == "leave-one-out" else f"leave-last-{options['n']}"
+        dates = [
+            str(np.datetime64(int(options[cut]), "s").astype("datetime64[D]"))
+            for cut in ("valid_cut", "test_cut")
+        ]
+        end = (
+            ""
+            if options["end_cut"] is None
+            else f" to {np.datetime64(options['end_cut'], 's').astype('datetime64[D]')}"
+        )
+        if options["holdout_users"]:
+            return f"temporal, test from {dates[1]}{end}, last target, users of the test period left out of training"
+        validation = {
+            "time": f"validation from {dates[0]}",
+            "last-item": "validation by the last training item",
+            "users": f"validation by {options['valid_share']:.0%} of the users",
+        }[options["validation"]]
+        targets = "all targets" if options["target"] == "all" else f"{options['target']} target"
+        return f"temporal, test from {dates[1]}{end}, {targets}, {validation}"
+
     def cases(self, split: str) -> EvaluationCases:
-        """The cases of "valid" or "test"."""
+        """Return the cases of "valid" or "test"."""
         if split not in ("valid", "test"):
             raise ConfigError(f"split must be valid or test, got {split!r}")
         return self.valid if split == "valid" else self.test
 
 
+class _Candidates(NamedTuple):
+    """Cases before filters, one per entry, all int64[n]; one without targets has an empty stretch."""
+
+    users: np.ndarray
+    history_stops: np.ndarray
+    target_starts: np.ndarray
+    target_stops: np.ndarray
+
+
 class _Parts(NamedTuple):
-    """Stretches of each user's log, all int64[U]; a user without a case has empty targets."""
+    """Training part, int64[U], and the candidates of both evaluations."""
 
     train_stops: np.ndarray
-    valid_history_stops: np.ndarray
-    valid_targets: tuple[np.ndarray, np.ndarray]
-    test_history_stops: np.ndarray
-    test_targets: tuple[np.ndarray, np.ndarray]
+    valid: _Candidates
+    test: _Candidates
 
 
 def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -> Split:
     """Split a dataset.
+
+    Args:
+      dataset: to split.
+      config: the strategy; leave-one-out by default.
 
     Raises:
       DataError: a temporal split without timestamps, or a split that leaves nothing to train on.
@@ -162,53 +267,53 @@ def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -
     options: dict[str, Any] = dataclasses.asdict(config)
     starts, stops = np.asarray(dataset.offsets[:-1]), np.asarray(dataset.offsets[1:])
     if config.strategy == "temporal":
-        valid_cut, test_cut = _cuts(dataset, config)
-        options |= {"valid_cut": valid_cut, "test_cut": test_cut}
-        valid_begin, test_begin = (_first_at_or_after(dataset, cut) for cut in (valid_cut, test_cut))
-        parts = _temporal(starts, stops, valid_begin, test_begin, config)
+        cuts = _cuts(dataset, config)
+        options |= dict(zip(("valid_cut", "test_cut", "end_cut"), cuts, strict=True))
+        begins = [stops if cut is None else _first_at_or_after(dataset, cut) for cut in cuts]
+        parts = _temporal(starts, stops, begins, config)
         too_short = stops - starts < config.min_length
     else:
         parts = _leave_last(starts, stops, config.n)
         too_short = stops - starts < max(config.min_length, 2 * config.n + 1)
-        parts = parts._replace(
-            train_stops=np.where(stops - starts < 2 * config.n + 1, stops, parts.train_stops)
-        )
     if not np.any(parts.train_stops > starts):
         raise DataError(
             f"the {config.strategy} split leaves no training interaction of {dataset.n_interactions}: "
             "choose later cuts or hold out less"
         )
     item_counts = _count_items(dataset, starts, parts.train_stops)
+    lengths = parts.train_stops - starts
     counts = {
         "users": dataset.n_users,
-        "training_users": int(np.count_nonzero(parts.train_stops - starts >= 2)),
-        "training_interactions": int((parts.train_stops - starts).sum()),
+        "training_users": int(np.count_nonzero(lengths >= 2)),
+        "training_interactions": int(lengths[lengths >= 2].sum()),
         "users_too_short": int(too_short.sum()),
         "items_unseen_in_training": int(np.count_nonzero(item_counts[1:] == 0)),
     }
     cases = []
-    for part, history_stops, targets in (
-        ("valid", parts.valid_history_stops, parts.valid_targets),
-        ("test", parts.test_history_stops, parts.test_targets),
-    ):
-        found, part_counts = _cases(
-            dataset, starts, history_stops, *targets, too_short, item_counts, config.drop_unseen_targets
+    for name, candidates in (("valid", parts.valid), ("test", parts.test)):
+        part, part_counts = _cases(
+            dataset, starts, candidates, too_short, item_counts, config.drop_unseen_targets
         )
-        cases.append(found)
-        counts |= {f"{part}_{name}": number for name, number in part_counts.items()}
+        cases.append(part)
+        counts |= {f"{name}_{key}": number for key, number in part_counts.items()}
     return Split(dataset, config.strategy, options, starts, parts.train_stops, cases[0], cases[1], counts)
 
 
 def _leave_last(starts: np.ndarray, stops: np.ndarray, n: int) -> _Parts:
+    users = np.arange(len(starts))
     test_begin, valid_begin = np.maximum(stops - n, starts), np.maximum(stops - 2 * n, starts)
-    return _Parts(valid_begin, valid_begin, (valid_begin, test_begin), test_begin, (test_begin, stops))
+    return _Parts(
+        np.where(stops - starts < 2 * n + 1, stops, valid_begin),
+        _Candidates(users, valid_begin, valid_begin, test_begin),
+        _Candidates(users, test_begin, test_begin, stops),
+    )
 
 
-def _cuts(dataset: SequenceDataset, config: SplitConfig) -> tuple[int, int]:
+def _cuts(dataset: SequenceDataset, config: SplitConfig) -> tuple[int, int, int | None]:
     if dataset.timestamps is None:
         raise DataError(
-            f"a temporal split needs timestamps, but dataset {dataset.name!r} has none: "
-            "name the time column when loading it, or use strategy='leave-one-out'"
+            f"a temporal split needs timestamps, but dataset {dataset.name!r} has none: name the time column when "
+            "loading it (--data.time-column), or use --split.strategy leave-one-out"
         )
 
     times = dataset.timestamps
@@ -217,22 +322,23 @@ def _cuts(dataset: SequenceDataset, config: SplitConfig) -> tuple[int, int]:
         # "higher" returns a time that occurs, so the cut is an integer and is reached by an interaction.
         return int(np.quantile(times, quantile, method="higher")) if time is None else time
 
-    valid_cut, test_cut = (
-        cut(config.valid_time, config.valid_quantile),
-        cut(config.test_time, config.test_quantile),
-    )
-    if config.holdout_users:
-        return test_cut, test_cut
+    test_cut = cut(config.test_time, config.test_quantile)
+    end_cut = None
+    if config.end_time is not None or config.end_quantile < 1:
+        end_cut = cut(config.end_time, config.end_quantile)
+    if config.holdout_users or config.validation != "time":
+        return test_cut, test_cut, end_cut
+    valid_cut = cut(config.valid_time, config.valid_quantile)
     if valid_cut > test_cut:
         raise DataError(
             f"the validation cut ({valid_cut}) is after the test cut ({test_cut}): "
-            "give valid_time and test_time both, or neither"
+            "give --split.valid-time and --split.test-time both, or neither"
         )
-    return valid_cut, test_cut
+    return valid_cut, test_cut, end_cut
 
 
 def _first_at_or_after(dataset: SequenceDataset, cut: int) -> np.ndarray:
-    """int64[U], where in the log each user's interactions at or after ``cut`` begin."""
+    """int64[U], place in the log of the first interaction of each user at or after ``cut``."""
     assert dataset.timestamps is not None
     before = np.zeros(dataset.n_interactions + 1, np.int64)
     np.cumsum(dataset.timestamps < cut, out=before[1:])
@@ -241,65 +347,97 @@ def _first_at_or_after(dataset: SequenceDataset, cut: int) -> np.ndarray:
 
 
 def _temporal(
-    starts: np.ndarray,
-    stops: np.ndarray,
-    valid_begin: np.ndarray,
-    test_begin: np.ndarray,
-    config: SplitConfig,
+    starts: np.ndarray, stops: np.ndarray, begins: Sequence[np.ndarray], config: SplitConfig
 ) -> _Parts:
+    valid_begin, test_begin, end = begins
+    users = np.arange(len(starts))
     if config.holdout_users:
-        held_out = test_begin < stops
-        last = np.maximum(stops - 1, test_begin)
-        # The validation target is the one before the last; without one at or after the cut the stretch is
-        # empty.
+        held_out = test_begin < end
+        last = np.maximum(end - 1, test_begin)
+        # The validation target is the one before the last; without one at or after the cut the stretch is empty.
         before_last = np.maximum(last - 1, test_begin)
         return _Parts(
-            np.where(held_out, starts, stops),
-            before_last,
-            (before_last, last),
-            last,
-            (last, np.where(held_out, stops, last)),
+            np.where(test_begin < stops, starts, stops),
+            _Candidates(users, before_last, before_last, last),
+            _Candidates(users, last, last, np.where(held_out, end, last)),
         )
+    test = _targets(test_begin, end, config, 1)
+    if config.validation == "time":
+        return _Parts(valid_begin, _targets(valid_begin, test_begin, config, 0), test)
+    before_cut = np.maximum(test_begin - 1, starts)
+    if config.validation == "last-item":
+        # A user's only interaction before the cut trains: it could not be predicted from anything.
+        single = test_begin - starts < 2
+        return _Parts(
+            np.where(single, test_begin, before_cut),
+            _Candidates(users, before_cut, before_cut, np.where(single, before_cut, test_begin)),
+            test,
+        )
+    draws = np.random.default_rng([config.seed, 2]).random(len(users))
+    chosen = draws < config.valid_share
+    return _Parts(
+        np.where(chosen, starts, test_begin),
+        _Candidates(users, before_cut, before_cut, np.where(chosen, test_begin, before_cut)),
+        test,
+    )
 
-    def targets(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        if config.target == "first":
-            return begin, (begin, np.minimum(begin + 1, end))
-        if config.target == "last":
-            last = np.maximum(end - 1, begin)
-            return last, (last, end)
-        return begin, (begin, end)
 
-    return _Parts(valid_begin, *targets(valid_begin, test_begin), *targets(test_begin, stops))
+def _targets(begin: np.ndarray, end: np.ndarray, config: SplitConfig, stream: int) -> _Candidates:
+    """Targets of each user in the period ``[begin, end)`` of the log; ``stream`` separates the random draws."""
+    users = np.arange(len(begin))
+    if config.target == "first":
+        return _Candidates(users, begin, begin, np.minimum(begin + 1, end))
+    if config.target == "all":
+        return _Candidates(users, begin, begin, end)
+    if config.target == "successive":
+        numbers = end - begin
+        owner = np.repeat(users, numbers)
+        place = begin[owner] + np.arange(len(owner)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+        return _Candidates(owner, place, place, place + 1)
+    if config.target == "random":
+        draws = np.random.default_rng([config.seed, stream]).random(len(begin))
+        place = begin + np.floor(draws * (end - begin)).astype(np.int64)
+        return _Candidates(users, place, place, np.minimum(place + 1, end))
+    last = np.maximum(end - 1, begin)
+    return _Candidates(users, last, last, end)
 
 
-def _count_items(dataset: SequenceDataset, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """int64[V + 1], interactions of each item inside the stretches, which do not overlap."""
-    edges = np.zeros(dataset.n_interactions + 1, np.int8)
+def _inside(n_interactions: int, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """bool[N], whether each place of the log is inside one of the stretches, which do not overlap."""
+    edges = np.zeros(n_interactions + 1, np.int8)
     nonempty = stops > starts
     # Neighbouring stretches may share an edge, and there +1 and -1 cancel.
     edges[starts[nonempty]] += 1
     edges[stops[nonempty]] -= 1
-    inside = np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
-    return np.bincount(dataset.items[inside], minlength=dataset.n_items + 1)
+    return np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
+
+
+def _count_items(dataset: SequenceDataset, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """int64[V + 1], interactions of each item inside the stretches, which do not overlap."""
+    items = dataset.items[_inside(dataset.n_interactions, starts, stops)]
+    if len(items) and not (items.min() >= 1 and items.max() <= dataset.n_items):
+        raise DataError(
+            f"dataset {dataset.name!r} is damaged: it holds items outside 1..{dataset.n_items}; build it again from the "
+            "source, or find the fault with --data.verify"
+        )
+    return np.bincount(items, minlength=dataset.n_items + 1)
 
 
 def _cases(
     dataset: SequenceDataset,
     starts: np.ndarray,
-    history_stops: np.ndarray,
-    target_starts: np.ndarray,
-    target_stops: np.ndarray,
+    candidates: _Candidates,
     too_short: np.ndarray,
     item_counts: np.ndarray,
     drop_unseen: bool,
 ) -> tuple[EvaluationCases, dict[str, int]]:
-    asked = (target_stops > target_starts) & ~too_short
-    no_history = asked & (history_stops <= starts)
-    users = np.flatnonzero(asked & ~no_history)
-    numbers = target_stops[users] - target_starts[users]
+    used = (candidates.target_stops > candidates.target_starts) & ~too_short[candidates.users]
+    no_history = used & (candidates.history_stops <= starts[candidates.users])
+    users, history_stops, target_starts, target_stops = (field[used & ~no_history] for field in candidates)
+    numbers = target_stops - target_starts
     owner = np.repeat(np.arange(len(users)), numbers)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
-    targets = np.asarray(dataset.items)[target_starts[users][owner] + within]
+    targets = np.asarray(dataset.items)[target_starts[owner] + within]
     unseen = item_counts[targets] == 0
     counts = {
         "without_history": int(no_history.sum()),
@@ -309,10 +447,10 @@ def _cases(
     if drop_unseen:
         owner, targets = owner[~unseen], targets[~unseen]
         numbers = np.bincount(owner, minlength=len(users))
-        users, numbers = users[numbers > 0], numbers[numbers > 0]
+        users, history_stops, numbers = users[numbers > 0], history_stops[numbers > 0], numbers[numbers > 0]
     offsets = np.zeros(len(users) + 1, np.int64)
     np.cumsum(numbers, out=offsets[1:])
     cases = EvaluationCases(
-        users.astype(np.int32), starts[users], history_stops[users], targets.astype(np.int32), offsets
+        users.astype(np.int32), starts[users], history_stops, targets.astype(np.int32), offsets
     )
     return cases, {"cases": len(users), "targets": len(targets), **counts}

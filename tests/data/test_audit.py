@@ -96,7 +96,7 @@ def test_text_and_split(random_dataset):
     text = str(found)
     assert "Audit of random" in text
     assert "items unseen in training (temporal)" in text
-    assert "leave-one-out test targets that hang on ties" in text
+    assert "leave-one-out test targets that depend on tie-breaking" in text
 
 
 def test_nobody_is_long_enough():

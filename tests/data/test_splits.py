@@ -1,6 +1,7 @@
 """Splits against a slow per-user oracle; the temporal one must not leak the future."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -52,49 +53,172 @@ def test_leave_last_n(n, random_dataset):
     assert split.counts["users_too_short"] == short > 0
     assert split.counts["test_cases"] == data.n_users - short == len(split.test)
     assert split.counts["test_targets"] == n * len(split.test)
-    assert split.counts["training_interactions"] == sum(map(len, train))
+    assert split.counts["training_interactions"] == sum(len(items) for items in train if len(items) > 1)
     assert (
         split.item_counts.tolist() == np.bincount(np.concatenate(train), minlength=data.n_items + 1).tolist()
     )
     assert split.strategy == strategy
 
 
-@pytest.mark.parametrize("target", ["first", "last", "all"])
+TARGETS = ("last", "random", "successive", "first", "all")
+
+
+def listed(split, part: str) -> list[tuple[int, list[int], list[int]]]:
+    """(user, history, targets) of each case, in order."""
+    cases = split.cases(part)
+    items = split.dataset.items
+    return [
+        (
+            int(user),
+            items[cases.history_starts[e] : cases.history_stops[e]].tolist(),
+            cases.targets[cases.target_offsets[e] : cases.target_offsets[e + 1]].tolist(),
+        )
+        for e, user in enumerate(cases.users)
+    ]
+
+
+def expected_cases(items: list[int], places: list[int], target: str) -> list[tuple[list[int], list[int]]]:
+    """Cases of one user whose interactions at ``places`` lie in the period; for "random" all that may come."""
+    if not places:
+        return []
+    if target == "all":
+        cases = [(items[: places[0]], [items[k] for k in places])]
+    else:
+        chosen = {"first": places[:1], "last": places[-1:]}.get(target, places)
+        cases = [(items[:k], [items[k]]) for k in chosen]
+    return [(history, targets) for history, targets in cases if history]
+
+
+@pytest.mark.parametrize("validation", ["time", "last-item", "users"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", range(5))
-def test_temporal(seed, target, random_dataset):
-    data = random_dataset(seed)
-    split = split_dataset(
-        data, SplitConfig(strategy="temporal", target=target, valid_quantile=0.6, test_quantile=0.8)
-    )
-    cuts = split.options["valid_cut"], split.options["test_cut"], 10**9
-    assert cuts[0] in data.timestamps
-    no_history = {"valid": 0, "test": 0}
-    expected: dict[str, dict[int, tuple]] = {"valid": {}, "test": {}}
+def test_temporal(seed, target, validation, random_dataset):
+    data = random_dataset(seed, users=30)
+    config = SplitConfig(
+        "temporal", target=target, validation=validation, valid_quantile=0.5, test_quantile=0.7,
+        end_quantile=0.95, valid_share=0.4, seed=seed,
+    )  # fmt: skip
+    split = split_dataset(data, config)
+    valid_cut, test_cut, end = (split.options[f"{name}_cut"] for name in ("valid", "test", "end"))
+    assert (valid_cut < test_cut) == (validation == "time")
+    train = training(split)
+    held_out = {user for user in range(30) if not train[user]}
+    valid, test = listed(split, "valid"), listed(split, "test")
+    assert {user for user, _, _ in valid} & {user for user, _, _ in test}, "the test is not vacuous"
+    expected_valid, expected_test, training_items = [], [], []
     for user in range(data.n_users):
         times = data.timestamps[data.offsets[user] : data.offsets[user + 1]].tolist()
         items = data.history(user).tolist()
-        train = [i for i, t in zip(items, times, strict=True) if t < cuts[0]]
-        assert training(split)[user] == train
-        for part, begin, end in (("valid", *cuts[:2]), ("test", *cuts[1:])):
-            inside = [k for k, t in enumerate(times) if begin <= t < end]
-            if not inside:
-                continue
-            first, last = inside[0], inside[-1]
-            history, targets = {
-                "first": (items[:first], [items[first]]),
-                "last": (items[:last], [items[last]]),
-                "all": (items[:first], [items[k] for k in inside]),
-            }[target]
-            if history:
-                expected[part][user] = (history, targets)
-            else:
-                no_history[part] += 1
-    for part in ("valid", "test"):
-        assert as_lists(split, part) == expected[part]
-        assert split.counts[f"{part}_without_history"] == no_history[part]
+        before = [k for k, t in enumerate(times) if t < test_cut]
+        inside = [k for k, t in enumerate(times) if test_cut <= t < end]
+        expected_test += [(user, *case) for case in expected_cases(items, inside, target)]
+        if validation == "time":
+            trains = [k for k, t in enumerate(times) if t < valid_cut]
+            period = [k for k, t in enumerate(times) if valid_cut <= t < test_cut]
+            expected_valid += [(user, *case) for case in expected_cases(items, period, target)]
+        elif validation == "last-item":
+            trains = before[:-1] if len(before) > 1 else before
+            expected_valid += [(user, items[: before[-1]], [items[before[-1]]])] if len(before) > 1 else []
+        else:
+            trains = [] if user in held_out else before
+            if user in held_out and len(before) > 1:
+                expected_valid += [(user, items[: before[-1]], [items[before[-1]]])]
+        training_items.append([items[k] for k in trains])
+    assert train == training_items
+    if validation == "users":
+        drawn = np.random.default_rng([seed, 2]).random(30) < 0.4
+        assert {user for user in range(30) if drawn[user]} <= held_out
+    if target == "random":
+        drawn_test = {user: case for user, *case in test}
+        assert set(drawn_test) <= {user for user, _, _ in expected_test}
+        assert all((user, *case) in expected_test for user, case in drawn_test.items())
+        again = split_dataset(data, config)
+        assert listed(again, "test") == test
+        others = [
+            listed(split_dataset(data, dataclasses.replace(config, seed=s)), "test") for s in range(9, 14)
+        ]
+        assert any(other != test for other in others)
+        # Only a first interaction without a history may be missing.
+        assert split.counts["test_cases"] + split.counts["test_without_history"] == sum(
+            any(test_cut <= t < end for t in data.timestamps[a:b])
+            for a, b in zip(data.offsets, data.offsets[1:], strict=False)
+        )
+    else:
+        assert test == expected_test
+    if target != "random" or validation != "time":
+        assert valid == expected_valid
 
 
-@pytest.mark.parametrize("seed", range(40))
+def test_random_targets_are_uniform(random_dataset):
+    """Over many seeds each interaction of the period is drawn about equally often."""
+    n = 4
+    data = SequenceDataset(
+        np.arange(1, 2 + n, dtype=np.int32), np.array([0, 1 + n], np.int64), ["u"], [str(i) for i in range(1 + n)],
+        np.arange(1 + n, dtype=np.int64),
+    )  # fmt: skip
+    config = SplitConfig("temporal", target="random", valid_time=1, test_time=1)
+    drawn = [
+        int(split_dataset(data, dataclasses.replace(config, seed=seed)).test.targets[0])
+        for seed in range(2000)
+    ]
+    shares = np.bincount(drawn, minlength=2 + n)[2:] / 2000
+    assert len(shares) == n
+    np.testing.assert_allclose(shares, 1 / n, atol=0.04)
+
+
+def test_cross_validation_through_time(random_dataset):
+    data = random_dataset(3, users=40)
+    configs = SplitConfig(valid_quantile=0.8, test_quantile=0.9, target="successive").through_time(
+        [0.6, 0.75, 0.9]
+    )
+    splits = [split_dataset(data, config) for config in configs]
+    assert [c.valid_quantile for c in configs] == pytest.approx([0.5, 0.65, 0.8])
+    for earlier, later in itertools.pairwise(splits):
+        assert earlier.options["end_cut"] == later.options["test_cut"]
+    assert splits[-1].options["end_cut"] is None
+    # With successive targets every interaction from the first cut on is tested once, or has no history.
+    late = int((data.timestamps >= splits[0].options["test_cut"]).sum())
+    assert sum(s.counts["test_cases"] + s.counts["test_without_history"] for s in splits) == late
+    with pytest.raises(ConfigError, match="test_quantiles must increase"):
+        SplitConfig().through_time([0.6, 0.6])
+    with pytest.raises(ConfigError, match="test_quantiles must increase"):
+        SplitConfig().through_time([])
+
+
+def test_descriptions_name_the_kind(random_dataset):
+    data = random_dataset(0)
+    descriptions = [
+        split_dataset(data, SplitConfig("temporal", target=target)).description for target in TARGETS
+    ]
+    descriptions += [
+        split_dataset(data, SplitConfig("temporal", validation=validation)).description
+        for validation in ("last-item", "users")
+    ]
+    descriptions += [
+        split_dataset(data).description,
+        split_dataset(data, SplitConfig("leave-last-n", n=2)).description,
+    ]
+    assert len(set(descriptions)) == len(descriptions)
+    assert "successive target, validation from 1970-01-01" in descriptions[2]
+    assert descriptions[-2:] == ["leave-one-out", "leave-last-2"]
+
+
+def test_training_mask_and_repeated_targets(random_dataset):
+    for seed in range(6):
+        data = random_dataset(seed, users=20, items=5)
+        split = split_dataset(
+            data, SplitConfig("temporal", target=TARGETS[seed % 5], test_quantile=0.6, valid_quantile=0.5)
+        )
+        mask = np.zeros(data.n_interactions, bool)
+        for start, stop in zip(split.train_starts, split.train_stops, strict=True):
+            mask[start:stop] = True
+        np.testing.assert_array_equal(split.training_mask, mask)
+        expected = [t in history for _, history, targets in listed(split, "test") for t in targets]
+        assert split.test.repeated(data.items).tolist() == expected
+        assert any(expected)
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_a_temporal_split_never_leaks(seed, random_dataset):
     """Whatever the log, the cuts and the options: training is before the cut, targets and what follows are
     not."""
@@ -106,7 +230,7 @@ def test_a_temporal_split_never_leaks(seed, random_dataset):
         strategy="temporal",
         valid_quantile=float(low),
         test_quantile=float(high),
-        target="last" if holdout else ("first", "last", "all")[seed % 3],
+        target="last" if holdout else TARGETS[seed // 2 % 5],
         holdout_users=holdout,
         drop_unseen_targets=bool(seed % 4 > 1),
     )
@@ -229,15 +353,19 @@ def test_errors(random_dataset):
     [
         (
             {"strategy": "random"},
-            "strategy must be one of leave-one-out, leave-last-n, temporal; got 'random'",
+            "--split.strategy must be one of leave-one-out, leave-last-n, temporal; got 'random'",
         ),
-        ({"target": "next"}, "target must be one of first, last, all"),
-        ({"n": 2}, "split.n must be at least 1, and 1 unless"),
-        ({"strategy": "leave-last-n", "n": 0}, "split.n must be at least 1"),
-        ({"valid_quantile": 0.99}, "must satisfy 0 < valid <= test < 1, got 0.99 and 0.95"),
-        ({"valid_time": 9, "test_time": 3}, "valid_time must not be after"),
-        ({"min_length": -1}, "min_length must be at least 0"),
-        ({"holdout_users": True}, "holdout_users needs strategy='temporal' and target='last'"),
+        ({"target": "next"}, "--split.target must be one of last, random, successive, first, all"),
+        ({"validation": "user"}, "--split.validation must be one of time, last-item, users"),
+        ({"n": 2}, "--split.n above 1 needs --split.strategy leave-last-n"),
+        ({"strategy": "leave-last-n", "n": 0}, "--split.n must be an integer at least 1; got 0"),
+        ({"valid_quantile": 0.99}, "must satisfy valid <= test < end, got 0.99, 0.95 and 1.0"),
+        ({"end_quantile": 0.95}, "must satisfy valid <= test < end, got 0.9, 0.95 and 0.95"),
+        ({"valid_time": 9, "test_time": 3}, "must be in this order, got 9, 3 and None"),
+        ({"test_time": 9, "end_time": 3}, "must be in this order, got None, 9 and 3"),
+        ({"min_length": -1}, "--split.min-length must be an integer at least 0; got -1"),
+        ({"valid_share": 1.0}, r"--split.valid-share must be a finite number in \(0, 1\); got 1.0"),
+        ({"holdout_users": True}, "--split.holdout-users needs --split.strategy temporal"),
     ],
 )
 def test_wrong_options(options, message):
@@ -247,5 +375,5 @@ def test_wrong_options(options, message):
 
 def test_options_are_json(random_dataset):
     split = split_dataset(random_dataset(0), SplitConfig(strategy="temporal"))
-    assert json.loads(json.dumps(split.options))["target"] == "first"
+    assert json.loads(json.dumps(split.options))["target"] == "last"
     json.dumps(split.counts)
