@@ -179,6 +179,7 @@ def _run(options: Any, base: RunConfig) -> int:
 
     from jaxrec.api import fit
     from jaxrec.compilation import enable_compilation_cache
+    from jaxrec.data import DataUsage
     from jaxrec.reporting.results import format_metrics
 
     if not options.no_compile_cache:
@@ -194,9 +195,11 @@ def _run(options: Any, base: RunConfig) -> int:
     if not is_first():
         return 0
     timing = run.results["timing"]
+    usage = DataUsage(**run.results["data_usage"])
     message = (
         f"\n{format_metrics(run.results)}\n\n"
-        f"training {timing['training_seconds']:.1f} s ({timing['interactions_per_second']:,.0f} interactions/s), "
+        + "".join(f"{line}\n" for line in usage.lines())
+        + f"training {timing['training_seconds']:.1f} s ({timing['interactions_per_second']:,.0f} interactions/s), "
         f"compiling {timing['compile_seconds']:.1f} s, evaluating {timing['evaluation_seconds']:.1f} s\n"
         f"everything is in {directory}: open {directory / 'report.html'}\n"
         f"next: jaxrec recommend {directory} --history ITEM ITEM -k 10"

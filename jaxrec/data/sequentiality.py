@@ -1,11 +1,11 @@
 """Sequential rules of a log against shuffled sequences: does the order of interactions carry information?
 
-A rule A -> B (or A, B -> C) says that item B follows directly on A (C on A, B). Its support is the number of users whose
-sequence holds it; its confidence is that number divided by the users whose sequence holds the left side followed by anything.
-A log has sequential structure where it has more rules than the same log with each user's interactions in random
-order (Klenitskiy et al., RecSys 2024, arXiv 2408.12008). Numbers of rules depend on the thresholds, and short walks through
-neighbouring items give many weak rules without any order; the verdict therefore goes by predictability: the share of
-transitions whose right side is the most frequent successor of their left side.
+A rule A -> B (or A, B -> C) says that item B follows directly on A (C on A, B). Its support is the number of users
+whose sequence holds it; its confidence is that number divided by the users whose sequence holds the left side
+followed by anything. A log has sequential structure where it has more rules than the same log with each user's
+interactions in random order (Klenitskiy et al., RecSys 2024, arXiv 2408.12008). Numbers of rules depend on the
+thresholds, and short walks through neighbouring items give many weak rules without any order; the verdict therefore
+goes by predictability: the share of transitions whose right side is the most frequent successor of their left side.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def _candidates_left(split: Split, remove_seen: bool) -> float:
 
 def _mean_distinct(cases: EvaluationCases, items: np.ndarray) -> float:
     """Mean number of distinct items of some hundred histories."""
-    chosen = np.linspace(0, len(cases) - 1, min(len(cases), 200)).astype(int) if len(cases) else []
+    chosen = np.linspace(0, len(cases) - 1, min(len(cases), 200)).astype(int)
     sizes = [len(np.unique(items[cases.history_starts[e] : cases.history_stops[e]])) for e in chosen]
     return float(np.mean(sizes)) if sizes else 0.0
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrec.analysis.compare import training_facts
 from jaxrec.config import to_dict
+from jaxrec.data.usage import data_usage
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.reporting.html import model_label, write_figures, write_page
@@ -72,6 +73,7 @@ def describe_split(setup: ModelSetup) -> dict[str, Any]:
     """Protocol, options and counts of the split."""
     return {
         "protocol": setup.split.strategy,
+        "description": setup.split.description,
         "options": dict(setup.split.options),
         "counts": {name: int(count) for name, count in setup.split.counts.items()},
     }
@@ -97,6 +99,9 @@ def results_of(fit: FitResult) -> dict[str, Any]:
     return {
         "dataset": describe_dataset(setup),
         "split": describe_split(setup),
+        "data_usage": data_usage(
+            setup.split, setup.config.batches, remove_seen=setup.config.evaluation.remove_seen
+        ).to_dict(),
         "protocol": fit.test[0].protocol,
         "counts": fit.test[0].counts,
         "seeds": list(setup.config.training.seeds),
@@ -177,7 +182,7 @@ def format_metrics(results: dict[str, Any]) -> str:
     dataset, seeds = results["dataset"], results["seeds"]
     head = (
         f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "
-        f"{dataset['interactions']:,} interactions; {results['split']['protocol']}, {results['protocol']}"
+        f"{dataset['interactions']:,} interactions; {results['split']['description']}, {results['protocol']}"
     )
     spread = "mean ± sd over seeds" if len(seeds) > 1 else "one seed: its spread is unknown, use --seeds 5"
     return "\n".join([head, *lines, f"({spread})"])
