@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.config import RunConfig, save_config, to_dict
+from jaxrec.config import RunConfig, TrainingConfig, check_importable, save_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sampler import Position
 from jaxrec.errors import (
@@ -24,6 +25,7 @@ from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
 from jaxrec.training.distributed import decided, highest, is_first
 from jaxrec.training.feed import ChunkFeed
+from jaxrec.training.initialize import Initialization, initialize_from
 from jaxrec.training.logging import Journal, Progress, StopRequest
 from jaxrec.training.run_directory import _claim_together, check_record, run_lock
 from jaxrec.training.setup import TrainingSetup, prepare
@@ -72,13 +74,13 @@ class Ledger:
         values = dataclasses.asdict(self)
         return json_safe(dict(values, best=[None if b == -math.inf else b for b in self.best]))
 
-    def update(self, scores: list[float], step: int, patience: int) -> np.ndarray:
-        """Take in a validation; bool[S] says which seeds have a new best."""
-        improved = np.zeros(len(scores), bool)
+    def update(self, scores: list[float], step: int, training: TrainingConfig) -> np.ndarray:
+        """Take in a validation; bool[S] says which seeds have parameters to keep."""
+        improved, patience = np.zeros(len(scores), bool), training.patience
         for s, score in enumerate(scores):
             if self.stopped[s]:
                 continue
-            if score > self.best[s]:
+            if score > self.best[s] or training.select == "last":
                 improved[s] = True
                 self.best[s], self.best_step[s], self.waited[s] = score, step, 0
             else:
@@ -145,6 +147,8 @@ def train(
       NonFiniteError: the loss stopped being finite.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
+    if workdir is not None:
+        check_importable(config)
     with run_lock(None if workdir is None else Path(workdir)):
         return _train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
 
@@ -180,7 +184,7 @@ def _train(
     step = 0
 
     # ---- resume
-    store = None
+    store, restored = None, False
     if directory is not None:
         if is_first():
             save_config(config, directory / "config.json")
@@ -190,9 +194,20 @@ def _train(
             check_record(record, config, setup.dataset)
             parts, record = store.restore(abstract({"state": state, "best": best}), **layout.tables())
             state, best = parts["state"], parts["best"]
-            ledger, step = Ledger.load(record["ledger"]), record["step"]
+            ledger, step, restored = Ledger.load(record["ledger"]), record["step"], True
+    # ---- or start from another run's parameters
+    origin: Initialization | None = None
+    if config.training.init_from and not restored:
+        origin = initialize_from(Path(config.training.init_from), state.params, setup)
+        state = state._replace(params=origin.params)
+        best = jax.tree.map(jnp.copy, state.params)
+        if progress and is_first():
+            print(f"initialised: {origin.summary()}", file=sys.stderr)
+
     log = directory / "log.jsonl" if directory is not None and is_first() else None
     journal = Journal(log, step if resume else None)
+    if origin is not None:
+        journal.write(step=0, init_from=str(origin.source), copied=origin.copied, fresh=origin.fresh)
 
     # ---- compile
     plan, k = setup.plan, setup.plan.chunk_steps
@@ -269,7 +284,7 @@ def _train(
                         for s in range(len(seeds))
                     ]
                     scores = [float(evaluation.metrics[config.metric]) for evaluation in evaluations]
-                    improved = ledger.update(scores, step, config.training.patience)
+                    improved = ledger.update(scores, step, config.training)
                     best = keep_best(improved, state.params, best)
                     ledger.evaluation_seconds += time.perf_counter() - started
                     score = float(np.mean(scores))

@@ -259,5 +259,21 @@ def device_resources(config: RunConfig, split: Split, timestamps: Any, resident:
         items=jnp.asarray(np.asarray(items), jnp.int32) if resident else None,
         timestamps=jnp.asarray(timestamps) if resident and timestamps is not None else None,
         item_counts=jnp.asarray(split.item_counts, jnp.float32) if config.objective.needs_counts else None,
+        attributes=_item_attributes(split.dataset) if config.task.needs_attributes else None,
         **seen,
     )
+
+
+def _item_attributes(dataset: SequenceDataset) -> jax.Array:
+    """int32[V+1, M], the attributes (1..A) of each item side by side, 0 = none."""
+    if dataset.attributes is None:
+        raise DataError(
+            "the task learns from the attributes of items: expected a dataset with attributes, got one without; load an "
+            "item table with --data.attribute-columns, or choose a task that needs none"
+        )
+    offsets, values = np.asarray(dataset.attributes.offsets), np.asarray(dataset.attributes.values)
+    counts = np.diff(offsets)
+    table = np.zeros((dataset.n_items + 1, max(1, int(counts.max(initial=0)))), np.int32)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    table[rows, np.arange(len(values)) - np.repeat(offsets[:-1], counts)] = values
+    return jnp.asarray(table)

@@ -1,0 +1,87 @@
+"""Runs that start from the parameters of a finished one."""
+
+import shutil
+
+import chex
+import numpy as np
+import pytest
+
+import jaxrec
+from jaxrec.errors import CheckpointError, ConfigError, Interrupted
+from jaxrec.training import loop
+from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+DATASET = small_dataset()
+CONFIG = small_config(training={"epochs": 2, "seeds": (0, 3)})
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "source"
+    return jaxrec.fit(DATASET, CONFIG, workdir, progress=False)
+
+
+def started_from(source, **sections):
+    sections["training"] = {"epochs": 1, "init_from": str(source.workdir), **sections.get("training", {})}
+    return replace(CONFIG, **sections)
+
+
+def test_parameters_are_those_of_the_source_seed_by_seed(source, capsys):
+    """With a learning rate of next to nothing the best parameters stay where they began."""
+    config = started_from(source, training={"seeds": (3, 9)}, optimizer={"learning_rate": 1e-30})
+    run = jaxrec.fit(DATASET, config, progress=True)
+    chex.assert_trees_all_equal(run.fit.seed_params(0), source.fit.seed_params(1))
+    chex.assert_trees_all_equal(run.fit.seed_params(1), source.fit.seed_params(0))
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("initialised: "))
+    assert "arrays copied from" in line
+    assert "(seeds 3, 0)" in line
+
+
+def test_other_dropout_is_no_other_encoder(source):
+    config = started_from(source, encoder={"dropout": 0.5}, training={"seeds": (0,)})
+    assert np.isfinite(jaxrec.fit(DATASET, config, progress=False).metrics["NDCG@10"])
+
+
+@pytest.mark.parametrize("lose_checkpoints", [False, True])
+def test_interrupted_run_resumes_to_the_same_bits(source, tmp_path, monkeypatch, lose_checkpoints):
+    config = started_from(source, training={"epochs": 4, "seeds": (0,)})
+    whole = jaxrec.fit(DATASET, config, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "StopRequest", StopAfter(2))
+        with pytest.raises(Interrupted):
+            jaxrec.fit(DATASET, config, tmp_path / "parts", progress=False)
+    if lose_checkpoints:  # as if killed before the first one
+        shutil.rmtree(tmp_path / "parts/checkpoints")
+    parts = jaxrec.fit(DATASET, config, tmp_path / "parts", resume=True, progress=False)
+    assert_same_run(whole.fit, parts.fit)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"encoder": {"width": 8}},
+            r"has another encoder than this run: .*items/table: saved 41x16, needed 41x8",
+        ),
+        ({"encoder": {"layers": 2}}, r"layer_1/.*: saved absent, needed"),
+        ({"batches": {"max_length": 12}}, r"positions/table: saved 16x16, needed 12x16"),
+    ],
+)
+def test_another_encoder_is_refused(source, sections, message):
+    with pytest.raises(CheckpointError, match=message):
+        jaxrec.fit(DATASET, started_from(source, **sections), progress=False)
+
+
+def test_another_dataset_or_no_run_is_refused(source, tmp_path):
+    with pytest.raises(CheckpointError, match="trained on a dataset with fingerprint"):
+        jaxrec.fit(small_dataset(seed=5), started_from(source), progress=False)
+    with pytest.raises(ConfigError, match=r"config\.json not found"):
+        jaxrec.fit(DATASET, replace(CONFIG, training={"init_from": str(tmp_path)}), progress=False)
+
+
+def test_last_parameters_are_kept_where_asked():
+    config = replace(CONFIG, training={"epochs": 3, "select": "last", "seeds": (0,), "patience": 1})
+    run = jaxrec.fit(DATASET, config, progress=False)
+    assert run.fit.steps == run.fit.ledger.best_step[0]
