@@ -1,1 +1,1 @@
-"""One module for each data family: official archive in, `jaxrec.data.SequenceDataset` out."""
+"""Recipes: the bundled dataset rebuilt, and audits of public datasets as a table."""

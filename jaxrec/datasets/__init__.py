@@ -6,17 +6,37 @@ from typing import Any
 
 from jaxrec.data.bundled import BUNDLED
 from jaxrec.data.named import DATASETS, PublicDataset, data_home
-from jaxrec.datasets import amazon, lastfm, movielens, movietweetings, s3rec
+from jaxrec.datasets import (
+    amazon,
+    anime,
+    gowalla,
+    lastfm,
+    movielens,
+    movietweetings,
+    recbole,
+    s3rec,
+    sessions,
+    steam,
+    yambda,
+    yelp,
+)
 
 __all__ = [
     "DATASETS",
     "amazon",
+    "anime",
     "describe_datasets",
     "format_datasets",
+    "gowalla",
     "lastfm",
     "movielens",
     "movietweetings",
+    "recbole",
     "s3rec",
+    "sessions",
+    "steam",
+    "yambda",
+    "yelp",
 ]
 
 

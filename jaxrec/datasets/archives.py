@@ -46,13 +46,9 @@ def member(path: Path, name: str) -> bytes:
         raise DataError(f"archive {path.name!r} is not a readable zip file: {error}") from None
 
 
-def has_member(path: Path, name: str) -> bool:
-    """Whether a zip archive has a member whose path ends in ``name``."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(m == name or m.endswith("/" + name) for m in archive.namelist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"archive {path.name!r} is not a readable zip file: {error}") from None
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip or tar archive, rather than plain or gzip-compressed text."""
+    return zipfile.is_zipfile(path) or (path.is_file() and tarfile.is_tarfile(path))
 
 
 def content(path: Path, name: str = "") -> bytes:
@@ -65,21 +61,20 @@ def content(path: Path, name: str = "") -> bytes:
         return member(path, name)
     try:
         if name and tarfile.is_tarfile(path):
-            return _tar_member(path, name)
+            with tarfile.open(path) as archive:
+                unpacked: bytes = _tar_file(archive, path, name).read()
+                return unpacked
         with _binary(path) as file:
             return file.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"file {path.name!r} is damaged: {error}") from None
 
 
-def _tar_member(path: Path, name: str) -> bytes:
-    with tarfile.open(path) as archive:
-        for entry in archive:
-            # Links and devices are never followed.
-            if entry.isfile() and (entry.name == name or entry.name.endswith("/" + name)):
-                file = archive.extractfile(entry)
-                assert file is not None
-                return file.read()
+def _tar_file(archive: tarfile.TarFile, path: Path, name: str) -> Any:
+    for entry in archive:
+        # Links and devices are never followed.
+        if entry.isfile() and (entry.name == name or entry.name.endswith("/" + name)):
+            return archive.extractfile(entry)
     raise DataError(f"archive {path.name!r} has no member named {name!r}")
 
 
@@ -91,19 +86,22 @@ def records(path: Path, name: str = "") -> Iterator[dict[str, Any]]:
     """Iterate over a file with one object per line: JSON, or Python literals as in older dumps (never evaluated).
 
     Args:
-      path: text, gzip-compressed text, or an archive.
+      path: text, gzip-compressed text, or an archive, which is read as a stream.
       name: of the member, where ``path`` is an archive.
 
     Raises:
       DataError: a line is neither, or the file is damaged.
     """
-    if name and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
-        yield from _objects(io.BytesIO(content(path, name)), path)
-        return
     try:
-        with _binary(path) as file:
-            yield from _objects(file, path)
-    except (OSError, EOFError, zlib.error) as error:
+        if name and zipfile.is_zipfile(path):
+            yield from _objects(io.BytesIO(member(path, name)), path)
+        elif name and tarfile.is_tarfile(path):
+            with tarfile.open(path) as archive:
+                yield from _objects(_tar_file(archive, path, name), path)
+        else:
+            with _binary(path) as file:
+                yield from _objects(file, path)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"file {path.name!r} is damaged: {error}") from None
 
 
@@ -169,13 +167,11 @@ def table(
     """
     expected = f"expected lines of {len(columns)} fields ({', '.join(columns)})"
     try:
-        decoded = text.decode(encoding).replace("\r\n", "\n")
+        text = (text if encoding == "utf-8" else text.decode(encoding).encode()).replace(b"\r\n", b"\n")
         if len(separator) > 1:
             # Control characters do not occur in these files, and one character is faster to parse.
-            decoded, separator = decoded.replace(separator, _STAND_IN), _STAND_IN
-        frame = pl.read_csv(
-            decoded.encode(), separator=separator, has_header=False, infer_schema=False, quote_char=quote
-        )
+            text, separator = text.replace(separator.encode(), _STAND_IN.encode()), _STAND_IN
+        frame = pl.read_csv(text, separator=separator, has_header=False, infer_schema=False, quote_char=quote)
     except UnicodeDecodeError as error:
         raise DataError(f"{expected} in {encoding}: {error}") from None
     except pl.exceptions.PolarsError as error:

@@ -23,7 +23,6 @@ _RULES: dict[str, dict[str, Any]] = {
     "all": {},
     "sasrec": {"filter": "one-pass", "min_interactions": 5},
     "5-core": {"filter": "k-core", "min_interactions": 5},
-    "bert4rec": {"filter": "one-pass", "min_interactions": 5},
 }
 _SASREC_FIRST = {"sasrec": _RULES["sasrec"], **_RULES}
 _GENRES = (

@@ -272,8 +272,10 @@ def _build(
         config, **{name.removeprefix("item_"): value for name, value in tables.items()}
     )
     log = apply_filters(log, _filters(config))
+    # A loader that says why times are missing knows better than the reader.
+    warnings = {"warnings": meta["warnings"]} if "warnings" in meta else {}
     with reading("the item table"):
-        return to_dataset(log, meta={**meta, **note}, titles=titles, attributes=attributes)
+        return to_dataset(log, meta={**meta, **note, **warnings}, titles=titles, attributes=attributes)
 
 
 def _filters(config: DataConfig) -> list[Filter]:

@@ -1,0 +1,426 @@
+"""Loaders of public datasets on small files in the official formats, oddities included."""
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+
+import polars as pl
+import pytest
+
+from jaxrec.data import DATASETS, DataConfig, PublicDataset, load_dataset
+from jaxrec.datasets import describe_datasets
+from jaxrec.errors import ConfigError, DataError, UnknownNameError
+from tests.data.test_preparation import archive, histories, names_of
+from tests.runs import jaxrec
+
+
+def load(name, *paths, rule="all", **options):
+    return load_dataset(name, archive=paths, rule=rule, **options)
+
+
+def titles_of(data):
+    return dict(zip(data.item_ids, data.item_titles, strict=True))
+
+
+def zipped(path, **members):
+    return archive(path, **members)
+
+
+class TestMovieLens:
+    def test_100k(self, tmp_path):
+        flags = "|".join("1" if i in (5, 8) else "0" for i in range(19))
+        raw = zipped(
+            tmp_path / "ml-100k.zip",
+            **{
+                "ml-100k/u.data": "196\t242\t3\t881250949\n186\t302\t3\t891717742\n196\t302\t1\t881250948\n",
+                "ml-100k/u.item": (
+                    f"242|Kolya (1996)|24-Jan-1997||http://x|{flags}\n302|L.A. Confidéntial (1997)||||"
+                    + "|".join(["0"] * 19)
+                    + "\n"
+                ).encode("latin-1"),
+            },
+        )
+        data = load("ml-100k", raw, other_edition=True)
+        assert histories(data) == {"196": ["302", "242"], "186": ["302"]}
+        assert titles_of(data)["302"] == "L.A. Confidéntial (1997)"
+        assert names_of(data, "242") == ["Comedy", "Drama"]
+        assert load("ml-100k", raw, other_edition=True, min_rating=3).n_interactions == 2
+
+    def test_10m(self, tmp_path):
+        raw = zipped(
+            tmp_path / "ml-10m.zip",
+            **{
+                "ml-10M100K/ratings.dat": "1::122::5::838985046\n1::185::4.5::838983525\n",
+                "ml-10M100K/movies.dat": "122::Boomerang (1992)::Comedy|Romance\n185::Net, The (1995)::Action\n",
+            },
+        )
+        data = load("ml-10m", raw)
+        assert histories(data) == {"1": ["185", "122"]}
+        assert names_of(data, "122") == ["Comedy", "Romance"]
+
+    @pytest.mark.parametrize("name", ["ml-20m", "ml-25m", "ml-32m", "ml-latest-small"])
+    def test_csv_editions(self, tmp_path, name):
+        raw = zipped(
+            tmp_path / f"{name}.zip",
+            **{
+                f"{name}/ratings.csv": "userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,3.5,1112484676\n",
+                f"{name}/movies.csv": 'movieId,title,genres\n2,"City, The",Adventure|Fantasy\n29,X,(no genres listed)\n',
+                f"{name}/genome-scores.csv": "x\n",
+            },
+        )
+        data = load(name, raw)
+        assert histories(data) == {"1": ["29", "2"]}
+        assert titles_of(data) == {"2": "City, The", "29": "X"}
+        assert (names_of(data, "2"), names_of(data, "29")) == (["Adventure", "Fantasy"], [])
+
+
+class TestAmazon:
+    def test_2018_ratings_have_the_item_first(self, tmp_path):
+        (tmp_path / "All_Beauty.csv").write_text("B1,A2,5.0,1424304000\nB0,A2,1.0,1418860800\n")
+        assert histories(load("amazon-2018-beauty", tmp_path / "All_Beauty.csv")) == {"A2": ["B0", "B1"]}
+
+    def test_2018_reviews(self, tmp_path):
+        review = {
+            "reviewerID": "A",
+            "asin": "x",
+            "overall": 5.0,
+            "unixReviewTime": 9,
+            "verified": True,
+            "vote": "2",
+        }
+        product = {
+            "asin": "x",
+            "title": "X",
+            "brand": "Acme",
+            "category": ["Beauty", "Hair", "Oil"],
+            "also_buy": [],
+        }
+        (tmp_path / "r.json.gz").write_bytes(gzip.compress(json.dumps(review).encode()))
+        (tmp_path / "m.json.gz").write_bytes(gzip.compress(json.dumps(product).encode() + b"\n{}\n"))
+        data = load("amazon-2018-beauty-5core", tmp_path / "r.json.gz", tmp_path / "m.json.gz")
+        assert titles_of(data) == {"x": "X"}
+        assert names_of(data, "x") == ["Acme", "Hair", "Oil"]
+
+    def test_2023(self, tmp_path):
+        header = "user_id,parent_asin,rating,timestamp\n"
+        (tmp_path / "All_Beauty.csv").write_text(f"{header}A,x,5.0,1588687728923\nA,y,4.0,1588615855070\n")
+        meta = {
+            "parent_asin": "x",
+            "title": "X",
+            "store": "Acme",
+            "categories": ["Beauty", "Oil"],
+            "price": None,
+        }
+        (tmp_path / "meta.jsonl").write_text(json.dumps(meta) + "\n")
+        data = load("amazon-2023-beauty", tmp_path / "All_Beauty.csv", tmp_path / "meta.jsonl")
+        assert histories(data) == {"A": ["y", "x"]}
+        assert data.timestamps.tolist() == [1588615855, 1588687728]
+        assert names_of(data, "x") == ["Acme", "Oil"]
+        review = {"user_id": "A", "parent_asin": "x", "rating": 5.0, "timestamp": 1588687728923, "images": []}
+        (tmp_path / "reviews.jsonl.gz").write_bytes(gzip.compress(json.dumps(review).encode()))
+        assert load("amazon-2023-beauty", tmp_path / "reviews.jsonl.gz").n_interactions == 1
+        (tmp_path / "reviews.parquet").write_bytes(b"x")
+        with pytest.raises(DataError, match=r"must end in \.csv"):
+            load("amazon-2023-beauty", tmp_path / "reviews.parquet")
+
+
+def test_gowalla(tmp_path):
+    """Newest first, times in ISO 8601; of a tie the line further down is the older."""
+    lines = (
+        "0\t2010-10-19T23:55:27Z\t30.23\t-97.79\t22847\n0\t2010-10-18T22:17:43Z\t30.26\t-97.76\t420315\n"
+        "0\t2010-10-18T22:17:43Z\t30.26\t-97.76\t316637\n"
+    )
+    path = tmp_path / "loc-gowalla_totalCheckins.txt.gz"
+    path.write_bytes(gzip.compress(lines.encode()))
+    data = load("gowalla", path)
+    assert histories(data) == {"0": ["316637", "420315", "22847"]}
+    assert data.timestamps[-1] == 1287532527
+    path.write_bytes(gzip.compress(b"0\t2010-10-19T23:55:27Z\t30.23\n"))
+    with pytest.raises(DataError, match="the lines have 3 fields, expected 5"):
+        load("gowalla", path)
+
+
+class TestYelp:
+    REVIEWS = (
+        {
+            "review_id": "r",
+            "user_id": "u",
+            "business_id": "b",
+            "stars": 3.0,
+            "date": "2018-07-07 22:09:11",
+            "text": "a\n",
+        },
+        {"review_id": "s", "user_id": "u", "business_id": "c", "stars": 5.0, "date": "2012-01-03 15:28:18"},
+    )
+    BUSINESSES = (
+        {"business_id": "b", "name": "Café", "categories": "Sushi Bars, Restaurants", "attributes": None},
+        {"business_id": "c", "name": "C", "categories": None},
+    )
+
+    def check(self, data):
+        assert histories(data) == {"u": ["c", "b"]}
+        assert titles_of(data) == {"b": "Café", "c": "C"}
+        assert (names_of(data, "b"), names_of(data, "c")) == (["Sushi Bars", "Restaurants"], [])
+
+    def test_files_and_archives(self, tmp_path):
+        files = {
+            "yelp_academic_dataset_review.json": "\n".join(map(json.dumps, self.REVIEWS)),
+            "yelp_academic_dataset_business.json": "\n".join(map(json.dumps, self.BUSINESSES)),
+        }
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        self.check(load("yelp", *(tmp_path / name for name in files)))
+        with tarfile.open(tmp_path / "yelp_dataset.tar", "w") as target:
+            for name in files:
+                target.add(tmp_path / name, name)
+        self.check(load("yelp", tmp_path / "yelp_dataset.tar"))
+        self.check(load("yelp", zipped(tmp_path / "yelp.zip", **files)))
+
+    def test_a_rule_with_a_rating_threshold(self, tmp_path):
+        (tmp_path / "r.json").write_text("\n".join(map(json.dumps, self.REVIEWS)))
+        data = load("yelp", tmp_path / "r.json", rule="positive-5-core", min_interactions=1)
+        assert histories(data) == {"u": ["c"]}
+
+    def test_members_that_are_links_are_not_followed(self, tmp_path):
+        link = tarfile.TarInfo("yelp_academic_dataset_review.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        with tarfile.open(tmp_path / "yelp.tar", "w") as target:
+            target.addfile(link)
+        with pytest.raises(DataError, match="has no member named"):
+            load("yelp", tmp_path / "yelp.tar")
+
+    @pytest.mark.parametrize("line", ["{", "[1]", '{"user_id": "u"}', "\xff"])
+    def test_bad_lines(self, tmp_path, line):
+        (tmp_path / "r.json").write_bytes(
+            json.dumps(self.REVIEWS[0]).encode() + b"\n" + line.encode("latin-1")
+        )
+        with pytest.raises(DataError, match=r"(line|object) 2 of"):
+            load("yelp", tmp_path / "r.json")
+
+
+def test_steam(tmp_path):
+    """Python literals with u'' strings; nothing is evaluated."""
+    lines = [
+        "{u'username': u'Chaos', u'hours': 0.1, u'product_id': u'725280', u'date': u'2017-12-17', u'text': u'\\n'}",
+        "{u'username': u'Chaos', u'product_id': u'328100', u'date': u'2016-01-01', u'early_access': False}",
+    ]
+    games = [
+        "{u'id': u'725280', u'app_name': u'Psycho', u'genres': [u'Action'], u'tags': [u'Action', u'Indie']}",
+        "{u'title': u'without an id'}",
+    ]
+    (tmp_path / "r.json.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    (tmp_path / "g.json.gz").write_bytes(gzip.compress("\n".join(games).encode()))
+    data = load("steam", tmp_path / "r.json.gz", tmp_path / "g.json.gz")
+    assert histories(data) == {"Chaos": ["328100", "725280"]}
+    assert titles_of(data)["725280"] == "Psycho"
+    assert names_of(data, "725280") == ["Action", "Indie"]
+    (tmp_path / "r.json.gz").write_bytes(gzip.compress(b"__import__('os').system('touch x')\n"))
+    with pytest.raises(DataError, match="neither JSON nor a Python literal"):
+        load("steam", tmp_path / "r.json.gz")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_anime(tmp_path, packed):
+    """-1 is watched but not rated; there are no times."""
+    files = {
+        "rating.csv": "user_id,anime_id,rating\n1,20,-1\n1,24,8\n2,20,10\n",
+        "anime.csv": "anime_id,name,genre,type,episodes,rating,members\n"
+        '20,Naruto,"Action, Comedy",TV,220,7.8,1\n24,N,,TV,1,,2\n',
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    paths = [zipped(tmp_path / "archive.zip", **files)] if packed else [tmp_path / name for name in files]
+    data = load("anime", *paths)
+    assert histories(data) == {"1": ["20", "24"], "2": ["20"]}
+    assert data.timestamps is None
+    assert names_of(data, "20") == ["Action", "Comedy"]
+    assert "the source has no times" in data.meta["warnings"][0]
+    assert load("anime", *paths, rule="rated-5-core", min_interactions=1).n_interactions == 2
+
+
+class TestSessions:
+    def test_retailrocket(self, tmp_path):
+        events = (
+            "timestamp,visitorid,event,itemid,transactionid\n1433221332117,257597,view,355908,\n"
+            "1433224214164,257597,addtocart,248676,\n1433223236522,257597,transaction,111016,4000\n"
+        )
+        raw = zipped(tmp_path / "rr.zip", **{"events.csv": events, "category_tree.csv": "a,b\n"})
+        data = load("retailrocket", raw)
+        assert histories(data) == {"257597": ["355908", "111016", "248676"]}
+        assert data.timestamps[0] == 1433221332
+        assert load("retailrocket", raw, rule="carts").n_interactions == 2
+        assert histories(load("retailrocket", raw, rule="purchases")) == {"257597": ["111016"]}
+        (tmp_path / "events.csv").write_text(events.replace("view", "look"))
+        with pytest.raises(DataError, match="events must be view, addtocart, transaction; got 'look'"):
+            load("retailrocket", tmp_path / "events.csv")
+
+    def test_diginetica(self, tmp_path):
+        """The order inside a session is that of the milliseconds, not of the file."""
+        views = (
+            "sessionId;userId;itemId;timeframe;eventdate\n1;NA;81766;526309;2016-05-09\n1;NA;31331;1031018;2016-05-09\n"
+            "1;NA;32118;243569;2016-05-09\n"
+        )
+        raw = zipped(tmp_path / "d.zip", **{"train-item-views.csv": views})
+        data = load("diginetica", raw)
+        assert histories(data) == {"1": ["32118", "81766", "31331"]}
+        assert data.timestamps[0] == 1462752000 + 243
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_yoochoose(self, tmp_path, packed):
+        clicks = "1,2014-04-07T10:54:09.868Z,214536500,0\n1,2014-04-07T10:51:09.277Z,214536502,S\n"
+        (tmp_path / "yoochoose-clicks.dat").write_text(clicks)
+        raw = tmp_path / "yoochoose-clicks.dat"
+        if packed:
+            raw = zipped(tmp_path / "y.zip", **{"yoochoose-clicks.dat": clicks})
+        data = load("yoochoose", raw)
+        assert histories(data) == {"1": ["214536502", "214536500"]}
+        assert data.timestamps[0] == 1396867869
+
+
+class TestYambda:
+    def test_listens_and_likes(self, tmp_path):
+        frame = pl.DataFrame(
+            {
+                "uid": [7, 7, 7], "timestamp": [20, 5, 10], "item_id": [1, 2, 3], "is_organic": [1, 0, 1],
+                "played_ratio_pct": [100, 50, 49], "track_length_seconds": [60, 60, 60],
+            },
+            schema_overrides={"uid": pl.UInt32, "timestamp": pl.UInt32, "is_organic": pl.UInt8},
+        )  # fmt: skip
+        frame.write_parquet(tmp_path / "listens.parquet")
+        assert histories(load("yambda-listens", tmp_path / "listens.parquet")) == {"7": ["2", "3", "1"]}
+        assert histories(load("yambda-listens", tmp_path / "listens.parquet", rule="listened")) == {
+            "7": ["2", "1"]
+        }
+        assert histories(load("yambda-listens", tmp_path / "listens.parquet", rule="organic")) == {
+            "7": ["3", "1"]
+        }
+        frame.drop("played_ratio_pct", "track_length_seconds").write_parquet(tmp_path / "likes.parquet")
+        assert load("yambda-likes", tmp_path / "likes.parquet").timestamps.tolist() == [5, 10, 20]
+        with pytest.raises(DataError, match="lacks 'played_ratio_pct'"):
+            load("yambda-listens", tmp_path / "likes.parquet")
+        (tmp_path / "likes.parquet").write_bytes(b"PAR1")
+        with pytest.raises(DataError, match="cannot be read as a table"):
+            load("yambda-likes", tmp_path / "likes.parquet")
+
+
+class TestRecBole:
+    INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t50\t5\t9.0\n1\t60\t4\t8.0\n"
+    ITEM = (
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "50\tStar Wars\t1977\tAction War\n60\tX\t\t\n"
+    )
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_films(self, tmp_path, packed):
+        files = {"ml.inter": self.INTER, "ml.item": self.ITEM}
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        paths = [zipped(tmp_path / "ml.zip", **files)] if packed else [tmp_path / name for name in files]
+        data = load("recbole", *paths)
+        assert histories(data) == {"1": ["60", "50"]}
+        assert titles_of(data)["50"] == "Star Wars"
+        assert names_of(data, "50") == ["Action", "War"]
+
+    def test_sessions_without_items(self, tmp_path):
+        (tmp_path / "d.inter").write_text("session_id:token\titem_id:token\ttimestamp:float\n1\t2\t3\n")
+        assert histories(load("recbole", tmp_path / "d.inter")) == {"1": ["2"]}
+        (tmp_path / "d.inter").write_text("user\titem\n1\t2\n")
+        with pytest.raises(DataError, match="must have columns such as user_id:token"):
+            load("recbole", tmp_path / "d.inter")
+
+
+class TestRegistry:
+    def test_every_dataset_is_described(self):
+        for about in describe_datasets():
+            if about["bundled"]:
+                continue
+            part = DATASETS[about["name"]]
+            assert isinstance(part, PublicDataset)
+            assert part.url.startswith("https://")
+            assert part.licence
+            assert part.citation
+            for options in part.rules.values():
+                DataConfig(**options)
+
+    def test_a_dataset_of_one_s_own(self, monkeypatch):
+        monkeypatch.setattr(DATASETS, "_parts", dict(DATASETS._parts))
+
+        @DATASETS.register("mine")
+        def mine(config):
+            """My own log."""
+            return pl.DataFrame({"user": [1, 1, 2], "item": [3, 4, 3]})
+
+        assert histories(load_dataset("mine")) == {"1": ["3", "4"], "2": ["3"]}
+        assert load_dataset("mine", filter="k-core", min_interactions=1).name == "table"
+        assert DataConfig.of(load_dataset("mine")) == DataConfig(source="mine")
+        assert describe_datasets("mine") == [
+            {"name": "mine", "title": "My own log.", "bundled": False, "rules": []}
+        ]
+
+    def test_a_file_goes_before_a_name(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "steam").write_text("1 2\n")
+        with pytest.raises(DataError, match="unknown extension"):
+            load_dataset("steam")
+
+    def test_archives_of_the_data_directory(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("JAXREC_DATA", str(tmp_path))
+        with pytest.raises(
+            DataError,
+            match=r"gowalla needs loc-gowalla_totalCheckins\.txt\.gz: download it from https://snap",
+        ):
+            load_dataset("gowalla")
+        (tmp_path / "loc-gowalla_totalCheckins.txt.gz").write_bytes(
+            gzip.compress(b"0\t2010-10-19T23:55:27Z\t1\t2\t3\n")
+        )
+        data = load_dataset("gowalla", rule="all")
+        assert data.meta["source"]["url"].startswith("https://snap")
+        assert (data.meta["rule"], data.meta["license"]) == ("all", "research")
+        assert DataConfig.of(data) == DataConfig(source="gowalla", rule="all")
+        assert describe_datasets("gowalla")[0]["on_disk"] == [
+            str(tmp_path / "loc-gowalla_totalCheckins.txt.gz")
+        ]
+
+    def test_refusals(self, tmp_path):
+        with pytest.raises(
+            ConfigError, match=r"--data\.rule of gowalla must be one of 5-core, first-of-pair-5-core, all"
+        ):
+            load_dataset("gowalla", rule="6-core")
+        with pytest.raises(DataError, match="does not exist: download it"):
+            load("gowalla", tmp_path / "none.gz")
+        with pytest.raises(UnknownNameError, match="unknown dataset 'gowala'"):
+            describe_datasets("gowala")
+
+    def test_prepare_from_an_archive(self, tmp_path):
+        raw = io.BytesIO()
+        with zipfile.ZipFile(raw, "w") as target:
+            target.writestr("ml/ratings.csv", "userId,movieId,rating,timestamp\n" + "1,2,3,4\n1,3,4,5\n")
+            target.writestr("ml/movies.csv", "movieId,title,genres\n2,Two,A|B\n3,Three,A\n")
+        (tmp_path / "ml.zip").write_bytes(raw.getvalue())
+        out = jaxrec(
+            "prepare", "ml-20m", "--archive", tmp_path / "ml.zip", "--rule", "all", "--out", tmp_path / "d"
+        )
+        assert out.status == 0, out
+        assert "with titles, 2 attributes" in out.out
+        data = load_dataset(tmp_path / "d")
+        assert histories(data) == {"1": ["2", "3"]}
+        assert data.meta["rule"] == "all"
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04broken", bytes(100)])
+    def test_damaged_archives(self, tmp_path, content):
+        (tmp_path / "a.zip").write_bytes(content)
+        for name in (
+            "ml-20m",
+            "ml-10m",
+            "retailrocket",
+            "diginetica",
+            "yelp",
+            "steam",
+            "anime",
+            "recbole",
+            "gowalla",
+        ):
+            with pytest.raises(DataError):
+                load(name, tmp_path / "a.zip")
