@@ -24,7 +24,7 @@ from jaxrec.errors import DataError, JaxrecError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "jaxrec" / "data" / "bundled" / "movietweetings"
 
-#: Entries of ``meta`` that are kept, in the order of the file.
+#: Entries of ``meta`` in ``meta.json``, in the order of the file.
 META = ("order", "name", "source", "columns", "time", "steps", "license")
 
 

@@ -17,8 +17,10 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Findings of `audit`. Fields about time are None where the dataset has no timestamps; times are whole
-    seconds, so where the source was finer, ties are counted that its order had settled.
+    """Findings of `audit`.
+
+    Fields about time are None where the dataset has no timestamps; times are whole seconds, so where the source was finer,
+    ties are counted that its order had settled.
 
     Attributes:
       name, fingerprint: of the dataset.

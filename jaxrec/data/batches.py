@@ -1,13 +1,13 @@
-"""Batches: what an encoder reads, the options that shape them, and how a plan of rows is filled from the log."""
+"""Batches: the arrays that an encoder reads, the options that shape them, and the filling of rows from the log."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxrec.errors import ConfigError
+from jaxrec.options import Range, validate
 
 PositionOrigin = Literal["start", "end"]
 
@@ -16,12 +16,12 @@ RENAMED_FIELDS = {"batches.origin": "batches.position_origin"}
 
 
 class Batch(NamedTuple):
-    """One pytree for every encoder and every training mode. Arrays are [B, L]; int32 but for ``weights`` (float32).
+    """Pytree of [B, L] arrays for every encoder and every training mode; int32 but for ``weights`` (float32).
 
     Attributes:
       items: interacted items, 0 = padding.
       positions: index inside the own sequence, counted from its start or from its end (``position_origin``).
-      segments: 0 = padding, 1.. = which sequence of the row; the positions of a sequence are adjacent.
+      segments: 0 = padding, 1.. = number of the sequence in the row; the positions of a sequence are adjacent.
       targets: the item to predict, 0 = none here.
       weights: weight of the target in the loss, 0 where there is none.
       timestamps: seconds since the dataset's first event, or None.
@@ -39,48 +39,35 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig:
-    """How sequences become batches.
+    """Cutting of sequences into training batches.
 
     Attributes:
-      mode: "packed" puts several sequences into a row, "padded" one, "prefix" packs every prefix of every sequence with
-        its last target only (each target then sees positions relative to itself: Revisiting SASRec, experiment E1).
+      mode: packed puts several sequences into a row, padded one; prefix packs every prefix of every sequence, with its last
+        target only. With position_origin end each target of prefix mode sees positions relative to itself (Revisiting
+        SASRec, experiment E1); with start the positions are those of packed mode.
       batch_size: B, rows of a training step.
       max_length: L, positions of a row and the longest history that the model sees.
-      position_origin: positions count from the "start" or from the "end" of a sequence (the original SASRec counts from
-        the end).
-      long_histories: of a sequence longer than L, train on the "last" L interactions or on all of them, cut into
-        consecutive "windows".
-      targets: "all" time steps, or the "last" of each sequence only.
-      prefixes_per_sequence: prefix mode: how many prefixes of each sequence an epoch draws; 0 = all.
+      position_origin: positions count from the start or from the end of a sequence (the original SASRec counts from the
+        end).
+      long_histories: of a sequence longer than L, train on the last L interactions or on all of them, cut into consecutive
+        windows.
+      targets: train on all time steps, or on the last of each sequence only.
+      prefixes_per_sequence: in prefix mode, prefixes of each sequence that an epoch draws; 0 = all.
       max_segments: most sequences in one row.
     """
 
     mode: Literal["packed", "padded", "prefix"] = "packed"
-    batch_size: int = 64
-    max_length: int = 50
+    batch_size: Annotated[int, Range("[1, inf)")] = 64
+    max_length: Annotated[int, Range("[1, inf)")] = 50
     position_origin: PositionOrigin = "start"
     long_histories: Literal["last", "windows"] = "last"
     targets: Literal["all", "last"] = "all"
-    prefixes_per_sequence: int = 0
-    max_segments: int = 32
+    prefixes_per_sequence: Annotated[int, Range("[0, inf)")] = 0
+    max_segments: Annotated[int, Range("[1, inf)")] = 32
 
     def __post_init__(self) -> None:
-        for field, value, allowed in (
-            ("mode", self.mode, ("packed", "padded", "prefix")),
-            ("position_origin", self.position_origin, ("start", "end")),
-            ("long_histories", self.long_histories, ("last", "windows")),
-            ("targets", self.targets, ("all", "last")),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"batches.{field} must be one of {', '.join(allowed)}; got {value!r}")
-        for field, number, least in (
-            ("batch_size", self.batch_size, 1),
-            ("max_length", self.max_length, 1),
-            ("prefixes_per_sequence", self.prefixes_per_sequence, 0),
-            ("max_segments", self.max_segments, 1),
-        ):
-            if number < least:
-                raise ConfigError(f"batches.{field} must be at least {least}, got {number}")
+        """Check each option."""
+        validate(self, "batches")
 
     @property
     def last_only(self) -> bool:
@@ -88,7 +75,7 @@ class BatchConfig:
         return self.mode == "prefix" or self.targets == "last"
 
 
-def gather_batch(
+def gather_batch(  # noqa: PLR0913 - one call fills a batch of any kind
     rows: Any,
     items: Any,
     *,

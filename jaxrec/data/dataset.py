@@ -31,7 +31,7 @@ LOADED_WITH = "loaded_with"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SequenceDataset:
-    """Interactions of U users with V items. The arrays may be memory-mapped; treat them as read-only.
+    """Interactions of U users with V items, as read-only arrays that may be memory-mapped.
 
     Attributes:
       items: int32[N], item ids 1..V (0 is padding and never here), user after user, oldest first.
@@ -149,8 +149,7 @@ class SequenceDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of items, offsets, timestamps and original ids (not of titles and
-        attributes)."""
+        """Hexadecimal SHA-256 of items, offsets, timestamps and original ids (not of titles and attributes)."""
         return str(self.meta.get("fingerprint") or self.compute_fingerprint())
 
     def compute_fingerprint(self) -> str:

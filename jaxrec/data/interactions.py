@@ -1,5 +1,4 @@
-"""A log of interactions in file order: what readers produce, filters thin out, and `to_dataset` turns into
-sequences."""
+"""`InteractionLog`: interactions in file order, with filters that thin them out and `to_dataset`, which sorts them."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ class InteractionLog:
       times: int64[N] in units of ``1 / times_per_second`` seconds, or None where the file order is the order.
       user_ids, item_ids: original id of each code; codes without an interaction are dropped by `to_dataset`.
       times_per_second: 1 for seconds, 1000 for milliseconds, ...: sorting uses the full resolution.
-      steps: what was done so far, as entries of ``meta["steps"]``.
+      steps: filters applied so far, as entries of ``meta["steps"]``.
     """
 
     users: np.ndarray
@@ -38,7 +37,7 @@ class InteractionLog:
         return len(self.users)
 
     def counts(self) -> dict[str, int]:
-        """Users and items that occur, and interactions."""
+        """Count the users and items that occur, and the interactions."""
         return {
             "users": int(np.count_nonzero(np.bincount(self.users))),
             "items": int(np.count_nonzero(np.bincount(self.items))),
@@ -46,8 +45,11 @@ class InteractionLog:
         }
 
     def select(self, keep: np.ndarray, step: Mapping[str, Any]) -> InteractionLog:
-        """The interactions where ``keep`` (bool[N]) holds, with ``step`` and the counts before and after
-        recorded.
+        """Return the interactions where ``keep`` holds, and record ``step`` with the counts before and after.
+
+        Args:
+          keep: bool[N].
+          step: entry of ``meta["steps"]``.
 
         Raises:
           DataError: nothing is left.
@@ -73,13 +75,16 @@ def to_dataset(
     titles: Callable[[Sequence[str]], Sequence[str]] | None = None,
     attributes: Callable[[Sequence[str]], AttributeTable] | None = None,
 ) -> SequenceDataset:
-    """Sequences of a log. Users are numbered by first appearance in the log, items by first appearance in the
-    sequences (S3-Rec's rule). The sort by (user, time) is stable: ties in time keep file order.
+    """Build the sequences of a log.
+
+    Users are numbered by first appearance in the log, items by first appearance in the sequences (S3-Rec's rule). The sort
+    by (user, time) is stable: ties in time keep file order.
 
     Args:
       log: at least one interaction.
       meta: entries for the dataset's ``meta``; the log's steps are added under ``steps``.
-      titles, attributes: given the dataset's item ids in order, the titles or the attributes.
+      titles: function from the dataset's item ids, in order, to their titles, or None.
+      attributes: the same for attributes.
     """
     user_codes, users = _by_first_appearance(log.users, len(log.user_ids))
     order = _stable_order(users, log.times)
@@ -110,7 +115,7 @@ def to_dataset(
 
 
 def from_dataset(dataset: SequenceDataset) -> InteractionLog:
-    """The log of a dataset, user after user."""
+    """Return the log of a dataset, user after user."""
     users = np.repeat(np.arange(dataset.n_users, dtype=np.int32), dataset.lengths)
     return InteractionLog(
         users=users,
@@ -127,10 +132,10 @@ def _by_first_appearance(codes: np.ndarray, n_codes: int) -> tuple[np.ndarray, n
     # Of repeated indices NumPy keeps the last assignment; written backwards, that is the first appearance.
     first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
     by_appearance = np.argsort(first, kind="stable")
-    kept = by_appearance[: int(np.count_nonzero(first < len(codes)))]
+    present = by_appearance[: int(np.count_nonzero(first < len(codes)))]
     renumbered = np.zeros(n_codes, np.int32)
-    renumbered[kept] = np.arange(len(kept), dtype=np.int32)
-    return kept, renumbered[codes]
+    renumbered[present] = np.arange(len(present), dtype=np.int32)
+    return present, renumbered[codes]
 
 
 def _stable_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | None:
@@ -151,22 +156,23 @@ def _stable_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | N
 
 
 class Filter(Protocol):
-    """Anything that thins out a log."""
+    """Function that thins out a log."""
 
     def __call__(self, log: InteractionLog) -> InteractionLog:
-        """The interactions that stay, in their order."""
+        """Return the interactions that stay, in their order."""
         ...
 
 
 def _check_threshold(name: str, value: int) -> None:
     if value < 1:
-        raise ConfigError(f"{name} must be at least 1, got {value}; leave the filter out to keep everything")
+        raise ConfigError(f"{name} must be at least 1, got {value}; leave the filter out to use everything")
 
 
 @dataclasses.dataclass(frozen=True)
 class KCore:
-    """Iterative k-core (S3-Rec and most later work): drop users and items with fewer than their minimum of
-    interactions until none is left.
+    """Iterative k-core, as in S3-Rec and most later work.
+
+    Users and items with fewer than k interactions are dropped until none is left.
 
     Attributes:
       k: fewest interactions of a user and of an item.
@@ -200,8 +206,10 @@ class KCore:
 
 @dataclasses.dataclass(frozen=True)
 class OnePass:
-    """SASRec's filter: one pass on the raw counts drops an interaction whose user or item has fewer than
-    ``minimum``. It is not iterated, so shorter users and rarer items remain.
+    """SASRec's filter: one pass over the raw counts.
+
+    An interaction whose user or item has fewer than ``minimum`` is dropped. The pass is not iterated, so shorter users and
+    rarer items remain.
 
     Attributes:
       minimum: fewest raw interactions of a user and of an item.
@@ -233,14 +241,14 @@ class FirstOfPair:
 
 
 def apply_filters(log: InteractionLog, filters: Sequence[Filter]) -> InteractionLog:
-    """The filters one after the other."""
-    for each in filters:
-        log = each(log)
+    """Apply the filters one after the other."""
+    for one in filters:
+        log = one(log)
     return log
 
 
 def filter_dataset(dataset: SequenceDataset, filters: Sequence[Filter]) -> SequenceDataset:
-    """A smaller dataset; users and items are numbered anew, titles and attributes follow."""
+    """Filter a dataset; users and items are numbered anew, titles and attributes follow."""
     log = apply_filters(from_dataset(dataset), filters)
     inherited = ("name", "source", "columns", "time", "order", "license", "steps")
 

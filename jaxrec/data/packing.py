@@ -1,4 +1,4 @@
-"""Packing: which sequences share a row of a batch."""
+"""Packing: the assignment of sequences to the rows of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class PackedRows(NamedTuple):
-    """A plan of R rows with up to S sequences each.
+    """Plan of R rows with up to S sequences each.
 
     Attributes:
       starts: int64[R, S], index into the log of a sequence's first input.
@@ -21,7 +21,7 @@ class PackedRows(NamedTuple):
     users: np.ndarray
 
     def select(self, index: Any) -> PackedRows:
-        """The rows of a slice, or of an array of row numbers."""
+        """Return the rows of a slice, or of an array of row numbers."""
         return PackedRows(self.starts[index], self.lengths[index], self.users[index])
 
 
@@ -38,12 +38,12 @@ class Sequences(NamedTuple):
 
 
 def pad(sequences: Sequences) -> PackedRows:
-    """One sequence a row, in the given order."""
+    """Plan one sequence per row, in the given order."""
     return PackedRows(sequences.starts[:, None], sequences.lengths[:, None], sequences.users[:, None])
 
 
 class Packing(NamedTuple):
-    """Which sequences share a row: row r holds ``members[offsets[r]:offsets[r+1]]``, in that order.
+    """Assignment of sequences to rows: row r holds ``members[offsets[r]:offsets[r+1]]``, in that order.
 
     Attributes:
       members: int[N], numbers of sequences.
@@ -54,14 +54,14 @@ class Packing(NamedTuple):
     offsets: np.ndarray
 
     def select(self, index: np.ndarray) -> Packing:
-        """The rows of an array of row numbers."""
+        """Return the rows of an array of row numbers."""
         sizes = np.diff(self.offsets)[index]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         shift = np.repeat(self.offsets[index] - offsets[:-1], sizes)
         return Packing(self.members[np.arange(offsets[-1]) + shift], offsets)
 
     def rows(self, sequences: Sequences, first: int, stop: int, width: int) -> PackedRows:
-        """The plan ``[stop - first, width]`` of some consecutive rows."""
+        """Return the plan ``[stop - first, width]`` of consecutive rows."""
         offsets = self.offsets[first : stop + 1]
         members = self.members[offsets[0] : offsets[-1]]
         sizes = np.diff(offsets)
@@ -74,7 +74,7 @@ class Packing(NamedTuple):
 
 
 def pack(sequences: Sequences, max_length: int, max_segments: int = 32) -> PackedRows:
-    """Several sequences a row by best fit: each goes, in the given order, into the fullest open row that has room.
+    """Plan several sequences per row by best fit: each goes, in the given order, into the fullest open row with room.
 
     Sequences stay whole; every one appears exactly once. ``max_segments`` bounds S, the width of the plan.
     """
@@ -83,7 +83,7 @@ def pack(sequences: Sequences, max_length: int, max_segments: int = 32) -> Packe
 
 
 def best_fit(lengths: np.ndarray, max_length: int, max_segments: int) -> Packing:
-    """`pack`, without the plan: the numbers of the sequences in each row.
+    """Assign sequences to rows by best fit, without the plan that `pack` makes of it.
 
     ``room[c]`` stacks the open rows with c free positions; the bits of ``nonempty`` say which stacks hold any, so the
     tightest one that fits is the lowest set bit at or above the length.
@@ -114,5 +114,5 @@ def best_fit(lengths: np.ndarray, max_length: int, max_segments: int) -> Packing
 
 
 def fill_rate(rows: PackedRows, max_length: int) -> float:
-    """Real interactions divided by positions of the batch, between 0 and 1."""
+    """Return real interactions divided by positions of the batch, between 0 and 1."""
     return float(rows.lengths.sum()) / (len(rows.lengths) * max_length) if len(rows.lengths) else 0.0

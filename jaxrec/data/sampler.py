@@ -1,4 +1,4 @@
-"""Which stretches of the log are trained on, and the endless stream of rows that a run consumes."""
+"""Training sequences of a log, and the endless stream of rows that a run consumes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ def training_sequences(
     max_length: int,
     long_histories: Literal["last", "windows"] = "last",
 ) -> Sequences:
-    """Input stretches of at most ``max_length`` from each user's training part ``[starts, stops)`` of the log.
+    """Cut each user's training part ``[starts, stops)`` of the log into inputs of at most ``max_length``.
 
     A part of n interactions has n - 1 inputs with a target; users with fewer than two interactions give none. With
     "windows" the whole part is used: consecutive stretches that end at the newest interaction.
 
     Args:
-      starts, stops: int64[U].
+      starts: int64[U], first interaction of each training part.
+      stops: int64[U], end of each training part.
+      max_length: L.
+      long_histories: use the last L inputs, or consecutive windows over all of them.
     """
     inputs = np.maximum(stops - starts - 1, 0)
     if long_histories == "last":
@@ -47,7 +50,7 @@ def training_sequences(
 
 
 def prefixes(starts: np.ndarray, stops: np.ndarray, max_length: int) -> Sequences:
-    """Every prefix of each training part that has a target: one sequence a target, at most ``max_length`` long."""
+    """List every prefix of each training part that has a target: one sequence per target, at most ``max_length`` long."""
     targets = np.maximum(stops - starts - 1, 0)
     users = np.repeat(np.arange(len(starts)), targets)
     number = np.arange(len(users)) - np.repeat(np.cumsum(targets) - targets, targets)
@@ -61,19 +64,20 @@ def prefixes(starts: np.ndarray, stops: np.ndarray, max_length: int) -> Sequence
 
 
 class Position(NamedTuple):
-    """Where a stream stands: the next row is number ``row`` of epoch ``epoch``."""
+    """Position in a row stream: the next row is number ``row`` of epoch ``epoch``."""
 
     epoch: int = 0
     row: int = 0
 
 
 class RowStream:
-    """Rows without end: each epoch holds every sequence once, in an order that (seed, epoch) alone determine.
+    """Endless rows: each epoch holds every sequence once, in an order that (seed, epoch) alone determine.
 
     A batch may straddle two epochs, so that every batch is full and every chunk of steps has the same shape.
 
     Args:
-      starts, stops: int64[U], each user's training part of the log.
+      starts: int64[U], start of each user's training part of the log.
+      stops: int64[U], its end.
       config: mode and shapes.
       seed: of the order.
 
@@ -103,11 +107,11 @@ class RowStream:
         self.targets_per_epoch = len(first.members) if config.last_only else in_epoch
 
     def prepare(self, epoch: int) -> None:
-        """Plan an epoch before it is asked for; a thread may do so while another takes rows."""
+        """Plan an epoch ahead of its use; a thread may do so while another takes rows."""
         self._plan(epoch)
 
     def epoch_rows(self, epoch: int) -> PackedRows:
-        """All rows of an epoch (their number differs a little from epoch to epoch when packed)."""
+        """Return all rows of an epoch (their number differs a little from epoch to epoch when packed)."""
         plan = self._plan(epoch)
         return plan.rows(self._sequences, 0, len(plan.offsets) - 1, self._width)
 
@@ -116,9 +120,9 @@ class RowStream:
         return 1 if self.config.mode == "padded" else self.config.max_segments
 
     def _plan(self, epoch: int) -> Packing:
-        """Which sequences share a row: 4 bytes a sequence and 8 a row; the plans of two epochs are kept."""
-        if (known := self._plans.get(epoch)) is not None:
-            return known
+        """The packing of an epoch: 4 bytes per sequence and 8 per row; the plans of two epochs stay in memory."""
+        if (plan := self._plans.get(epoch)) is not None:
+            return plan
         with self._lock:
             if epoch in self._plans:
                 return self._plans[epoch]
@@ -133,7 +137,7 @@ class RowStream:
                 packed = best_fit(self._sequences.lengths[order], config.max_length, config.max_segments)
                 packed = packed.select(generator.permutation(len(packed.offsets) - 1))
                 plan = packed._replace(members=order[packed.members].astype(packed.members.dtype))
-            self._plans = {old: kept for old, kept in self._plans.items() if abs(old - epoch) == 1}
+            self._plans = {e: planned for e, planned in self._plans.items() if abs(e - epoch) == 1}
             self._plans[epoch] = plan
             return plan
 
@@ -148,7 +152,7 @@ class RowStream:
         return drawn[np.argsort(rank[drawn])]
 
     def take(self, position: Position, count: int) -> tuple[PackedRows, Position]:
-        """The next ``count`` rows from ``position`` on, and the position after them."""
+        """Return the next ``count`` rows from ``position`` on, and the position after them."""
         parts: list[PackedRows] = []
         epoch, row = position
         while count > 0:

@@ -156,9 +156,11 @@ def test_drawn_prefixes():
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match=r"batches\.mode must be one of packed, padded, prefix; got 'pack'"):
+    with pytest.raises(
+        ConfigError, match=r"--batches\.mode must be one of packed, padded, prefix.*; got 'pack'"
+    ):
         BatchConfig(mode="pack")
-    with pytest.raises(ConfigError, match=r"batches\.batch_size must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"--batches\.batch-size must be an integer at least 1; got 0"):
         BatchConfig(batch_size=0)
     with pytest.raises(DataError, match="at least one user with two training interactions"):
         RowStream(np.array([0, 1]), np.array([1, 2]), BatchConfig(), seed=0)

@@ -1,4 +1,4 @@
-"""Datasets that ship with the package, read through package resources."""
+"""Bundled datasets, read through package resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUNDLED = ("movietweetings",)
 
 
 def load_bundled(name: str) -> SequenceDataset:
-    """A bundled dataset by name. Its arrays are stored in the narrowest type and widened here."""
+    """Load a bundled dataset by name; its arrays are stored in the narrowest type and widened here."""
     folder = resources.files(__name__) / name
 
     def array(part: str, dtype: Any) -> np.ndarray:
