@@ -122,6 +122,20 @@ class SequenceDataset:
                     "sort by time first, or use load_dataset, which does"
                 )
 
+    def check_ranges(self) -> None:
+        """Check, in one pass, that no item or offset points outside its array; large files are not read when opened.
+
+        Raises:
+          DataError: one does.
+        """
+        outside = len(self.items) and not (self.items.min() >= 1 and self.items.max() <= self.n_items)
+        if outside or np.any(np.diff(self.offsets) < 0):
+            fault = f"items outside 1..{self.n_items}" if outside else "offsets that decrease"
+            raise DataError(
+                f"dataset {self.name!r} is damaged: it holds {fault}; "
+                "build it again from the source, or find the fault with --data.verify"
+            )
+
     @property
     def n_users(self) -> int:
         """U."""

@@ -261,9 +261,10 @@ def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -
       config: the strategy; leave-one-out by default.
 
     Raises:
-      DataError: a temporal split without timestamps, or a split that leaves nothing to train on.
+      DataError: a temporal split without timestamps, a split that leaves nothing to train on, or a damaged dataset.
     """
     config = config or SplitConfig()
+    dataset.check_ranges()
     options: dict[str, Any] = dataclasses.asdict(config)
     starts, stops = np.asarray(dataset.offsets[:-1]), np.asarray(dataset.offsets[1:])
     if config.strategy == "temporal":
@@ -415,11 +416,6 @@ def _inside(n_interactions: int, starts: np.ndarray, stops: np.ndarray) -> np.nd
 def _count_items(dataset: SequenceDataset, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """int64[V + 1], interactions of each item inside the stretches, which do not overlap."""
     items = dataset.items[_inside(dataset.n_interactions, starts, stops)]
-    if len(items) and not (items.min() >= 1 and items.max() <= dataset.n_items):
-        raise DataError(
-            f"dataset {dataset.name!r} is damaged: it holds items outside 1..{dataset.n_items}; build it again from the "
-            "source, or find the fault with --data.verify"
-        )
     return np.bincount(items, minlength=dataset.n_items + 1)
 
 

@@ -103,6 +103,13 @@ class TestTimes:
         assert list(data.item_ids) == ["b", "a"]
 
 
+def test_a_repeated_column_is_a_warning(tmp_path):
+    (tmp_path / "log.csv").write_text("user,item,item,time\n1,a,b,5\n")
+    data = load_dataset(tmp_path / "log.csv")
+    assert list(data.item_ids) == ["a"]
+    assert data.meta["warnings"] == ["the header repeats 'item': the first column of that name is used"]
+
+
 class TestFiles:
     TEXT = "user,item,time\n1,a,5\n1,b,6\n"
 

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from jaxrec.data import audit, split_dataset
 from jaxrec.data.catalogue import AttributeTable, Catalogue, StringArray
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import DataError
@@ -231,6 +232,22 @@ class TestDamagedDirectories:
         SequenceDataset.load(tmp_path / "d")
         with pytest.raises(DataError, match="fingerprint is not the one"):
             SequenceDataset.load(tmp_path / "d", verify=True)
+
+    @pytest.mark.parametrize(("place", "item"), [(0, 2**30), (-1, 2**30), (-1, -7), (2500, 0)])
+    def test_items_out_of_range_are_seen_when_they_are_used(self, tmp_path, monkeypatch, place, item):
+        """A flipped bit between samples: no array as long as the id, no index error."""
+        monkeypatch.setattr("jaxrec.data.storage.SMALL", 0)
+        monkeypatch.setattr("jaxrec.data.storage.BLOCK", 0)
+        items = np.full(10_000, 3, np.int32)
+        SequenceDataset(
+            items, np.arange(0, 10_001, 10).astype(np.int64), [str(u) for u in range(1000)], list("abc")
+        ).save(tmp_path / "d")
+        items[place] = item
+        np.save(tmp_path / "d" / "items.npy", items)
+        data = SequenceDataset.load(tmp_path / "d")
+        for use in (split_dataset, audit):
+            with pytest.raises(DataError, match=r"is damaged: it holds items outside 1\.\.3"):
+                use(data)
 
     @pytest.mark.parametrize(
         "text",

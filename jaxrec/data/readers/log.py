@@ -57,6 +57,7 @@ def read_log(frame: pl.LazyFrame, config: DataConfig, where: str) -> tuple[Inter
     if not table.height:
         raise DataError(f"{where} is empty: it has columns {', '.join(map(repr, chosen))} but no rows")
     note: dict[str, Any] = {"columns": columns}
+    warnings = _duplicates(names)
     times, per_second = None, 1
     if columns["time"] is not None:
         times, per_second, note["time"] = parse_times(
@@ -65,8 +66,9 @@ def read_log(frame: pl.LazyFrame, config: DataConfig, where: str) -> tuple[Inter
         table = table.drop(columns["time"])
     else:
         note["time"] = {"unit": None, "assumed": "no time column: the order of the rows is the order"}
-        if warning := _time_warning(names, chosen):
-            note["warnings"] = [warning]
+        warnings += _time_warning(names, chosen)
+    if warnings:
+        note["warnings"] = warnings
     enough = None
     if (rating := columns.get("rating")) is not None:
         enough = _ratings(table[rating], rating) >= config.min_rating
@@ -85,21 +87,28 @@ def read_log(frame: pl.LazyFrame, config: DataConfig, where: str) -> tuple[Inter
     return log, note
 
 
-def _time_warning(names: list[str], chosen: list[str]) -> str:
+def _duplicates(names: list[str]) -> list[str]:
+    """A sentence where the header names a column twice, of which the reader takes the first."""
+    repeated = [name.split("_duplicated_")[0] for name in names if "_duplicated_" in name]
+    if not repeated:
+        return []
+    return [
+        f"the header repeats {', '.join(map(repr, dict.fromkeys(repeated)))}: the first column of that name is used"
+    ]
+
+
+def _time_warning(names: list[str], chosen: list[str]) -> list[str]:
     """A sentence where a table has no known time column but others that may be one."""
     others = [name for name in names if name not in chosen]
     likely = [name for name in others if any(word in plain_name(name) for word in _TIME_WORDS)]
     if not others:
-        return ""
-    return (
+        return []
+    listed = ", ".join(map(repr, likely or others))
+    return [
         "no time column was recognised, so the order of the rows is taken for the order of the interactions; "
-        + (
-            f"{', '.join(map(repr, likely))} may be one: "
-            if likely
-            else f"other columns: {', '.join(map(repr, others))}; "
-        )
+        + (f"{listed} may be one: " if likely else f"other columns: {listed}; ")
         + "name it with --data.time-column"
-    )
+    ]
 
 
 def _ratings(values: pl.Series, column: str) -> np.ndarray:

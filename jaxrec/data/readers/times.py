@@ -148,23 +148,24 @@ def _unit_note(numbers: np.ndarray, values: pl.Series, column: str, unit: TimeUn
     """The unit of numeric times and where it comes from."""
     if unit != "auto":
         return {"unit": unit, "assumed": "given"}
+    names = list(PER_SECOND)
     sizes = np.abs(numbers.astype(np.float64))
-    chosen = _unit_of(np.array([np.median(sizes)]))[0] if len(sizes) else 0
-    units = _unit_of(sizes)
-    other = (units != chosen) & (sizes >= PLAUSIBLE[0])
+    chosen = _unit_of(float(np.median(sizes))) if len(sizes) else 0
+    lowest = PLAUSIBLE[0] * PER_SECOND[names[chosen]]
+    highest = PLAUSIBLE[1] * PER_SECOND[names[chosen]] if chosen < 3 else np.inf
+    other = (sizes >= highest) | ((sizes >= PLAUSIBLE[0]) & (sizes < lowest))
     if other.any():
-        names = list(PER_SECOND)
-        first = names[int(units[int(np.flatnonzero(other)[0])])]
+        first = names[_unit_of(float(sizes[int(np.argmax(other))]))]
         _refuse(
             pl.Series(other), values, column, f"in another unit ({first}) than the median ({names[chosen]})",
             "bring all times to one unit, or give it by --data.time-unit if it is one",
         )  # fmt: skip
-    return {"unit": list(PER_SECOND)[chosen], "assumed": "from the size of the numbers"}
+    return {"unit": names[chosen], "assumed": "from the size of the numbers"}
 
 
-def _unit_of(sizes: np.ndarray) -> np.ndarray:
-    """int[n], index into `PER_SECOND`: the unit that puts each size before the year 5138."""
-    return np.searchsorted([PLAUSIBLE[1] * per for per in (1, 1_000, 1_000_000)], sizes, side="right")
+def _unit_of(size: float) -> int:
+    """Index into `PER_SECOND` of the unit that puts a size before the year 5138."""
+    return sum(size >= PLAUSIBLE[1] * per_second for per_second in (1, 1_000, 1_000_000))
 
 
 def _compact_dates(numbers: np.ndarray) -> np.ndarray | None:
