@@ -75,6 +75,10 @@ class Prepare:
     source: Annotated[str, tyro.conf.Positional, _SOURCE]
     data: Annotated[DataConfig, _OPTIONS] = DataConfig()
     out: Annotated[str, tyro.conf.arg(help="directory to write; must be new or empty")] = "dataset"
+    download: Annotated[bool, tyro.conf.arg(help="fetch the archives of a public dataset first")] = False
+    accept_licence: Annotated[bool, tyro.conf.arg(help="accept its licence, which is shown otherwise")] = (
+        False
+    )
     json: Annotated[bool, tyro.conf.arg(help="print the summary as one JSON object")] = False
 
 
@@ -84,7 +88,13 @@ def prepare(arguments: list[str]) -> int:
 
     from jaxrec.data import load_dataset
 
-    dataset = load_dataset(options.source, options.data)
+    config = options.data
+    if options.download:
+        from jaxrec.datasets.download import fetch
+
+        paths = fetch(options.source, accept_licence=options.accept_licence, progress=not options.json)
+        config = config.replace(archive=tuple(map(str, paths)))
+    dataset = load_dataset(options.source, config)
     dataset.save(options.out)
     details = {
         "titles": dataset.item_titles is not None,

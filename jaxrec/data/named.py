@@ -54,6 +54,7 @@ class PublicDataset:
       required: number of files without which nothing can be read.
       sha256: known digests of the first archive; none are compared where this and ``md5`` are empty.
       md5: the same in MD5.
+      downloads: direct links to ``files``; empty where there is none or the licence forbids one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class PublicDataset:
     required: int = 1
     sha256: tuple[str, ...] = ()
     md5: tuple[str, ...] = ()
+    downloads: tuple[str, ...] = ()
 
     def __call__(self, config: Any) -> RawDataset:
         """Read the archives under the rule that ``config`` names.
@@ -82,9 +84,10 @@ class PublicDataset:
             )
         paths = [Path(path) for path in config.archive] or self.on_disk()
         if len(paths) < self.required:
+            automatic = "give --download, or " if self.downloads else ""
             raise DataError(
-                f"{self.name} needs {', '.join(self.files[: self.required])}: download it from {self.url} and give "
-                f"--data.archive FILE, or put it in {data_home()}"
+                f"{self.name} needs {', '.join(self.files[: self.required])}: {automatic}"
+                f"download it from {self.url} and give --data.archive FILE, or put it in {data_home()}"
             )
         source = describe_archive(paths[0], sha256=self.sha256, md5=self.md5, verify=not config.other_edition)
         more = [describe_archive(path) for path in paths[1:]]

@@ -15,6 +15,7 @@ from jaxrec.datasets.archives import content, table
     licence="research",
     citation="Cho, Myers and Leskovec, Friendship and Mobility, KDD 2011",
     files=("loc-gowalla_totalCheckins.txt.gz",),
+    downloads=("https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz",),
     rules={
         "5-core": {"filter": "k-core", "min_interactions": 5},
         "first-of-pair-5-core": {"first_of_pair": True, "filter": "k-core", "min_interactions": 5},

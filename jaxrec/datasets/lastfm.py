@@ -22,6 +22,7 @@ from jaxrec.datasets.archives import member, table
     licence="non-commercial use",
     citation="Cantador, Brusilovsky and Kuflik, HetRec 2011, RecSys 2011",
     files=("hetrec2011-lastfm-2k.zip",),
+    downloads=("https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip",),
     rules={
         "s3rec": {"first_of_pair": True, "filter": "k-core", "min_interactions": 5},
         "first-of-pair": {"first_of_pair": True},

@@ -49,6 +49,7 @@ _GENRES = (
     licence=_LICENCE,
     citation=_CITATION,
     files=("ml-1m.zip",),
+    downloads=("https://files.grouplens.org/datasets/movielens/ml-1m.zip",),
     rules=_SASREC_FIRST,
     sha256=("a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",),
     md5=("c4d9eecfca2ab87c1945afe126590906",),
@@ -65,6 +66,7 @@ def read_ml_1m(archive: Path) -> RawDataset:
     licence=_LICENCE,
     citation=_CITATION,
     files=("ml-10m.zip",),
+    downloads=("https://files.grouplens.org/datasets/movielens/ml-10m.zip",),
     rules=_RULES,
 )
 def read_ml_10m(archive: Path) -> RawDataset:
@@ -85,6 +87,7 @@ def _read_dat(archive: Path, encoding: str) -> RawDataset:
     licence=_LICENCE,
     citation=_CITATION,
     files=("ml-100k.zip",),
+    downloads=("https://files.grouplens.org/datasets/movielens/ml-100k.zip",),
     rules=_RULES,
     md5=("0e33842e24a9c977be4e0107933c0723",),
 )
@@ -126,6 +129,7 @@ def _register_csv_editions() -> None:
             licence=_LICENCE,
             citation=_CITATION,
             files=(f"{name}.zip",),
+            downloads=(f"https://files.grouplens.org/datasets/movielens/{name}.zip",),
             rules=_RULES,
         )(_read_csv)
 
