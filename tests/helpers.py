@@ -60,14 +60,14 @@ def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 
 
 def assert_same_run(a, b):
-    """Parameters and ranks to the bit, and everything but the clock in the ledger."""
+    """Parameters and ranks to the bit, and everything but the clock in the host_state."""
     chex.assert_trees_all_equal(a.params, b.params)
     for x, y in zip([*a.valid, *a.test], [*b.valid, *b.test], strict=True):
         np.testing.assert_array_equal(x.ranks, y.ranks)
-    assert (a.ledger.best, a.ledger.best_step, a.ledger.positions) == (
-        b.ledger.best,
-        b.ledger.best_step,
-        b.ledger.positions,
+    assert (a.host_state.best, a.host_state.best_step, a.host_state.positions) == (
+        b.host_state.best,
+        b.host_state.best_step,
+        b.host_state.positions,
     )
 
 

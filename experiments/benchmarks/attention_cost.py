@@ -132,7 +132,7 @@ class Trial:
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, value
 
-        layer = attention.build(encoder.attention_shape())
+        layer = attention.build(encoder.attention_spec())
         context = AttentionContext(places, ones, times)
         x = jax.random.normal(jax.random.key(1), (*size, options.width))
 

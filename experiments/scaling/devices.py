@@ -86,12 +86,12 @@ def run(shape: Shape) -> tuple[dict[str, Any], Any, np.ndarray]:
     # Dropout off: its masks are drawn for the batch as a whole, but this study is of what the mesh does to sums.
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, dropout=0.0))
     setup = prepare(config, dataset_of(shape))
-    layout = setup.layout
+    sharding = setup.sharding
     rows, _ = setup.streams[0].take(Position(), STEPS * shape.rows)
-    plan = layout.put(shape.rows)(device_rows([rows], STEPS))
+    plan = sharding.put(shape.rows)(device_rows([rows], STEPS))
     initial = jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed))
-    state = jax.jit(initial, out_shardings=layout.shardings())(np.zeros(1, np.uint32))
-    chunk = make_train_chunk(setup.task, setup.optimizer, config.batches, "map", layout=layout)
+    state = jax.jit(initial, out_shardings=sharding.shardings())(np.zeros(1, np.uint32))
+    chunk = make_train_chunk(setup.task, setup.optimizer, config.batches, "map", sharding=sharding)
     compiled = chunk.lower(state, plan, setup.resources).compile()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     temporary = compiled.memory_analysis().temp_size_in_bytes

@@ -36,7 +36,7 @@ from jaxrec.presets import smoke
 from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.feed import device_rows
-from jaxrec.training.logging import read_journal
+from jaxrec.training.logging import read_log
 from jaxrec.training.loop import train
 from jaxrec.training.setup import TrainingSetup, prepare
 from jaxrec.training.state import initial_state
@@ -102,24 +102,24 @@ def host(params: Any, rows: int) -> list[np.ndarray]:
 
 def losses(run: Path) -> list[float]:
     """Mean loss of each logged chunk of steps."""
-    return [line["loss"][0] for line in read_journal(run / "log.jsonl") if "loss" in line]
+    return [line["loss"][0] for line in read_log(run / "log.jsonl") if "loss" in line]
 
 
 def memory(config: RunConfig) -> dict[str, int]:
     """Bytes on one device: of item tables with their moments, of all arguments and temporaries of the compiled steps."""
     setup: TrainingSetup = prepare(config)
-    layout = setup.layout
+    sharding = setup.sharding
     make = jax.jit(
         jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
-        out_shardings=layout.shardings(),
+        out_shardings=sharding.shardings(),
     )
     state = make(np.zeros(1, np.uint32))
     steps = 2
     rows, _ = setup.streams[0].take(Position(), steps * config.batches.batch_size)
-    chunk = make_train_chunk(setup.task, setup.optimizer, config.batches, "map", layout=layout)
-    plan = layout.put(config.batches.batch_size)(device_rows([rows], steps))
+    chunk = make_train_chunk(setup.task, setup.optimizer, config.batches, "map", sharding=sharding)
+    plan = sharding.put(config.batches.batch_size)(device_rows([rows], steps))
     analysis = chunk.lower(state, plan, setup.resources).compile().memory_analysis()
-    pairs = zip(jax.tree.leaves(layout.axes), jax.tree.leaves(state), strict=True)
+    pairs = zip(jax.tree.leaves(sharding.axes), jax.tree.leaves(state), strict=True)
     tables = sum(x.addressable_shards[0].data.nbytes for axis, x in pairs if axis >= 0)
     return {
         "tables": tables,

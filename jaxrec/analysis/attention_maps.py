@@ -116,7 +116,7 @@ def parameter_panels(encoder: Any, params: Mapping[str, Any]) -> dict[str, list[
     """Matrices that the encoder's attention mechanism has to show: ``{figure: [(title, matrix), ...]}``."""
     layers = sorted((name for name in params if name.startswith("layer_")), key=lambda name: int(name[6:]))
     return encoder.attention.parameter_figures(
-        encoder.attention_shape(),
+        encoder.attention_spec(),
         [params[name]["attention"] for name in layers],
         params.get("shared_attention", {}),
     )

@@ -39,7 +39,7 @@ class Compare:
 
 
 def compare(arguments: list[str]) -> int:
-    """``jaxrec compare RUN RUN ...``"""
+    """Run ``jaxrec compare RUN RUN ...``; return the exit status."""
     options = parse(Compare, arguments, "compare")
 
     from jaxrec.analysis.compare import compare as compare_directories
@@ -67,7 +67,7 @@ class Protocols:
 
 
 def protocols(arguments: list[str]) -> int:
-    """``jaxrec protocols RUN``"""
+    """Run ``jaxrec protocols RUN``; return the exit status."""
     options = parse(Protocols, arguments, "protocols")
 
     from jaxrec.analysis.protocols import protocols as protocols_of
@@ -97,7 +97,7 @@ class Stability:
 
 
 def stability(arguments: list[str]) -> int:
-    """``jaxrec stability RUN [RUN ...]``"""
+    """Run ``jaxrec stability RUN [RUN ...]``; return the exit status."""
     options = parse(Stability, arguments, "stability")
 
     from jaxrec.analysis.stability import stability as stability_of
@@ -139,7 +139,7 @@ class Attention:
 
 
 def attention(arguments: list[str]) -> int:
-    """``jaxrec attention`` and ``jaxrec attention RUN --history ...``"""
+    """Run ``jaxrec attention`` and ``jaxrec attention RUN --history ...``; return the exit status."""
     options = parse(Attention, arguments, "attention")
     if options.run is None:
         listed = mechanisms()

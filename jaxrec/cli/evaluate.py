@@ -10,6 +10,7 @@ from jaxrec.cli.common import emit, parse
 
 
 def evaluate(arguments: list[str]) -> int:
+    """Run ``jaxrec evaluate``; return the exit status."""
     from jaxrec.config import load_config
     from jaxrec.sharding import MeshConfig
     from jaxrec.training.distributed import DistributedConfig, is_first, join
@@ -19,8 +20,8 @@ def evaluate(arguments: list[str]) -> int:
         """Rank the held-out targets of a saved run again, from its checkpoint."""
 
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
-        split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="which held-out part")] = "test"
-        data: Annotated[str, tyro.conf.arg(help="the same data in another place; default: where it was")] = ""
+        split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part to rank")] = "test"
+        data: Annotated[str, tyro.conf.arg(help="override the dataset path stored in the run")] = ""
         beyond: Annotated[
             int, tyro.conf.arg(help="also coverage, concentration, novelty and diversity of lists this long")
         ] = 0

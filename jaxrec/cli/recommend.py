@@ -22,6 +22,7 @@ class Recommend:
 
 
 def recommend(arguments: list[str]) -> int:
+    """Run ``jaxrec recommend``; return the exit status."""
     given = parse(Recommend, arguments, "recommend")
 
     from jaxrec.compilation import enable_compilation_cache

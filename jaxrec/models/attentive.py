@@ -73,9 +73,9 @@ class AttentiveEncoder(Encoder):
         """Whether position vectors are added to the embeddings."""
         return POSITIONS[self.positions].additive
 
-    def attention_shape(self) -> AttentionSpec:
+    def attention_spec(self) -> AttentionSpec:
         """Settings that every layer passes to its attention module."""
-        raise NotImplementedError(f"{type(self).__name__} must define attention_shape()")
+        raise NotImplementedError(f"{type(self).__name__} must define attention_spec()")
 
     def attention_context(self, batch: Batch, shape: AttentionSpec, mask: Mask) -> AttentionContext:
         """Per-position metadata for the attention modules, with what the layers share; call once per forward pass."""

@@ -37,6 +37,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Apply the network to ``x`` [B, L, D]."""
         width = x.shape[-1]
         hidden = Dense(self.ffn_width, kernel_init=self.kernel_init, dtype=self.dtype, name="inner")(x)
         hidden = ACTIVATIONS[self.activation](hidden)
@@ -46,17 +47,12 @@ class FeedForward(nn.Module):
         return Dropout(self.dropout)(out, train)
 
 
-ARRANGEMENTS = {
-    "original": "queries alone are normalised, and the residuals add what was normalised (Kang & McAuley 2018)",
-    "post-norm": "norm after each residual (S3-Rec, Li et al. 2023)",
-    "pre-norm": "norm before each sublayer, and once more at the end",
-    "gated": "pre-norm, each sublayer's output times a learned gate (LiGR)",
-    "attention-only": "pre-norm attention and its residual, no feed-forward network (HSTU)",
-}
+#: Names of the arrangements, described in `Block`.
+ARRANGEMENTS = ("original", "post-norm", "pre-norm", "gated", "attention-only")
 
 
 class Block(nn.Module):
-    """One layer: ``x [B, L, D] -> [B, L, D]``, or [B, S, D] for the positions ``at`` int32[B, S] alone.
+    """One layer: ``x [B, L, D] -> [B, L, D]``, or [B, S, D] for ``query_positions`` int32[B, S] alone.
 
     Arrangements:
       original: Kang & McAuley 2018 as published code has it: only the queries' input is normalised, the residual adds
@@ -72,56 +68,62 @@ class Block(nn.Module):
 
     arrangement: str
     attention: AttentionConfig
-    shape: AttentionSpec
+    spec: AttentionSpec
     ffn_width: int
     activation: str
     dropout: float
     norm_epsilon: float
 
     @nn.compact
-    def __call__(self, x: Array, context: AttentionContext, train: bool, at: Array | None = None) -> Array:
-        attention = self.attention.build(self.shape, name="attention")
+    def __call__(
+        self, x: Array, context: AttentionContext, train: bool, query_positions: Array | None = None
+    ) -> Array:
+        """Apply the layer to ``x`` [B, L, D]; see the class."""
+        attention = self.attention.build(self.spec, name="attention")
         feed_forward = FeedForward(
             self.ffn_width,
             self.activation,
             self.dropout,
             inner_dropout=self.arrangement != "post-norm",
-            kernel_init=self.shape.kernel_init,
-            dtype=self.shape.dtype,
+            kernel_init=self.spec.kernel_init,
+            dtype=self.spec.dtype,
             name="feed_forward",
         )
 
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=self.norm_epsilon, name=name)
 
-        def wanted(x: Array) -> Array:
-            return x if at is None else take_positions(x, at)
+        def select(x: Array) -> Array:
+            return x if query_positions is None else take_positions(x, query_positions)
 
         def attend(x: Array, queries: Array | None = None) -> Array:
-            if at is None or not self.attention.selects_positions:
-                return wanted(attention(x, context, train, queries=queries))
+            if query_positions is None or not self.attention.selects_positions:
+                return select(attention(x, context, train, queries=queries))
             return attention(
-                x, context, train, queries=wanted(x if queries is None else queries), query_positions=at
+                x,
+                context,
+                train,
+                queries=select(x if queries is None else queries),
+                query_positions=query_positions,
             )
 
         def gated(name: str, x: Array, change: Array) -> Array:
             if self.arrangement != "gated":
                 return change
-            shape = self.shape
-            gate = Dense(shape.width, kernel_init=shape.kernel_init, dtype=shape.dtype, name=name)
+            gate = Dense(self.spec.width, kernel_init=self.spec.kernel_init, dtype=self.spec.dtype, name=name)
             return change * jax.nn.sigmoid(gate(x))
 
         if self.arrangement == "original":
             queries = norm("attention_norm")(x)
-            x = wanted(queries) + attend(x, queries)
+            x = select(queries) + attend(x, queries)
             x = norm("feed_forward_norm")(x)
             return x + feed_forward(x, train)
         if self.arrangement == "post-norm":
             attended = Dropout(self.dropout)(attend(x), train)
-            x = norm("attention_norm")(wanted(x) + attended)
+            x = norm("attention_norm")(select(x) + attended)
             return norm("feed_forward_norm")(x + feed_forward(x, train))
         attended = Dropout(self.dropout)(attend(norm("attention_norm")(x)), train)
-        x = wanted(x)
+        x = select(x)
         x = x + gated("attention_gate", x, attended)
         if self.arrangement == "attention-only":
             return x
@@ -129,5 +131,5 @@ class Block(nn.Module):
 
 
 def zero_padding(x: Array, segments: Array) -> Array:
-    """States [B, L, D] with those of padding set to zero."""
+    """Set the states [B, L, D] of padding to zero."""
     return jnp.where((segments > 0)[..., None], x, 0.0)

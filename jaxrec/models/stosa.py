@@ -72,7 +72,7 @@ class STOSAConfig(AttentiveEncoderConfig):
             )
         self.check_spec(spec)
         encoder = STOSA(self, spec)
-        self.attention.check(encoder.attention_shape())
+        self.attention.check(encoder.attention_spec())
         return encoder
 
 
@@ -126,7 +126,7 @@ class STOSA(AttentiveEncoder):
 
         return init
 
-    def attention_shape(self) -> AttentionSpec:
+    def attention_spec(self) -> AttentionSpec:
         """What every block hands to its attention mechanism."""
         return AttentionSpec(
             width=2 * self.config.width,
@@ -143,7 +143,7 @@ class STOSA(AttentiveEncoder):
     ) -> Array:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
-        config, shape = self.config, self.attention_shape()
+        config, shape = self.config, self.attention_spec()
         streams = []
         for name in STREAMS:
             embed = ItemEmbedding(self.spec, config.width, self._init(), self.shards, name=f"{name}_items")
@@ -183,7 +183,7 @@ class STOSA(AttentiveEncoder):
         """Number of parameters by the formula in the class docstring."""
         config, width = self.config, self.config.width
         inner = config.ffn_width or 4 * width
-        shape = self.attention_shape()
+        shape = self.attention_spec()
         layer = self.attention.parameter_count(shape) + 8 * width + 2 * (2 * width * inner + inner + width)
         return (
             2 * (self.n_items + 1 + self.spec.n_special) * width

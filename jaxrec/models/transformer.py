@@ -74,7 +74,7 @@ class TransformerConfig(AttentiveEncoderConfig):
         """Build the encoder for data of these sizes."""
         self.check_spec(spec)
         encoder = Transformer(self, spec)
-        self.attention.check(encoder.attention_shape())
+        self.attention.check(encoder.attention_spec())
         return encoder
 
 
@@ -90,7 +90,7 @@ class Transformer(AttentiveEncoder):
 
     config: TransformerConfig
 
-    def attention_shape(self) -> AttentionSpec:
+    def attention_spec(self) -> AttentionSpec:
         """What every block hands to its attention mechanism."""
         return AttentionSpec(
             width=self.config.width,
@@ -118,7 +118,7 @@ class Transformer(AttentiveEncoder):
     ) -> Array:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
-        config, shape = self.config, self.attention_shape()
+        config, shape = self.config, self.attention_spec()
         embed = ItemEmbedding(self.spec, config.width, self._table_init(), self.shards, name="items")
         x = embed(batch.items)
         if config.scale_embeddings:
@@ -171,7 +171,7 @@ class Transformer(AttentiveEncoder):
         """Number of parameters by the formula in the class docstring."""
         config, width = self.config, self.config.width
         inner = config.ffn_width or width
-        shape = self.attention_shape()
+        shape = self.attention_spec()
         norms = 2 * width
         layer = self.attention.parameter_count(shape) + norms
         if config.block != "attention-only":

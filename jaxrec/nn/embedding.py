@@ -18,7 +18,7 @@ from jaxrec.sharding import ItemShards
 def item_parameter(
     module: nn.Module, name: str, init: Initializer, n_items: int, shards: ItemShards | None, *size: int
 ) -> Array:
-    """A parameter of ``module`` with a row for each item: float32[V+1, *size], or its padded form on a mesh.
+    """Declare a parameter of ``module`` with a row per item: float32[V+1, *size], or its padded form on a mesh.
 
     The values are drawn for V + 1 rows either way.
     """
@@ -85,6 +85,7 @@ class PositionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, positions: Array) -> Array:
+        """Look up the vectors of ``positions`` int32[B, L]."""
         if self.learned:
             table = self.param("table", self.table_init, (self.max_length, self.width), jnp.float32)
         else:

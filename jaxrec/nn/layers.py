@@ -29,6 +29,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Map ``x`` [..., I] to [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = matmul(x, kernel, self.dtype)
         if self.use_bias:
@@ -37,15 +38,15 @@ class Dense(nn.Module):
         return y
 
 
-def take_positions(x: Array, at: Array) -> Array:
-    """``x [B, L, D]`` at the positions ``at`` int32[B, S] of each row: [B, S, D]."""
-    return jnp.take_along_axis(x, at[:, :, None], axis=1)
+def take_positions(x: Array, query_positions: Array) -> Array:
+    """Take ``x [B, L, D]`` at ``query_positions`` int32[B, S] of each row: [B, S, D]."""
+    return jnp.take_along_axis(x, query_positions[:, :, None], axis=1)
 
 
 def dropout_mask(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Array, float]:
-    """A keep-mask ``bool[shape]`` and the probability that it keeps an element.
+    """Draw a keep-mask ``bool[shape]``; return it with the probability that it keeps an element.
 
-    Eight random bits an element: on a CPU the bits cost more than the layer they regularise. The rate is therefore
+    Eight random bits per element: on a CPU the bits cost more than the layer they regularise. The rate is therefore
     rounded to a multiple of 1/256, and the probability returned is the exact one of the mask.
     """
     dropped = round(rate * 256)
@@ -64,6 +65,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Drop elements of ``x`` while training."""
         if not train or round(self.rate * 256) == 0:
             return x
         keep, probability = dropout_mask(self.make_rng("dropout"), x.shape, self.rate)

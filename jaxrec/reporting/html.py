@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import group_figures
-from jaxrec.training.logging import read_journal
+from jaxrec.training.logging import read_log
 from jaxrec.training.loop import FitResult
 
 
@@ -28,7 +28,7 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
         (
             "Training loss and validation metric",
             "training.png",
-            _training_curve(read_journal(directory / "log.jsonl"), metric),
+            _training_curve(read_log(directory / "log.jsonl"), metric),
         ),
         (
             f"Test {metric} by length of the history",

@@ -93,9 +93,9 @@ def describe_dataset(setup: ModelSetup) -> dict[str, Any]:
 
 def results_of(fit: FitResult) -> dict[str, Any]:
     """The content of ``results.json``."""
-    setup, ledger = fit.setup, fit.ledger
+    setup, host_state = fit.setup, fit.host_state
     baselines = evaluate_baselines(setup.split, "test", setup.config.evaluation)
-    seconds = max(ledger.training_seconds, 1e-9)
+    seconds = max(host_state.training_seconds, 1e-9)
     return {
         "dataset": describe_dataset(setup),
         "split": describe_split(setup),
@@ -110,8 +110,8 @@ def results_of(fit: FitResult) -> dict[str, Any]:
         "baselines": {name: evaluation.metrics for name, evaluation in baselines.items()},
         "training": {
             "steps": fit.steps,
-            "epochs": round(fit.steps / setup.plan.steps_per_epoch, 2),
-            "best_steps": ledger.best_step,
+            "epochs": round(fit.steps / setup.schedule.steps_per_epoch, 2),
+            "best_steps": host_state.best_step,
             "feed": "resident" if setup.host_log is None else "streamed",
             "fill_rate": round(float(np.mean([stream.fill_rate for stream in setup.streams])), 4),
             "parameters": setup.encoder.parameter_count(),
@@ -120,11 +120,11 @@ def results_of(fit: FitResult) -> dict[str, Any]:
             },
         },
         "timing": {
-            "compile_seconds": round(ledger.compile_seconds, 3),
-            "training_seconds": round(ledger.training_seconds, 3),
-            "evaluation_seconds": round(ledger.evaluation_seconds, 3),
-            "waited_fraction": round(ledger.waited_seconds / seconds, 5),
-            "interactions_per_second": round(ledger.interactions / seconds, 1),
+            "compile_seconds": round(host_state.compile_seconds, 3),
+            "training_seconds": round(host_state.training_seconds, 3),
+            "evaluation_seconds": round(host_state.evaluation_seconds, 3),
+            "waited_fraction": round(host_state.waited_seconds / seconds, 5),
+            "interactions_per_second": round(host_state.interactions / seconds, 1),
         },
         "config": to_dict(setup.config),
         "versions": versions(),

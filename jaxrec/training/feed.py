@@ -138,7 +138,7 @@ def fill(
     return Batch(**{name: values.reshape(len(plans), steps, -1, length) for name, values in fields.items()})
 
 
-class Supply(NamedTuple):
+class Chunk(NamedTuple):
     """What one chunk of steps consumes.
 
     Attributes:
@@ -203,7 +203,7 @@ class ChunkFeed:
             self._left -= 1
             self._next = self._makers.submit(self._make, self._positions)
 
-    def take(self) -> Supply:
+    def take(self) -> Chunk:
         """The next chunk; the one after it is begun."""
         if self._next is None:
             raise ValueError("the feed was asked for more chunks than it was made for")
@@ -211,7 +211,7 @@ class ChunkFeed:
         inputs, self._positions = self._next.result()
         waited = time.perf_counter() - started
         self._begin()
-        return Supply(inputs, self._positions, waited)
+        return Chunk(inputs, self._positions, waited)
 
     def _make(self, positions: list[Position]) -> tuple[Any, list[Position]]:
         taken = [

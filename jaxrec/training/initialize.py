@@ -82,7 +82,7 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
 
         return jax.tree_util.tree_map_with_path(pick, params)
 
-    shardings = setup.layout.shardings()
+    shardings = setup.sharding.shardings()
     place = None if shardings is None else shardings.params
     return Initialization(
         params=jax.jit(merged, out_shardings=place)(stacked, params),

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a JSONL log, a progress bar, and the reaction to signals."""
+"""Logging of a run: JSONL metrics, progress bar and signal handling."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tqdm import tqdm
 from jaxrec.files import write_atomically
 
 
-class Journal:
-    """One JSON object a line; ``path`` None keeps the lines in memory only.
+class MetricsLog:
+    """Log with one JSON object per line; ``path`` None keeps the lines in memory only.
 
-    On resume, lines of steps after the checkpoint are dropped: they will be written again, the same.
+    On resume, lines of steps after the checkpoint are dropped: they will be written again, unchanged.
     """
 
     def __init__(self, path: Path | None, resume_step: int | None = None):
         self.path = path
         self.lines: list[dict[str, Any]] = []
         if path is not None and resume_step is not None and path.exists():
-            self.lines = [line for line in read_journal(path) if line.get("step", 0) <= resume_step]
+            self.lines = [line for line in read_log(path) if line.get("step", 0) <= resume_step]
         if path is not None:
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
@@ -37,8 +37,8 @@ class Journal:
                 file.write(json.dumps(values) + "\n")
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last line cut off by a crash is left out."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a log, without a last line cut off by a crash."""
     lines = []
     for text in path.read_text().splitlines():
         try:
@@ -48,8 +48,8 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Progress:
-    """A progress bar over steps on standard error: ETA, real interactions per second, the latest metric."""
+class ProgressBar:
+    """Progress bar over steps on standard error: ETA, real interactions per second, the latest metric."""
 
     def __init__(self, total_steps: int, done: int, enabled: bool):
         self._bar = tqdm(
@@ -71,12 +71,12 @@ class Progress:
         self._bar.update(steps)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop updating the bar."""
         self._bar.close()
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM sets ``signal_number``; a second one acts at once.
+    """Signal handler: the first SIGINT or SIGTERM sets ``signal_number``, a second one acts at once.
 
     Outside the main thread, where Python cannot set handlers, it never triggers.
     """
@@ -94,7 +94,10 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
         self._restore()
-        print("\nstopping after this chunk of steps, then saving; once more to stop at once", file=sys.stderr)
+        print(
+            "\nStopping after the current chunk of steps and saving. Press Ctrl-C again to quit immediately.",
+            file=sys.stderr,
+        )
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

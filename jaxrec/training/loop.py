@@ -1,92 +1,36 @@
-"""The training run, read from top to bottom: prepare, restore, train in chunks, validate, save, report."""
+"""The training run, read from top to bottom: prepare, restore, train in chunks, validate, save, evaluate."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import stages
 
-from jaxrec.config import RunConfig, TrainingConfig, check_importable, save_config, to_dict
+from jaxrec.config import RunConfig, check_importable, save_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.sampler import Position
 from jaxrec.errors import (
     ConfigError,
     Interrupted,
     NonFiniteError,
 )
 from jaxrec.evaluation.evaluate import Evaluation
-from jaxrec.training.checkpoint import CheckpointStore, abstract, json_safe
+from jaxrec.training.checkpoint import CheckpointStore, abstract
 from jaxrec.training.distributed import decided, highest, is_first
-from jaxrec.training.feed import ChunkFeed
+from jaxrec.training.feed import Chunk, ChunkFeed
+from jaxrec.training.host_state import HostState
 from jaxrec.training.initialize import Initialization, initialize_from
-from jaxrec.training.logging import Journal, Progress, StopRequest
-from jaxrec.training.run_directory import _claim_together, check_record, run_lock
-from jaxrec.training.setup import TrainingSetup, prepare
-from jaxrec.training.state import Params, initial_state
+from jaxrec.training.logging import MetricsLog, ProgressBar, StopRequest
+from jaxrec.training.run_directory import check_record, claim_directory_together, run_lock
+from jaxrec.training.setup import Schedule, TrainingSetup, prepare
+from jaxrec.training.state import Params, TrainState, initial_state
 from jaxrec.training.step import StepMetrics, make_train_chunk
-
-
-@dataclasses.dataclass
-class Ledger:
-    """What a run knows beside its arrays; saved with every checkpoint.
-
-    Attributes:
-      positions: each seed's place in its stream of rows.
-      best: each seed's best validation metric so far, and the step it was reached at.
-      waited: validations of each seed without a new best.
-      stopped: seeds that ran out of patience; their best is final.
-      training_seconds, evaluation_seconds, compile_seconds: accumulated over resumptions.
-      waited_seconds: the part of ``training_seconds`` in which the device waited for data.
-      interactions: real training targets processed, all seeds together.
-    """
-
-    positions: list[Position]
-    best: list[float]
-    best_step: list[int]
-    waited: list[int]
-    stopped: list[bool]
-    training_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    compile_seconds: float = 0.0
-    interactions: float = 0.0
-    waited_seconds: float = 0.0
-
-    @classmethod
-    def start(cls, seeds: int) -> Ledger:
-        """Nothing done yet."""
-        return cls([Position()] * seeds, [-math.inf] * seeds, [0] * seeds, [0] * seeds, [False] * seeds)
-
-    @classmethod
-    def load(cls, values: dict[str, Any]) -> Ledger:
-        """From a checkpoint's record."""
-        values = dict(values, positions=[Position(*position) for position in values["positions"]])
-        return cls(**dict(values, best=[-math.inf if b is None else b for b in values["best"]]))
-
-    def dump(self) -> dict[str, Any]:
-        """For a checkpoint's record (JSON knows no infinity)."""
-        values = dataclasses.asdict(self)
-        return json_safe(dict(values, best=[None if b == -math.inf else b for b in self.best]))
-
-    def update(self, scores: list[float], step: int, training: TrainingConfig) -> np.ndarray:
-        """Take in a validation; bool[S] says which seeds have parameters to keep."""
-        improved, patience = np.zeros(len(scores), bool), training.patience
-        for s, score in enumerate(scores):
-            if self.stopped[s]:
-                continue
-            if score > self.best[s] or training.select == "last":
-                improved[s] = True
-                self.best[s], self.best_step[s], self.waited[s] = score, step, 0
-            else:
-                self.waited[s] += 1
-                self.stopped[s] = bool(patience) and self.waited[s] >= patience
-        return improved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +40,9 @@ class FitResult:
     Attributes:
       setup: data, encoder and configuration.
       params: best parameters by the validation metric, every array with a leading axis of seeds.
-      valid, test: one `Evaluation` a seed.
-      ledger: best steps and timing.
+      valid: one `Evaluation` per seed.
+      test: one `Evaluation` per seed.
+      host_state: best steps and timing.
       workdir: the run directory, or None.
       steps: training steps done.
     """
@@ -106,13 +51,13 @@ class FitResult:
     params: Params
     valid: list[Evaluation]
     test: list[Evaluation]
-    ledger: Ledger
+    host_state: HostState
     workdir: Path | None
     steps: int
 
     def seed_params(self, index: int = 0) -> Params:
         """The parameters of one seed."""
-        return self.setup.layout.seed_params(self.params, index)
+        return self.setup.sharding.seed_params(self.params, index)
 
 
 def _keep_best(improved: jax.Array, params: Params, best: Params) -> Params:
@@ -131,7 +76,7 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
 ) -> FitResult:
-    """Train one model a seed and rank the held-out targets with the best parameters of each.
+    """Train one model per seed and rank the held-out targets with the best parameters of each.
 
     Args:
       config: of the run; on resume it may differ from the saved one only in when to stop.
@@ -142,7 +87,7 @@ def train(
       progress: show a progress bar on standard error.
 
     Raises:
-      RunExistsError: ``workdir`` holds a run, and neither ``resume`` nor ``overwrite`` was asked for.
+      RunExistsError: ``workdir`` holds a run, and neither ``resume`` nor ``overwrite`` is set.
       CheckpointError: nothing to resume, or it belongs to other data, another configuration or precision.
       NonFiniteError: the loss stopped being finite.
       Interrupted: SIGINT or SIGTERM; the state was saved.
@@ -151,6 +96,16 @@ def train(
         check_importable(config)
     with run_lock(None if workdir is None else Path(workdir)):
         return _train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
+
+
+@dataclasses.dataclass
+class _Progress:
+    """The run so far; arrays have a leading axis of seeds."""
+
+    state: TrainState
+    best: Params
+    host_state: HostState
+    step: int = 0
 
 
 def _train(
@@ -163,146 +118,87 @@ def _train(
     progress: bool,
 ) -> FitResult:
     """`train` in a run directory that no other process writes to."""
-    # ---- the run directory, refused before any compute
+    # ---- the run directory, rejected before any compute
     directory = None if workdir is None else Path(workdir)
     if directory is not None:
-        _claim_together(directory, config, resume, overwrite)
+        claim_directory_together(directory, config, resume, overwrite)
     elif resume:
         raise ConfigError("resume needs a workdir: expected the directory of a run, got None")
 
-    # ---- data, model, and the state of every seed
+    # ---- data, model, and the state of every seed: fresh, resumed, or started from another run
     setup = prepare(config, dataset)
-    layout, shardings = setup.layout, setup.layout.shardings()
-    seeds = np.asarray(config.training.seeds, np.uint32)
-    make_state = jax.jit(
-        jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)), out_shardings=shardings
-    )
-    state = make_state(seeds)
-    keep_best = jax.jit(_keep_best, out_shardings=None if shardings is None else shardings.params)
-    best = jax.tree.map(jnp.copy, state.params)
-    ledger = Ledger.start(len(seeds))
-    step = 0
-
-    # ---- resume
-    store, restored = None, False
+    store: CheckpointStore | None = None
     if directory is not None:
         if is_first():
             save_config(config, directory / "config.json")
         store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
-        if resume and store.steps():
-            record = store.record()
-            check_record(record, config, setup.dataset)
-            parts, record = store.restore(abstract({"state": state, "best": best}), **layout.tables())
-            state, best = parts["state"], parts["best"]
-            ledger, step, restored = Ledger.load(record["ledger"]), record["step"], True
-    # ---- or start from another run's parameters
-    origin: Initialization | None = None
-    if config.training.init_from and not restored:
-        origin = initialize_from(Path(config.training.init_from), state.params, setup)
-        state = state._replace(params=origin.params)
-        best = jax.tree.map(jnp.copy, state.params)
+    run, origin = _begin(setup, store if resume else None)
+    metrics_log = MetricsLog(
+        directory / "log.jsonl" if directory is not None and is_first() else None,
+        run.step if resume else None,
+    )
+    if origin is not None:
+        metrics_log.write(step=0, init_from=str(origin.source), copied=origin.copied, fresh=origin.fresh)
         if progress and is_first():
             print(f"initialised: {origin.summary()}", file=sys.stderr)
 
-    log = directory / "log.jsonl" if directory is not None and is_first() else None
-    journal = Journal(log, step if resume else None)
-    if origin is not None:
-        journal.write(step=0, init_from=str(origin.source), copied=origin.copied, fresh=origin.fresh)
-
-    # ---- compile
-    plan, k = setup.plan, setup.plan.chunk_steps
-    over_seeds = config.training.over_seeds
-    if over_seeds == "auto":
-        over_seeds = "map" if jax.default_backend() == "cpu" else "vmap"
-    chunk = make_train_chunk(
-        setup.task,
-        setup.optimizer,
-        config.batches,
-        over_seeds,
-        config.training.accumulate_steps,
-        layout,
-    )
-
-    def save(score: float) -> None:
-        if store is not None and not decided(step in store.steps()):
-            record = {
-                "step": step,
-                "config": to_dict(config),
-                "dataset": setup.dataset.fingerprint,
-                "ledger": ledger.dump(),
-            }
-            store.save(step, {"state": state, "best": best}, record, score)
-
-    last_saved = time.monotonic()
-    score = float(np.mean(ledger.best)) if step else -1.0
-    finished = all(ledger.stopped) or step >= plan.total_steps
-    bar = Progress(plan.total_steps, step, progress and not finished and is_first())
+    # ---- the compiled program, and the feed that prepares its inputs
+    schedule, host_state = setup.schedule, run.host_state
+    finished = all(host_state.stopped) or run.step >= schedule.total_steps
+    bar = ProgressBar(schedule.total_steps, run.step, progress and not finished and is_first())
+    program = _train_chunk(setup)
     compiled = None
-    left = 0 if finished else (plan.total_steps - step) // k
-    size = config.batches.batch_size
-    put, own = layout.put(size), layout.own_rows(size)
-    feed = ChunkFeed(setup.streams, ledger.positions, config.batches, k, left, setup.host_log, put, own)
+    shardings = setup.sharding.shardings()
+    keep_best = jax.jit(_keep_best, out_shardings=None if shardings is None else shardings.params)
+    last_saved = time.monotonic()
+    score = float(np.mean(host_state.best)) if run.step else -1.0
+
     try:
-        with StopRequest() as stop, feed:
+        with StopRequest() as stop, _feed(setup, run, finished) as feed:
             while not finished:
                 # ---- one chunk of steps on the device, while the host prepares the next
-                supply = feed.take()
+                chunk = feed.take()
                 if compiled is None:
                     started = time.perf_counter()
-                    compiled = chunk.lower(state, supply.inputs, setup.resources).compile()
-                    ledger.compile_seconds += time.perf_counter() - started
+                    compiled = program.lower(run.state, chunk.inputs, setup.resources).compile()
+                    host_state.compile_seconds += time.perf_counter() - started
                 started = time.perf_counter()
-                state, pending = compiled(state, supply.inputs, setup.resources)
-                ledger.positions = supply.positions
+                run.state, pending = compiled(run.state, chunk.inputs, setup.resources)
                 metrics: StepMetrics = jax.device_get(pending)
-                seconds = time.perf_counter() - started + supply.waited_seconds
-                ledger.training_seconds += seconds
-                ledger.waited_seconds += supply.waited_seconds
-                ledger.interactions += float(metrics.targets.sum())
-                _check_finite(metrics, step, config, store)
-                step += k
-                journal.write(
-                    step=step,
-                    epoch=round(step / plan.steps_per_epoch, 3),
-                    loss=[round(float(x), 6) for x in metrics.loss.mean(axis=1)],
-                    gradient_norm=[round(float(x), 6) for x in metrics.gradient_norm.mean(axis=1)],
-                    seconds=round(seconds, 4),
-                    waited_seconds=round(supply.waited_seconds, 4),
-                    interactions_per_second=round(float(metrics.targets.sum()) / seconds, 1),
-                )
-                bar.advance(
-                    k,
-                    loss=f"{metrics.loss.mean():.3f}",
-                    rate=f"{metrics.targets.sum() / seconds:,.0f} int/s",
-                )
+                seconds = time.perf_counter() - started + chunk.waited_seconds
+                _check_finite(metrics, run.step, config, store)
+                run.step += schedule.chunk_steps
+                _account(host_state, chunk, metrics, seconds)
+                _report(metrics_log, bar, metrics, run.step, schedule, seconds, chunk.waited_seconds)
 
                 # ---- validation, early stopping, best parameters
-                if step % (k * plan.chunks_per_evaluation) == 0:
+                if run.step % (schedule.chunk_steps * schedule.chunks_per_evaluation) == 0:
                     started = time.perf_counter()
-                    evaluations = [
-                        setup.evaluate(layout.seed_params(state.params, s), setup.split.valid)
-                        for s in range(len(seeds))
+                    scores = [
+                        float(evaluation.metrics[config.metric])
+                        for evaluation in _evaluate(setup, run.state.params, "valid")
                     ]
-                    scores = [float(evaluation.metrics[config.metric]) for evaluation in evaluations]
-                    improved = ledger.update(scores, step, config.training)
-                    best = keep_best(improved, state.params, best)
-                    ledger.evaluation_seconds += time.perf_counter() - started
+                    improved = host_state.update(scores, run.step, config.training)
+                    run.best = keep_best(improved, run.state.params, run.best)
+                    host_state.evaluation_seconds += time.perf_counter() - started
                     score = float(np.mean(scores))
-                    journal.write(step=step, valid={config.metric: scores}, best=list(ledger.best))
+                    metrics_log.write(
+                        step=run.step, valid={config.metric: scores}, best=list(host_state.best)
+                    )
                     bar.advance(0, **{f"valid {config.metric}": f"{score:.4f}"})
-                    finished = all(ledger.stopped) or step >= plan.total_steps
+                    finished = all(host_state.stopped) or run.step >= schedule.total_steps
                     due = time.monotonic() - last_saved >= config.training.checkpoint_seconds
                     if decided(due or finished):
-                        save(score)
+                        _save(store, run, setup, score)
                         last_saved = time.monotonic()
 
-                # ---- a signal: save what is done and say how to go on
+                # ---- a signal: save the state and say how to continue
                 number = highest(stop.signal_number or 0)
                 if number and not finished:
-                    save(score)
+                    _save(store, run, setup, score)
                     if store is not None:
                         store.wait()
-                    raise Interrupted(_farewell(step, plan.total_steps, directory), number)
+                    raise Interrupted(_farewell(run.step, schedule.total_steps, directory), number)
     finally:
         bar.close()
         if store is not None:
@@ -310,10 +206,106 @@ def _train(
 
     # ---- held-out targets, with each seed's best parameters
     started = time.perf_counter()
-    valid = [setup.evaluate(layout.seed_params(best, s), setup.split.valid) for s in range(len(seeds))]
-    test = [setup.evaluate(layout.seed_params(best, s), setup.split.test) for s in range(len(seeds))]
-    ledger.evaluation_seconds += time.perf_counter() - started
-    return FitResult(setup, best, valid, test, ledger, directory, step)
+    valid, test = _evaluate(setup, run.best, "valid"), _evaluate(setup, run.best, "test")
+    host_state.evaluation_seconds += time.perf_counter() - started
+    return FitResult(setup, run.best, valid, test, host_state, directory, run.step)
+
+
+def _begin(setup: TrainingSetup, store: CheckpointStore | None) -> tuple[_Progress, Initialization | None]:
+    """The state before the next step: restored from ``store``, or fresh, or from another run's parameters."""
+    config, sharding = setup.config, setup.sharding
+    seeds = np.asarray(config.training.seeds, np.uint32)
+    make_state = jax.jit(
+        jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
+        out_shardings=sharding.shardings(),
+    )
+    state = make_state(seeds)
+    best = jax.tree.map(jnp.copy, state.params)
+    if store is not None and store.steps():
+        check_record(store.record(), config, setup.dataset)
+        parts, record = store.restore(abstract({"state": state, "best": best}), **sharding.tables())
+        return _Progress(parts["state"], parts["best"], HostState.load(record), record["step"]), None
+    origin = None
+    if config.training.init_from:
+        origin = initialize_from(Path(config.training.init_from), state.params, setup)
+        state = state._replace(params=origin.params)
+        best = jax.tree.map(jnp.copy, state.params)
+    return _Progress(state, best, HostState.start(len(seeds))), origin
+
+
+def _train_chunk(setup: TrainingSetup) -> stages.Wrapped:
+    """The program of a chunk of steps, ready to be lowered."""
+    training = setup.config.training
+    over_seeds = training.over_seeds
+    if over_seeds == "auto":
+        over_seeds = "map" if jax.default_backend() == "cpu" else "vmap"
+    return make_train_chunk(
+        setup.task,
+        setup.optimizer,
+        setup.config.batches,
+        over_seeds,
+        training.accumulate_steps,
+        setup.sharding,
+    )
+
+
+def _feed(setup: TrainingSetup, run: _Progress, finished: bool) -> ChunkFeed:
+    """The inputs of all chunks that are left."""
+    batches, steps = setup.config.batches, setup.schedule.chunk_steps
+    left = 0 if finished else (setup.schedule.total_steps - run.step) // steps
+    put, rows = setup.sharding.put(batches.batch_size), setup.sharding.own_rows(batches.batch_size)
+    return ChunkFeed(setup.streams, run.host_state.positions, batches, steps, left, setup.host_log, put, rows)
+
+
+def _account(host_state: HostState, chunk: Chunk, metrics: StepMetrics, seconds: float) -> None:
+    """Add a chunk to the totals of the run."""
+    host_state.positions = chunk.positions
+    host_state.training_seconds += seconds
+    host_state.waited_seconds += chunk.waited_seconds
+    host_state.interactions += float(metrics.targets.sum())
+
+
+def _report(
+    metrics_log: MetricsLog,
+    bar: ProgressBar,
+    metrics: StepMetrics,
+    step: int,
+    schedule: Schedule,
+    seconds: float,
+    waited_seconds: float,
+) -> None:
+    """Write a chunk's metrics to the log and to the progress bar."""
+    rate = float(metrics.targets.sum()) / seconds
+    metrics_log.write(
+        step=step,
+        epoch=round(step / schedule.steps_per_epoch, 3),
+        loss=[round(float(x), 6) for x in metrics.loss.mean(axis=1)],
+        gradient_norm=[round(float(x), 6) for x in metrics.gradient_norm.mean(axis=1)],
+        seconds=round(seconds, 4),
+        waited_seconds=round(waited_seconds, 4),
+        interactions_per_second=round(rate, 1),
+    )
+    bar.advance(schedule.chunk_steps, loss=f"{metrics.loss.mean():.3f}", rate=f"{rate:,.0f} int/s")
+
+
+def _evaluate(setup: TrainingSetup, params: Params, split: Literal["valid", "test"]) -> list[Evaluation]:
+    """Ranks of a split's targets with each seed's parameters."""
+    cases = setup.split.cases(split)
+    seeds = range(len(setup.config.training.seeds))
+    return [setup.evaluate(setup.sharding.seed_params(params, seed), cases) for seed in seeds]
+
+
+def _save(store: CheckpointStore | None, run: _Progress, setup: TrainingSetup, score: float) -> None:
+    """Write a checkpoint of the present step, unless there is one or nowhere to write it."""
+    if store is None or decided(run.step in store.steps()):
+        return
+    record = {
+        "step": run.step,
+        "config": to_dict(setup.config),
+        "dataset": setup.dataset.fingerprint,
+        "host_state": run.host_state.dump(),
+    }
+    store.save(run.step, {"state": run.state, "best": run.best}, record, score)
 
 
 def _check_finite(metrics: StepMetrics, step: int, config: RunConfig, store: CheckpointStore | None) -> None:

@@ -107,8 +107,8 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _claim_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
-    """`claim_directory` by the first process; where it refuses, all do."""
+def claim_directory_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Call `claim_directory` in the first process; where it raises, all processes raise."""
     refused: Exception | None = None
     if is_first():
         try:

@@ -24,11 +24,11 @@ from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import Resources, Task
 from jaxrec.training.feed import HostLog, RelativeSeconds, device_memory, is_resident
 from jaxrec.training.state import Params, initial_state
-from jaxrec.training.state_sharding import Layout, on_mesh
+from jaxrec.training.state_sharding import StateSharding, on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How the steps of a run are cut.
 
     Attributes:
@@ -49,7 +49,7 @@ class Plan:
         return self.chunk_steps * self.chunks_per_evaluation * self.evaluations
 
 
-def plan_steps(config: RunConfig, rows_per_epoch: int) -> Plan:
+def schedule_steps(config: RunConfig, rows_per_epoch: int) -> Schedule:
     """Cut a run into equal chunks, so that one compilation serves them all; lengths round to the nearest."""
     training = config.training
     steps_per_epoch = rows_per_epoch / config.batches.batch_size
@@ -57,7 +57,7 @@ def plan_steps(config: RunConfig, rows_per_epoch: int) -> Plan:
     chunks = math.ceil(wanted / training.chunk_steps)
     chunk_steps = max(2, math.ceil(wanted / chunks))
     evaluations = max(1, round(training.epochs * steps_per_epoch / (chunk_steps * chunks)))
-    return Plan(chunk_steps, chunks, evaluations, steps_per_epoch)
+    return Schedule(chunk_steps, chunks, evaluations, steps_per_epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,18 +116,18 @@ class TrainingSetup(ModelSetup):
     Attributes:
       optimizer: of the run.
       streams: rows of the training part, one stream per seed.
-      plan: schedule of the steps.
+      schedule: of the steps.
       resources: arrays that stay on the device.
       host_log: the log of a streamed run, or None where it is resident.
-      layout: placement of the training state.
+      sharding: placement of the training state.
     """
 
     optimizer: optax.GradientTransformation
     streams: list[RowStream]
-    plan: Plan
+    schedule: Schedule
     resources: Resources
     host_log: HostLog | None
-    layout: Layout
+    sharding: StateSharding
 
 
 def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> Task:
@@ -200,20 +200,20 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
         RowStream(split.train_starts, split.train_stops, config.batches, seed)
         for seed in config.training.seeds
     ]
-    plan = plan_steps(config, streams[0].rows_per_epoch)
-    optimizer = config.optimizer.build(plan.total_steps)
+    schedule = schedule_steps(config, streams[0].rows_per_epoch)
+    optimizer = config.optimizer.build(schedule.total_steps)
     jax.eval_shape(
         lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0)
     )  # reject before any compute
-    layout = Layout(task, optimizer)
+    sharding = StateSharding(task, optimizer)
     return TrainingSetup(
         **vars(model),
         optimizer=optimizer,
         streams=streams,
-        plan=plan,
-        resources=layout.resources(device_resources(config, split, timestamps, resident)),
+        schedule=schedule,
+        resources=sharding.resources(device_resources(config, split, timestamps, resident)),
         host_log=None if resident else HostLog(np.asarray(dataset.items), timestamps),
-        layout=layout,
+        sharding=sharding,
     )
 
 

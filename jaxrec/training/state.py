@@ -1,4 +1,4 @@
-"""What a training step reads and changes, and how a run begins."""
+"""State that a training step reads and changes, and its first value."""
 
 from __future__ import annotations
 

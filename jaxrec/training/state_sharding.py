@@ -1,4 +1,4 @@
-"""The mesh of a run, and how its state, its batches and its data lie on it.
+"""Placement of a run's state, batches and data on its mesh.
 
 Batches are split over the axis ``data``; item tables, with what the optimiser keeps for them, over ``item``;
 all else is on every device. The compiler partitions the program (`jax.jit` with Auto axes); what reads or
@@ -98,7 +98,7 @@ class ParameterSharding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class StateSharding:
     """Where the arrays of a run lie.
 
     Attributes:
@@ -149,8 +149,9 @@ class Layout:
         return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
 
     def put(self, batch_size: int) -> Callable[[Any], Any]:
-        """What moves a chunk's plans or batches [S, K, rows, ...] to the devices, split over ``data``; each process gives
-        its `own_rows` of every batch.
+        """Return the function that moves a chunk's plans or batches [S, K, rows, ...] to the devices, split over ``data``.
+
+        Each process gives its `own_rows` of every batch.
         """
         mesh, first = self.mesh, self.own_rows(batch_size).start
         if mesh is None:
@@ -167,14 +168,12 @@ class Layout:
         return lambda tree: jax.tree.map(whole, tree)
 
     def resources(self, resources: Resources) -> Resources:
-        """What every device holds: the log, and what samplers ask for."""
+        """Put the arrays that every device holds (the log, the data of samplers) on the devices."""
         mesh = self.mesh
         return resources if mesh is None else jax.tree.map(lambda x: place(x, mesh), resources)
 
     def batches(self, batches: Batch) -> Batch:
-        """Inside the program: the batches of K steps [K, B, L] split over ``data``, which the compiler carries on to all
-        that follows.
-        """
+        """Split the batches of K steps [K, B, L] over ``data`` inside the program; the compiler follows from there."""
         if self.mesh is None:
             return batches
         return lax.with_sharding_constraint(batches, NamedSharding(self.mesh, P(None, DATA)))

@@ -15,7 +15,7 @@ from jaxrec.data.packing import PackedRows
 from jaxrec.tasks import Resources, Task
 from jaxrec.training.feed import fill_batches
 from jaxrec.training.state import Params, TrainState
-from jaxrec.training.state_sharding import Layout
+from jaxrec.training.state_sharding import StateSharding
 
 
 class StepMetrics(NamedTuple):
@@ -93,7 +93,7 @@ def make_train_chunk(
     batches: BatchConfig,
     over_seeds: Literal["vmap", "map"] = "map",
     accumulate_steps: int = 1,
-    layout: Layout | None = None,
+    sharding: StateSharding | None = None,
 ) -> stages.Wrapped:
     """A jitted function that runs K steps for each of S seeds; the state is donated.
 
@@ -104,7 +104,7 @@ def make_train_chunk(
     K is the length of the rows: every chunk of a run has the same, so the program is compiled once. It should be at
     least 2: XLA unrolls a loop of one trip and rounds it differently.
 
-    ``layout`` says where state and batches lie; None leaves a single device to JAX.
+    ``sharding`` says where state and batches lie; None leaves a single device to JAX.
     """
     step = partial(train_step, task, optimizer, accumulate_steps)
 
@@ -114,12 +114,12 @@ def make_train_chunk(
         def one_seed(arguments: tuple[TrainState, Any]) -> tuple[TrainState, StepMetrics]:
             own_state, own_inputs = arguments
             filled = fill_batches(own_inputs, resources, batches)
-            filled = filled if layout is None else layout.batches(filled)
+            filled = filled if sharding is None else sharding.batches(filled)
             return lax.scan(lambda s, batch: step(s, batch, resources), own_state, filled)
 
         if over_seeds == "vmap":
             return jax.vmap(one_seed)((state, inputs))
         return lax.map(one_seed, (state, inputs))
 
-    shardings = None if layout is None else (layout.shardings(), layout.everywhere())
+    shardings = None if sharding is None else (sharding.shardings(), sharding.everywhere())
     return jax.jit(chunk, donate_argnums=0, out_shardings=shardings)

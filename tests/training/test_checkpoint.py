@@ -29,7 +29,7 @@ TREE = {
     "step": jnp.int32(7),
     "seed": jnp.asarray([0, 1], jnp.uint32),
 }
-RECORD = {"step": 7, "dataset": "abc", "ledger": {"best": [None, 0.25], "positions": [[0, 3]]}}
+RECORD = {"step": 7, "dataset": "abc", "host_state": {"best": [None, 0.25], "positions": [[0, 3]]}}
 
 
 def scaled(factor):

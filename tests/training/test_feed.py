@@ -15,7 +15,7 @@ from jaxrec.errors import ConfigError, DataError, Interrupted
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from jaxrec.training import feed, loop
 from jaxrec.training.feed import ChunkFeed, HostLog, RelativeSeconds, device_rows, fill, is_resident
-from jaxrec.training.logging import read_journal
+from jaxrec.training.logging import read_log
 from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
@@ -52,10 +52,10 @@ def test_streamed_from_files_is_resident_to_the_bit(resident, saved, tmp_path):
     assert streamed.setup.resources.items is None, "the log is on the device after all"
     assert streamed.setup.resources.timestamps is None
     assert_same_run(resident, streamed)
-    lines = [line for line in read_journal(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert all(0 <= line["waited_seconds"] <= line["seconds"] for line in lines)
     waited = sum(line["waited_seconds"] for line in lines)
-    assert streamed.ledger.waited_seconds == pytest.approx(waited, abs=1e-3)
+    assert streamed.host_state.waited_seconds == pytest.approx(waited, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -178,9 +178,9 @@ def test_chunks_are_made_one_ahead_and_none_in_vain():
         expected.append((rows, position))
     with ChunkFeed(streams(), [Position()], BATCHES, 2, 3, put=put) as chunks:
         for number, (rows, after) in enumerate(expected, start=1):
-            supply = chunks.take()
-            np.testing.assert_array_equal(supply.inputs.starts.reshape(8, -1), rows.starts)
-            assert supply.positions == [after]
+            chunk = chunks.take()
+            np.testing.assert_array_equal(chunk.inputs.starts.reshape(8, -1), rows.starts)
+            assert chunk.positions == [after]
             assert settled(min(number + 1, 3)) == min(number + 1, 3)
         with pytest.raises(ValueError, match="more chunks than it was made for"):
             chunks.take()

@@ -84,4 +84,4 @@ def test_another_dataset_or_no_run_is_refused(source, tmp_path):
 def test_last_parameters_are_kept_where_asked():
     config = replace(CONFIG, training={"epochs": 3, "select": "last", "seeds": (0,), "patience": 1})
     run = jaxrec.fit(DATASET, config, progress=False)
-    assert run.fit.steps == run.fit.ledger.best_step[0]
+    assert run.fit.steps == run.fit.host_state.best_step[0]

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrec.config import TrainingConfig
 from jaxrec.data.batches import BatchConfig
 from jaxrec.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
 from jaxrec.training import loop
 from jaxrec.training.feed import device_rows
-from jaxrec.training.logging import Journal, read_journal
+from jaxrec.training.logging import MetricsLog, read_log
 from jaxrec.training.loop import train
-from jaxrec.training.setup import plan_steps, prepare
+from jaxrec.training.setup import prepare, schedule_steps
 from jaxrec.training.state import TrainState
 from jaxrec.training.step import make_train_chunk
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
@@ -33,7 +34,7 @@ def uninterrupted(tmp_path_factory):
 def test_training_learns(uninterrupted):
     chance = 10 / DATASET.n_items
     assert uninterrupted.test[0].metrics["HR@10"] > 1.5 * chance
-    losses = [line["loss"][0] for line in read_journal(uninterrupted.workdir / "log.jsonl") if "loss" in line]
+    losses = [line["loss"][0] for line in read_log(uninterrupted.workdir / "log.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
 
 
@@ -52,10 +53,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(uninterrupted, tmp_path
     resumed = quiet(small_config(), tmp_path / "run", resume=True)
     assert_same_run(uninterrupted, resumed)
     without_clock = [
-        [
-            {k: v for k, v in line.items() if "second" not in k}
-            for line in read_journal(run.workdir / "log.jsonl")
-        ]
+        [{k: v for k, v in line.items() if "second" not in k} for line in read_log(run.workdir / "log.jsonl")]
         for run in (uninterrupted, resumed)
     ]
     assert without_clock[0] == without_clock[1]
@@ -132,15 +130,17 @@ def test_several_seeds_are_the_single_runs(uninterrupted, over_seeds):
 
 
 def test_patience_stops_each_seed_and_freezes_its_best():
-    ledger = loop.Ledger.start(2)
-    assert ledger.update([0.1, 0.5], 10, patience=2).tolist() == [True, True]
-    assert ledger.update([0.2, 0.4], 20, patience=2).tolist() == [True, False]
-    assert ledger.update([0.3, 0.3], 30, patience=2).tolist() == [True, False]
-    assert ledger.stopped == [False, True]
-    assert ledger.update([0.2, 0.9], 40, patience=2).tolist() == [False, False]
-    assert (ledger.best, ledger.best_step) == ([0.3, 0.5], [30, 10])
-    assert loop.Ledger.load(json.loads(json.dumps(ledger.dump()))) == ledger
-    assert loop.Ledger.load(json.loads(json.dumps(loop.Ledger.start(1).dump()))) == loop.Ledger.start(1)
+    host_state, training = loop.HostState.start(2), TrainingConfig(patience=2)
+    assert host_state.update([0.1, 0.5], 10, training).tolist() == [True, True]
+    assert host_state.update([0.2, 0.4], 20, training).tolist() == [True, False]
+    assert host_state.update([0.3, 0.3], 30, training).tolist() == [True, False]
+    assert host_state.stopped == [False, True]
+    assert host_state.update([0.2, 0.9], 40, training).tolist() == [False, False]
+    assert (host_state.best, host_state.best_step) == ([0.3, 0.5], [30, 10])
+    for state in (host_state, loop.HostState.start(1)):
+        record = json.loads(json.dumps({"host_state": state.dump()}))
+        assert loop.HostState.load(record) == state
+        assert loop.HostState.load({"ledger": record["host_state"]}) == state, "of version 0.1"
 
 
 @pytest.mark.parametrize("mode", ["packed", "padded", "prefix"])
@@ -205,10 +205,10 @@ def test_plan_cuts_runs_into_equal_chunks():
     config = small_config(
         batches={"batch_size": 10}, training={"epochs": 10, "evaluate_every": 2, "chunk_steps": 7}
     )
-    plan = plan_steps(config, rows_per_epoch=105)
+    plan = schedule_steps(config, rows_per_epoch=105)
     assert (plan.chunk_steps, plan.chunks_per_evaluation) == (7, 3)
     assert plan.evaluations * 21 == plan.total_steps == 105
-    assert plan_steps(config, rows_per_epoch=1).chunk_steps == 2, "a loop of one trip rounds differently"
+    assert schedule_steps(config, rows_per_epoch=1).chunk_steps == 2, "a loop of one trip rounds differently"
 
 
 def test_signals_are_seen_and_handlers_put_back():
@@ -231,14 +231,14 @@ def test_training_outside_the_main_thread():
 
 def test_journal_drops_what_will_be_written_again(tmp_path):
     path = tmp_path / "log.jsonl"
-    first = Journal(path)
+    first = MetricsLog(path)
     for step in (2, 4, 6):
         first.write(step=step)
     with path.open("a") as file:
         file.write('{"step": 8, "lo')
-    assert [line["step"] for line in read_journal(path)] == [2, 4, 6]
-    assert [line["step"] for line in Journal(path, resume_step=4).lines] == [2, 4]
-    assert [line["step"] for line in read_journal(path)] == [2, 4]
+    assert [line["step"] for line in read_log(path)] == [2, 4, 6]
+    assert [line["step"] for line in MetricsLog(path, resume_step=4).lines] == [2, 4]
+    assert [line["step"] for line in read_log(path)] == [2, 4]
 
 
 def test_lists_longer_than_the_catalogue_are_refused():

@@ -21,7 +21,7 @@ from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig
 from jaxrec.sharding import ItemShards, MeshConfig, build_mesh, place
 from jaxrec.training.feed import device_rows
-from jaxrec.training.logging import read_journal
+from jaxrec.training.logging import read_log
 from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
@@ -55,14 +55,14 @@ def whole(params):
 
 
 def losses(run):
-    return [line["loss"] for line in read_journal(run.workdir / "log.jsonl") if "loss" in line]
+    return [line["loss"] for line in read_log(run.workdir / "log.jsonl") if "loss" in line]
 
 
 def assert_same_run(one, other, atol=2e-5):
     """Equal up to rounding: parameters and losses; exactly: ranks, and where every seed stands in the data."""
     chex.assert_trees_all_close(whole(one.params), whole(other.params), atol=atol)
     np.testing.assert_allclose(losses(one), losses(other), atol=atol)
-    assert one.ledger.positions == other.ledger.positions
+    assert one.host_state.positions == other.host_state.positions
     assert one.steps == other.steps
     for a, b in zip([*one.valid, *one.test], [*other.valid, *other.test], strict=True):
         assert (a.ranks != b.ranks).mean() <= 0.02, "near ties may swap places"
@@ -132,16 +132,16 @@ def test_seeds_side_by_side_and_a_table_with_bias():
 def chunk_of(settings, dataset, steps=4):
     """(setup, compiled chunk, its arguments) of a run's first steps."""
     setup = prepare(settings, dataset)
-    layout = setup.layout
+    sharding = setup.sharding
     state = jax.jit(
         jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
-        out_shardings=layout.shardings(),
+        out_shardings=sharding.shardings(),
     )(np.zeros(1, np.uint32))
     rows, _ = setup.streams[0].take(Position(), steps * settings.batches.batch_size)
-    inputs = layout.put(settings.batches.batch_size)(device_rows([rows], steps))
+    inputs = sharding.put(settings.batches.batch_size)(device_rows([rows], steps))
     arguments = (state, inputs, setup.resources)
     chunk = make_train_chunk(
-        setup.encoder, settings.objective, setup.optimizer, settings.batches, "map", layout=layout
+        setup.encoder, settings.objective, setup.optimizer, settings.batches, "map", sharding=sharding
     )
     return setup, chunk.lower(*arguments).compile(), arguments
 
@@ -180,7 +180,7 @@ def test_initial_parameters_are_the_same_bits_on_every_mesh():
         setup = prepare(config(*shape, batches={"batch_size": 8}), DATASET)
         state = jax.jit(
             jax.vmap(lambda seed, setup=setup: initial_state(setup.task, setup.optimizer, seed)),
-            out_shardings=setup.layout.shardings(),
+            out_shardings=setup.sharding.shardings(),
         )(np.zeros(1, np.uint32))
         params = whole(state.params)
         expected = params if expected is None else expected
