@@ -83,6 +83,7 @@ def download(
     try:
         _receive(url, part, progress)
     except urllib.error.HTTPError as error:
+        error.close()
         raise DataError(
             f"{url} answers {error.code} {error.reason}: try later, or download it by hand"
         ) from None
@@ -115,6 +116,7 @@ def _receive(url: str, part: Path, progress: bool) -> None:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not present:
+            error.close()
             raise
         # Nothing follows what is there: the file was complete, or it is another one now.
         error.close()
