@@ -99,7 +99,7 @@ def test_text_and_split(random_dataset):
     assert "leave-one-out test targets that depend on tie-breaking" in text
 
 
-def test_nobody_is_long_enough():
+def test_all_users_are_too_short():
     found = audit(
         SequenceDataset(np.array([1], np.int32), np.array([0, 1], np.int64), ["u"], ["i"], np.array([5]))
     )

@@ -249,3 +249,27 @@ class TestCommands:
         assert one["rules"][0] == "sasrec"
         assert "Harper" in one["citation"]
         assert "unknown dataset 'ml-1n'" in jaxrec("datasets", "ml-1n").err
+
+    def test_the_audit_takes_a_split_and_counts_rules(self, tmp_path):
+        rows = [
+            f"u{user},i{(user + step) % 9},{100 * step + user}" for user in range(12) for step in range(6)
+        ]
+        (tmp_path / "log.csv").write_text("user,item,time\n" + "\n".join(rows) + "\n")
+        split = (
+            "--split.strategy",
+            "temporal",
+            "--split.test-quantile",
+            "0.8",
+            "--split.valid-quantile",
+            "0.6",
+        )
+        out = jaxrec("audit", tmp_path / "log.csv", *split, "--sequential", "--min-support", "1", "--json")
+        assert out.status == 0, out
+        findings = json.loads(out.out)
+        assert findings["strategy"] == "temporal"
+        assert findings["sequential"]["rules"]["2"] == 9
+        text = jaxrec("audit", tmp_path / "log.csv", "--sequential", "--min-support", "1").out
+        assert "the order carries much information" in text
+        wrong = jaxrec("audit", tmp_path / "log.csv", "--sequential", "--min-support", "0")
+        assert (wrong.status, wrong.err.count("\n")) == (1, 1)
+        assert "--min-support must be at least 1" in wrong.err

@@ -1,4 +1,4 @@
-"""`load_dataset`: the same log through every door, times in every form, and bad input refused in words."""
+"""`load_dataset`: the same log from every kind of source, times in every form, and bad input refused with a clear error."""
 
 import gzip
 import json

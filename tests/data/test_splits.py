@@ -304,12 +304,12 @@ def test_unseen_targets_are_counted_and_dropped_on_request():
         user_ids=["a", "b", "c"],
         item_ids=["1", "2", "3", "4", "5"],
     )
-    kept = split_dataset(data)
-    assert kept.counts["test_targets_unseen"] == 2  # items 4 and 5
-    assert kept.counts["valid_targets_unseen"] == 1  # item 3
-    assert kept.counts["items_unseen_in_training"] == 3
-    assert kept.counts["test_targets_dropped"] == 0
-    assert kept.test.targets.tolist() == [4, 5, 2]
+    complete = split_dataset(data)
+    assert complete.counts["test_targets_unseen"] == 2  # items 4 and 5
+    assert complete.counts["valid_targets_unseen"] == 1  # item 3
+    assert complete.counts["items_unseen_in_training"] == 3
+    assert complete.counts["test_targets_dropped"] == 0
+    assert complete.test.targets.tolist() == [4, 5, 2]
     dropped = split_dataset(data, SplitConfig(drop_unseen_targets=True))
     assert dropped.test.users.tolist() == [2]
     assert dropped.test.targets.tolist() == [2]
