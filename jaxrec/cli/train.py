@@ -198,7 +198,7 @@ def _run(options: Any, base: RunConfig) -> int:
     usage = DataUsage(**run.results["data_usage"])
     message = (
         f"\n{format_metrics(run.results)}\n\n"
-        + "".join(f"{line}\n" for line in usage.lines())
+        + "".join(f"warning: {warning}\n" for warning in usage.warnings)
         + f"training {timing['training_seconds']:.1f} s ({timing['interactions_per_second']:,.0f} interactions/s), "
         f"compiling {timing['compile_seconds']:.1f} s, evaluating {timing['evaluation_seconds']:.1f} s\n"
         f"everything is in {directory}: open {directory / 'report.html'}\n"

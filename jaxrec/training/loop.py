@@ -15,6 +15,7 @@ from jax import stages
 
 from jaxrec.config import RunConfig, check_importable, save_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.usage import data_usage
 from jaxrec.errors import (
     ConfigError,
     Interrupted,
@@ -141,6 +142,9 @@ def _train(
         metrics_log.write(step=0, init_from=str(origin.source), copied=origin.copied, fresh=origin.fresh)
         if progress and is_first():
             print(f"initialised: {origin.summary()}", file=sys.stderr)
+    if progress and is_first() and not run.step:
+        usage = data_usage(setup.split, config.batches, remove_seen=config.evaluation.remove_seen)
+        print("\n".join(usage.lines()), file=sys.stderr)
 
     # ---- the compiled program, and the feed that prepares its inputs
     schedule, host_state = setup.schedule, run.host_state

@@ -52,6 +52,8 @@ class TestTrain:
         _, outcome = bundled
         assert "int/s" in outcome.err
         assert "valid NDCG@10" in outcome.err
+        assert "training uses" in outcome.err
+        assert "the test" in outcome.err
 
     def test_table_for_people(self, files, tmp_path):
         outcome = jaxrec("train", "--data", files / "log.parquet", "--workdir", tmp_path / "run", *SMALL)
