@@ -1,13 +1,20 @@
 """`jaxrec audit`, `jaxrec prepare` and `jaxrec datasets`."""
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from jaxrec.cli.common import emit, parse
 from jaxrec.data.readers.load import DataConfig
 from jaxrec.data.splits import SplitConfig
+from jaxrec.errors import DataError
+
+if TYPE_CHECKING:
+    from jaxrec.data.dataset import SequenceDataset
+    from jaxrec.data.statistics import SequenceStatistics
 
 _SOURCE = tyro.conf.arg(
     name="data-source",
@@ -44,6 +51,13 @@ class Audit:
     min_support: Annotated[int, tyro.conf.arg(help="of a sequential rule: fewest users")] = 5
     min_confidence: Annotated[float, tyro.conf.arg(help="of a sequential rule: lowest confidence")] = 0.1
     shuffles: Annotated[int, tyro.conf.arg(help="number of shuffled copies of the log")] = 5
+    statistics: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="entropies, Zipf's slope and repetition of items, beside the words of their titles"
+        ),
+    ] = False
+    text: Annotated[str, tyro.conf.arg(help="a text file to compare with, one sentence per line")] = ""
     json: Annotated[bool, tyro.conf.arg(help="print the findings as one JSON object")] = False
 
 
@@ -64,8 +78,34 @@ def audit(arguments: list[str]) -> int:
             shuffles=options.shuffles,
         )
         result, text = {**result, "sequential": rules.to_dict()}, f"{text}\n{rules}"
+    if options.statistics:
+        from jaxrec.data.statistics import format_statistics
+
+        columns = _statistics(dataset, options.text)
+        result = {**result, "statistics": [column.to_dict() for column in columns]}
+        text = f"{text}\n{format_statistics(columns)}"
     emit(result, text, options.json)
     return 0
+
+
+def _statistics(dataset: "SequenceDataset", text: str) -> "list[SequenceStatistics]":
+    """Statistics of items, titles and a text file, all at the number of tokens of the shortest."""
+    from jaxrec.data.statistics import dataset_statistics, text_statistics
+
+    measures: list[Callable[[int | None], SequenceStatistics]] = [
+        lambda limit: dataset_statistics(dataset, limit)
+    ]
+    titles = dataset.item_titles
+    if titles is not None:
+        measures.append(lambda limit: text_statistics(titles, name=f"titles of {dataset.name}", limit=limit))
+    if text:
+        try:
+            lines = Path(text).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--text {text!r} cannot be read: {error}") from None
+        measures.append(lambda limit: text_statistics(lines, name=Path(text).name, limit=limit))
+    shortest = min(measure(None).tokens for measure in measures)
+    return [measure(shortest) for measure in measures]
 
 
 @dataclasses.dataclass(frozen=True)

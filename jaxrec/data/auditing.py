@@ -100,6 +100,7 @@ class Audit:
                 f"mean {self.mean_length:.1f}; quantiles {spread(self.length_quantiles)}",
             ),
             ("interactions per item", f"quantiles {spread(self.item_count_quantiles)}"),
+            ("  MIQ-Attn's rule for its query window", f"{max(1, round(self.mean_length / 10))} (mean / 10)"),
             ("repeats (user had the item before)", share(self.repeats, self.interactions)),
             ("users with repeats", share(self.users_with_repeats, self.users)),
             ("users under 3 interactions", share(self.users_too_short, self.users)),
