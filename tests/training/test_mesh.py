@@ -274,7 +274,7 @@ def test_refused_meshes(mesh, batch, items, message):
 
 def test_groups_of_rows_are_refused_on_a_data_axis():
     with pytest.raises(
-        ConfigError, match=r"attention\.rows_per_group must be 0 where mesh\.data is above 1.*got 2"
+        ConfigError, match=r"--encoder\.attention\.rows-per-group must be 0 where --mesh\.data is above 1.*got 2"
     ):
         prepare(config(2, 1, attention={"rows_per_group": 2}), DATASET)
 
@@ -285,5 +285,5 @@ def test_meshes_that_work():
     assert build_mesh(MeshConfig(1, 3 - 1), 7, 40).devices.size == 2, "a divisor leaves devices idle"
     with pytest.raises(ConfigError, match=r"--mesh\.item must be an integer at least 1; got 0"):
         MeshConfig(1, 0)
-    with pytest.raises(ConfigError, match=r"mesh\.data must be 0 .* got -1"):
+    with pytest.raises(ConfigError, match=r"--mesh\.data must be an integer at least 0; got -1"):
         MeshConfig(-1)
