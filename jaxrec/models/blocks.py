@@ -21,6 +21,7 @@ ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry(
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
         "gelu-tanh": lambda x: jax.nn.gelu(x, approximate=True),
         "silu": jax.nn.silu,
+        "identity": lambda x: x,
     },
 )
 

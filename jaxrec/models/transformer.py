@@ -37,7 +37,9 @@ class TransformerConfig(AttentiveEncoderConfig):
       block: arrangement of norms and residuals: "original", "post-norm" (S3-Rec, Li et al.), "pre-norm", "gated"
         (LiGR) or "attention-only" (HSTU); see `jaxrec.models.blocks.Block`.
       ffn_width: inner size of the feed-forward network; 0 = the same as ``width`` (the original's).
-      activation: of the feed-forward network: "relu", "gelu", "gelu-tanh" or "silu".
+      activation: of the feed-forward network; "identity" leaves it linear.
+      output_projection: affine map after the heads: "auto" (in every block but "original"), "on" or "off".
+      final_norm: layer norm of the last states: "auto" (in every block but "post-norm"), "on" or "off".
       scale_embeddings: multiply item vectors by sqrt(D) at the input (the original does).
       embedding_norm: layer norm on the input embeddings (S3-Rec does).
       init: "normal" with standard deviation ``init_scale``, or "xavier" (uniform for kernels, normal for tables).
@@ -51,7 +53,9 @@ class TransformerConfig(AttentiveEncoderConfig):
 
     block: Literal["original", "post-norm", "pre-norm", "gated", "attention-only"] = "pre-norm"
     ffn_width: Annotated[int, Range("[0, inf)")] = 0
-    activation: Literal["relu", "gelu", "gelu-tanh", "silu"] = "gelu-tanh"
+    activation: Literal["relu", "gelu", "gelu-tanh", "silu", "identity"] = "gelu-tanh"
+    output_projection: Literal["auto", "on", "off"] = "auto"
+    final_norm: Literal["auto", "on", "off"] = "auto"
     scale_embeddings: bool = False
     embedding_norm: bool = False
     init: Literal["normal", "xavier"] = "normal"
@@ -70,6 +74,18 @@ class TransformerConfig(AttentiveEncoderConfig):
                 f"network: expected 0, got {self.ffn_width}; leave it out, or choose block 'pre-norm'"
             )
 
+    @property
+    def has_output_projection(self) -> bool:
+        """Whether an affine map follows the heads."""
+        return (
+            self.block != "original" if self.output_projection == "auto" else self.output_projection == "on"
+        )
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether the last states are normalised once more."""
+        return self.block != "post-norm" if self.final_norm == "auto" else self.final_norm == "on"
+
     def build(self, spec: DataSpec) -> Transformer:
         """Build the encoder for data of these sizes."""
         self.check_spec(spec)
@@ -83,7 +99,7 @@ class Transformer(AttentiveEncoder):
 
     Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
     ``n_special * D`` for tokens beside the items, ``max_length * D`` for learned positions, ``2 D`` for the embedding
-    norm and for the final norm (not in post-norm), what the attention shares between layers, and for each layer the
+    norm and for the final norm where there is one, what the attention shares between layers, and for each layer the
     attention's own, ``2 D`` for each of two norms and ``2 D F + F + D`` for a feed-forward width F. "attention-only" has
     one norm and no feed-forward network; "gated" has two gates of ``D^2 + D`` more.
     """
@@ -97,7 +113,7 @@ class Transformer(AttentiveEncoder):
             max_length=self.max_length,
             positions=self.positions,
             position_origin=self.spec.position_origin,
-            output_projection=self.config.block != "original",
+            output_projection=self.config.has_output_projection,
             kernel_init=self._kernel_init(),
             dtype=DTYPES[self.config.dtype],
         )
@@ -152,7 +168,7 @@ class Transformer(AttentiveEncoder):
             )(x, context, train, queries)
             segments = segments if queries is None else jnp.take_along_axis(segments, queries, axis=1)
             x = zero_padding(x, segments)
-        if config.block != "post-norm":
+        if config.has_final_norm:
             x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), segments)
         if config.separate_output:
             init = self._table_init()
@@ -182,7 +198,7 @@ class Transformer(AttentiveEncoder):
             (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
             + self.spec.n_special * width
             + (self.max_length * width if self.positions == "learned" else 0)
-            + 2 * width * (int(config.embedding_norm) + int(config.block != "post-norm"))
+            + 2 * width * (int(config.embedding_norm) + int(config.has_final_norm))
             + self.attention.shared_parameter_count(shape)
             + config.layers * layer
         )

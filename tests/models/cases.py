@@ -70,6 +70,14 @@ CASES = (
         item_bias=True,
         separate_output=True,
     ),
+    transformer(
+        "original-with-projection",
+        block="original",
+        output_projection="on",
+        activation="identity",
+        final_norm="off",
+    ),
+    transformer("post-norm-with-final-norm", block="post-norm", final_norm="on", activation="relu"),
     transformer("remat", layers=1, positions="none", remat=True),
     transformer("ligr", origin="end", block="gated", ffn_width=6),
     transformer(

@@ -16,6 +16,7 @@ def affine(x, p):
 
 
 ACTIVATIONS = {
+    "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
     "gelu": lambda x: x * 0.5 * (1 + erf(x / np.sqrt(2))),
     "silu": lambda x: x / (1 + np.exp(-x)),
@@ -131,7 +132,8 @@ def transformer(encoder, params, items, mask):
             x = x + attend(z, z)
             if config.block == "pre-norm":
                 x = x + feed_forward(layer_norm(x, p["feed_forward_norm"], epsilon))
-    return x if config.block == "post-norm" else layer_norm(x, params["final_norm"], epsilon)
+    normalised = {"on": True, "off": False, "auto": config.block != "post-norm"}[config.final_norm]
+    return layer_norm(x, params["final_norm"], epsilon) if normalised else x
 
 
 def elu(x):

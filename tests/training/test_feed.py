@@ -118,7 +118,9 @@ def test_seen_items_cannot_be_streamed():
         ConfigError, match=r"training\.feed must be one of auto, resident, streamed; got 'file'"
     ):
         TrainingConfig(feed="file")
-    with pytest.raises(ConfigError, match=r"--training\.resident-share must be a finite number in \[0, 1\]; got 2"):
+    with pytest.raises(
+        ConfigError, match=r"--training\.resident-share must be a finite number in \[0, 1\]; got 2"
+    ):
         TrainingConfig(resident_share=2)
 
 

@@ -274,7 +274,8 @@ def test_refused_meshes(mesh, batch, items, message):
 
 def test_groups_of_rows_are_refused_on_a_data_axis():
     with pytest.raises(
-        ConfigError, match=r"--encoder\.attention\.rows-per-group must be 0 where --mesh\.data is above 1.*got 2"
+        ConfigError,
+        match=r"--encoder\.attention\.rows-per-group must be 0 where --mesh\.data is above 1.*got 2",
     ):
         prepare(config(2, 1, attention={"rows_per_group": 2}), DATASET)
 
