@@ -309,6 +309,8 @@ def load_config(path: Path) -> RunConfig:
         return from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ConfigError(f"{path} not found: expected the config.json of a run") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
 

@@ -11,6 +11,7 @@
 """
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -58,8 +59,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run every test, slow ones too")
 
 
+#: Files whose tests run over a long table of cases: the first tier takes the first case of each kind, and the others count
+#: as slow. A kind is the part of a case's name before the first "-", "=" or "(".
+TABLES = (
+    "tests/attention/test_groups.py",
+    "tests/attention/test_mechanisms.py",
+    "tests/models/test_selection.py",
+)
+#: Further cases of tables that count as slow: kinds that differ in an option from one that the first tier has.
+SLOW_CASES = re.compile(
+    r"models/test_encoders.py::\w+\[(?!(pre-norm|stosa|gru4rec|srgnn)\])"
+    r"|models/test_stosa.py::\w+\[(?!(auto|none)\])"
+    r"|objectives/test_formulas.py::\w+\[(gathered, chunks|all scored, chunks|all scored)-"
+    r"|objectives/test_objectives.py::test_(bfloat16|works_under_vmap)\w*\[(?!(cross-entropy|sampled-softmax|bce)\b)"
+)
+
+
+def thin_tables(items: list[pytest.Item]) -> None:
+    """Mark the further cases of long tables as slow."""
+    kinds: set[tuple[str, str]] = set()
+    for item in items:
+        function, bracket, case = item.nodeid.partition("[")
+        if SLOW_CASES.search(item.nodeid):
+            item.add_marker("slow")
+        elif bracket and function.startswith(TABLES):
+            kind = (function, re.split(r"[-=(\]]", case, maxsplit=1)[0])
+            if kind in kinds:
+                item.add_marker("slow")
+            kinds.add(kind)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests out, unless the command line asks for them."""
+    thin_tables(items)
     named = any("::" in argument for argument in config.args)
     if config.getoption("--all") or config.option.markexpr or named:
         return

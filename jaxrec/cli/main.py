@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"jaxrec: unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        if command != "train":  # which has the option in its help
+            rest = _load_plugins(rest)
         module = importlib.import_module(f"jaxrec.cli.{COMMANDS[command][0]}")
         status: int = getattr(module, command)(rest)
         return status
@@ -59,11 +61,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def _load_plugins(arguments: list[str]) -> list[str]:
+    """Import what ``--plugin`` names and the installed plugins; return the other arguments."""
+    from jaxrec.registry import load_plugins
+
+    modules, others = [], []
+    words = iter(arguments)
+    for word in words:
+        if word == "--plugin" or word.startswith("--plugin="):
+            value = word.partition("=")[2] or next(words, "")
+            modules += [module for module in value.split(",") if module]
+        else:
+            others.append(word)
+    load_plugins(tuple(modules))
+    return others
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: jaxrec COMMAND [OPTIONS]\n\ncommands:\n"
         + "\n".join(lines)
-        + "\n\n`jaxrec COMMAND --help` lists the options."
+        + "\n\n`jaxrec COMMAND --help` lists the options; --plugin MODULES imports modules that register parts of your own."
     )
