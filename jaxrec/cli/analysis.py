@@ -121,7 +121,7 @@ def _moved(runs: Sequence[str], source: str) -> Any:
 
     from jaxrec.config import load_config
 
-    return dataclasses.replace(load_config(Path(runs[0]) / "config.json").data, source=source).load()
+    return load_config(Path(runs[0]) / "config.json").data.moved(source).load()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ def evaluate(arguments: list[str]) -> int:
     enable_compilation_cache()
     config = load_config(Path(given.run) / "config.json")
     if given.data:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=given.data))
+        config = dataclasses.replace(config, data=config.data.moved(given.data))
     checks = Checks(given.shuffle, given.retie, given.breakdown, given.check_metric)
     result = evaluate(
         given.run,

@@ -184,6 +184,15 @@ class TestTrueSource:
         with pytest.raises(DataError, match="trained on the dataset 'mine' that a script held in memory"):
             config.load()
 
+    def test_the_same_data_at_another_place(self, tmp_path):
+        """A run on a raw file is evaluated with its prepared form, whose columns need no names."""
+        (tmp_path / "own.csv").write_text("who;item\nx;1\nx;2\n")
+        config = DataConfig.of(load_dataset(tmp_path / "own.csv", separator=";", user_column="who"))
+        config.load().save(tmp_path / "d")
+        assert config.moved(str(tmp_path / "d")).load().fingerprint == config.load().fingerprint
+        (tmp_path / "own.csv").rename(tmp_path / "elsewhere.csv")
+        assert config.moved(str(tmp_path / "elsewhere.csv")).load().n_interactions == 2
+
     def test_a_changed_dataset_forgets_its_source(self):
         data = load_dataset("movietweetings")
         shorter = dataclasses.replace(

@@ -139,6 +139,10 @@ class DataConfig:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options}
         return cls(**values)
 
+    def moved(self, source: str) -> DataConfig:
+        """Return the options of the same data at another place: a raw file, or a saved dataset, which needs none."""
+        return DataConfig(source=source) if is_directory(source) else self.replace(source=source)
+
     def replace(self, **options: Any) -> DataConfig:
         """Return a copy with other options; None stands for a default, a list for a tuple.
 
