@@ -80,7 +80,7 @@ class DataUsage:
             )
         if self.single_interactions:
             lines.append(
-                f"{self.single_interactions:,} users have a single training interaction, which is neither input nor target"
+                f"users with a single training interaction, which is neither input nor target: {self.single_interactions:,}"
             )
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
