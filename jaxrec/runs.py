@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxrec.data.dataset import SequenceDataset, open_dataset
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation
-from jaxrec.evaluation.ranker import EncoderRanker
+from jaxrec.evaluation.ranker import EncoderRanker, RankingData
 from jaxrec.models.base import Encoder
 from jaxrec.sharding import MeshConfig, build_mesh
 from jaxrec.tasks import Task
@@ -23,6 +26,8 @@ from jaxrec.training.state_sharding import ParameterSharding
 
 #: Inside a run directory: the items' ids, titles and attributes, without any user.
 CATALOGUE = "catalogue"
+#: Beside it: training interactions of each item.
+ITEM_COUNTS = "item_counts.npy"
 
 
 class Run:
@@ -100,6 +105,26 @@ class Run:
             raise self._unfinished()
         return open_dataset(self.path / CATALOGUE, verify=True)
 
+    @functools.cached_property
+    def item_counts(self) -> np.ndarray | None:
+        """int64[V+1], training interactions of each item; None for runs that saved none.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        file = self.path / ITEM_COUNTS
+        if not file.exists():
+            return None
+        try:
+            counts = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{file} is damaged ({error}): write it again with jaxrec train --workdir {self.path} --resume"
+            ) from None
+        if counts.shape != (self.catalogue.n_items + 1,):
+            raise DataError(f"{file} must have {self.catalogue.n_items + 1} counts, got shape {counts.shape}")
+        return np.asarray(counts)
+
     @property
     def fingerprint(self) -> str | None:
         """Of the dataset that the run was trained on; None before its first checkpoint."""
@@ -167,11 +192,11 @@ class Run:
 
     def ranker(self, seed: int | None = None) -> EncoderRanker:
         """The ranker of one seed (by default the first); see `params`."""
-        resident = self.setup.resident if "setup" in vars(self) else True
-        config = self.config
-        return EncoderRanker.build(
-            self.encoder, self.params(seed), config.batches, config.evaluation, resident, self.task.mask
-        )
+        if self._has_data:
+            return self.setup.ranker(self.params(seed))
+        config, forward = self.config, Forward(self.encoder, self.task.mask)
+        data = RankingData(self.catalogue.meta["source_fingerprint"], self.item_counts)
+        return EncoderRanker.build(forward, self.params(seed), config.batches, config.evaluation, data)
 
     def evaluate(self, split: Literal["valid", "test"] = "test") -> list[Evaluation]:
         """Ranks of the held-out targets, computed again from the checkpoint: one `Evaluation` per seed."""

@@ -15,30 +15,16 @@ from scipy import sparse
 from jaxrec.data.splits import Split
 from jaxrec.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_cases
 from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.popularity import Popularity, dense_order
 from jaxrec.evaluation.ranker import ScoreRanker
 from jaxrec.evaluation.seen import ranges
+from jaxrec.evaluation.tie_order import tie_seed
 
 SECONDS_PER_DAY = 86_400
 #: Whole numbers below are exact in float32.
 _EXACT = 1 << 24
 #: Multiplications of a dense product that take as long as one of a sparse product (measured on two cores).
 _DENSE_SPEED = 400
-
-
-class Popularity:
-    """Score = number of distinct smaller training counts: the order of training counts.
-
-    Args:
-      counts: int[V+1], training interactions of each item.
-    """
-
-    def __init__(self, counts: np.ndarray):
-        self.n_items = len(counts) - 1
-        self._order = dense_order(np.asarray(counts)).astype(np.float32)
-
-    def scores(self, histories: Histories) -> np.ndarray:
-        """float32[R, V+1], the same for every history."""
-        return np.repeat(self._order[None], len(histories), axis=0)
 
 
 class RecentPopularity:
@@ -202,11 +188,6 @@ class TransitionGraph:
         return _over_popularity(weights[:, sources] @ reached, self._popularity)
 
 
-def dense_order(values: np.ndarray) -> np.ndarray:
-    """int64, number of distinct smaller values; exact in float32 below 2**24 where counts may not be."""
-    return np.unique(values, return_inverse=True)[1].astype(np.int64).reshape(-1)
-
-
 def transition_counts(
     items: np.ndarray, starts: np.ndarray, stops: np.ndarray, n_items: int
 ) -> sparse.csr_matrix:
@@ -345,7 +326,8 @@ def baseline_rankers(split: Split, days: int = 7) -> dict[str, ScoreRanker]:
             "training" if split.strategy == "temporal" else "history",
         )
     scorers |= {"markov": MarkovChain(*log), "item-knn": ItemKNN(*log), "graph": TransitionGraph(*log)}
-    return {name: ScoreRanker(scorer) for name, scorer in scorers.items()}
+    seed = tie_seed(split.dataset.fingerprint)
+    return {name: ScoreRanker(scorer, tie_seed=seed) for name, scorer in scorers.items()}
 
 
 def relative_seconds(timestamps: Any) -> np.ndarray | None:

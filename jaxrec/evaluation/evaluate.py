@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.histories import ranking_cases
+from jaxrec.evaluation.histories import RankingCases, histories_of
 from jaxrec.evaluation.metrics import metric_values, ranking_metrics
+from jaxrec.evaluation.seen import repeated_targets, seen_items
 from jaxrec.options import Range, validate
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Evaluation:
       targets: int32[T].
       metrics: means over cases.
       counts: what was evaluated and what was left out: cases, targets, users without targets, targets unseen
-        in training.
+        in training, targets in the history of their case, and those of them that are missed as seen items.
       protocol: what each number means: candidates, seen items, ties.
     """
 
@@ -108,8 +109,9 @@ class Evaluation:
             ) from error
 
 
-FULL_PROTOCOL = "full corpus; seen items removed; ties: lower id first"
-SEEN_KEPT_PROTOCOL = "full corpus; seen items kept; ties: lower id first"
+_TIES = "ties: fixed pseudo-random order of items"
+FULL_PROTOCOL = f"full corpus; seen items removed, targets among them missed; {_TIES}"
+SEEN_KEPT_PROTOCOL = f"full corpus; seen items kept; {_TIES}"
 
 
 def evaluate_cases(
@@ -139,7 +141,13 @@ def evaluate_cases(
     """
     check_cutoffs(config.ks, ranker.n_items)
     cases, counts = usable_cases(cases, known_items)
-    ranks = ranker.rank(ranking_cases(cases, items, timestamps, config.remove_seen))
+    seen = seen_items(cases, np.asarray(items))
+    counts["targets_in_history"] = int(repeated_targets(seen, cases.targets, cases.target_offsets).sum())
+    counts["targets_missed_as_seen"] = counts["targets_in_history"] if config.remove_seen else 0
+    exclude = seen if config.remove_seen else None
+    ranks = ranker.rank(
+        RankingCases(histories_of(cases, items, timestamps), cases.targets, cases.target_offsets, exclude)
+    )
     return evaluation_of(ranks, cases, counts, ks=config.ks, remove_seen=config.remove_seen)
 
 

@@ -86,6 +86,11 @@ class RankingCases:
         return np.repeat(np.arange(len(sizes)), sizes)
 
 
+def histories_of(cases: EvaluationCases, items: Any, timestamps: Any = None) -> Histories:
+    """Histories of the cases of a split; see `ranking_cases`."""
+    return Histories(items, cases.history_starts, cases.history_stops, timestamps, cases.users)
+
+
 def ranking_cases(
     cases: EvaluationCases, items: Any, timestamps: Any = None, remove_seen: bool = True
 ) -> RankingCases:
@@ -97,7 +102,7 @@ def ranking_cases(
       timestamps: see `Histories`.
       remove_seen: exclude the items of the whole history of each case.
     """
-    histories = Histories(items, cases.history_starts, cases.history_stops, timestamps, cases.users)
+    histories = histories_of(cases, items, timestamps)
     targets = np.asarray(cases.targets, np.int32)
     offsets = np.asarray(cases.target_offsets, np.int64)
     exclude = seen_items(cases, np.asarray(items)) if remove_seen else None

@@ -8,7 +8,8 @@ case with targets T and the list of the K best candidates,
     MRR@K = 1 / rank of the first hit      MAP@K = sum over hits of (hits so far / rank), divided by |T|
 
 With one target HR@K = Recall@K and NDCG@K = 1 / log2(1 + rank) (the definitions of He et al., WWW 2017, and
-of every leave-one-out paper since). Ranks are 1-based; the mean over cases is reported.
+of every leave-one-out paper since). Ranks are 1-based; the mean over cases is reported. A target that is no candidate
+(rank `MISSED`) is no hit at any rank.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import numpy as np
 
 from jaxrec.errors import ConfigError, DataError
 
+#: The rank of a target that is no candidate, such as a seen item where seen items are removed.
+MISSED = int(np.iinfo(np.int32).max)
 DEFAULT_KS = (5, 10, 20)
 
 
@@ -31,14 +34,18 @@ def hits(ranks: np.ndarray, k: int) -> np.ndarray:
 def discounted_gains(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
     """float64[E]: 1 / log2(1 + rank), 0 beyond ``k``."""
     ranks = np.asarray(ranks, np.float64)
-    gains = 1.0 / np.log2(1.0 + ranks)
-    return gains if k is None else np.where(ranks <= k, gains, 0.0)
+    return np.where(ranks <= _last_rank(k), 1.0 / np.log2(1.0 + ranks), 0.0)
 
 
 def reciprocal_ranks(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
     """float64[E]: 1 / rank, 0 beyond ``k``."""
     ranks = np.asarray(ranks, np.float64)
-    return 1.0 / ranks if k is None else np.where(ranks <= k, 1.0 / ranks, 0.0)
+    return np.where(ranks <= _last_rank(k), 1.0 / ranks, 0.0)
+
+
+def _last_rank(k: int | None) -> int:
+    """The greatest rank that counts."""
+    return MISSED - 1 if k is None else k
 
 
 def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = None) -> np.ndarray:
@@ -90,7 +97,7 @@ def _several_targets(ranks: np.ndarray, name: str, k: int | None, offsets: np.nd
     order = np.lexsort((ranks, owner))
     rank = np.asarray(ranks, np.float64)[order]
     so_far = np.arange(len(rank)) - offsets[:-1][owner] + 1.0
-    inside = np.ones(len(rank)) if k is None else (rank <= k).astype(np.float64)
+    inside = (rank <= _last_rank(k)).astype(np.float64)
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(owner, weights=values * inside, minlength=len(sizes))

@@ -9,11 +9,11 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxrec.attention.base import Mask
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.encode import ApplyFn, EncodingOptions, Forward, encode_histories
 from jaxrec.evaluation.evaluate import EvaluationConfig
 from jaxrec.evaluation.histories import Histories, RankingCases
+from jaxrec.evaluation.popularity import Popularity
 from jaxrec.evaluation.ranking import (
     ITEM_CHUNK,
     ROW_CHUNK,
@@ -25,6 +25,7 @@ from jaxrec.evaluation.ranking import (
     top_k,
 )
 from jaxrec.evaluation.seen import SeenItems
+from jaxrec.evaluation.tie_order import tie_seed
 
 
 class Ranker(Protocol):
@@ -42,6 +43,21 @@ class Ranker(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class RankingData:
+    """What a ranker takes from the dataset.
+
+    Attributes:
+      fingerprint: of the dataset, which fixes the order of items with equal scores; "" = any order.
+      item_counts: int[V+1], training interactions of each item, or None.
+      resident: whether the log goes to the device (see `EncodingOptions`).
+    """
+
+    fingerprint: str = ""
+    item_counts: np.ndarray | None = None
+    resident: bool = True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class EncoderRanker:
     """An encoder: the score of an item is the product of the history's last state with the item's vector.
 
@@ -50,6 +66,8 @@ class EncoderRanker:
       params: parameters of one seed.
       table: the items, ready for scoring.
       encoding: how histories become states.
+      item_counts: int[V+1], training interactions of each item: their order answers empty histories, of which
+        the encoder knows nothing. None = by the biases of the items alone.
       row_chunk: rows scored at a time.
     """
 
@@ -57,35 +75,36 @@ class EncoderRanker:
     params: Any
     table: CandidateTable
     encoding: EncodingOptions
+    item_counts: np.ndarray | None = None
     row_chunk: int = ROW_CHUNK
 
     @classmethod
     def build(
         cls,
-        encoder: Any,
+        forward: Forward,
         params: Any,
         batches: BatchConfig,
         config: EvaluationConfig,
-        resident: bool = True,
-        mask: Mask = "causal",
+        data: RankingData,
     ) -> EncoderRanker:
-        """A ranker of an encoder's parameters, on the mesh on which the encoder's tables lie.
+        """Build a ranker of an encoder's parameters, on the mesh on which the encoder's tables lie.
 
         Args:
-          encoder: `jaxrec.models.base.Encoder`.
+          forward: the encoder, and the mask under which it reads histories.
           params: of one seed.
           batches: maximum length and position origin of the histories.
           config: sizes of the pieces in which histories are encoded and items scored.
-          resident: see `EncodingOptions`.
-          mask: under which the encoder reads histories.
+          data: of the dataset.
 
         Raises:
           NonFiniteError: the item table holds NaN or infinity.
         """
-        table = candidate_table(encoder.item_table(params), item_chunk=config.item_chunk)
+        seed = tie_seed(data.fingerprint) if data.fingerprint else 0
+        items = forward.encoder.item_table(params)
+        table = candidate_table(items, item_chunk=config.item_chunk, tie_seed=seed)
         tokens = max(config.tokens_per_batch, batches.max_length)
-        encoding = EncodingOptions(batches.max_length, batches.position_origin, tokens, resident)
-        return cls(Forward(encoder, mask), params, table, encoding)
+        encoding = EncodingOptions(batches.max_length, batches.position_origin, tokens, data.resident)
+        return cls(forward, params, table, encoding, data.item_counts)
 
     @property
     def n_items(self) -> int:
@@ -103,15 +122,37 @@ class EncoderRanker:
 
     def rank(self, cases: RankingCases) -> np.ndarray:
         """int32[T], exact ranks over the whole catalogue; see `jaxrec.evaluation.ranking.rank_targets`."""
-        hidden, exclude = self.encode(cases.histories), cases.exclude
+        hidden, exclude, rows = self.encode(cases.histories), cases.exclude, cases.case_of_target
         if len(cases.targets) != len(cases):
-            rows = cases.case_of_target
             hidden, exclude = hidden[rows], None if exclude is None else exclude.select(rows)
-        return rank_targets(hidden, self.table, cases.targets, exclude, row_chunk=self.row_chunk)
+        ranks = rank_targets(hidden, self.table, cases.targets, exclude, row_chunk=self.row_chunk)
+        empty = np.flatnonzero(cases.histories.lengths[rows] == 0)
+        if len(empty) and self._popular is not None:
+            removed = None if exclude is None else exclude.select(empty)
+            histories = cases.histories.select(rows[empty])
+            alone = RankingCases(histories, cases.targets[empty], np.arange(len(empty) + 1), removed)
+            ranks[empty] = self._popular.rank(alone)
+        return ranks
 
     def top_k(self, histories: Histories, k: int, exclude: SeenItems | None = None) -> TopK:
-        """Exact lists over the whole catalogue; see `jaxrec.evaluation.ranking.top_k`."""
-        return top_k(self.encode(histories), self.table, k, exclude, row_chunk=self.row_chunk)
+        """Exact lists over the whole catalogue; see `jaxrec.evaluation.ranking.top_k`.
+
+        The scores of lists for empty histories are training counts.
+        """
+        lists = top_k(self.encode(histories), self.table, k, exclude, row_chunk=self.row_chunk)
+        empty = np.flatnonzero(histories.lengths == 0)
+        if len(empty) and self._popular is not None and self.item_counts is not None:
+            removed = None if exclude is None else exclude.select(empty)
+            items = self._popular.top_k(histories.select(empty), k, removed).items
+            lists.items[empty] = items
+            lists.scores[empty] = np.where(items > 0, self.item_counts[items], -np.inf)
+        return lists
+
+    @property
+    def _popular(self) -> ScoreRanker | None:
+        if self.item_counts is None:
+            return None
+        return ScoreRanker(Popularity(self.item_counts), tie_seed=self.table.tie_seed)
 
 
 class Scorer(Protocol):
@@ -131,11 +172,13 @@ class ScoreRanker:
       scorer: scores of all items.
       row_chunk: histories scored at a time; their scores are in memory together.
       item_chunk: items ranked at a time.
+      tie_seed: order of items with equal scores.
     """
 
     scorer: Scorer
     row_chunk: int = ROW_CHUNK
     item_chunk: int = ITEM_CHUNK
+    tie_seed: int = 0
 
     @property
     def n_items(self) -> int:
@@ -144,7 +187,10 @@ class ScoreRanker:
 
     def rank(self, cases: RankingCases) -> np.ndarray:
         """int32[T], exact ranks over the whole catalogue."""
-        table, rows_of = score_table(self.n_items, item_chunk=self.item_chunk), cases.case_of_target
+        table, rows_of = (
+            score_table(self.n_items, item_chunk=self.item_chunk, tie_seed=self.tie_seed),
+            cases.case_of_target,
+        )
         ranks = np.empty(len(cases.targets), np.int32)
         for start in range(0, len(ranks), self.row_chunk):
             part = np.arange(start, min(start + self.row_chunk, len(ranks)))
@@ -156,7 +202,7 @@ class ScoreRanker:
 
     def top_k(self, histories: Histories, k: int, exclude: SeenItems | None = None) -> TopK:
         """Exact lists over the whole catalogue."""
-        table = score_table(self.n_items, item_chunk=self.item_chunk)
+        table = score_table(self.n_items, item_chunk=self.item_chunk, tie_seed=self.tie_seed)
         scores, items = np.empty((len(histories), k), np.float32), np.empty((len(histories), k), np.int32)
         for start in range(0, len(histories), self.row_chunk):
             rows = np.arange(start, min(start + self.row_chunk, len(histories)))

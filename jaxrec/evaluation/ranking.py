@@ -1,9 +1,10 @@
 """Exact ranks and exact top-k over the whole catalogue, in float32, streamed in chunks of items.
 
 One batch of rows meets one chunk of items at a time, so memory is ``row_chunk * item_chunk`` scores whatever
-the size of the catalogue, and the chunk is still in the cache when it is counted. The tie rule is that of a
-stable top-k: greater score first, then lower id. A rank and a list come from the same product of the same
-shape, so the target has rank r if and only if it stands at place r of the list.
+the size of the catalogue, and the chunk is still in the cache when it is counted. Equal scores are ordered by
+`jaxrec.evaluation.tie_order`. A rank and a list come from the same product of the same shape, so a target has
+rank r if and only if it has place r in the list; a target that is excluded is in no list, and its rank is
+`MISSED`.
 
 On a mesh with axes ``data`` and ``item`` every device does this for its rows and its items; ranks are then
 summed over ``item``, and k candidates a device are gathered and merged.
@@ -24,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
 from jaxrec.evaluation import parallel, ranking_tiles
+from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.sharding import DATA, ITEM
@@ -56,6 +58,7 @@ class CandidateTable:
       bias: float32[padded rows].
       n_items: V.
       item_chunk: items of one tile on one device.
+      tie_seed: order of items with equal scores.
       mesh: axes ``data`` and ``item``, or None for one device.
       largest: bound on the length of ``vectors`` rows (for the overflow check) and on ``bias``.
     """
@@ -64,6 +67,7 @@ class CandidateTable:
     bias: Array
     n_items: int
     item_chunk: int
+    tie_seed: int
     mesh: Mesh | None
     largest: tuple[float, float]
 
@@ -84,7 +88,11 @@ class CandidateTable:
 
 
 def candidate_table(
-    table: ItemTable | CandidateTable, *, item_chunk: int = ITEM_CHUNK, mesh: Mesh | None = None
+    table: ItemTable | CandidateTable,
+    *,
+    item_chunk: int = ITEM_CHUNK,
+    mesh: Mesh | None = None,
+    tie_seed: int = 0,
 ) -> CandidateTable:
     """Check a table and place it for scoring.
 
@@ -94,6 +102,7 @@ def candidate_table(
       item_chunk: items of one tile; more memory, fewer and larger products.
       mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None: that on which the
         table lies, if any.
+      tie_seed: see `jaxrec.evaluation.tie_order`.
 
     Raises:
       NonFiniteError: the table holds NaN or infinity.
@@ -117,13 +126,13 @@ def candidate_table(
     n_items = table.n_items
     vectors, bias = (vectors, jnp.asarray(bias)) if mesh is None else _shard(vectors, bias, mesh)
     local = vectors.shape[0] // (1 if mesh is None else mesh.shape[ITEM])
-    return CandidateTable(vectors, bias, n_items, min(item_chunk, local), mesh, largest)
+    return CandidateTable(vectors, bias, n_items, min(item_chunk, local), tie_seed, mesh, largest)
 
 
-def score_table(n_items: int, *, item_chunk: int = ITEM_CHUNK) -> CandidateTable:
+def score_table(n_items: int, *, item_chunk: int = ITEM_CHUNK, tie_seed: int = 0) -> CandidateTable:
     """For scores that are no product: the "hidden states" are the scores float32[E, V+1] themselves."""
     bias = jnp.zeros((n_items + 1,), jnp.float32)
-    return CandidateTable(None, bias, n_items, min(item_chunk, n_items + 1), None, (0.0, 0.0))
+    return CandidateTable(None, bias, n_items, min(item_chunk, n_items + 1), tie_seed, None, (0.0, 0.0))
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -175,13 +184,13 @@ def rank_targets(
     seen_rule: Literal["remove", "zero"] = "remove",
     rank_padding: bool = False,
 ) -> np.ndarray:
-    """Rank of one target a row among all items: 1 + #(greater score) + #(equal score and lower id).
+    """Rank of one target per row among all items: 1 + #(greater score) + #(equal score and lower tie key).
 
     Args:
       hidden: float[E, D].
       table: the items; see `candidate_table`.
       targets: int[E], ids 1..V.
-      seen: `SeenItems`, padded int[E, S] with 0 = none, or None. A row's target is never removed.
+      seen: `SeenItems`, padded int[E, S] with 0 = none, or None. A row's target among them is `MISSED`.
       item_chunk: items of one tile (ignored for a `CandidateTable`).
       row_chunk: rows of one tile and device; a tile takes ``4 * row_chunk * item_chunk`` bytes.
       mesh: see `candidate_table` (ignored for a `CandidateTable`).
@@ -189,7 +198,7 @@ def rank_targets(
       rank_padding: item 0 is a candidate (see `protocols`).
 
     Returns:
-      int32[E], 1 = best.
+      int32[E], 1 = best; `MISSED` for a target that is excluded.
 
     Raises:
       NonFiniteError: hidden states or the table hold NaN or infinity, or a score may overflow.
@@ -214,12 +223,11 @@ def rank_targets(
     # tiles.
     order = np.argsort(targets, kind="stable")
     ranks = np.empty(n_rows, np.int32)
-    kept = targets if seen_rule == "remove" else None
     spec = _scoring_spec(items, zero_seen=seen_rule == "zero", first_item=0 if rank_padding else 1)
     batches = _row_batches(order, items, row_chunk)
 
     def rank(batch: np.ndarray) -> Array:
-        excluded = _excluded(seen, batch, items, kept)
+        excluded = _excluded(seen, batch, items)
         batch_targets = np.where(batch >= 0, targets[batch], 1).astype(np.int32)
         states = _take_rows(hidden, batch)
         return ranking_tiles.rank(spec, states, items.vectors, items.bias, batch_targets, *excluded)
@@ -227,6 +235,9 @@ def rank_targets(
     results = parallel.map_batches(rank, [batch for _, batch in batches], parallel.workers())
     for (rows, _), out in zip(batches, results, strict=True):
         ranks[rows] = np.asarray(out)[: len(rows)]
+    if seen_rule == "remove":
+        owners = seen.row_numbers()
+        ranks[owners[seen.items == targets[owners]]] = MISSED
     return ranks
 
 
@@ -236,17 +247,15 @@ def top_k(
     k: int,
     seen: Any = None,
     *,
-    keep: Any = None,
     item_chunk: int = ITEM_CHUNK,
     row_chunk: int = ROW_CHUNK,
     mesh: Mesh | None = None,
 ) -> TopK:
-    """The k best items of each row, best first; among equal scores the lower id first.
+    """The k best items of each row, best first.
 
     Args:
       hidden, table, seen, item_chunk, row_chunk, mesh: see `rank_targets`.
       k: length of the lists, from 1 to V.
-      keep: int[E], one item a row that is not removed even when seen (its target), or None.
 
     Returns:
       Scores and items; a row with fewer than K candidates left ends with score -inf, item 0.
@@ -262,13 +271,12 @@ def top_k(
         raise ConfigError(f"k must be from 1 to the catalogue's {items.n_items} items, got {k}")
     seen = as_seen(seen, n_rows, items.n_items)
     _check_scores_finite(hidden, items)
-    kept = None if keep is None else np.asarray(keep, np.int32)
     scores = np.empty((n_rows, k), np.float32)
     ids = np.empty((n_rows, k), np.int32)
     spec, batches = _scoring_spec(items), _row_batches(np.arange(n_rows), items, row_chunk)
 
     def lists(batch: np.ndarray) -> tuple[Array, Array]:
-        excluded = _excluded(seen, batch, items, kept)
+        excluded = _excluded(seen, batch, items)
         return ranking_tiles.top_k(spec, _take_rows(hidden, batch), items.vectors, items.bias, *excluded, k=k)
 
     results = parallel.map_batches(lists, [batch for _, batch in batches], parallel.workers())
@@ -280,7 +288,9 @@ def top_k(
 def _scoring_spec(
     items: CandidateTable, zero_seen: bool = False, first_item: int = 1
 ) -> ranking_tiles.ScoringSpec:
-    return ranking_tiles.ScoringSpec(first_item, items.n_items, items.item_chunk, zero_seen, items.mesh)
+    return ranking_tiles.ScoringSpec(
+        first_item, items.n_items, items.item_chunk, items.tie_seed, zero_seen, items.mesh
+    )
 
 
 def _check_rows(hidden: Any, items: CandidateTable, row_chunk: int) -> None:
@@ -318,10 +328,8 @@ def _take_rows(hidden: Any, batch: np.ndarray) -> Any:
     return jnp.take(hidden, rows, axis=0, mode="clip").astype(jnp.float32)
 
 
-def _excluded(
-    seen: SeenItems, batch: np.ndarray, items: CandidateTable, kept: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where -inf goes: rows and columns inside each tile of each device.
+def _excluded(seen: SeenItems, batch: np.ndarray, items: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the excluded items: rows and columns inside each tile of each device.
 
     Returns:
       rows int32[data, item, tiles, P] and columns of the same shape; padding has a row that does not exist. P
@@ -333,9 +341,6 @@ def _excluded(
     real = batch[batch >= 0]
     part = seen.select(real)
     rows, ids = part.row_numbers(), part.items.astype(np.int64)
-    if kept is not None:
-        unlike = ids != kept[real][rows]
-        rows, ids = rows[unlike], ids[unlike]
     shard, place = np.divmod(ids, local)
     tile = place // items.item_chunk
     column = place - np.minimum(tile * items.item_chunk, local - items.item_chunk)

@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.sharding import DATA, ITEM
 
 #: top-k looks for new entrants in blocks of this many columns; `BLOCK_LEVELS` of them are examined before
@@ -35,6 +36,7 @@ class ScoringSpec:
       first_item: lowest candidate: 1, or 0 where padding is rankable (a quirk of older code).
       last_item: highest candidate, V.
       item_chunk: columns of a tile.
+      tie_seed: order of items with equal scores (`jaxrec.evaluation.tie_order`).
       zero_seen: seen items score 0 instead of being removed (a quirk of older code).
       mesh: axes ``data`` and ``item``, or None for one device.
     """
@@ -42,6 +44,7 @@ class ScoringSpec:
     first_item: int
     last_item: int
     item_chunk: int
+    tie_seed: int = 0
     zero_seen: bool = False
     mesh: Mesh | None = None
 
@@ -117,7 +120,8 @@ class _Tiles:
     def ahead(self, product: Array, tile: Array, targets: Array, score: Array) -> Array:
         """int32[R], number of items of this tile that rank ahead of the target with the given score."""
         scores = product + self.bias_of(tile)[None, :]
-        lower = self.ids(tile)[None, :] < targets[:, None]
+        seed = self.spec.tie_seed
+        lower = tie_keys(self.ids(tile), seed, jnp)[None, :] < tie_keys(targets, seed, jnp)[:, None]
         better = (scores > score[:, None]) | ((scores == score[:, None]) & lower)
         # Summed as float32, which the CPU does in vectors; exact because a tile has fewer than 2**24 columns.
         return better.astype(jnp.float32).sum(axis=1).astype(jnp.int32)
@@ -164,15 +168,17 @@ def _local_top_k(tiles: _Tiles, k: int) -> tuple[Array, Array]:
         scores = tiles.product(tile) + tiles.bias_of(tile)[None, :]
         ids = tiles.ids(tile)
         if not blocked:
-            return _merge_tile(best, scores, ids), None
-        # An item enters the list only by beating its last score, so only blocks whose maximum does are
-        # examined: past the first tiles that is a few of them, and the full top-k of a tile costs more than
-        # its product.
+            return _merge_tile(best, scores, ids, spec.tie_seed), None
+        # An item enters the list only with a score at least as great as its last one, so only blocks whose
+        # maximum is are examined: past the first tiles that is a few of them, and the full top-k of a tile
+        # costs more than its product.
         peaks = scores.reshape(n_rows, -1, BLOCK).max(axis=2)
-        entrants = (peaks > best[0][:, -1:]).sum(axis=1, dtype=jnp.int32).max()
+        enters = (peaks >= best[0][:, -1:]) & (peaks > _MINUS_INFINITY)
+        entrants = enters.sum(axis=1, dtype=jnp.int32).max()
         level = sum((entrants > m).astype(jnp.int32) for m in BLOCK_LEVELS)
-        some = [partial(_merge_blocks, count=m) for m in BLOCK_LEVELS]
-        return lax.switch(level, [*some, _merge_whole], best, scores, peaks, ids), None
+        some = [partial(_merge_blocks, count=m, seed=spec.tie_seed) for m in BLOCK_LEVELS]
+        whole = partial(_merge_whole, seed=spec.tie_seed)
+        return lax.switch(level, [*some, whole], best, scores, peaks, ids), None
 
     best = (jnp.full((n_rows, k), _MINUS_INFINITY, jnp.float32), jnp.zeros((n_rows, k), jnp.int32))
     if spec.axis is not None:
@@ -180,42 +186,66 @@ def _local_top_k(tiles: _Tiles, k: int) -> tuple[Array, Array]:
     best, _ = lax.scan(merge, best, jnp.arange(tiles.count, dtype=jnp.int32))
     if spec.axis is not None:
         scores, ids = (lax.all_gather(part, spec.axis, axis=1, tiled=True) for part in best)
-        best = _first(scores, ids, k)
+        best = _first(scores, ids, k, spec.tie_seed)
     return best
 
 
-def _merge_tile(best: tuple[Array, Array], scores: Array, ids: Array) -> tuple[Array, Array]:
+_Lists = tuple[Array, Array]
+
+
+def _merge_tile(best: _Lists, scores: Array, ids: Array, seed: int) -> _Lists:
     """The list after a tile: scores [R, C] of items ids [C]."""
-    top, column = lax.top_k(scores, min(best[0].shape[1], scores.shape[1]))
-    return _appended(best, top, ids[column])
+    return _appended(best, scores, jnp.broadcast_to(ids, scores.shape), seed)
 
 
-def _merge_whole(best: tuple[Array, Array], scores: Array, peaks: Array, ids: Array) -> tuple[Array, Array]:
-    return _merge_tile(best, scores, ids)
+def _merge_whole(best: _Lists, scores: Array, peaks: Array, ids: Array, seed: int) -> _Lists:
+    """The list after a tile, from all of its columns."""
+    return _merge_tile(best, scores, ids, seed)
 
 
-def _merge_blocks(
-    best: tuple[Array, Array], scores: Array, peaks: Array, ids: Array, count: int
-) -> tuple[Array, Array]:
+def _merge_blocks(best: _Lists, scores: Array, peaks: Array, ids: Array, count: int, seed: int) -> _Lists:
     """The list after a tile, from the ``count`` blocks with the highest peaks [R, C / BLOCK]."""
     n_rows = scores.shape[0]
     _, block = lax.top_k(peaks, count)
-    block = jnp.sort(block, axis=1)  # back to the order of ids, on which ties are decided
     column = block[:, :, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, :]
     chosen = jnp.take_along_axis(scores.reshape(n_rows, -1, BLOCK), block[:, :, None], axis=1)
-    return _appended(best, chosen.reshape(n_rows, -1), ids[column.reshape(n_rows, -1)])
+    return _appended(best, chosen.reshape(n_rows, -1), ids[column.reshape(n_rows, -1)], seed)
 
 
-def _appended(best: tuple[Array, Array], scores: Array, ids: Array) -> tuple[Array, Array]:
-    ids = jnp.where(scores > _MINUS_INFINITY, ids, 0)
+def _appended(best: _Lists, scores: Array, ids: Array, seed: int) -> _Lists:
     scores, ids = jnp.concatenate([best[0], scores], axis=1), jnp.concatenate([best[1], ids], axis=1)
-    return _first(scores, ids, best[0].shape[1])
+    return _first(scores, ids, best[0].shape[1], seed)
 
 
-def _first(scores: Array, ids: Array, k: int) -> tuple[Array, Array]:
-    """The k best of candidates that are ordered by id where scores are equal."""
-    top, place = lax.top_k(scores, k)
-    return top, jnp.take_along_axis(ids, place, axis=1)
+def _first(scores: Array, ids: Array, k: int, seed: int) -> _Lists:
+    """The k best of candidates [R, M]: greater score first, then lower tie key; ids are 0 beside -inf."""
+    # One more than the list: a tie between its last item and the next decides who is in it.
+    top, place = lax.top_k(scores, min(k + 1, scores.shape[1]))
+    ties = ((top[:, :-1] == top[:, 1:]) & (top[:, :-1] > _MINUS_INFINITY)).any()
+
+    def without_ties() -> _Lists:
+        return top[:, :k], jnp.take_along_axis(ids, place[:, :k], axis=1)
+
+    best, items = lax.cond(
+        ties, lambda: _first_of_ties(scores, ids, top[:, k - 1 : k], k, seed), without_ties
+    )
+    return best, jnp.where(best > _MINUS_INFINITY, items, 0)
+
+
+def _first_of_ties(scores: Array, ids: Array, last: Array, k: int, seed: int) -> _Lists:
+    """The k best where scores tie, given the last score [R, 1] of each list: all above it, then the tied ones."""
+    above, place_above = lax.top_k(jnp.where(scores > last, scores, _MINUS_INFINITY), k)
+    # Lower keys first, as greater int32; the least int32 would be the key 2^32 - 1, which no item has.
+    reverse = lax.bitcast_convert_type(~tie_keys(ids, seed, jnp) ^ jnp.uint32(1 << 31), jnp.int32)
+    least = jnp.iinfo(jnp.int32).min
+    tied = (scores == last) & (scores > _MINUS_INFINITY)
+    chosen, place_tied = lax.top_k(jnp.where(tied, reverse, least), k)
+    equal = jnp.where(chosen > least, last, _MINUS_INFINITY)
+    both = jnp.concatenate([above, equal], axis=1)
+    items = jnp.take_along_axis(ids, jnp.concatenate([place_above, place_tied], axis=1), axis=1)
+    order = (-both, tie_keys(items, seed, jnp), items)
+    negated, _, items = lax.sort(order, dimension=1, num_keys=2)
+    return -negated[:, :k], items[:, :k]
 
 
 @partial(jax.jit, static_argnames="spec")

@@ -30,21 +30,6 @@ class SeenItems(NamedTuple):
         """int64: the row of each entry of ``items``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def without(self, kept_offsets: np.ndarray, kept: np.ndarray) -> SeenItems:
-        """Leave out each row's ``kept[kept_offsets[e]:kept_offsets[e + 1]]``: targets are candidates even
-        when seen."""
-        rows = self.row_numbers()
-        sizes = np.diff(kept_offsets)
-        stays = np.ones(len(rows), bool)
-        for nth in range(int(sizes.max(initial=0))):  # few targets a row: cheaper than sorting the histories
-            has = sizes > nth
-            target = np.zeros(len(sizes), np.int32)
-            target[has] = kept[kept_offsets[:-1][has] + nth]
-            stays &= self.items != target[rows]
-        counts = np.bincount(rows[stays], minlength=len(sizes))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        return SeenItems(offsets, self.items[stays])
-
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """``concatenate([arange(s, s + n) for s, n in zip(starts, counts)])`` without a Python loop: int64."""
@@ -54,7 +39,7 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def seen_items(cases: Any, items: np.ndarray) -> SeenItems:
-    """Everything in the history of each case, its own targets left out.
+    """Everything in the history of each case, its targets too where they are in it.
 
     Args:
       cases: `jaxrec.data.splits.EvaluationCases` of E cases.
@@ -62,8 +47,24 @@ def seen_items(cases: Any, items: np.ndarray) -> SeenItems:
     """
     counts = np.asarray(cases.history_stops) - np.asarray(cases.history_starts)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-    history = SeenItems(offsets, np.asarray(items[ranges(cases.history_starts, counts)], np.int32))
-    return history.without(np.asarray(cases.target_offsets), np.asarray(cases.targets))
+    return SeenItems(offsets, np.asarray(items[ranges(cases.history_starts, counts)], np.int32))
+
+
+def repeated_targets(seen: SeenItems, targets: np.ndarray, target_offsets: np.ndarray) -> np.ndarray:
+    """bool[T], which targets are among the seen items of their case.
+
+    Args:
+      seen: items of E cases.
+      targets: int32[T]; case e has ``targets[target_offsets[e]:target_offsets[e + 1]]``.
+      target_offsets: int64[E + 1].
+    """
+    sizes = np.diff(target_offsets)
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    per_target = seen if len(targets) == len(sizes) and (sizes == 1).all() else seen.select(rows)
+    owners = per_target.row_numbers()
+    repeated = np.zeros(len(targets), bool)
+    repeated[owners[per_target.items == np.asarray(targets)[owners]]] = True
+    return repeated
 
 
 def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:

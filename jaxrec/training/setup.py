@@ -17,8 +17,9 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
-from jaxrec.evaluation.ranker import EncoderRanker
+from jaxrec.evaluation.ranker import EncoderRanker, RankingData
 from jaxrec.models import DataSpec, Encoder
 from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import Resources, Task
@@ -104,9 +105,9 @@ class ModelSetup:
     def ranker(self, params: Params) -> EncoderRanker:
         """The encoder with one seed's parameters."""
         config = self.config
-        return EncoderRanker.build(
-            self.encoder, params, config.batches, config.evaluation, self.resident, self.task.mask
-        )
+        data = RankingData(self.dataset.fingerprint, self.split.item_counts, self.resident)
+        forward = Forward(self.encoder, self.task.mask)
+        return EncoderRanker.build(forward, params, config.batches, config.evaluation, data)
 
 
 @dataclasses.dataclass(frozen=True)
