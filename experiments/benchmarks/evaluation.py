@@ -86,9 +86,10 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
     from jaxrec.data import split_dataset
     from jaxrec.data.batches import BatchConfig
     from jaxrec.data.packing import pad
+    from jaxrec.evaluation.encode import Forward
     from jaxrec.evaluation.evaluate import EvaluationConfig, evaluate_cases
     from jaxrec.evaluation.histories import Histories
-    from jaxrec.evaluation.ranker import EncoderRanker
+    from jaxrec.evaluation.ranker import EncoderRanker, RankingData
     from jaxrec.evaluation.ranking import candidate_table, rank_targets
     from jaxrec.evaluation.seen import seen_items
     from jaxrec.models import DataSpec, TransformerConfig
@@ -101,7 +102,7 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
     cases, items = split.test, np.asarray(log.items)
 
     def ranker() -> Any:
-        return EncoderRanker.build(encoder, params, batches, config)
+        return EncoderRanker.build(Forward(encoder), params, batches, config, RankingData())
 
     seconds, result = best_of(3, lambda: evaluate_cases(ranker(), cases, items, config))
     hidden = ranker().encode(Histories(items, cases.history_starts, cases.history_stops))

@@ -24,6 +24,7 @@ from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.metrics import DEFAULT_KS, ranking_metrics
 from jaxrec.evaluation.ranking import CandidateTable, candidate_table, rank_targets
 from jaxrec.evaluation.seen import SeenItems, as_seen, seen_items
+from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.runs import Run
 
@@ -214,14 +215,14 @@ def rank_among(
         rows = np.arange(start, min(start + size, len(targets)))
         padded = np.pad(rows, (0, size - len(rows)), mode="edge")
         states = jnp.take(jnp.asarray(hidden, jnp.float32), padded, axis=0)
-        ranks[rows] = np.asarray(_rank_first(states, items.vectors, items.bias, candidates[padded]))[
-            : len(rows)
-        ]
+        ranks[rows] = np.asarray(
+            _rank_first(states, items.vectors, items.bias, candidates[padded], items.tie_seed)
+        )[: len(rows)]
     return ranks
 
 
-@partial(jax.jit)
-def _rank_first(hidden: Array, vectors: Array, bias: Array, candidates: Array) -> Array:
+@partial(jax.jit, static_argnames="seed")
+def _rank_first(hidden: Array, vectors: Array, bias: Array, candidates: Array, seed: int) -> Array:
     """int32[R]: the rank of the first candidate of each row among all of them."""
     scores = lax.dot_general(
         jnp.take(vectors, candidates, axis=0, mode="clip"),
@@ -229,8 +230,8 @@ def _rank_first(hidden: Array, vectors: Array, bias: Array, candidates: Array) -
         (((2,), (1,)), ((0,), (0,))),
         precision=lax.Precision.HIGHEST,
     ) + jnp.take(bias, candidates, mode="clip")
-    target, own = candidates[:, :1], scores[:, :1]
-    ahead = (scores > own) | ((scores == own) & (candidates < target))
+    keys, own = tie_keys(candidates, seed, jnp), scores[:, :1]
+    ahead = (scores > own) | ((scores == own) & (keys < keys[:, :1]))
     return 1 + ahead.sum(axis=1, dtype=jnp.int32)
 
 

@@ -40,9 +40,12 @@ def recommend(arguments: list[str]) -> int:
         )
     ]
     if answer.unknown:
-        note = f"jaxrec: not in the catalogue, passed over: {', '.join(answer.unknown)}"
-        if len(answer.unknown) == len(given.history):
-            note += "; nothing of the history is known, so this is what the model answers to an empty one"
-        print(note, file=sys.stderr)
+        print(f"jaxrec: ignored unknown items: {', '.join(answer.unknown)}", file=sys.stderr)
+    if answer.popular:
+        print(
+            "jaxrec: no item of the history is known; these are the most popular items, with their numbers of training "
+            "interactions",
+            file=sys.stderr,
+        )
     emit(dataclasses.asdict(answer), "\n".join(lines), given.json)
     return 0

@@ -18,6 +18,7 @@ from jaxrec.config import to_dict
 from jaxrec.data.usage import data_usage
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
+from jaxrec.files import write_atomically
 from jaxrec.reporting.html import model_label, write_figures, write_page
 from jaxrec.serving.recommender import save_catalogue
 from jaxrec.training.distributed import is_first
@@ -154,13 +155,11 @@ def write_run(fit: FitResult) -> dict[str, Any]:
     results = results_of(fit)
     if fit.workdir is not None and is_first():
         save_ranks(fit, fit.workdir / "ranks")
-        save_catalogue(fit.setup.dataset, fit.workdir)
+        save_catalogue(fit.setup.dataset, fit.workdir, fit.setup.split.item_counts)
         figures = write_figures(fit, results, fit.workdir)
         write_page(results, figures, fit.workdir)
         # Written last and atomically: a results.json implies that all other files are complete.
-        unfinished = fit.workdir / "results.json.unfinished"
-        unfinished.write_text(json.dumps(results, indent=2) + "\n")
-        unfinished.replace(fit.workdir / "results.json")
+        write_atomically(fit.workdir / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -185,7 +184,19 @@ def format_metrics(results: dict[str, Any]) -> str:
         f"{dataset['interactions']:,} interactions; {results['split']['description']}, {results['protocol']}"
     )
     spread = "mean ± sd over seeds" if len(seeds) > 1 else "one seed: its spread is unknown, use --seeds 5"
-    return "\n".join([head, *lines, f"({spread})"])
+    return "\n".join([head, *lines, f"({spread})", *_repeat_note(results)])
+
+
+def _repeat_note(results: dict[str, Any]) -> list[str]:
+    """Say how many targets are in the history of their own case, and what that does to the numbers."""
+    counts = results["counts"]
+    repeats, targets = counts.get("targets_in_history", 0), counts["targets"]
+    if not counts.get("targets_missed_as_seen", 0):
+        return []
+    return [
+        f"{repeats:,} of {targets:,} targets ({repeats / targets:.1%}) are in the history of their own case: seen items "
+        "are removed, so they count as missed"
+    ]
 
 
 def _mean_sd(value: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from jaxrec.data.dataset import SequenceDataset, save_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.seen import SeenItems
-from jaxrec.runs import CATALOGUE, Run
+from jaxrec.files import write_atomically
+from jaxrec.runs import CATALOGUE, ITEM_COUNTS, Run
 from jaxrec.training.state import Params
 
 
@@ -26,13 +27,16 @@ class Recommendation:
       items: original ids, best first; shorter than asked for only where the catalogue runs out.
       titles: their titles, or None for a dataset without titles.
       scores: float32, one each, comparable within the list.
-      unknown: ids of the history that the model does not know; they were passed over.
+      unknown: ids of the history that are not in the catalogue; they were ignored.
+      popular: whether no item of the history is known, so that these are the items with the most training
+        interactions, whose numbers are the scores.
     """
 
     items: list[str]
     titles: list[str] | None
     scores: list[float]
     unknown: list[str]
+    popular: bool = False
 
 
 class Recommender:
@@ -81,8 +85,8 @@ class Recommender:
         """The k best next items for each history.
 
         Args:
-          histories: original item ids, oldest first; one history a user. Unknown ids are passed over and named in the
-            answer; a history without any known id gets the model's answer to an empty one.
+          histories: original item ids, oldest first; one history per user. Unknown ids are ignored and named in the
+            answer; a history without any known id gets the most popular items, and its answer says so.
           k: length of the lists.
           remove_seen: leave out the items of the history itself; None = as the run was evaluated.
           timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
@@ -112,7 +116,10 @@ class Recommender:
         scores, best = self.ranker.top_k(known_histories, k, exclude)
         return [
             self._answer(
-                best[row], scores[row], [name for name, i in zip(named[row], ids[row], strict=True) if i == 0]
+                best[row],
+                scores[row],
+                [name for name, i in zip(named[row], ids[row], strict=True) if i == 0],
+                self.ranker.item_counts is not None and not len(known[row]),
             )
             for row in range(len(named))
         ]
@@ -131,7 +138,9 @@ class Recommender:
         )
         return np.minimum(flat, np.iinfo(np.int32).max).astype(np.int32)
 
-    def _answer(self, best: np.ndarray, scores: np.ndarray, unknown: list[str]) -> Recommendation:
+    def _answer(
+        self, best: np.ndarray, scores: np.ndarray, unknown: list[str], popular: bool
+    ) -> Recommendation:
         real = best > 0
         chosen = best[real] - 1
         titles = self.items.item_titles
@@ -140,14 +149,21 @@ class Recommender:
             titles=None if titles is None else [titles[i] for i in chosen],
             scores=[float(score) for score in scores[real]],
             unknown=unknown,
+            popular=popular,
         )
 
 
-def save_catalogue(dataset: SequenceDataset, run: Path) -> None:
-    """Keep the items of ``dataset`` in the run directory, so that the run answers without the interactions.
+def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: np.ndarray) -> None:
+    """Save the items of ``dataset`` in the run directory, so that the run answers without the interactions.
 
     The directory appears whole or not at all: a process may be killed while it writes.
+
+    Args:
+      dataset: of the run.
+      run: its directory.
+      item_counts: int[V+1], training interactions of each item, whose order answers empty histories.
     """
+    write_atomically(run / ITEM_COUNTS, lambda file: np.save(file, np.asarray(item_counts, np.int64)))
     if (run / CATALOGUE / "meta.json").exists():
         return
     items_only = dataclasses.replace(

@@ -8,25 +8,39 @@ def score_matrix(hidden, vectors, bias=None):
     return scores + (0.0 if bias is None else bias.astype(np.float64)[None])
 
 
-def strike(scores, seen, targets=None):
-    """Item 0 and each row's seen items out, the row's target excepted."""
+def tie_key(item, seed=0):
+    """The key of an item in whole numbers of Python: multiplications and shifts modulo 2^32."""
+    key = item ^ seed
+    for shift, factor in ((16, 0x7A4B2D35), (13, 0x9C8E6F4B), (15, 0x3F5D1E27)):
+        key = ((key ^ (key >> shift)) * factor) % 2**32
+    return key ^ (key >> 16)
+
+
+def strike(scores, seen):
+    """Item 0 and each row's seen items out."""
     scores = scores.copy()
     scores[:, 0] = -np.inf
     for row, items in enumerate(seen):
         for item in items:
-            if item and (targets is None or item != targets[row]):
+            if item:
                 scores[row, item] = -np.inf
     return scores
 
 
-def order(scores):
-    """Greater score first, then lower id."""
-    return np.argsort(-scores, axis=1, kind="stable")
+def order(scores, seed=0):
+    """Greater score first, then lower tie key."""
+    keys = [tie_key(item, seed) for item in range(scores.shape[1])]
+    by_key = np.argsort(keys)
+    return np.stack([by_key[np.argsort(-row[by_key], kind="stable")] for row in scores])
 
 
-def ranks(scores, targets):
+def ranks(scores, targets, seed=0):
+    """Places in the order; 2^31 - 1 for a target whose score is -inf."""
     return np.array(
-        [int(np.flatnonzero(row == t)[0]) + 1 for row, t in zip(order(scores), targets, strict=True)]
+        [
+            int(np.flatnonzero(ordered == t)[0]) + 1 if row[t] > -np.inf else 2**31 - 1
+            for row, ordered, t in zip(scores, order(scores, seed), targets, strict=True)
+        ]
     )
 
 

@@ -10,6 +10,7 @@ from jaxrec.evaluation import parallel
 from jaxrec.evaluation.encode import EncodingOptions, encode_histories
 from jaxrec.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_cases
 from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.ranking import candidate_table
 from jaxrec.nn.item_table import ItemTable
@@ -138,7 +139,7 @@ def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
     states = np.asarray(encode(params, items, starts, stops))
     want = []
     for row, own in enumerate(targets):
-        struck = [i for i in items[starts[row] : stops[row]] if i not in own] if remove_seen else []
+        struck = items[starts[row] : stops[row]] if remove_seen else []
         scores = oracle.strike(oracle.score_matrix(states[row : row + 1], params), [struck])
         want += [oracle.ranks(scores, [target])[0] for target in own]
     np.testing.assert_array_equal(got.ranks, want)
@@ -147,6 +148,10 @@ def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
     assert got.counts["targets"] == len(want)
     assert got.counts["users_without_targets"] == (sizes == 0).sum()
     assert got.counts["targets_unseen_in_training"] == sum(t % 5 == 0 for own in targets for t in own)
+    repeats = sum(t in items[a:b] for a, b, own in zip(starts, stops, targets, strict=True) for t in own)
+    assert got.counts["targets_in_history"] == repeats > 0
+    assert got.counts["targets_missed_as_seen"] == (repeats if remove_seen else 0)
+    assert (got.ranks == MISSED).sum() == got.counts["targets_missed_as_seen"]
     assert got.protocol.startswith("full corpus; seen items " + ("removed" if remove_seen else "kept"))
     assert got.metrics["HR@5"] == pytest.approx(got.values("HR@5").mean())
     assert ("Precision@5" in got.metrics) == several

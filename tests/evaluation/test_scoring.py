@@ -7,8 +7,10 @@ import pytest
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
 from jaxrec.evaluation import ranking_tiles
+from jaxrec.evaluation.metrics import ranking_metrics
 from jaxrec.evaluation.ranking import candidate_table, rank_targets, score_table, top_k
-from jaxrec.evaluation.seen import SeenItems, as_seen, ranges, seen_items
+from jaxrec.evaluation.seen import SeenItems, as_seen, ranges, repeated_targets, seen_items
+from jaxrec.evaluation.tie_order import tie_keys, tie_seed
 from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
 
@@ -25,7 +27,7 @@ def problem(numbers, n_rows=13, n_items=91, width=5, seed=0):
     hidden, vectors, bias = numbers(rng, n_rows, n_items, width)
     targets = rng.integers(1, n_items + 1, n_rows).astype(np.int32)
     seen = rng.integers(0, n_items + 1, (n_rows, 9)).astype(np.int32)
-    seen[:, 0] = targets  # a target is never removed, even when it was seen
+    seen[::3, 0] = targets[::3]  # a target that was seen is in no list, and missed
     return hidden, vectors, bias, targets, seen
 
 
@@ -33,14 +35,17 @@ def problem(numbers, n_rows=13, n_items=91, width=5, seed=0):
 @pytest.mark.parametrize(("item_chunk", "row_chunk"), [(7, 4), (16, 512), (4096, 8)])
 def test_ranks_and_lists_equal_the_oracle(numbers, item_chunk, row_chunk):
     hidden, vectors, bias, targets, seen = problem(numbers)
-    struck = oracle.strike(oracle.score_matrix(hidden, vectors, bias), seen, targets)
+    struck = oracle.strike(oracle.score_matrix(hidden, vectors, bias), seen)
     table = ItemTable(jnp.asarray(vectors), jnp.asarray(bias))
     chunks = {"item_chunk": item_chunk, "row_chunk": row_chunk}
     np.testing.assert_array_equal(
         rank_targets(hidden, table, targets, seen, **chunks), oracle.ranks(struck, targets)
     )
-    scores, items = top_k(jnp.asarray(hidden), table, 20, seen, keep=targets, **chunks)
+    scores, items = top_k(jnp.asarray(hidden), table, 20, seen, **chunks)
     np.testing.assert_array_equal(items, oracle.order(struck)[:, :20])
+    missed = (seen == targets[:, None]).any(axis=1)
+    assert 3 < missed.sum() < len(missed)
+    assert not (items == targets[:, None])[missed].any()
     np.testing.assert_allclose(scores, -np.sort(-struck, axis=1)[:, :20], rtol=1e-5, atol=1e-6)
 
 
@@ -49,11 +54,11 @@ def test_a_mesh_gives_the_same_answer(shape):
     hidden, vectors, bias, targets, seen = problem(oracle.whole_numbers)
     table = ItemTable(vectors, bias)
     ranks = rank_targets(hidden, table, targets, seen)
-    scores, items = top_k(hidden, table, 15, seen, keep=targets)
+    scores, items = top_k(hidden, table, 15, seen)
     for chunk in (5, 4096):
         sharded = candidate_table(table, item_chunk=chunk, mesh=mesh(*shape))
         np.testing.assert_array_equal(rank_targets(hidden, sharded, targets, seen), ranks)
-        got = top_k(hidden, sharded, 15, seen, keep=targets)
+        got = top_k(hidden, sharded, 15, seen)
         np.testing.assert_array_equal(got[1], items)
         np.testing.assert_array_equal(got[0], scores)
 
@@ -84,7 +89,7 @@ def test_a_target_has_rank_r_exactly_when_it_stands_at_place_r(n_items, width, c
     ranks = rank_targets(hidden, ItemTable(vectors, bias), targets, **chunks)
     _, items = top_k(hidden, ItemTable(vectors, bias), 30, **chunks)
     inside = ranks <= 30
-    assert 60 < inside.sum() < 150
+    assert 60 < inside.sum() < 150, "with ties the twins share the places"
     np.testing.assert_array_equal((items == targets[:, None]).any(axis=1), inside)
     np.testing.assert_array_equal(items[inside, ranks[inside] - 1], targets[inside])
 
@@ -107,14 +112,95 @@ def test_the_search_for_new_entrants_misses_none(direction):
     np.testing.assert_array_equal(items, want)
 
 
-def test_a_constant_scorer_gets_what_chance_gives():
-    """All scores tie, so the rank is the item's own number, and HR@10 over all targets is 10 / V."""
-    n_items = 200
-    targets = np.arange(1, n_items + 1, dtype=np.int32)
+@pytest.mark.parametrize("seed", [0, 0x3F2A9C51])
+def test_tie_keys_are_those_of_whole_numbers(seed):
+    items = np.array([0, 1, 2, 3, 77, 4095, 2**20, 2**31 - 1])
+    want = [oracle.tie_key(int(item), seed) for item in items]
+    assert tie_keys(items, seed).tolist() == want
+    assert np.asarray(tie_keys(jnp.asarray(items.astype(np.int32)), seed, jnp)).tolist() == want
+    many = tie_keys(np.arange(200_000), seed)
+    assert len(np.unique(many)) == len(many)
+    assert abs(np.corrcoef(np.arange(200_000), many)[0, 1]) < 0.01
+    assert 0 <= tie_seed("f" * 64) < 2**31
+
+
+def test_the_key_that_no_item_has():
+    """What the search for the lowest keys marks empty places with."""
+    inverse = 0xE9C17817
+    assert oracle.tie_key(inverse) == 2**32 - 1
+    assert inverse >= 2**31, "so that inverse ^ seed is no item for any seed below 2^31"
+
+
+def test_a_constant_scorer_has_the_hits_of_chance_where_low_numbers_are_popular():
+    """Items are numbered by first appearance, so targets are mostly low numbers; an order by number would find them."""
+    rng = np.random.default_rng(1)
+    n_items, n_rows, k = 800, 6000, 10
+    targets = np.minimum(rng.zipf(1.4, n_rows), n_items).astype(np.int32)
+    by_number = (targets <= k).mean()
     table = ItemTable(np.zeros((n_items + 1, 4), np.float32))
-    ranks = rank_targets(np.ones((n_items, 4), np.float32), table, targets, item_chunk=64)
-    np.testing.assert_array_equal(ranks, targets)
-    assert (ranks <= 10).mean() == pytest.approx(10 / n_items)
+    hits = []
+    for seed in (1, 2, 3):
+        ranks = rank_targets(
+            np.ones((n_rows, 4), np.float32), candidate_table(table, item_chunk=256, tie_seed=seed), targets
+        )
+        hits.append((ranks <= k).mean())
+    assert by_number > 0.5, "the catalogue of this test is ordered by popularity"
+    assert np.mean(hits) < 20 * k / n_items
+    every = np.arange(1, n_items + 1, dtype=np.int32)
+    ranks = rank_targets(np.ones((n_items, 4), np.float32), table, every, item_chunk=64)
+    np.testing.assert_array_equal(np.sort(ranks), every)
+    lists = top_k(np.ones((2, 4), np.float32), table, n_items, item_chunk=64).items
+    np.testing.assert_array_equal(lists[0, ranks - 1], every)
+    assert abs(np.corrcoef(ranks, every)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("shape", [None, (1, 2), (2, 4)])
+@pytest.mark.parametrize("seed", [0, 12345])
+def test_lists_of_many_ties_are_the_oracle_s(shape, seed):
+    """Few distinct scores, so that ties straddle tiles, blocks, devices and the end of the list."""
+    rng = np.random.default_rng(2)
+    n_items, rows = 2500, 8
+    vectors = rng.integers(0, 2, (n_items + 1, 2)).astype(np.float32)
+    vectors[1:400] = 0
+    hidden = np.array([[1, 0], [0, 1], [1, 1], [-1, 1], [0, 0], [-1, -1], [2, 1], [1, 2]], np.float32)
+    seen = rng.integers(0, n_items + 1, (rows, 30))
+    scores = oracle.strike(oracle.score_matrix(hidden, vectors), seen)
+    options = {"item_chunk": 512, "mesh": None if shape is None else mesh(*shape), "tie_seed": seed}
+    table = candidate_table(ItemTable(vectors), **options)
+    for k in (1, 20, 700):
+        np.testing.assert_array_equal(top_k(hidden, table, k, seen).items, oracle.order(scores, seed)[:, :k])
+    targets = rng.integers(1, n_items + 1, rows)
+    np.testing.assert_array_equal(
+        rank_targets(hidden, table, targets, seen), oracle.ranks(scores, targets, seed)
+    )
+
+
+def metrics_of_lists(items, targets, k):
+    """HR, NDCG and MRR from lists alone, by their definitions."""
+    places = [np.flatnonzero(row[:k] == target) for row, target in zip(items, targets, strict=True)]
+    ranks = [int(place[0]) + 1 if len(place) else None for place in places]
+    return {
+        f"HR@{k}": np.mean([rank is not None for rank in ranks]),
+        f"NDCG@{k}": np.mean([0 if rank is None else 1 / np.log2(1 + rank) for rank in ranks]),
+        f"MRR@{k}": np.mean([0 if rank is None else 1 / rank for rank in ranks]),
+    }
+
+
+@pytest.mark.parametrize("shape", [None, (2, 4)])
+@pytest.mark.parametrize("numbers", [oracle.whole_numbers, oracle.normal_numbers])
+def test_metrics_of_ranks_are_metrics_of_lists(numbers, shape):
+    """HR, NDCG and MRR from exact ranks equal those of the lists that `top_k` serves, with targets among the seen."""
+    hidden, vectors, bias, targets, seen = problem(numbers, n_rows=64, n_items=300)
+    table = candidate_table(
+        ItemTable(vectors, bias), item_chunk=64, mesh=None if shape is None else mesh(*shape)
+    )
+    found = ranking_metrics(rank_targets(hidden, table, targets, seen), (1, 5, 20))
+    lists = top_k(hidden, table, 20, seen).items
+    for k in (1, 5, 20):
+        for name, value in metrics_of_lists(lists, targets, k).items():
+            assert found[name] == pytest.approx(value, abs=1e-12), name
+    whole = top_k(hidden, table, 300, seen).items
+    assert found["MRR"] == pytest.approx(metrics_of_lists(whole, targets, 300)["MRR@300"], abs=1e-12)
 
 
 def test_a_row_with_fewer_candidates_than_k_ends_with_none():
@@ -151,6 +237,7 @@ def test_bfloat16_states_are_scored_in_float32():
 
 def test_calls_of_one_shape_compile_once():
     hidden, vectors, bias, targets, seen = problem(oracle.normal_numbers, n_rows=40)
+    seen = seen[:, :4]  # so that every batch has the same room for excluded items
     table = ItemTable(vectors, bias)
     rank_targets(hidden, table, targets, seen, row_chunk=16)
     before = ranking_tiles.rank._cache_size()
@@ -209,16 +296,17 @@ def test_no_rows_give_no_ranks():
     assert top_k(np.zeros((0, 2), np.float32), table, 2)[1].shape == (0, 2)
 
 
-def test_seen_items_leave_out_the_targets_of_their_case(make_cases):
+def test_seen_items_are_the_whole_history(make_cases):
     items = np.array([3, 1, 3, 2, 5, 4], np.int32)
     cases = make_cases([0, 3], [4, 6], [[2, 9], [5]])
     seen = seen_items(cases, items)
     assert [seen.items[a:b].tolist() for a, b in zip(seen.offsets, seen.offsets[1:], strict=False)] == [
-        [3, 1, 3],
-        [2, 4],
+        [3, 1, 3, 2],
+        [2, 5, 4],
     ]
+    assert repeated_targets(seen, cases.targets, cases.target_offsets).tolist() == [True, False, True]
     again = seen.select(np.array([1, 0, 1]))
-    assert again.items.tolist() == [2, 4, 3, 1, 3, 2, 4]
+    assert again.items.tolist() == [2, 5, 4, 3, 1, 3, 2, 2, 5, 4]
     np.testing.assert_array_equal(ranges(np.array([5, 0, 2]), np.array([2, 0, 3])), [5, 6, 2, 3, 4])
     padded = as_seen(np.array([[0, 2], [0, 0], [4, 1]]), 3, 5)
     assert padded.offsets.tolist() == [0, 1, 1, 3]

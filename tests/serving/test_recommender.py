@@ -1,6 +1,7 @@
 """Recommendations agree with the evaluation's ranks, since one scorer serves both."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from jaxrec.analysis.attention_maps import draw_attention
 from jaxrec.data.dataset import open_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.reporting.results import format_metrics
+from jaxrec.runs import CATALOGUE, ITEM_COUNTS
 from jaxrec.serving import Recommender
-from jaxrec.serving.recommender import CATALOGUE, save_catalogue
+from jaxrec.serving.recommender import save_catalogue
 from tests.helpers import small_config, small_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -90,7 +93,7 @@ def test_answer_in_original_ids_with_titles(run):
     assert Recommender.load(run.workdir).recommend([["i1", "i3"]], k=5)[0] == answer
 
 
-def test_unknown_items_are_passed_over(run):
+def test_unknown_items_are_ignored_and_empty_histories_get_what_is_popular(run):
     recommender = Recommender.load(run.workdir)
     mixed, known, strangers, nobody = recommender.recommend(
         [["i1", "?", 7, "i3"], ["i1", "i3"], ["?"], []], k=5
@@ -100,6 +103,50 @@ def test_unknown_items_are_passed_over(run):
     assert known.unknown == []
     assert strangers.unknown == ["?"]
     assert strangers.items == nobody.items
+    assert [answer.popular for answer in (mixed, known, strangers, nobody)] == [False, False, True, True]
+    counts = run.fit.setup.split.item_counts
+    assert nobody.scores == sorted(counts[1:].tolist(), reverse=True)[:5]
+    assert nobody.scores == [counts[int(item[1:]) + 1] for item in nobody.items]
+
+
+def repeating_dataset():
+    """Users who come back to a few items of their own: most targets are in their history."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(8, 25, 60)
+    items = [generator.choice(generator.integers(1, 41, 5), length) for length in lengths]
+    return dataclasses.replace(
+        small_dataset(times=False),
+        items=np.concatenate(items).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+@pytest.mark.parametrize("remove_seen", [True, False])
+def test_reported_metrics_are_those_of_the_served_lists(tmp_path, remove_seen):
+    """On a log where most targets are repeats: HR, NDCG and MRR of the lists that `recommend` serves."""
+    dataset = repeating_dataset()
+    config = small_config(training={"epochs": 2}, evaluation={"remove_seen": remove_seen})
+    trained = jaxrec.fit(dataset, config, tmp_path / "run", progress=False)
+    cases, results = trained.fit.setup.split.test, trained.results
+    assert results["counts"]["targets_in_history"] > 40
+    assert (
+        results["counts"]["targets_missed_as_seen"] == remove_seen * results["counts"]["targets_in_history"]
+    )
+    assert ("targets among them missed" in results["protocol"]) == remove_seen
+    lists = Recommender.load(trained.workdir).recommend(histories_of(cases, dataset), k=10)
+    names = [dataset.item_ids[target - 1] for target in cases.targets]
+    places = [
+        answer.items.index(name) + 1 if name in answer.items else np.inf
+        for answer, name in zip(lists, names, strict=True)
+    ]
+    for k in (5, 10):
+        inside = np.array(places) <= k
+        assert trained.metrics[f"HR@{k}"] == pytest.approx(inside.mean())
+        gains = np.where(inside, 1 / np.log2(1 + np.array(places)), 0)
+        assert trained.metrics[f"NDCG@{k}"] == pytest.approx(gains.mean())
+    if remove_seen:
+        message = format_metrics(results)
+        assert re.search(r"\d+ of 60 targets \(\d+\.\d%\) are in the history of their own case", message)
 
 
 def test_the_whole_catalogue_without_the_history(run):
@@ -137,7 +184,7 @@ def test_unfinished_and_mixed_up_runs(run, tmp_path):
         ConfigError, match=r"is not finished: finish it with jaxrec train --workdir .*copy --resume"
     ):
         Recommender.load(copy)
-    save_catalogue(small_dataset(seed=5), copy)
+    save_catalogue(small_dataset(seed=5), copy, np.ones(41))
     with pytest.raises(CheckpointError, match="trained on a dataset with fingerprint"):
         Recommender.load(copy)
     shutil.rmtree(copy / "checkpoints")
@@ -167,9 +214,9 @@ def test_time_interval_models_need_times(tmp_path):
 def test_catalogue_holds_items_and_no_users(tmp_path):
     (tmp_path / CATALOGUE).mkdir()
     (tmp_path / CATALOGUE / "items.npy").write_bytes(b"half")
-    save_catalogue(DATASET, tmp_path)
+    save_catalogue(DATASET, tmp_path, np.ones(41))
     kept = open_dataset(tmp_path / CATALOGUE)
     assert (kept.n_users, kept.n_items, len(kept.items)) == (0, 40, 0)
     assert list(kept.item_ids) == list(DATASET.item_ids)
     assert kept.meta["source_fingerprint"] == DATASET.fingerprint
-    assert [path.name for path in tmp_path.iterdir()] == [CATALOGUE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CATALOGUE, ITEM_COUNTS]
