@@ -2,11 +2,13 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jaxrec.cli.common import emit, parse
+from jaxrec.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Recommend:
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="how many items")] = 10
     seed: Annotated[int | None, tyro.conf.arg(help="which of the run's models; default: the first")] = None
     keep_seen: Annotated[bool, tyro.conf.arg(help="allow items of the history in the answer")] = False
+    exclude: Annotated[str, tyro.conf.arg(help="file of item ids that are no candidates, one per line")] = ""
+    allow: Annotated[str, tyro.conf.arg(help="file of the only candidates, one item id per line")] = ""
     json: Annotated[bool, tyro.conf.arg(help="print the answer as one JSON object")] = False
 
 
@@ -31,7 +35,13 @@ def recommend(arguments: list[str]) -> int:
     enable_compilation_cache()
     recommender = Recommender.load(given.run, given.seed)
     remove_seen = False if given.keep_seen else None
-    answer = recommender.recommend([list(given.history)], given.k, remove_seen=remove_seen)[0]
+    answer = recommender.recommend(
+        [list(given.history)],
+        given.k,
+        remove_seen=remove_seen,
+        exclude=_read_ids(given.exclude) if given.exclude else (),
+        allow=_read_ids(given.allow) if given.allow else None,
+    )[0]
     titles = answer.titles or [""] * len(answer.items)
     lines = [
         f"{place:>3}  {item:<12} {title}  ({score:.3f})"
@@ -49,3 +59,12 @@ def recommend(arguments: list[str]) -> int:
         )
     emit(dataclasses.asdict(answer), "\n".join(lines), given.json)
     return 0
+
+
+def _read_ids(file: str) -> list[str]:
+    """Item ids of a text file, one per line; empty lines are ignored."""
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} must be a UTF-8 text file of item ids, one per line: {error}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]

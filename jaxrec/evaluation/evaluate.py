@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import RankingCases, histories_of
 from jaxrec.evaluation.metrics import metric_values, ranking_metrics
 from jaxrec.evaluation.seen import repeated_targets, seen_items
+from jaxrec.files import write_atomically
 from jaxrec.options import Range, validate
 
 if TYPE_CHECKING:
@@ -79,15 +81,17 @@ class Evaluation:
             {**(meta or {}), "metrics": self.metrics, "counts": self.counts, "protocol": self.protocol},
             sort_keys=True,
         )
-        with open(path, "wb") as file:
-            np.savez_compressed(
+        write_atomically(
+            Path(path),
+            lambda file: np.savez_compressed(
                 file,
                 ranks=self.ranks,
                 target_offsets=self.target_offsets,
                 users=self.users,
                 targets=self.targets,
                 meta=np.asarray(text),
-            )
+            ),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[Evaluation, dict[str, Any]]:
@@ -102,7 +106,7 @@ class Evaluation:
             meta = json.loads(str(arrays.pop("meta")))
             own = {name: meta.pop(name) for name in ("metrics", "counts", "protocol")}
             return cls(**arrays, **own), meta
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{path}: expected per-user ranks that a run saved (.npz), got {error}; "
                 "give the ranks of a finished run"

@@ -60,8 +60,9 @@ def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.add_subplot()
     steps = [line["step"] for line in lines if "loss" in line]
-    losses = np.array([line["loss"] for line in lines if "loss" in line]).reshape(len(steps), -1)
-    axis.plot(steps, losses, color="tab:blue", alpha=0.8, linewidth=1)
+    losses = np.array([line["loss"] for line in lines if "loss" in line])
+    if steps:  # none where the log of a resumed run was lost
+        axis.plot(steps, losses.reshape(len(steps), -1), color="tab:blue", alpha=0.8, linewidth=1)
     axis.set_xlabel("step")
     axis.set_ylabel("training loss", color="tab:blue")
     validations = [(line["step"], line["valid"][metric]) for line in lines if "valid" in line]

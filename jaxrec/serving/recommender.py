@@ -77,64 +77,142 @@ class Recommender:
     def recommend(
         self,
         histories: Sequence[Iterable[Any]],
-        k: int = 10,
+        k: int | Sequence[int] = 10,
         *,
-        remove_seen: bool | None = None,
+        remove_seen: bool | Sequence[bool] | None = None,
         timestamps: Sequence[Sequence[int]] | None = None,
+        exclude: Iterable[Any] = (),
+        allow: Iterable[Any] | None = None,
     ) -> list[Recommendation]:
-        """The k best next items for each history.
+        """Recommend the best next items for each history; ``k`` and every filter may differ per history.
 
         Args:
           histories: original item ids, oldest first; one history per user. Unknown ids are ignored and named in the
             answer; a history without any known id gets the most popular items, and its answer says so.
-          k: length of the lists.
-          remove_seen: leave out the items of the history itself; None = as the run was evaluated.
+          k: length of the lists, one number or one per history.
+          remove_seen: leave out the items of the history itself, one value or one per history; None = as the run was
+            evaluated.
           timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
+          exclude: ids that are no candidates: a list for all histories, or a list of lists, one per history.
+          allow: the only candidates, likewise; a list is shorter than ``k`` where fewer are left. Each list takes four
+            bytes per item of the catalogue.
 
         Raises:
-          ConfigError: ``k`` is below 1 or above the catalogue.
-          DataError: a history is a string rather than a list of ids, or timestamps do not fit the histories or are needed.
+          ConfigError: ``k`` is no integer from 1 to the catalogue.
+          DataError: an argument is not of this form, timestamps are needed, or a filter has an unknown id.
         """
-        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
-            raise DataError("histories must be a list of lists of item ids, one list a user; got a string")
-        if not 1 <= k <= self.items.n_items:
-            raise ConfigError(f"k must be from 1 to the catalogue's {self.items.n_items} items, got {k}")
+        named = _requests(histories)
+        lengths, removal = self._lengths(k, len(named)), self._removal(remove_seen, len(named))
         if timestamps is None and self.needs_times:
             raise DataError(
                 "this model needs the time of each interaction (positions 'time-interval'): give timestamps=, a list of "
                 "seconds since 1970 for each history"
             )
-        named = [[str(item) for item in history] for history in histories]
         ids = [self.items.item_indices(history) for history in named]
         times = self._times(named, ids, timestamps)
         known = [numbers[numbers > 0] for numbers in ids]
         offsets = np.concatenate([[0], np.cumsum([len(numbers) for numbers in known])]).astype(np.int64)
         log = np.concatenate([*known, np.zeros(1, np.int32)]).astype(np.int32)
-        known_histories = Histories(log, offsets[:-1], offsets[1:], times)
-        remove = self.config.evaluation.remove_seen if remove_seen is None else remove_seen
-        exclude = SeenItems(offsets, log[:-1]) if remove else None
-        scores, best = self.ranker.top_k(known_histories, k, exclude)
+        excluded = [
+            np.concatenate([own if remove else own[:0], *filters])
+            for own, remove, *filters in zip(
+                known,
+                removal,
+                self._filter("exclude", exclude, len(named)),
+                self._not_allowed(allow, len(named)),
+                strict=True,
+            )
+        ]
+        removed = SeenItems(
+            np.concatenate([[0], np.cumsum([len(items) for items in excluded])]).astype(np.int64),
+            np.concatenate([*excluded, np.zeros(0, np.int32)]).astype(np.int32),
+        )
+        lists = self.ranker.top_k(
+            Histories(log, offsets[:-1], offsets[1:], times), max(lengths, default=1), removed
+        )
         return [
             self._answer(
-                best[row],
-                scores[row],
+                lists.items[row, : lengths[row]],
+                lists.scores[row, : lengths[row]],
                 [name for name, i in zip(named[row], ids[row], strict=True) if i == 0],
                 self.ranker.item_counts is not None and not len(known[row]),
             )
             for row in range(len(named))
         ]
 
+    def _lengths(self, k: Any, count: int) -> list[int]:
+        lengths = list(k) if _is_list(k) else [k] * max(count, 1)
+        for length in lengths:
+            integer = isinstance(length, (int, np.integer)) and not isinstance(length, (bool, np.bool_))
+            if not integer or not 1 <= length <= self.items.n_items:
+                raise ConfigError(
+                    f"k must be an integer from 1 to the catalogue's {self.items.n_items} items, got {length!r}"
+                )
+        if len(lengths) != max(count, 1) and _is_list(k):
+            raise ConfigError(f"k must have one number for each of the {count} histories, got {len(lengths)}")
+        return [int(length) for length in lengths][:count]
+
+    def _removal(self, remove_seen: Any, count: int) -> list[bool]:
+        if remove_seen is None:
+            remove_seen = self.config.evaluation.remove_seen
+        values = list(remove_seen) if _is_list(remove_seen) else [remove_seen] * count
+        if len(values) != count or not all(isinstance(value, (bool, np.bool_)) for value in values):
+            raise DataError(
+                f"remove_seen must be True or False, or one of them per history, got {remove_seen!r}"
+            )
+        return [bool(value) for value in values]
+
+    def _filter(self, name: str, items: Iterable[Any], count: int) -> list[np.ndarray]:
+        """Numbers of the items of a filter, one array per history."""
+        if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+            raise DataError(f"{name} must be a list of item ids, or one such list per history, got {items!r}")
+        listed = list(items)
+        per_history = bool(listed) and all(_is_list(each) for each in listed)
+        if per_history and len(listed) != count:
+            raise DataError(f"{name} must have one list for each of the {count} histories, got {len(listed)}")
+        numbers = []
+        for ids in listed if per_history else [listed]:
+            texts = [str(item) for item in ids]
+            found = self.items.item_indices(texts)
+            unknown = [text for text, number in zip(texts, found, strict=True) if number == 0]
+            if unknown:
+                raise DataError(
+                    f"{name} must hold ids of the catalogue, got {', '.join(map(repr, unknown[:5]))}"
+                    + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+                )
+            numbers.append(np.asarray(found, np.int32))
+        return numbers if per_history else numbers * count
+
+    def _not_allowed(self, allow: Iterable[Any] | None, count: int) -> list[np.ndarray]:
+        if allow is None:
+            return [np.zeros(0, np.int32)] * count
+        every = np.arange(1, self.items.n_items + 1, dtype=np.int32)
+        filters = self._filter("allow", allow, count)
+        if all(numbers is filters[0] for numbers in filters):
+            return [np.setdiff1d(every, filters[0])] * count if filters else []
+        return [np.setdiff1d(every, numbers) for numbers in filters]
+
     def _times(
         self, named: list[list[str]], ids: list[np.ndarray], timestamps: Sequence[Sequence[int]] | None
     ) -> np.ndarray | None:
         if timestamps is None:
             return None
-        if [len(t) for t in timestamps] != [len(h) for h in named]:
-            raise DataError("timestamps must have one entry for each interaction of each history")
-        kept = [np.asarray(t, np.int64)[i > 0] for t, i in zip(timestamps, ids, strict=True)]
+        message = (
+            "timestamps must have one entry for each interaction of each history: whole seconds since 1970"
+        )
+        try:
+            if [len(t) for t in timestamps] != [len(h) for h in named]:
+                raise DataError(message)
+            whole = [np.asarray(t, np.float64) for t in timestamps]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{message}; {error}") from None
+        for t in whole:
+            if not (np.isfinite(t).all() and (np.abs(t) < 2.0**62).all() and (np.diff(t) >= 0).all()):
+                raise DataError(f"{message}, oldest first; got {t[:5].tolist()}")
+        present = [np.asarray(t, np.int64)[i > 0] for t, i in zip(timestamps, ids, strict=True)]
         # Only intervals within a history matter, so each counts from its own first interaction.
         flat = np.concatenate(
-            [*(t - t.min(initial=np.iinfo(np.int64).max) for t in kept), np.zeros(1, np.int64)]
+            [*(t - t.min(initial=np.iinfo(np.int64).max) for t in present), np.zeros(1, np.int64)]
         )
         return np.minimum(flat, np.iinfo(np.int32).max).astype(np.int32)
 
@@ -151,6 +229,29 @@ class Recommender:
             unknown=unknown,
             popular=popular,
         )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset, np.ndarray))
+
+
+def _requests(histories: Any) -> list[list[str]]:
+    """Histories as lists of text; ids may be of any type that has the text of an id."""
+    message = "histories must be a list of lists of item ids, one list per user"
+    if isinstance(histories, (str, bytes)) or not isinstance(histories, Iterable):
+        raise DataError(f"{message}; got {histories!r}")
+    named = []
+    for history in histories:
+        if isinstance(history, (str, bytes)) or not isinstance(history, Iterable):
+            raise DataError(f"{message}; got {history!r} as a history")
+        items = list(history)
+        bad = next(
+            (item for item in items if item is None or isinstance(item, (bytes, list, tuple, dict))), False
+        )
+        if bad is not False:
+            raise DataError(f"{message}; got {bad!r} as an item id")
+        named.append([str(item) for item in items])
+    return named
 
 
 def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: np.ndarray) -> None:

@@ -40,11 +40,14 @@ class MetricsLog:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a log, without a last line cut off by a crash."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except ValueError:
             break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
     return lines
 
 

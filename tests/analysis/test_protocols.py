@@ -13,6 +13,7 @@ from jaxrec.analysis.protocols import (
     side_by_side,
 )
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.seen import as_seen
 from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
@@ -64,7 +65,7 @@ def test_rank_among_drawn_items_equals_the_oracle():
     scores = oracle.score_matrix(hidden, table.vectors, table.bias)
     want = []
     for row, target in enumerate(targets):
-        among = np.sort(np.append(negatives[row], target))
+        among = np.array(sorted([*negatives[row], target], key=lambda item: oracle.tie_key(int(item))))
         listed = among[np.argsort(-scores[row, among], kind="stable")]
         want.append(int(np.flatnonzero(listed == target)[0]) + 1)
     np.testing.assert_array_equal(rank_among(hidden, table, targets, negatives), want)
@@ -76,13 +77,14 @@ def listed_ranks(hidden, table, targets, seen, *, seen_rule, padding):
     ranks = []
     for row, target in enumerate(targets):
         own = scores[row].astype(float).copy()
-        history = [item for item in seen[row] if item > 0 and (item != target or seen_rule == "zero")]
+        history = [item for item in seen[row] if item > 0]
         if seen_rule == "remove":
             own[history] = -np.inf
         elif seen_rule == "zero":
             own[history] = 0.0
-        order = [item for item in np.argsort(-own, kind="stable") if item > 0 or padding]
-        ranks.append(order.index(target) + 1)
+        order = sorted(range(len(own)), key=lambda item: (-own[item], oracle.tie_key(item)))
+        place = [item for item in order if item > 0 or padding].index(target) + 1
+        ranks.append(place if own[target] > -np.inf else MISSED)
     return ranks
 
 
@@ -101,7 +103,8 @@ def test_all_unseen_items_as_negatives_give_the_full_rank_among_them():
     unseen = [
         12 - len({int(i) for i in row if i > 0} | {int(t)}) for row, t in zip(seen, targets, strict=True)
     ]
-    rows = [row for row in range(20) if unseen[row] == min(unseen)]
+    rows = [row for row in range(20) if unseen[row] == min(unseen) and targets[row] not in seen[row]]
+    assert rows
     part = (hidden[rows], table, targets[rows], seen[rows])
     sampled = protocol_ranks(Candidates("sampled", negatives=min(unseen)), *part, np.arange(13))
     np.testing.assert_array_equal(sampled, listed_ranks(*part, seen_rule="remove", padding=False))

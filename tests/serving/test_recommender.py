@@ -161,7 +161,9 @@ def test_the_whole_catalogue_without_the_history(run):
 def test_refusals(run, tmp_path):
     recommender = Recommender.load(run.workdir)
     for k in (0, 41):
-        with pytest.raises(ConfigError, match=f"k must be from 1 to the catalogue's 40 items, got {k}"):
+        with pytest.raises(
+            ConfigError, match=f"k must be an integer from 1 to the catalogue's 40 items, got {k}"
+        ):
             recommender.recommend([["i1"]], k=k)
     for wrong in ("i1", ["i1", "i2"]):
         with pytest.raises(DataError, match="histories must be a list of lists of item ids"):
@@ -172,6 +174,56 @@ def test_refusals(run, tmp_path):
         Recommender.load(run.workdir, seed=0)
     with pytest.raises(ConfigError, match=r"config\.json not found: expected the config\.json of a run"):
         Recommender.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"histories": None}, DataError, "histories must be a list of lists"),
+        ({"histories": [None]}, DataError, "got None as a history"),
+        ({"histories": [5]}, DataError, "got 5 as a history"),
+        ({"histories": [b"i1"]}, DataError, "got b'i1' as a history"),
+        ({"histories": [[None]]}, DataError, "got None as an item id"),
+        *(
+            ({"k": k}, ConfigError, "k must be an integer from 1")
+            for k in (2.5, "5", None, True, 3.0, [5, 0], 0)
+        ),
+        ({"k": [5]}, ConfigError, "one number for each of the 2 histories, got 1"),
+        ({"remove_seen": "no"}, DataError, "remove_seen must be True or False"),
+        *(
+            ({"timestamps": [times, [1]]}, DataError, "whole seconds since 1970")
+            for times in (["a", "b"], [1, float("nan")], [None, 1], [1, 10**30], [2, 1])
+        ),
+        ({"exclude": ["i1", "?"]}, DataError, r"exclude must hold ids of the catalogue, got '\?'"),
+        ({"allow": "i1"}, DataError, "allow must be a list of item ids"),
+        ({"allow": [["i1"]]}, DataError, "one list for each of the 2 histories, got 1"),
+    ],
+)
+def test_arguments_of_the_wrong_form_are_one_clear_error(run, arguments, kind, message):
+    given = {"histories": [["i1", "i2"], ["i3"]], "k": 5, **arguments}
+    with pytest.raises(kind, match=message):
+        Recommender.load(run.workdir).recommend(**given)
+
+
+def test_filters_per_request_equal_brute_force(run):
+    """Every combination against the whole list of scores with the filtered items struck out by hand."""
+    recommender = Recommender.load(run.workdir)
+    histories = [["i1", "i3"], ["i7"], ["i2", "i5"], []]
+    whole = recommender.recommend(histories, k=40, remove_seen=False)
+    lengths, seen = [3, 7, 40, 4], [True, False, True, False]
+    exclude = [["i4", "i8"], [], ["i9"], ["i1"]]
+    allow = [[f"i{i}" for i in range(20)], ["i7", "i11", "i12"], [f"i{i}" for i in range(40)], ["i5", "i6"]]
+    got = recommender.recommend(histories, lengths, remove_seen=seen, exclude=exclude, allow=allow)
+    for row, answer in enumerate(got):
+        want = [
+            item
+            for item in whole[row].items
+            if item not in exclude[row] and item in allow[row] and not (seen[row] and item in histories[row])
+        ]
+        assert answer.items == want[: lengths[row]]
+    assert [len(answer.items) for answer in got] == [3, 3, 37, 2]
+    everywhere = recommender.recommend(histories, 5, exclude=["i4"], allow={"i4", "i6", "i10"})
+    assert all(set(answer.items) <= {"i6", "i10"} for answer in everywhere)
 
 
 def test_unfinished_and_mixed_up_runs(run, tmp_path):

@@ -1,0 +1,124 @@
+"""Run directories: paths, locks, files that appear whole, and what a killed or damaged run leaves."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jaxrec
+from jaxrec.errors import CheckpointError, RunExistsError
+from jaxrec.files import write_atomically
+from jaxrec.training import loop
+from jaxrec.training.logging import read_journal
+from jaxrec.training.run_directory import LOCK, run_lock
+from tests.helpers import small_config, small_dataset
+from tests.runs import jaxrec as command
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+DATASET = small_dataset()
+SHORT = small_config(training={"epochs": 1})
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "lr[1e-3]", "*[1]?"])
+def test_a_path_in_which_checkpoints_would_be_lost_is_rejected_before_training(tmp_path, name):
+    with pytest.raises(RunExistsError, match=r"square brackets.*choose another --workdir"):
+        jaxrec.fit(DATASET, SHORT, tmp_path / name, progress=False)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["run*", "run?", "lr[0.1", "run #1 &%|", "läufe/🙂"])
+def test_other_paths_work(tmp_path, name):
+    trained = jaxrec.fit(DATASET, SHORT, tmp_path / name, progress=False)
+    assert trained.run.params()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from jaxrec.training.run_directory import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_second_process_is_rejected_at_once_and_a_killed_one_leaves_no_lock(tmp_path):
+    run = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        for resume in (False, True):
+            begin = time.monotonic()
+            with pytest.raises(RunExistsError, match=rf"another process \(pid {holder.pid}\) is writing"):
+                jaxrec.fit(DATASET, SHORT, run, resume=resume, progress=False)
+            assert time.monotonic() - begin < 1
+        refused = command(
+            "train", "--workdir", run, "--overwrite", "--preset", "smoke", "--data", ROOT / "nothing.csv"
+        )
+        assert refused.status == 1
+    finally:
+        holder.kill()
+        holder.wait()
+    assert (run / LOCK).exists(), "the file remains, its lock does not"
+    jaxrec.fit(DATASET, SHORT, run, progress=False)
+
+
+def test_a_refused_run_leaves_no_directory(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        jaxrec.fit(DATASET, SHORT, tmp_path / "absent", resume=True, progress=False)
+    assert not (tmp_path / "absent").exists()
+    with run_lock(tmp_path / "other"), run_lock(tmp_path / "other"):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(tmp_path, monkeypatch):
+    """The configuration is there before anything else, so that every rule for the directory applies."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_, **__):
+        (tmp_path / "run" / "checkpoints").mkdir()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "CheckpointStore", kill)
+        with pytest.raises(Killed):
+            jaxrec.fit(DATASET, SHORT, tmp_path / "run", progress=False)
+    resumed = jaxrec.fit(DATASET, SHORT, tmp_path / "run", resume=True, progress=False)
+    assert resumed.metrics == jaxrec.fit(DATASET, SHORT, progress=False).metrics
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "config.json"
+    write_atomically(file, "old")
+
+    def half(stream):
+        stream.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, half)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+    write_atomically(file, b"new")
+    assert file.read_bytes() == b"new"
+
+
+def test_lost_and_damaged_logs_do_not_stop_a_resume(tmp_path):
+    trained = jaxrec.fit(DATASET, SHORT, tmp_path / "run", progress=False)
+    log = tmp_path / "run" / "log.jsonl"
+    for content in (None, b"", b"\x00" * 40, b"\xff\xfe{", b"[1]\n"):
+        log.unlink() if content is None else log.write_bytes(content)
+        again = jaxrec.fit(DATASET, SHORT, tmp_path / "run", resume=True, progress=False)
+        assert again.metrics == trained.metrics
+        assert read_journal(log) == []
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == again.results["metrics"]
