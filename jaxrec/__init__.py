@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from jaxrec.config import RunConfig
     from jaxrec.data import audit, load_dataset, split_dataset
     from jaxrec.presets import PRESETS
+    from jaxrec.runs import Run
     from jaxrec.serving import Recommender
 
 # Loaded on first use: the data tools then need no JAX, and `jaxrec --help` answers at once.
 _HOMES = {
     "PRESETS": "jaxrec.presets",
     "Recommender": "jaxrec.serving",
+    "Run": "jaxrec.runs",
     "RunConfig": "jaxrec.config",
     "audit": "jaxrec.data",
     "evaluate": "jaxrec.api",
@@ -23,7 +25,17 @@ _HOMES = {
     "split_dataset": "jaxrec.data",
 }
 
-__all__ = ["PRESETS", "Recommender", "RunConfig", "audit", "evaluate", "fit", "load_dataset", "split_dataset"]
+__all__ = [
+    "PRESETS",
+    "Recommender",
+    "Run",
+    "RunConfig",
+    "audit",
+    "evaluate",
+    "fit",
+    "load_dataset",
+    "split_dataset",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,12 @@
 """The command line: every command is a call that a script could make."""
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 from jaxrec.errors import Interrupted, JaxrecError
 
@@ -37,20 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"jaxrec: unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        if command != "train":  # which has the option in its help
-            rest = _load_plugins(rest)
-        module = importlib.import_module(f"jaxrec.cli.{COMMANDS[command][0]}")
-        status: int = getattr(module, command)(rest)
-        return status
+        with _sigterm_as_exception():
+            if command != "train":  # which has the option in its help
+                rest = _load_plugins(rest)
+            module = importlib.import_module(f"jaxrec.cli.{COMMANDS[command][0]}")
+            status: int = getattr(module, command)(rest)
+            return status
     except Interrupted as interruption:
         print(f"jaxrec: {interruption}", file=sys.stderr)
         return 128 + interruption.signal_number
     except JaxrecError as error:
         print(f"jaxrec: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("jaxrec: interrupted before anything was saved", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        print(f"jaxrec: stopped by {number.name}{_how_to_continue(rest)}", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:
         # The reader went away (as in `jaxrec ... | head`); nothing is wrong with the run.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +81,46 @@ def _load_plugins(arguments: list[str]) -> list[str]:
             others.append(word)
     load_plugins(tuple(modules))
     return others
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM as an exception, so that files are closed and the message says what is saved."""
+
+    signal_number = signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raise `_Terminated` at SIGTERM, in the main thread of a process."""
+
+    def handle(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _how_to_continue(arguments: list[str]) -> str:
+    """What is saved of the run of these arguments, if they are those of one."""
+    from pathlib import Path
+
+    workdir = next(
+        (
+            value
+            for option, value in zip(arguments, [*arguments[1:], ""], strict=True)
+            if option == "--workdir"
+        ),
+        next((a.partition("=")[2] for a in arguments if a.startswith("--workdir=")), ""),
+    )
+    if not workdir or not (Path(workdir) / "config.json").exists():
+        return "; nothing was saved"
+    return f"; all checkpoints are complete, continue with: jaxrec train --workdir {workdir} --resume"
 
 
 def _usage() -> str:

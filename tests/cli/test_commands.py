@@ -205,17 +205,17 @@ class TestRecommend:
         assert not {"tt0111161", "tt0468569"} & set(answer["items"])
         assert answer["scores"] == sorted(answer["scores"], reverse=True)
 
-    def test_unknown_items_are_named_and_passed_over(self, small):
+    def test_unknown_items_are_named_and_ignored(self, small):
         run, _ = small
         mixed = jaxrec("recommend", run, "--history", "i1", "nope", "i3", "--json")
         assert mixed.json["unknown"] == ["nope"]
-        assert "not in the catalogue, passed over: nope" in mixed.err
+        assert "ignored unknown items: nope" in mixed.err
         assert (
             mixed.json["items"] == jaxrec("recommend", run, "--history", "i1", "i3", "--json").json["items"]
         )
         strangers = jaxrec("recommend", run, "--history", "x", "y", "--json")
         assert len(strangers.json["items"]) == 10
-        assert "nothing of the history is known" in strangers.err
+        assert "no item of the history is known; these are the most popular items" in strangers.err
 
     def test_seed_and_seen_items(self, small):
         run, _ = small

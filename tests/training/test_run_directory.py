@@ -122,3 +122,41 @@ def test_lost_and_damaged_logs_do_not_stop_a_resume(tmp_path):
         assert again.metrics == trained.metrics
         assert read_journal(log) == []
     assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == again.results["metrics"]
+
+
+START = """
+import sys, signal
+import jaxrec.{module} as module
+original = module.{function}
+def stop(*arguments, **options):
+    signal.raise_signal(signal.{number})
+    return original(*arguments, **options)
+module.{function} = stop
+from jaxrec.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "function", "saved"),
+    [("training.setup", "split_dataset", False), ("reporting.results", "save_ranks", True)],
+)
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_signals_outside_the_loop_are_one_line(tmp_path, module, function, saved, number, status):
+    DATASET.save(tmp_path / "data")
+    options = ["--data", tmp_path / "data", "--workdir", tmp_path / "run", "--preset", "smoke", "--quiet"]
+    options += ["--training.epochs", "1", "--batches.batch-size", "4"]
+    program = START.format(module=module, function=function, number=number)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", *map(str, options)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"jaxrec: stopped by {number}; ")
+    assert ("continue with: jaxrec train --workdir" in done.stderr) == saved
+    assert ("nothing was saved" in done.stderr) == (not saved)
+    assert "Traceback" not in done.stderr
