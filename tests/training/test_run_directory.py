@@ -66,6 +66,7 @@ def test_a_second_process_is_rejected_at_once_and_a_killed_one_leaves_no_lock(tm
     finally:
         holder.kill()
         holder.wait()
+        holder.stdout.close()
     assert (run / LOCK).exists(), "the file remains, its lock does not"
     jaxrec.fit(DATASET, SHORT, run, progress=False)
 
