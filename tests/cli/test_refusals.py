@@ -58,7 +58,7 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
                 "--attention.query-window",
                 "21",
             ],
-            ["query_window must be at most the maximum length", "a window of 21", "at most 20"],
+            ["query-window must be at most the maximum length", "a window of 21", "at most 20"],
         ),
         (
             ["train", "--preset", "smoke", "--workdir", "RUN", "--encoder.positions", "relativ"],
@@ -87,7 +87,7 @@ def test_times_that_the_data_lacks_are_refused_before_training(tmp_path):
         "--encoder.positions time-interval",
         "got one without",
     )
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
 def test_a_kernel_with_additive_positions_warns(files, tmp_path):
