@@ -66,12 +66,21 @@ TABLES = (
     "tests/attention/test_mechanisms.py",
     "tests/models/test_selection.py",
 )
-#: Further cases of tables that count as slow: kinds that differ in an option from one that the first tier has.
-SLOW_CASES = re.compile(
+#: Further slow tests, by measured time: cases that differ in an option from one that the first tier has, and whole paths
+#: that a cheaper test of the first tier calls, too.
+SLOW = re.compile(
     r"models/test_encoders.py::\w+\[(?!(pre-norm|stosa|gru4rec|srgnn)\])"
     r"|models/test_stosa.py::\w+\[(?!(auto|none)\])"
     r"|objectives/test_formulas.py::\w+\[(gathered, chunks|all scored, chunks|all scored)-"
     r"|objectives/test_objectives.py::test_(bfloat16|works_under_vmap)\w*\[(?!(cross-entropy|sampled-softmax|bce)\b)"
+    r"|objectives/test_sharding.py::test_(eight_devices_equal_one|every_objective_on_a_split_table)"
+    r"|objectives/test_samplers.py::test_a_user_who_has_seen_everything"
+    r"|objectives/test_cross_entropy.py::test_over_seeds"
+    r"|test_api.py::test_every_encoder_trains\[(?!transformer)"
+    r"|training/test_loop.py::test_(more_epochs_on_resume|packed_and_padded|one_compilation\w*\[(?!packed))"
+    r"|training/test_checkpoint.py::test_full_disk"
+    r"|serving/test_recommender.py::test_time_interval_models"
+    r"|cli/test_commands.py::TestTrain::test_(resume_from_the_directory_alone|table_for_people|parts_are_chosen)"
 )
 
 
@@ -80,7 +89,7 @@ def thin_tables(items: list[pytest.Item]) -> None:
     kinds: set[tuple[str, str]] = set()
     for item in items:
         function, bracket, case = item.nodeid.partition("[")
-        if SLOW_CASES.search(item.nodeid):
+        if SLOW.search(item.nodeid):
             item.add_marker("slow")
         elif bracket and function.startswith(TABLES):
             kind = (function, re.split(r"[-=(\]]", case, maxsplit=1)[0])
