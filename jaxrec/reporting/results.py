@@ -179,9 +179,11 @@ def format_metrics(results: dict[str, Any]) -> str:
         for row in rows
     ]
     dataset, seeds = results["dataset"], results["seeds"]
+    # Results of older releases have no description.
+    split = results["split"].get("description", results["split"]["protocol"])
     head = (
         f"{dataset['name']}: {dataset['users']:,} users, {dataset['items']:,} items, "
-        f"{dataset['interactions']:,} interactions; {results['split']['description']}, {results['protocol']}"
+        f"{dataset['interactions']:,} interactions; {split}, {results['protocol']}"
     )
     spread = "mean ± sd over seeds" if len(seeds) > 1 else "one seed: its spread is unknown, use --seeds 5"
     return "\n".join([head, *lines, f"({spread})", *_repeat_note(results)])
