@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from jaxrec.data.readers.tables import plain_name
+from jaxrec.data.readers.tables import first_line, plain_name
 from jaxrec.errors import DataError
 
 #: Largest member of an archive that is unpacked: beyond every dataset here, and short of filling a disk.
@@ -175,7 +175,7 @@ def table(
     except UnicodeDecodeError as error:
         raise DataError(f"{expected} in {encoding}: {error}") from None
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{expected}: {error}") from None
+        raise DataError(f"{expected}: {first_line(error)}") from None
     if frame.width != len(columns):
         raise DataError(f"the lines have {frame.width} fields, expected {len(columns)}: {', '.join(columns)}")
     frame.columns = list(columns)
@@ -196,7 +196,9 @@ def headed_table(text: bytes, columns: dict[str, str], separator: str = ",") -> 
     try:
         frame = pl.read_csv(text, separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"expected a table with the columns {', '.join(columns.values())}: {error}") from None
+        raise DataError(
+            f"expected a table with the columns {', '.join(columns.values())}: {first_line(error)}"
+        ) from None
     present = {plain_name(name): name for name in frame.columns}
     absent = [name for name in columns.values() if plain_name(name) not in present]
     if absent:

@@ -422,5 +422,29 @@ class TestRegistry:
             "recbole",
             "gowalla",
         ):
-            with pytest.raises(DataError):
+            with pytest.raises(DataError) as caught:
                 load(name, tmp_path / "a.zip")
+            assert "\n" not in str(caught.value).strip(), name
+
+    def test_members_outside_the_archive_are_only_read(self, tmp_path):
+        """A name that leads out of a directory is a name: nothing is ever unpacked to disk."""
+        raw = zipped(
+            tmp_path / "ml.zip",
+            **{
+                "../../ratings.csv": "userId,movieId,rating,timestamp\r\n1,2,3,4\n1,3,4,5\r\n",
+                "/movies.csv": "movieId,title,genres\n2,Two,A\n",
+            },
+        )
+        before = sorted(tmp_path.rglob("*"))
+        assert histories(load("ml-20m", raw)) == {"1": ["2", "3"]}
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_member_that_understates_its_size(self, tmp_path):
+        raw = zipped(tmp_path / "ml.zip", **{"ratings.csv": "userId,movieId\n" * 1000, "movies.csv": "x\n"})
+        content = bytearray(raw.read_bytes())
+        place = content.rfind(b"PK\x01\x02")  # the entry of movies.csv; ratings.csv comes before it
+        first = content.rfind(b"PK\x01\x02", 0, place)
+        content[first + 24 : first + 28] = (10).to_bytes(4, "little")
+        raw.write_bytes(bytes(content))
+        with pytest.raises(DataError):
+            load("ml-20m", raw)

@@ -86,15 +86,16 @@ def reading(subject: str) -> Iterator[None]:
         TypeError,
         zlib.error,
     ) as error:
-        raise DataError(f"{subject} cannot be read as a table: {_first_line(error)}") from None
+        raise DataError(f"{subject} cannot be read as a table: {first_line(error)}") from None
     except BaseException as error:
         # A panic of the Rust reader derives from BaseException.
         if type(error).__name__ != "PanicException":
             raise
-        raise DataError(f"{subject} cannot be read as a table: {_first_line(error)}") from None
+        raise DataError(f"{subject} cannot be read as a table: {first_line(error)}") from None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; those of Polars go on with advice on its own arguments."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

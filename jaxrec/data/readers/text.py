@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from jaxrec.data.readers.tables import TextFormat, reading, scan_delimited
+from jaxrec.data.readers.tables import TextFormat, first_line, reading, scan_delimited
 from jaxrec.errors import DataError
 
 TextLayout = Literal["auto", "pairs", "sequences"]
@@ -68,7 +68,7 @@ def _read_pairs(path: Path, encoding: str) -> pl.DataFrame:
     except pl.exceptions.NoDataError:
         raise DataError(f"file {str(path)!r} is empty: expected 'user item' per line") from None
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"file {str(path)!r} is not 'user item' per line: {error}") from None
+        raise DataError(f"file {str(path)!r} is not 'user item' per line: {first_line(error)}") from None
     if frame.width != 2:
         raise DataError(
             f"file {str(path)!r} has {frame.width} words on its first line, expected 'user item'; "
