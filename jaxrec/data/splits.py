@@ -256,6 +256,11 @@ class _Parts(NamedTuple):
 def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -> Split:
     """Split a dataset.
 
+    >>> from jaxrec.data import load_dataset
+    >>> split = split_dataset(load_dataset("movietweetings"))
+    >>> len(split.test.users), split.test.targets[:3].tolist()
+    (4333, [5, 12, 25])
+
     Args:
       dataset: to split.
       config: the strategy; leave-one-out by default.

@@ -51,6 +51,11 @@ def _last_rank(k: int | None) -> int:
 def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = None) -> np.ndarray:
     """Compute one metric of every case: float64[E].
 
+    >>> metric_values(np.array([1, 3, 40]), "HR@10").tolist()
+    [1.0, 1.0, 0.0]
+    >>> metric_values(np.array([1, 3, 40]), "MRR").tolist()
+    [1.0, 0.3333333333333333, 0.025]
+
     Args:
       ranks: int[T], the rank of each target, 1 = best.
       metric: "HR@10", "Recall@10", "Precision@10", "NDCG@10", "MRR@10", "MAP@10", or "MRR", "NDCG", "MAP"

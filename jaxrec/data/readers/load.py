@@ -177,6 +177,11 @@ def load_dataset(
 ) -> SequenceDataset:
     """Load interactions from anything.
 
+    >>> log = {"user_id": ["ann", "bob", "ann"], "item_id": ["x", "x", "y"], "timestamp": [3, 1, 9]}
+    >>> dataset = load_dataset(log)
+    >>> dataset.n_users, dataset.n_items, dataset.n_interactions
+    (2, 2, 3)
+
     Args:
       source: "movietweetings" (bundled); the path of a .csv, .tsv (also .gz), .parquet, .arrow, .feather or .ipc file; of
         a .txt (also .gz) with ``user item`` or ``user item item ...`` per line; of a directory that
