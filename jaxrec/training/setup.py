@@ -231,20 +231,12 @@ def data_spec(config: RunConfig, dataset: SequenceDataset) -> DataSpec:
     )
 
 
-def training_mask(split: Split) -> np.ndarray:
-    """bool[N]: which interactions of the log are in the training part."""
-    changes = np.zeros(len(split.dataset.items) + 1, np.int64)
-    np.add.at(changes, split.train_starts, 1)
-    np.add.at(changes, split.train_stops, -1)
-    return np.cumsum(changes[:-1]) > 0
-
-
 def device_resources(config: RunConfig, split: Split, timestamps: Any, resident: bool) -> Resources:
     """What samplers ask for, and the log if it is resident, on the device."""
     items = split.dataset.items
     seen: dict[str, Any] = {}
     if config.objective.needs_seen:
-        mask = training_mask(split)
+        mask = split.training_mask()
         users = np.repeat(np.arange(split.dataset.n_users), np.diff(split.dataset.offsets))[mask]
         values = items[mask]
         order = np.lexsort((values, users))
