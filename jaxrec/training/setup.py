@@ -236,7 +236,7 @@ def device_resources(config: RunConfig, split: Split, timestamps: Any, resident:
     items = split.dataset.items
     seen: dict[str, Any] = {}
     if config.objective.needs_seen:
-        mask = split.training_mask()
+        mask = split.training_mask
         users = np.repeat(np.arange(split.dataset.n_users), np.diff(split.dataset.offsets))[mask]
         values = items[mask]
         order = np.lexsort((values, users))

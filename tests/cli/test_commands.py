@@ -239,9 +239,9 @@ class TestRecommend:
         run, _ = small
         refused(
             jaxrec("recommend", run, "--history", "i1", "-k", 41),
-            "k must be from 1 to the catalogue's 40 items",
+            "k must be an integer from 1 to the catalogue's 40 items",
         )
-        refused(jaxrec("recommend", run, "--history", "i1", "-k", 0), "k must be from 1")
+        refused(jaxrec("recommend", run, "--history", "i1", "-k", 0), "k must be an integer from 1")
         refused(
             jaxrec("recommend", run, "--history", "i1", "--seed", 9),
             "--seed must be one of the run's (0, 1)",
