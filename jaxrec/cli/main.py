@@ -20,6 +20,7 @@ COMMANDS = {
     "datasets": ("data", "list the public datasets: source, licence, citation, archives on disk"),
     "compare": ("analysis", "test the difference between runs: paired tests over users and seeds"),
     "protocols": ("analysis", "evaluate one run under every evaluation protocol in use"),
+    "estimate": ("estimate", "estimate memory and time of training, and the largest batch that fits"),
     "stability": ("analysis", "measure the robustness of recommendations to perturbed histories"),
     "attention": ("analysis", "list the attention mechanisms, or draw the attention of a run"),
 }

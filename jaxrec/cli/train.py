@@ -19,7 +19,7 @@ from jaxrec.registry import load_plugins
 from jaxrec.training.distributed import DistributedConfig, is_first, join
 
 
-def _value_of(option: str, arguments: list[str], default: str) -> str:
+def value_of(option: str, arguments: list[str], default: str) -> str:
     """Return the value of ``--option X`` or ``--option=X`` before the real parsing, which depends on it.
 
     Raises:
@@ -36,7 +36,7 @@ def _value_of(option: str, arguments: list[str], default: str) -> str:
     return values[0] if values else default
 
 
-def _aliases_resolved(arguments: list[str]) -> list[str]:
+def aliases_resolved(arguments: list[str]) -> list[str]:
     """Options under ``--attention`` are those of ``--encoder.attention``."""
     return [re.sub(r"^--attention(?=$|[.=])", "--encoder.attention", argument) for argument in arguments]
 
@@ -46,7 +46,7 @@ def base_config(arguments: list[str]) -> RunConfig:
 
     A class chosen by name takes its own documented defaults; nothing carries over from the class it replaces.
     """
-    workdir = _value_of("workdir", arguments, "")
+    workdir = value_of("workdir", arguments, "")
     if "--resume" in arguments:
         if "--overwrite" in arguments:
             raise ConfigError(
@@ -56,10 +56,10 @@ def base_config(arguments: list[str]) -> RunConfig:
             raise ConfigError("--resume needs --workdir: the directory of the run to continue")
         config = load_config(Path(workdir) / "config.json")
     else:
-        config = PRESETS[_value_of("preset", arguments, "sasrec")]()
+        config = PRESETS[value_of("preset", arguments, "sasrec")]()
     for path, registry in NAMED_SECTIONS.items():
         present = section_label(config, path)
-        chosen = _value_of(path, arguments, present)
+        chosen = value_of(path, arguments, present)
         if chosen == present:
             continue
         if not present:
@@ -73,8 +73,8 @@ def base_config(arguments: list[str]) -> RunConfig:
 
 def train(arguments: list[str]) -> int:
     """Run ``jaxrec train``; return the exit status."""
-    arguments = _aliases_resolved(arguments)
-    load_plugins(tuple(filter(None, _value_of("plugin", arguments, "").split(","))))
+    arguments = aliases_resolved(arguments)
+    load_plugins(tuple(filter(None, value_of("plugin", arguments, "").split(","))))
     base = base_config(arguments)
     if {"-h", "--help", "--help-all"} & set(arguments):
         print(help_page(base, everything="--help-all" in arguments))

@@ -1,0 +1,104 @@
+"""Estimates against the arrays and programs of real runs, and operations counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.analysis.estimate import DataSizes, estimate, largest_batch, matmul_flops
+from jaxrec.data.sampler import Position
+from jaxrec.errors import ConfigError
+from jaxrec.training.setup import prepare
+from jaxrec.training.state import initial_state
+from jaxrec.training.step import make_train_chunk
+from tests.helpers import small_config, small_dataset
+from tests.runs import jaxrec, standard_promotion  # noqa: F401
+
+SIZES = DataSizes(items=40, interactions=800, users=60, timestamps=True)
+
+
+def flops_of(function, *arguments):
+    return matmul_flops(jax.jit(function).trace(*arguments).jaxpr.jaxpr)
+
+
+def test_operations_by_hand():
+    a, b, c = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((2, 3, 5))
+    assert flops_of(lambda a, b: a @ b, a, b) == 2 * 3 * 5 * 7
+    assert flops_of(lambda c, b: c @ b, c, b) == 2 * 2 * 3 * 5 * 7
+    assert flops_of(lambda c: jnp.einsum("bld,bmd->blm", c, c), c) == 2 * 2 * 3 * 3 * 5
+    assert flops_of(lambda a: a * 2 + jnp.exp(a), a) == 0
+
+    def loop(x):
+        return jax.lax.scan(lambda carry, _: (carry @ jnp.ones((5, 5)), None), x, None, length=11)[0]
+
+    assert flops_of(loop, a) == 11 * 2 * 3 * 5 * 5
+    assert flops_of(jax.checkpoint(lambda a, b: a @ b), a, b) == 2 * 3 * 5 * 7
+    assert flops_of(jax.vmap(lambda row: row @ b), a) == 2 * 3 * 5 * 7
+    branch = flops_of(lambda a, b: jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: jnp.zeros((3, 7))), a, b)
+    assert branch == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("feed", ["resident", "streamed"])
+def test_memory_is_that_of_the_program_that_training_compiles(feed):
+    config = small_config(training={"seeds": (0, 1), "feed": feed})
+    dataset = small_dataset()
+    setup = prepare(config, dataset)
+    sizes = DataSizes(dataset.n_items, dataset.n_interactions, dataset.n_users, timestamps=True)
+    got = estimate(config, sizes, rate=1e9)
+    seeds = np.arange(2, dtype=np.uint32)
+    state = jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed))(seeds)
+    params = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert got.parameter_bytes == got.best_bytes == params
+    assert got.parameter_bytes + got.optimizer_bytes == whole
+    assert got.parameters == setup.encoder.parameter_count()
+    assert got.log_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(setup.resources))
+    if feed == "resident":
+        rows, _ = setup.streams[0].take(Position(), 4 * 7)
+        plan = jax.tree.map(lambda x: np.stack([x, x]).reshape(2, 7, 4, -1).astype(np.int32), rows)
+        chunk = make_train_chunk(setup.task, setup.optimizer, config.batches)
+        temporary = chunk.lower(state, plan, setup.resources).compile().memory_analysis().temp_size_in_bytes
+        assert got.temporary_bytes == pytest.approx(temporary, rel=0.05)
+    assert got.matmul_flops > 0
+    assert got.least_step_seconds == got.matmul_flops / 1e9
+    assert got.total_bytes > got.temporary_bytes > 0
+
+
+def test_operations_grow_with_the_batch():
+    small, large = (estimate(small_config(batches={"batch_size": b}), SIZES, rate=1e9) for b in (4, 8))
+    assert large.matmul_flops == pytest.approx(2 * small.matmul_flops, rel=0.02)
+    assert large.temporary_bytes > small.temporary_bytes
+    assert large.parameter_bytes == small.parameter_bytes
+
+
+def test_the_largest_batch_fits_and_a_larger_one_does_not():
+    config = small_config()
+    budget = estimate(config.updated({"batches.batch_size": 40}), SIZES, rate=1e9).total_bytes
+    best, too_large = largest_batch(config, SIZES, budget)
+    assert best.total_bytes <= budget
+    assert 34 <= best.batch_size < too_large <= 48
+    assert estimate(config.updated({"batches.batch_size": too_large}), SIZES, rate=1e9).total_bytes > budget
+    with pytest.raises(ConfigError, match=r"--memory: .* GiB are too few for a batch of 1 rows"):
+        largest_batch(config, SIZES, 1000)
+
+
+def test_as_a_command(tmp_path):
+    options = ["--preset", "smoke", "--batches.batch-size", 4, "--batches.max-length", 16]
+    sizes = ["--items", 40, "--interactions", 800, "--users", 60]
+    result = jaxrec("estimate", *options, *sizes, "--seeds", 2, "--json").json
+    assert (result["seeds"], result["batch_size"]) == (2, 4)
+    assert result["total_bytes"] > result["temporary_bytes"] > 0
+    shown = jaxrec("estimate", *options, *sizes).out
+    assert "| total" in shown
+    assert "This is rough" in shown
+    small_dataset().save(tmp_path / "log")
+    data = jaxrec("estimate", *options, "--data", tmp_path / "log", "--memory", 0.01, "--json").json
+    assert data["total_bytes"] <= 0.01 * 2**30
+    assert data["batch_size"] > 4
+    gru = jaxrec("estimate", "--objective", "bce", "--attention", "hstu", *options, *sizes, "--json")
+    assert gru.json["parameters"] > 0
+    missing = jaxrec("estimate", *options)
+    assert missing.status == 1
+    assert "--items, --interactions: expected the sizes of the log, or --data" in missing.err
+    mesh = jaxrec("estimate", *options, *sizes, "--mesh.item", 2)
+    assert "--mesh.data, --mesh.item: estimates are for one device" in mesh.err
