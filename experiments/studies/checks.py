@@ -9,10 +9,8 @@ A log without times has no ties to reorder: leave ``--retie`` at 0. Figures go t
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -20,9 +18,10 @@ import tyro
 from experiments.record import command_line, dataset_line, write_record
 from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
+from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.baselines import baseline_rankers, evaluate_baselines
 from jaxrec.reporting.html import model_label
-from jaxrec.training.runs import open_run
+from jaxrec.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Options:
       retie: random orders of simultaneous interactions; 0 for a log without times.
       notes: sentences for the reader of the record.
       figures: directory for the tables and figures; empty = none.
+      data: path of the dataset, where it is not the one stored in the run.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -44,16 +44,22 @@ class Options:
     retie: int = 0
     notes: tuple[str, ...] = ()
     figures: str = ""
+    data: str = ""
+
+
+def _dataset(options: Options) -> SequenceDataset | None:
+    """The dataset at another path, read with the options stored in the run."""
+    if not options.data:
+        return None
+    return dataclasses.replace(Run(options.run).config.data, source=options.data).load()
 
 
 def main(options: Options) -> None:
     """Evaluate, check, and write the record."""
-    run = open_run(options.run)
+    run = Run(options.run, _dataset(options))
     setup, config = run.setup, run.config
     started = time.perf_counter()
-    evaluations = [
-        setup.evaluate(run.of_seed(index), setup.split.test) for index in range(len(config.training.seeds))
-    ]
+    evaluations = run.evaluate("test")
     seconds = {"evaluation of the run": time.perf_counter() - started}
     started = time.perf_counter()
     baseline_rankers(setup.split)
@@ -63,7 +69,7 @@ def main(options: Options) -> None:
     seconds["fitting and evaluating all baselines"] = time.perf_counter() - started
     results = run_checks(run, "test", Checks("both", options.retie, breakdown=True), evaluations, baselines)
     seconds |= {f"--{name}": value for name, value in results.seconds.items()}
-    trained = json.loads((Path(options.run) / "results.json").read_text())
+    trained = run.results
     metrics = ("HR@10", "NDCG@10", "MRR")
     rows = [
         [name, *(f"{each.metrics[metric]:.4f}" for metric in metrics)] for name, each in baselines.items()

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,12 +21,12 @@ from jaxrec.analysis.significance import (
 )
 from jaxrec.analysis.tables import mean_and_deviation, new_directory, to_latex, to_markdown
 from jaxrec.attention import POSITIONS
-from jaxrec.config import load_config
+from jaxrec.config import to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import DataError
 from jaxrec.evaluation.evaluate import Evaluation
-from jaxrec.runs import run_names
+from jaxrec.runs import Run, run_names
 
 #: Metadata that must agree for numbers to be comparable, and its name in messages.
 _MUST_AGREE = {"fingerprint": "dataset fingerprint", "split": "split", "part": "part of the split"}
@@ -51,17 +51,14 @@ class RunRanks:
         return np.stack([evaluation.values(metric) for evaluation in self.evaluations])
 
 
-def load_ranks(name: str, paths: Sequence[str | Path]) -> RunRanks:
-    """Read the ranks that a run saved, one file per seed.
+def saved_ranks(name: str, loaded: Sequence[tuple[Evaluation, dict[str, Any]]]) -> RunRanks:
+    """The ranks of one run, from the evaluation and the metadata of each seed (`Run.ranks`, `Evaluation.load`).
 
     Raises:
-      DataError: no file, a damaged one, or files of different datasets, splits or protocols.
+      DataError: there is none, or they are of different datasets, splits or protocols.
     """
-    if not paths:
-        raise DataError(
-            f"run {name!r} has no saved ranks: expected one .npz file per seed, got none; finish the run"
-        )
-    loaded = [Evaluation.load(path) for path in paths]
+    if not loaded:
+        raise DataError(f"run {name!r} has no saved ranks: finish the run")
     run = RunRanks(name, tuple(evaluation for evaluation, _ in loaded), loaded[0][1])
     for evaluation, meta in loaded[1:]:
         _check_comparable(run, RunRanks(f"{name} (another seed)", (evaluation,), meta))
@@ -364,7 +361,7 @@ def setting_warnings(facts: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
 def compare(
     runs: Sequence[str | Path],
     metrics: Sequence[str] = ("HR@10", "NDCG@10"),
-    split: str = "test",
+    split: Literal["valid", "test"] = "test",
     out: str | Path | None = None,
     dataset: SequenceDataset | None = None,
 ) -> Comparison:
@@ -385,13 +382,14 @@ def compare(
     """
     if len(runs) < 2:
         raise DataError(f"RUN: expected at least two run directories to compare, got {len(runs)}")
-    named = dict(zip(run_names(runs), runs, strict=True))
-    ranks = [load_ranks(name, rank_files(run, split)) for name, run in named.items()]
+    opened = [Run(run, dataset) for run in runs]
+    names = run_names(runs)
+    ranks = [saved_ranks(name, run.ranks(split)) for name, run in zip(names, opened, strict=True)]
     comparison = compare_runs(ranks, metrics)
-    facts = {name: training_facts(saved_config(run)) for name, run in named.items()}
+    facts = {name: training_facts(to_dict(run.config)) for name, run in zip(names, opened, strict=True)}
     comparison = dataclasses.replace(comparison, warnings=setting_warnings(facts))
     if out is not None:
-        config = load_config(Path(runs[0]) / "config.json")
+        config = opened[0].config
         dataset = config.data.load() if dataset is None else dataset
         fingerprint = ranks[0].meta["fingerprint"]
         if dataset.fingerprint != fingerprint:
@@ -411,24 +409,3 @@ def compare(
         for name, figure in {"effects": effect_figure(comparison), **figures}.items():
             save_figure(figure, directory / f"{name}.png")
     return comparison
-
-
-def rank_files(run: str | Path, split: str) -> list[Path]:
-    """The files of saved ranks of a finished run, in the order of seeds.
-
-    Raises:
-      DataError: there is none.
-    """
-    files = sorted(
-        Path(run).glob(f"ranks/{split}_seed*.npz"), key=lambda file: int(file.stem.split("seed")[1])
-    )
-    if not files:
-        raise DataError(f"no saved {split} ranks in {run}: expected the directory of a finished run")
-    return files
-
-
-def saved_config(run: str | Path) -> dict[str, Any]:
-    """The configuration of a run as plain values, read without building it."""
-    path = Path(run) / "config.json"
-    config: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return config

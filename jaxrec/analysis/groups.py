@@ -231,12 +231,17 @@ class Breakdown:
         return header, rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; a mean over no case and an interval over one are None."""
         groups = {
-            grouping: {model: [group._asdict() for group in rows] for model, rows in by_model.items()}
+            grouping: {model: [_plain(group) for group in rows] for model, rows in by_model.items()}
             for grouping, by_model in self.groups.items()
         }
         return {"metric": self.metric, "groups": groups}
+
+
+def _plain(group: Group) -> dict[str, Any]:
+    values = group._asdict()
+    return {name: None if isinstance(x, float) and np.isnan(x) else x for name, x in values.items()}
 
 
 def measure_breakdown(

@@ -98,7 +98,7 @@ class Sequentiality:
             row.shuffle: {
                 "before": row.before,
                 "after": row.after,
-                "relative": row.relative,
+                "relative": row.relative if row.before else None,
                 "rank_biased_overlap": row.overlap,
                 "jaccard": row.jaccard,
                 **row.effect._asdict(),

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxrec.analysis.compare import compare_runs, effect_figure, load_ranks, setting_warnings, training_facts
+from jaxrec.analysis.compare import compare_runs, effect_figure, saved_ranks, setting_warnings, training_facts
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import breakdown, group_figure, history_length_groups
 from jaxrec.analysis.stability import Perturbation, Stability, stability_figure
 from jaxrec.analysis.tables import cell, mean_and_deviation, to_latex, to_markdown
 from jaxrec.errors import DataError
-from jaxrec.evaluation.evaluate import evaluation_of
+from jaxrec.evaluation.evaluate import Evaluation, evaluation_of
 
 META = {"fingerprint": "abc", "split": {"protocol": "leave-one-out"}, "part": "test"}
 USERS = 300
@@ -30,7 +30,7 @@ def save(tmp_path, make_cases):
             evaluation = evaluation_of(ranks, cases, {"cases": users}, ks=(10,), remove_seen=remove_seen)
             paths.append(tmp_path / f"{name}{seed}.npz")
             evaluation.save(paths[-1], {**META, **(meta or {}), "seed": seed})
-        return load_ranks(name, paths)
+        return saved_ranks(name, [Evaluation.load(path) for path in paths])
 
     return save
 
@@ -115,7 +115,7 @@ def test_runs_that_are_not_comparable_are_refused(save):
     with pytest.raises(DataError, match="at least one run to compare, got none"):
         compare_runs([])
     with pytest.raises(DataError, match="run 'x' has no saved ranks"):
-        load_ranks("x", [])
+        saved_ranks("x", [])
 
 
 def test_seeds_of_one_run_must_be_of_one_dataset(save, tmp_path):
@@ -124,7 +124,7 @@ def test_seeds_of_one_run_must_be_of_one_dataset(save, tmp_path):
     with pytest.raises(
         DataError, match=r"same dataset fingerprint, got abc \(x\) and xyz \(x \(another seed\)\)"
     ):
-        load_ranks("x", [tmp_path / "a0.npz", tmp_path / "b0.npz"])
+        saved_ranks("x", [Evaluation.load(tmp_path / name) for name in ("a0.npz", "b0.npz")])
 
 
 def test_tables():

@@ -1,5 +1,7 @@
 """Groupings of cases against plain loops over users, and the breakdown of a metric."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -105,5 +107,14 @@ def test_groups_divide_the_metric(tmp_path):
     header, rows = result.rows()
     assert header[4:] == ["HR@5: model", "95% interval", "other"]
     assert all(len(row) == len(header) for row in rows)
-    assert set(result.to_dict()["groups"]["gap"]) == {"model", "other"}
+    plain = result.to_dict()["groups"]
+    assert set(plain["gap"]) == {"model", "other"}
+    assert plain["gap"]["model"][-1] == {
+        "name": "unknown",
+        "cases": 0,
+        "mean": None,
+        "low": None,
+        "high": None,
+    }
+    json.dumps(plain, allow_nan=False)
     save_figure(breakdown_figure(result), tmp_path / "figure.png")
