@@ -97,7 +97,7 @@ class TestCompare:
         refused(jaxrec("compare", runs["a"]), "at least two", "got 1")
         refused(jaxrec("compare", runs["a"], runs["other"]), "same dataset fingerprint")
         refused(jaxrec("compare", runs["a"], runs["temporal"]), "same split")
-        refused(jaxrec("compare", runs["a"], tmp_path), "no saved test ranks")
+        refused(jaxrec("compare", runs["a"], tmp_path), "config.json not found")
         refused(jaxrec("compare", runs["a"], runs["b"], "--metrics", "AUC"), "unknown metric 'AUC'")
         out = tmp_path / "out"
         refused(
