@@ -61,7 +61,7 @@ def saved_ranks(name: str, loaded: Sequence[tuple[Evaluation, dict[str, Any]]]) 
         raise DataError(f"run {name!r} has no saved ranks: finish the run")
     run = RunRanks(name, tuple(evaluation for evaluation, _ in loaded), loaded[0][1])
     for evaluation, meta in loaded[1:]:
-        _check_comparable(run, RunRanks(f"{name} (another seed)", (evaluation,), meta))
+        check_comparable(run, RunRanks(f"{name} (another seed)", (evaluation,), meta))
     return run
 
 
@@ -209,7 +209,7 @@ def compare_runs(
     if len(set(names)) != len(names):
         raise DataError(f"runs must have different names, got {', '.join(names)}")
     for run in runs[1:]:
-        _check_comparable(runs[0], run)
+        check_comparable(runs[0], run)
     values = {
         run.name: {metric: run.values(metric).mean(axis=1).tolist() for metric in metrics} for run in runs
     }
@@ -243,7 +243,12 @@ def compare_runs(
     return Comparison(tuple(metrics), values, differences, len(first.users), first.protocol, confidence)
 
 
-def _check_comparable(a: RunRanks, b: RunRanks) -> None:
+def check_comparable(a: RunRanks, b: RunRanks) -> None:
+    """Reject runs whose numbers cannot be compared.
+
+    Raises:
+      DataError: they differ in dataset, split, part, protocol, users or targets.
+    """
     for field, label in _MUST_AGREE.items():
         if a.meta.get(field) != b.meta.get(field):
             raise DataError(

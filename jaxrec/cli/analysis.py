@@ -55,6 +55,35 @@ def compare(arguments: list[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Leaderboard:
+    """Sort runs of one dataset by a metric, with intervals and the pairs that cannot be told apart."""
+
+    runs: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help="run directories")
+    ]
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(help="metrics; the first sorts and is tested")] = (
+        "NDCG@10",
+        "HR@10",
+    )
+    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part")] = "test"
+    out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and a figure; default: none")] = ""
+    latex: Latex = False
+    json: Json = False
+
+
+def leaderboard(arguments: list[str]) -> int:
+    """``jaxrec leaderboard RUN RUN ...``"""
+    options = parse(Leaderboard, arguments, "leaderboard")
+
+    from jaxrec.analysis.leaderboard import leaderboard as leaderboard_of
+
+    result = leaderboard_of(options.runs, options.metrics, options.split, options.out or None)
+    text = _tables([result.rows()], latex=True) if options.latex else result.to_markdown()
+    emit(result.to_dict(), text, options.json)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Protocols:
     """Evaluate one run under every protocol in use, one choice changed at a time."""
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": ("data", "read a log once and save it as memory-mapped arrays"),
     "datasets": ("data", "list the public datasets: source, licence, citation, archives on disk"),
     "compare": ("analysis", "test the difference between runs: paired tests over users and seeds"),
+    "leaderboard": ("analysis", "sort many runs, with intervals and the pairs that cannot be told apart"),
     "protocols": ("analysis", "evaluate one run under every evaluation protocol in use"),
     "estimate": ("estimate", "estimate memory and time of training, and the largest batch that fits"),
     "stability": ("analysis", "measure the robustness of recommendations to perturbed histories"),

@@ -118,6 +118,22 @@ class TestCompare:
         assert told["differences"][0]["relative"] is None
 
 
+class TestLeaderboard:
+    def test_runs_are_sorted_on_one_page(self, runs, tmp_path):
+        out = tmp_path / "out"
+        result = jaxrec("leaderboard", runs["a"], runs["b"], "--out", out, "--json").json
+        means = [np.mean(entry["values"]["NDCG@10"]) for entry in result["entries"]]
+        assert means == sorted(means, reverse=True)
+        assert {entry["name"] for entry in result["entries"]} == {"a", "b"}
+        assert {path.name for path in out.iterdir()} == {
+            "leaderboard.md",
+            "leaderboard.tex",
+            "leaderboard.png",
+        }
+        assert "cannot be told from" in jaxrec("leaderboard", runs["a"], runs["b"]).out
+        refused(jaxrec("leaderboard", runs["a"], runs["temporal"]), "same split")
+
+
 class TestProtocols:
     def test_first_is_the_runs_own_and_the_others_differ_from_it(self, runs, tmp_path):
         out = tmp_path / "out"

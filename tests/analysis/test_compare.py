@@ -8,6 +8,7 @@ import pytest
 from jaxrec.analysis.compare import compare_runs, effect_figure, saved_ranks, setting_warnings, training_facts
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import breakdown, group_figure, history_length_groups
+from jaxrec.analysis.leaderboard import leaderboard_figure, rank_runs
 from jaxrec.analysis.stability import Perturbation, Stability, stability_figure
 from jaxrec.analysis.tables import cell, mean_and_deviation, to_latex, to_markdown
 from jaxrec.errors import DataError
@@ -66,6 +67,28 @@ def test_holm_corrects_the_p_value_over_users_and_seeds(save):
     assert rows[0].p_holm == pytest.approx(min(1, 2 * row.p_bootstrap))
     header, cells = compare_runs([base, lucky], ("HR@10",), resamples=500).difference_rows()
     assert cells[0][header.index("p Holm")] == f"{row.p_holm:.4f}"
+
+
+def test_a_leaderboard_sorts_and_tells_what_is_tied(save, tmp_path):
+    runs = [save("worst", 100), save("best", 12), save("second", 13)]
+    board = rank_runs(runs, ("HR@10", "NDCG@10"))
+    assert [entry.name for entry in board.entries] == ["best", "second", "worst"]
+    best, second, worst = board.entries
+    assert best.tied == ("second",)
+    assert second.tied == ("best",)
+    assert worst.tied == ()
+    for run, entry in zip((runs[1], runs[2], runs[0]), board.entries, strict=True):
+        mean = float(np.mean([evaluation.metrics["HR@10"] for evaluation in run.evaluations]))
+        assert np.mean(entry.values["HR@10"]) == pytest.approx(mean)
+        assert entry.low < mean < entry.high
+    _, rows = board.rows()
+    assert [row[-1] for row in rows] == ["2", "1", "-"]
+    assert "corrected by Holm for all 3 pairs" in board.to_markdown()
+    save_figure(leaderboard_figure(board), tmp_path / "board.png")
+    with pytest.raises(DataError, match="same protocol"):
+        rank_runs([runs[0], save("kept", 100, remove_seen=False)])
+    with pytest.raises(DataError, match="different names"):
+        rank_runs([runs[0], runs[0]])
 
 
 def test_warnings_name_the_settings_that_differ():

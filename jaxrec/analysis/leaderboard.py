@@ -1,0 +1,178 @@
+"""Leaderboard: many runs of one dataset on one page, sorted, with intervals and pairs that cannot be told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxrec.analysis.compare import (
+    RunRanks,
+    check_comparable,
+    saved_ranks,
+    setting_warnings,
+    training_facts,
+)
+from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.significance import holm, paired_bootstrap
+from jaxrec.analysis.tables import mean_and_deviation, to_markdown, write_tables
+from jaxrec.config import to_dict
+from jaxrec.errors import DataError
+from jaxrec.runs import Run, run_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One run of a leaderboard.
+
+    Attributes:
+      name: name of the run.
+      values: {metric: mean over users for each seed}.
+      low, high: 95 % interval of the first metric over users and seeds.
+      tied: names of the runs whose first metric cannot be told from this one's.
+    """
+
+    name: str
+    values: dict[str, list[float]]
+    low: float
+    high: float
+    tied: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaderboard:
+    """Runs sorted by the mean of the first metric.
+
+    Attributes:
+      metrics: the metrics; the first sorts.
+      entries: best first.
+      users: number of cases.
+      protocol: evaluation protocol of all runs.
+      warnings: settings in which the runs differ.
+    """
+
+    metrics: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    users: int
+    protocol: str
+    warnings: tuple[str, ...] = ()
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table."""
+        first = self.metrics[0]
+        header = ["", "run", first, "95% interval", *self.metrics[1:], "cannot be told from"]
+        number = {entry.name: str(place) for place, entry in enumerate(self.entries, start=1)}
+        rows = [
+            [
+                number[entry.name],
+                entry.name,
+                mean_and_deviation(entry.values[first]),
+                f"[{entry.low:.4f}, {entry.high:.4f}]",
+                *(mean_and_deviation(entry.values[metric]) for metric in self.metrics[1:]),
+                ", ".join(number[name] for name in sorted(entry.tied, key=lambda name: int(number[name])))
+                or "-",
+            ]
+            for entry in self.entries
+        ]
+        return header, rows
+
+    def to_markdown(self) -> str:
+        """The table, the test and the warnings."""
+        pairs = len(self.entries) * (len(self.entries) - 1) // 2
+        caption = (
+            f"{self.users} users; {self.protocol}. Two runs cannot be told apart where the paired bootstrap over users and "
+            f"seeds, corrected by Holm for all {pairs} pairs, gives p of .05 or more in {self.metrics[0]}."
+        )
+        return "\n".join(
+            [to_markdown(*self.rows()), caption, *(f"Warning: {each}" for each in self.warnings)]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def rank_runs(
+    runs: Sequence[RunRanks], metrics: Sequence[str] = ("NDCG@10", "HR@10"), alpha: float = 0.05
+) -> Leaderboard:
+    """Sort runs by the first metric and test every pair.
+
+    Args:
+      runs: runs of the same cases.
+      metrics: the first sorts and is tested.
+      alpha: level of the tests after correction.
+
+    Raises:
+      DataError: no run, two of one name, or runs of different datasets, splits, protocols or users.
+    """
+    if not runs:
+        raise DataError("runs must hold at least one run, got none")
+    names = [run.name for run in runs]
+    if len(set(names)) != len(names):
+        raise DataError(f"runs must have different names, got {', '.join(names)}")
+    for run in runs[1:]:
+        check_comparable(runs[0], run)
+    values = {run.name: run.values(metrics[0]) for run in runs}
+    ordered = sorted(runs, key=lambda run: -float(values[run.name].mean()))
+    pairs = list(itertools.combinations([run.name for run in ordered], 2))
+    corrected = holm([paired_bootstrap(values[a], values[b], resamples=2000).p_value for a, b in pairs])
+    tied: dict[str, list[str]] = {name: [] for name in names}
+    for (a, b), p_value in zip(pairs, corrected, strict=True):
+        if p_value >= alpha:
+            tied[a].append(b)
+            tied[b].append(a)
+    entries = []
+    for run in ordered:
+        own = values[run.name]
+        # Against a model that never succeeds: the interval of the mean itself, over users and seeds.
+        interval = paired_bootstrap(np.zeros_like(own), own, resamples=2000)
+        by_metric = {metric: run.values(metric).mean(axis=1).tolist() for metric in metrics}
+        entries.append(Entry(run.name, by_metric, interval.low, interval.high, tuple(tied[run.name])))
+    first = runs[0].evaluations[0]
+    return Leaderboard(tuple(metrics), tuple(entries), len(first.users), first.protocol)
+
+
+def leaderboard(
+    runs: Sequence[str | Path],
+    metrics: Sequence[str] = ("NDCG@10", "HR@10"),
+    split: Literal["valid", "test"] = "test",
+    out: str | Path | None = None,
+) -> Leaderboard:
+    """Sort finished runs, from the ranks that they saved.
+
+    Args:
+      runs: run directories of one dataset and split.
+      metrics: the first sorts and is tested.
+      split: "test" or "valid".
+      out: directory for ``leaderboard.md``, ``leaderboard.tex`` and ``leaderboard.png``; None writes nothing.
+
+    Raises:
+      DataError: see `rank_runs`; or an unfinished run.
+    """
+    named: Mapping[str, Run] = dict(zip(run_names(runs), map(Run, runs), strict=True))
+    result = rank_runs([saved_ranks(name, run.ranks(split)) for name, run in named.items()], metrics)
+    facts = {name: training_facts(to_dict(run.config)) for name, run in named.items()}
+    result = dataclasses.replace(result, warnings=setting_warnings(facts))
+    if out is not None:
+        write_tables(out, "leaderboard", [result.rows()], {"leaderboard.png": leaderboard_figure(result)})
+    return result
+
+
+def leaderboard_figure(result: Leaderboard) -> Figure:
+    """Draw the first metric of every run with its interval, best at the top."""
+    figure = Figure(figsize=(6.4, 1.0 + 0.35 * len(result.entries)), layout="constrained")
+    axes = figure.add_subplot()
+    first = result.metrics[0]
+    mean = np.array([np.mean(entry.values[first]) for entry in result.entries])
+    low = np.maximum(mean - [entry.low for entry in result.entries], 0)
+    high = np.maximum(np.array([entry.high for entry in result.entries]) - mean, 0)
+    place = np.arange(len(mean))[::-1]
+    axes.errorbar(mean, place, xerr=[low, high], fmt="o", color=COLOURS[0], capsize=3)
+    axes.set_yticks(place, [entry.name for entry in result.entries], fontsize=8)
+    axes.set_xlabel(f"{first}, 95% interval over users and seeds")
+    return figure
