@@ -315,8 +315,8 @@ def training_facts(config: Mapping[str, Any]) -> dict[str, str]:
       config: the configuration of a run as in ``results.json``.
 
     Returns:
-      "training examples" (packed sequences, prefixes, last targets) and "time of the question" (whether the model
-      reads it).
+      "training examples" (packed sequences, prefixes, last targets), "task" and "time of the question" (whether the model
+      reads the time of the next interaction).
     """
     batches = config.get("batches", {})
     mode, targets = batches.get("mode", "packed"), batches.get("targets", "all")
@@ -331,16 +331,13 @@ def training_facts(config: Mapping[str, Any]) -> dict[str, str]:
         examples = f"{mode} sequences, every target"
     if batches.get("long_histories", "last") == "windows":
         examples += ", long sequences in windows"
+    encoder = config.get("encoder", {})
+    scheme = POSITIONS[encoder["positions"]] if encoder.get("positions") in POSITIONS else None
     return {
         "training examples": examples,
-        "time of the question": "read by the model" if reads_question_time(config) else "not read",
+        "task": str(config.get("task", {}).get("name", "next-item")),
+        "time of the question": "read in training" if scheme and scheme.reads_next_time else "not read",
     }
-
-
-def reads_question_time(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a run is given the time at which the next item is asked for."""
-    scheme = config.get("encoder", {}).get("positions", "")
-    return bool(scheme in POSITIONS and getattr(POSITIONS[scheme], "reads_question_time", False))
 
 
 def setting_warnings(facts: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:

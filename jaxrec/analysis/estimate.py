@@ -25,7 +25,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.nn.spec import DataSpec
 from jaxrec.tasks import Resources
 from jaxrec.training.feed import device_memory
-from jaxrec.training.setup import plan_steps
+from jaxrec.training.setup import schedule_steps
 from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
 
@@ -171,7 +171,7 @@ def estimate(config: RunConfig, sizes: DataSizes, rate: float | None = None) -> 
     rows_per_epoch = max(1, math.ceil(sizes.interactions / config.batches.max_length))
     if config.batches.mode == "padded":
         rows_per_epoch = sizes.users
-    plan = plan_steps(config, rows_per_epoch)
+    plan = schedule_steps(config, rows_per_epoch)
     optimizer = config.optimizer.build(plan.total_steps)
     seeds = jax.ShapeDtypeStruct((len(config.training.seeds),), jnp.uint32)
     state = jax.eval_shape(jax.vmap(lambda seed: initial_state(task, optimizer, seed)), seeds)

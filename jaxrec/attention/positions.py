@@ -44,6 +44,7 @@ class PositionScheme:
       shared_by_heads: one table of them for all heads.
       needs_timestamps: works on logs with timestamps only.
       even_heads: the width of a head must be even.
+      reads_next_time: a position reads the time of the next interaction, which is the target's in training.
     """
 
     description: str
@@ -52,6 +53,7 @@ class PositionScheme:
     shared_by_heads: bool = False
     needs_timestamps: bool = False
     even_heads: bool = False
+    reads_next_time: bool = False
 
 
 POSITIONS: Registry[PositionScheme] = Registry(
@@ -79,6 +81,7 @@ POSITIONS: Registry[PositionScheme] = Registry(
             buckets=QUESTION_BUCKETS,
             shared_by_heads=True,
             needs_timestamps=True,
+            reads_next_time=True,
         ),
     },
 )

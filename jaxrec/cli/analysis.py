@@ -72,7 +72,7 @@ class Leaderboard:
 
 
 def leaderboard(arguments: list[str]) -> int:
-    """``jaxrec leaderboard RUN RUN ...``"""
+    """Run ``jaxrec leaderboard``; return the exit status."""
     options = parse(Leaderboard, arguments, "leaderboard")
 
     from jaxrec.analysis.leaderboard import leaderboard as leaderboard_of

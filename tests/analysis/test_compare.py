@@ -102,6 +102,13 @@ def test_warnings_name_the_settings_that_differ():
     assert "packed sequences, every target: a" in warning
     assert "every prefix with its last target: b" in warning
     assert "padded sequences, last target only: c" in warning
+    timed = training_facts({"batches": {"mode": "packed"}, "encoder": {"positions": "hstu-time"}})
+    (warning,) = setting_warnings({"a": facts["a"], "timed": timed})
+    assert "runs differ in time of the question (not read: a; read in training: timed)" in warning
+    (warning,) = setting_warnings(
+        {"a": facts["a"], "s3": training_facts({**packed, "task": {"name": "masked-item"}})}
+    )
+    assert "runs differ in task" in warning
 
 
 def test_tables_say_what_was_measured(save):
