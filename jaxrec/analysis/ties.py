@@ -146,13 +146,17 @@ def measure_ties(
     config = SplitConfig(**{name: value for name, value in split.options.items() if name in fields})
     name, evaluate = model
     as_filed = {name: evaluate(split), **baselines(split)}
+    tied, tied_targets, crossing = tie_shares(split, part)
     values: dict[str, list[float]] = {each: [] for each in as_filed}
     for seed in range(draws):
+        if not tied:  # every order is the one as filed
+            for each, value in as_filed.items():
+                values[each].append(value)
+            continue
         values[name].append(evaluate(split_dataset(retie(dataset, seed, split.train_stops), config)))
         for baseline, value in baselines(split_dataset(retie(dataset, seed), config)).items():
             values[baseline].append(value)
     spreads = [TieSpread(key, as_filed[key], tuple(values[key]), key != name) for key in as_filed]
-    tied, tied_targets, crossing = tie_shares(split, part)
     return Ties(metric, tied, tied_targets, crossing, tuple(spreads))
 
 

@@ -1,5 +1,7 @@
 """Reordered ties against loops over users, their borders, and spreads of refitted baselines."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,22 @@ def test_a_model_never_gets_a_training_item_as_target(tmp_path):
     assert "of interactions share their time" in ties.sentence()
     assert ties.to_dict()["spreads"][0]["name"] == "model"
     save_figure(ties_figure(ties), tmp_path / "ties.png")
+
+
+def test_a_log_without_ties_is_evaluated_once():
+    dataset = tied_dataset()
+    times = np.arange(dataset.n_interactions)
+    split = split_dataset(dataclasses.replace(dataset, timestamps=times))
+    calls = []
+
+    def model(drawn):
+        calls.append(drawn)
+        return 0.5
+
+    ties = measure_ties(split, "test", "HR@10", ("model", model), lambda _: {"other": 0.25}, draws=3)
+    assert len(calls) == 1
+    assert [spread.draws for spread in ties.spreads] == [(0.5,) * 3, (0.25,) * 3]
+    assert (ties.tied, ties.tied_targets, ties.crossing) == (0, 0, 0)
 
 
 def test_a_log_without_times_is_refused():
