@@ -43,7 +43,7 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
 
 
 def model_label(config: Mapping[str, Any]) -> str:
-    """Name of a model in tables: encoder, attention where it has any, and loss: "sasrec (softmax, cross-entropy)".
+    """Name of a model in tables: encoder, attention where it has any, and loss: "transformer (softmax, cross-entropy)".
 
     Args:
       config: the configuration of a run as in ``results.json``.

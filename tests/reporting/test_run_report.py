@@ -92,14 +92,14 @@ def test_table_puts_the_model_beside_the_baselines(run):
     lines = table.splitlines()
     assert lines[0].startswith("walks: 60 users, 40 items, ")
     baselines = ["popularity", "popularity-7d", "markov", "item-knn", "graph"]
-    assert [line.split()[0] for line in lines[2:8]] == [*baselines, "sasrec"]
+    assert [line.split()[0] for line in lines[2:8]] == [*baselines, "transformer"]
     assert "±" in lines[7]
     assert table.endswith("(mean ± sd over seeds)")
 
 
 def test_the_label_names_encoder_attention_and_loss(run):
-    assert format_metrics(run.results).splitlines()[7].startswith("sasrec (softmax, cross-entropy)")
-    assert "sasrec (softmax, cross-entropy)" in (run.workdir / "report.html").read_text()
+    assert format_metrics(run.results).splitlines()[7].startswith("transformer (softmax, cross-entropy)")
+    assert "transformer (softmax, cross-entropy)" in (run.workdir / "report.html").read_text()
     other = {"encoder": {"name": "stosa"}, "attention": {"name": "wasserstein"}, "objective": {"name": "bce"}}
     assert model_label(other) == "stosa (wasserstein, bce)"
     inside = {"encoder": {"name": "sasrec", "attention": {"name": "miq"}}, "objective": {"name": "bpr"}}
