@@ -170,14 +170,31 @@ def propagate(weights: Weights, states: Array, marked: tuple[Array, Array], dtyp
     return states + update * (new - states)
 
 
-@jax.checkpoint
+#: Numbers [B, queries, L, D] that are held at once: a CPU's cache, or a part of an accelerator's memory.
+PAIR_NUMBERS = {"cpu": 1 << 19}
+PAIR_NUMBERS_ELSEWHERE = 1 << 26
+
+
 def pairwise_scores(last: Array, each: Array, query: Array) -> Array:
     """``query . sigmoid(last_t + each_p)`` for all pairs: [B, S, D] and [B, L, D] give [B, S, L].
 
-    Recomputed in the backward pass, and a sum, not a product, so that no [B, S, L, D] array need be kept.
+    In groups of queries, recomputed in the backward pass, so that no [B, S, L, D] array is kept.
     """
-    inner = jax.nn.sigmoid(last[:, :, None, :] + each[:, None, :, :])
-    return (inner * query[None, None, None, :]).sum(axis=-1)
+    n_queries = last.shape[1]
+    most = PAIR_NUMBERS.get(jax.default_backend(), PAIR_NUMBERS_ELSEWHERE)
+    group = min(n_queries, max(1, most // max(1, each.size)))
+
+    def one(last: Array) -> Array:
+        inner = jax.nn.sigmoid(last[:, :, None, :] + each[:, None, :, :])
+        return (inner * query[None, None, None, :]).sum(axis=-1)
+
+    groups = -(-n_queries // group)
+    if groups == 1:
+        return jax.checkpoint(one)(last)
+    padded = jnp.pad(last, ((0, 0), (0, groups * group - n_queries), (0, 0)))
+    padded = padded.reshape(last.shape[0], groups, group, -1).swapaxes(0, 1)
+    out = lax.map(jax.checkpoint(one, prevent_cse=False), padded)
+    return out.swapaxes(0, 1).reshape(last.shape[0], groups * group, -1)[:, :n_queries]
 
 
 def scores(last: Array, each: Array, query: Array) -> Array:
