@@ -194,7 +194,7 @@ class Run:
         """The ranker of one seed (by default the first); see `params`."""
         if self._has_data:
             return self.setup.ranker(self.params(seed))
-        config, forward = self.config, Forward(self.encoder, self.task.mask)
+        config, forward = self.config, Forward(self.encoder, self.task.mask, self.task.query_token)
         data = RankingData(self.catalogue.meta["source_fingerprint"], self.item_counts)
         return EncoderRanker.build(forward, self.params(seed), config.batches, config.evaluation, data)
 

@@ -117,10 +117,11 @@ def gather_batch(  # noqa: PLR0913 - one call fills a batch of any kind
         return xp.take_along_axis(values, slot, axis=1)
 
     offset = column - of_sequence(stops - lengths)
-    place = xp.where(real, of_sequence(rows.starts) + offset, 0)
+    last_index = items.shape[0] - 1
+    # A history to be scored may end in a position of its own after the log's last interaction.
+    place = xp.clip(xp.where(real, of_sequence(rows.starts) + offset, 0), 0, last_index)
     remaining = of_sequence(lengths) - 1 - offset
     zero = np.int32(0)
-    last_index = items.shape[0] - 1
     if with_targets:
         targets = xp.where(real, items[xp.clip(place + 1, 0, last_index)], zero).astype(np.int32)
         counts = real & ((remaining == 0) | xp.logical_not(last_only))

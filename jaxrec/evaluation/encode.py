@@ -38,10 +38,17 @@ class Forward:
     """``(params, batch, query_positions) -> hidden [B, S, D]`` of an encoder, without dropout.
 
     Equal for equal encoders, so that programs compiled for one serve the other.
+
+    Attributes:
+      encoder: `jaxrec.models.base.Encoder`.
+      mask: under which it reads histories.
+      query_token: number among the special tokens (0, 1, ...) of the one that is appended to a history to ask for its next
+        item, or None.
     """
 
     encoder: nn.Module
     mask: Mask = "causal"
+    query_token: int | None = None
 
     def __call__(self, params: Any, batch: Batch, query_positions: Array) -> Array:
         """Hidden states at ``query_positions`` int32[B, S]."""
@@ -58,12 +65,20 @@ class EncodingOptions:
       tokens_per_batch: positions encoded at a time, which set the memory of the forward pass: B * L, or on a
         CPU the sum over the batches under way.
       resident: put the log on the device; False fills each batch on the host, for a log that does not fit.
+      query_token: id of a token that is appended to each history, whose last L - 1 interactions are then used, and whose
+        state scores the next item; None = the state of the last interaction does.
     """
 
     max_length: int
     position_origin: PositionOrigin = "start"
     tokens_per_batch: int = TOKENS_PER_BATCH
     resident: bool = True
+    query_token: int | None = None
+
+    @property
+    def longest_history(self) -> int:
+        """Interactions of a history that are used at most."""
+        return self.max_length - (self.query_token is not None)
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch < self.max_length or self.max_length < 1:
@@ -95,19 +110,22 @@ def encode_histories(
       DataError: histories outside the log.
     """
     items, timestamps = histories.items, histories.timestamps
-    max_length, position_origin, resident = options.max_length, options.position_origin, options.resident
+    max_length, resident = options.max_length, options.resident
     starts, stops = np.asarray(histories.starts, np.int64), np.asarray(histories.stops, np.int64)
     if len(starts) and (starts.min() < 0 or stops.max() > len(items) or (stops < starts).any()):
         raise DataError(
             f"histories must lie inside the log of {len(items)} interactions with start <= stop, "
             f"got starts from {starts.min()} and stops to {stops.max()}"
         )
-    lengths = np.minimum(stops - starts, max_length)
+    lengths = np.minimum(stops - starts, options.longest_history)
     full = np.flatnonzero(lengths > 0)
+    first = stops - lengths
+    if options.query_token is not None:
+        lengths = np.where(lengths > 0, lengths + 1, 0)
     owners = (
         np.zeros(len(starts), np.int32) if histories.users is None else np.asarray(histories.users, np.int32)
     )
-    packed = _pack_histories(stops - lengths, lengths, owners, full, max_length)
+    packed = _pack_histories(first, lengths, owners, full, max_length)
     # Few histories make a smaller batch and a short log, each a power of two: few programs for calls of many
     # sizes.
     at_once = parallel.workers(waiting=1)
@@ -116,9 +134,7 @@ def encode_histories(
     if mesh is not None:
         n_rows = -(-n_rows // mesh.shape[DATA]) * mesh.shape[DATA]
     if not len(full):
-        return _no_states(
-            apply_fn, params, packed.rows, timestamps, max_length, position_origin, n_rows, len(starts)
-        )
+        return _no_states(apply_fn, params, packed.rows, timestamps, options, n_rows, len(starts))
     log: Any = np.asarray(items)
     times = timestamps
     if resident:
@@ -134,9 +150,9 @@ def encode_histories(
     def states(rows: PackedRows) -> Array:
         if resident:
             rows = rows._replace(starts=rows.starts.astype(np.int32))
-            batch = _filled(split(rows), log, times, max_length=max_length, position_origin=position_origin)
+            batch = _filled(split(rows), log, times, options)
         else:
-            batch = split(_fill(rows, log, times, max_length, position_origin, xp=np))
+            batch = split(_fill(rows, log, times, options, xp=np))
         return _last_states(apply_fn, params, batch, split(rows.lengths))
 
     pieces = parallel.map_batches(states, batches, at_once)
@@ -190,22 +206,34 @@ def _padded(rows: PackedRows, n_rows: int) -> PackedRows:
     return PackedRows(*(np.pad(part, ((0, extra), (0, 0))) for part in rows)) if extra else rows
 
 
-def _fill(
-    rows: PackedRows, items: Any, timestamps: Any, max_length: int, position_origin: PositionOrigin, xp: Any
-) -> Batch:
-    return gather_batch(
+def _fill(rows: PackedRows, items: Any, timestamps: Any, options: EncodingOptions, xp: Any) -> Batch:
+    batch = gather_batch(
         rows,
         items,
-        max_length=max_length,
-        position_origin=position_origin,
+        max_length=options.max_length,
+        position_origin=options.position_origin,
         with_targets=False,
         timestamps=timestamps,
         xp=xp,
     )
+    return batch if options.query_token is None else _with_token(batch, options.query_token, xp)
+
+
+def _with_token(batch: Batch, token: int, xp: Any) -> Batch:
+    """Put the query token at the last position of each sequence; what was read there is not part of the history.
+
+    Its time is that of the newest interaction: the time of the next one is not known when it is asked for.
+    """
+    segments = batch.segments
+    last = (segments > 0) & (segments != xp.pad(segments[:, 1:], ((0, 0), (0, 1))))
+    times = batch.timestamps
+    if times is not None:
+        times = xp.where(last, xp.pad(times[:, :-1], ((0, 0), (1, 0))), times)
+    return batch._replace(items=xp.where(last, np.int32(token), batch.items), timestamps=times)
 
 
 #: A program of its own: what follows is then the same to the bit, whether the log is on the device or not.
-_filled = jax.jit(partial(_fill, xp=jnp), static_argnames=("max_length", "position_origin"))
+_filled = jax.jit(partial(_fill, xp=jnp), static_argnames="options")
 
 
 @partial(jax.jit, static_argnames=("apply_fn",))
@@ -228,14 +256,13 @@ def _no_states(
     params: Any,
     rows: PackedRows,
     times: Any,
-    length: int,
-    position_origin: PositionOrigin,
+    options: EncodingOptions,
     n: int,
     e: int,
 ) -> Array:
     """Zero states of the encoder's width, without running it."""
     empty = PackedRows(*(np.zeros((n, 1), np.int32) for _ in rows))
     nothing = np.zeros(1, np.int32)
-    batch = _fill(empty, nothing, None if times is None else nothing, length, position_origin, xp=np)
+    batch = _fill(empty, nothing, None if times is None else nothing, options, xp=np)
     shape = jax.eval_shape(lambda p: _last_states(apply_fn, p, batch, empty.lengths), params)
     return jnp.zeros((e, shape.shape[-1]), jnp.float32)

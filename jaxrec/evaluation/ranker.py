@@ -103,7 +103,10 @@ class EncoderRanker:
         items = forward.encoder.item_table(params)
         table = candidate_table(items, item_chunk=config.item_chunk, tie_seed=seed)
         tokens = max(config.tokens_per_batch, batches.max_length)
-        encoding = EncodingOptions(batches.max_length, batches.position_origin, tokens, data.resident)
+        token = None
+        if forward.query_token is not None:
+            token = forward.encoder.spec.n_items + 1 + forward.query_token
+        encoding = EncodingOptions(batches.max_length, batches.position_origin, tokens, data.resident, token)
         return cls(forward, params, table, encoding, data.item_counts)
 
     @property

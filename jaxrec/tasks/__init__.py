@@ -1,6 +1,19 @@
 """Training tasks: how a batch becomes inputs and a loss."""
 
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
+from jaxrec.tasks.masked_item import MaskedItem, MaskedItemConfig
 from jaxrec.tasks.next_item import NextItem, NextItemConfig
+from jaxrec.tasks.s3rec import S3RecConfig, S3RecPretraining
 
-__all__ = ["TASKS", "NextItem", "NextItemConfig", "Resources", "Task", "TaskConfig"]
+__all__ = [
+    "TASKS",
+    "MaskedItem",
+    "MaskedItemConfig",
+    "NextItem",
+    "NextItemConfig",
+    "Resources",
+    "S3RecConfig",
+    "S3RecPretraining",
+    "Task",
+    "TaskConfig",
+]

@@ -42,6 +42,9 @@ class TaskConfig:
 
     #: Tokens beside the items that the task puts into batches, with ids V+1, V+2, ...
     n_special: ClassVar[int] = 0
+    #: Whether batches hold whole training histories, the newest item among the inputs, rather than inputs with targets. Such
+    #: a task must not read ``Batch.targets`` and ``Batch.weights``: the item after a whole history is held out.
+    whole_sequences: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every option; a subclass with rules of its own calls this first."""
@@ -91,11 +94,11 @@ class Task:
         """Initialise the parameters that the task owns beside the encoder's, kept under ``params["task"]``; {} = none."""
         return {}
 
-    def prepare(self, batch: Batch, key: Array, resources: Resources) -> Batch:
-        """Mask items, crop, or add views; the identity here."""
+    def prepare(self, batch: Batch, key: Array, resources: Resources) -> Any:
+        """Mask items, crop, or add views; the identity here. What is returned is given to `loss`."""
         return batch
 
-    def loss(self, params: Any, batch: Batch, key: Array, resources: Resources) -> tuple[Array, Array]:
+    def loss(self, params: Any, batch: Any, key: Array, resources: Resources) -> tuple[Array, Array]:
         """Compute the loss of a batch that `prepare` returned, in training mode.
 
         Args:

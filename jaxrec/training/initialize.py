@@ -17,8 +17,10 @@ from jaxrec.training.setup import TrainingSetup, build_task, data_spec
 from jaxrec.training.state import Params
 from jaxrec.training.trees import flatten, path_name
 
-#: Parameters that belong to a task rather than to the encoder: its heads, and tokens beside the items.
-TASK_PARAMETERS = ("task/", "items/special")
+
+def belongs_to_task(name: str) -> bool:
+    """Tell whether a parameter is the task's rather than the encoder's: its heads, and tokens beside the items."""
+    return name.startswith("task/") or name.endswith("items/special")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
     task = build_task(saved, data_spec(saved, setup.dataset), setup.mesh)
     stacked = restore_best(source, task, saved.training.seeds, setup.dataset.fingerprint)
     old, new = flatten(stacked), flatten(params)
-    copied = [name for name in new if not name.startswith(TASK_PARAMETERS)]
+    copied = [name for name in new if not belongs_to_task(name)]
     _check_same_encoder(source, old, new)
     known = list(saved.training.seeds)
     index = [known.index(seed) if seed in known else 0 for seed in setup.config.training.seeds]
@@ -100,7 +102,7 @@ def _check_same_encoder(source: Path, old: Mapping[str, Any], new: Mapping[str, 
     def size(arrays: Mapping[str, Any], name: str) -> str:
         return "x".join(map(str, arrays[name].shape[1:])) if name in arrays else "absent"
 
-    names = [name for name in {**new, **old} if not name.startswith(TASK_PARAMETERS)]
+    names = [name for name in {**new, **old} if not belongs_to_task(name)]
     problems = [
         f"{name}: saved {size(old, name)}, needed {size(new, name)}"
         for name in names

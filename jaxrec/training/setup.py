@@ -106,7 +106,7 @@ class ModelSetup:
         """The encoder with one seed's parameters."""
         config = self.config
         data = RankingData(self.dataset.fingerprint, self.split.item_counts, self.resident)
-        forward = Forward(self.encoder, self.task.mask)
+        forward = Forward(self.encoder, self.task.mask, self.task.query_token)
         return EncoderRanker.build(forward, params, config.batches, config.evaluation, data)
 
 
@@ -197,10 +197,9 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     resident = is_resident(config.training, config.objective, dataset)
     model = prepare_model(config, dataset, resident)
     split, task, timestamps = model.split, model.task, model.timestamps
-    streams = [
-        RowStream(split.train_starts, split.train_stops, config.batches, seed)
-        for seed in config.training.seeds
-    ]
+    # A stretch of inputs ends one interaction before the stop, where its last target is.
+    stops = split.train_stops + int(config.task.whole_sequences)
+    streams = [RowStream(split.train_starts, stops, config.batches, seed) for seed in config.training.seeds]
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(schedule.total_steps)
     jax.eval_shape(
@@ -252,21 +251,32 @@ def device_resources(config: RunConfig, split: Split, timestamps: Any, resident:
         items=jnp.asarray(np.asarray(items), jnp.int32) if resident else None,
         timestamps=jnp.asarray(timestamps) if resident and timestamps is not None else None,
         item_counts=jnp.asarray(split.item_counts, jnp.float32) if config.objective.needs_counts else None,
-        attributes=_item_attributes(split.dataset) if config.task.needs_attributes else None,
+        attributes=attribute_rows(split.dataset) if config.task.needs_attributes else None,
         **seen,
     )
 
 
-def _item_attributes(dataset: SequenceDataset) -> jax.Array:
-    """int32[V+1, M], the attributes (1..A) of each item side by side, 0 = none."""
-    if dataset.attributes is None:
+def attribute_rows(dataset: SequenceDataset) -> jax.Array:
+    """Lay out the attributes of each item side by side: int32[V+1, M], ids 1..A, 0 = none.
+
+    Raises:
+      DataError: the dataset has no attributes, or an attribute id is out of range.
+    """
+    attributes = dataset.attributes
+    if attributes is None:
         raise DataError(
             "the task learns from the attributes of items: expected a dataset with attributes, got one without; load an "
             "item table with --data.attribute-columns, or choose a task that needs none"
         )
-    offsets, values = np.asarray(dataset.attributes.offsets), np.asarray(dataset.attributes.values)
+    offsets, values = np.asarray(attributes.offsets), np.asarray(attributes.values)
+    wrong = np.flatnonzero((values < 1) | (values > attributes.n_attributes))
+    if len(wrong):
+        item = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
+        raise DataError(
+            f"attribute ids must be 1..{attributes.n_attributes}, got {values[wrong[0]]} for item "
+            f"{dataset.item_ids[item - 1]!r} ({len(wrong)} such values)"
+        )
     counts = np.diff(offsets)
     table = np.zeros((dataset.n_items + 1, max(1, int(counts.max(initial=0)))), np.int32)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    table[rows, np.arange(len(values)) - np.repeat(offsets[:-1], counts)] = values
+    table[np.arange(table.shape[1])[None] < counts[:, None]] = values
     return jnp.asarray(table)

@@ -84,6 +84,7 @@ CASES = (
         "hstu", block="attention-only", embedding_norm=True, attention=PointwiseAttentionConfig(heads=2)
     ),
     transformer("attention-only", block="attention-only"),
+    transformer("bert4rec", mask="bidirectional", n_special=1, block="post-norm", ffn_width=8),
     Case("stosa", "stosa", {"init_scale": 0.5, "attention": WassersteinAttentionConfig(heads=2)}),
     Case(
         "stosa-end",
