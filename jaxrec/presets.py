@@ -14,10 +14,11 @@ from jaxrec.attention import (
 )
 from jaxrec.config import RunConfig, TrainingConfig
 from jaxrec.data.batches import BatchConfig
-from jaxrec.models import STOSAConfig, TransformerConfig
+from jaxrec.models import GRU4RecConfig, SRGNNConfig, STOSAConfig, TransformerConfig
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig, CrossEntropyConfig
 from jaxrec.optim import OptimizerConfig
 from jaxrec.registry import Registry
+from jaxrec.tasks import MaskedItemConfig, S3RecConfig
 
 #: Functions that return a `RunConfig`, by name; `PRESETS.register` adds one.
 PRESETS: Registry[Callable[[], RunConfig]] = Registry("preset")
@@ -180,6 +181,99 @@ def kernel() -> RunConfig:
     (``experiments/results/attention_movietweetings.md``).
     """
     return sasrec().updated({"encoder.attention": KernelAttentionConfig(heads=1, dropout=0.1)})
+
+
+@PRESETS.register("bert4rec")
+def bert4rec() -> RunConfig:
+    """BERT4Rec (Sun et al. 2019): masked items read from both sides, exact cross-entropy over the catalogue.
+
+    It learns from a fifth of the positions in a step, so it has many more epochs than `sasrec`, and more patience: published
+    comparisons often stop it too early (Petrov & Macdonald, RecSys 2022). No figure of ours yet: not measured.
+    """
+    return RunConfig(
+        batches=BatchConfig(mode="packed", batch_size=32, max_length=50, position_origin="end"),
+        encoder=TransformerConfig(
+            width=64,
+            layers=2,
+            block="post-norm",
+            ffn_width=256,
+            activation="gelu",
+            dropout=0.2,
+            embedding_norm=True,
+            attention=SoftmaxAttentionConfig(heads=2, dropout=0.2),
+        ),
+        task=MaskedItemConfig(mask_rate=0.2),
+        objective=CrossEntropyConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.999),
+        training=TrainingConfig(epochs=600, evaluate_every=5, patience=20),
+    )
+
+
+@PRESETS.register("gru4rec")
+def gru4rec() -> RunConfig:
+    """GRU4Rec in the shape of Li et al. 2023: one unit of width 128 without biases, cross-entropy at all positions.
+
+    ``--objective bpr-max`` is the loss of Hidasi & Karatzoglou 2018. No figure of ours yet: not measured.
+    """
+    return RunConfig(
+        batches=BatchConfig(mode="packed", batch_size=64, max_length=50),
+        encoder=GRU4RecConfig(width=64, hidden_width=128, dropout=0.5),
+        objective=CrossEntropyConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.999),
+        training=TrainingConfig(epochs=200, metric="NDCG@20"),
+    )
+
+
+@PRESETS.register("srgnn")
+def srgnn() -> RunConfig:
+    """SR-GNN (Wu et al. 2019) with a session graph for each prefix and cross-entropy at all positions.
+
+    ``--encoder.reading session-padding-faults --batches.mode padded`` computes what the public port in the code of Li et al.
+    2023 does. No figure of ours yet: not measured.
+    """
+    return RunConfig(
+        batches=BatchConfig(mode="packed", batch_size=64, max_length=50),
+        encoder=SRGNNConfig(width=64, layers=1),
+        objective=CrossEntropyConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.999),
+        training=TrainingConfig(epochs=200, metric="NDCG@20"),
+    )
+
+
+@PRESETS.register("s3rec-pretrain")
+def s3rec_pretrain() -> RunConfig:
+    """Pretraining of S3-Rec (Zhou et al. 2020) as its authors' code does it; needs attributes of items.
+
+    150 epochs, their choice for LastFM and Beauty, and the last parameters. The double sigmoid, the negative segments
+    across histories and the padding attribute of the code are on; each is an option. An epoch draws at most 50 prefixes of
+    each history (the code takes those that end in its last 50 items). Fine-tune with
+    ``jaxrec train --preset s3rec --init-from RUN``. No figure of ours yet: not measured.
+    """
+    return sasrec_s3rec().updated(
+        {
+            "batches": BatchConfig(
+                mode="prefix",
+                batch_size=64,
+                max_length=50,
+                position_origin="end",
+                prefixes_per_sequence=50,
+            ),
+            "task": S3RecConfig(
+                double_sigmoid=True, negative_segments="across-histories", padding_attribute=True
+            ),
+            "training": TrainingConfig(epochs=150, evaluate_every=15, select="last", patience=0),
+        }
+    )
+
+
+@PRESETS.register("s3rec")
+def s3rec() -> RunConfig:
+    """Fine-tuning of S3-Rec: `sasrec_s3rec` from a run of `s3rec_pretrain`, which ``--init-from RUN`` names.
+
+    The loss is that of Li et al. 2023, cross-entropy; ``--objective bce`` is S3-Rec's own. No figure of ours yet: not
+    measured.
+    """
+    return sasrec_s3rec()
 
 
 @PRESETS.register("smoke")
