@@ -144,8 +144,10 @@ def main(options: Options) -> None:
             command=command_line("experiments.benchmarks.recommend_cost"),
             body=[table],
             notes=[
-                "Width 64, two layers, Adam; one CPU. Before (commit d5fcdf3) the whole training state was restored; now "
-                "the best parameters alone are, and the digest of every array and of the catalogue is checked."
+                "Least seconds and greatest memory of several fresh processes. Both versions ran in one session on a "
+                "machine that other programs used, so only the memory is exact. Width 64, two layers, Adam; one CPU. "
+                "Before (commit d5fcdf3) the whole training state was restored; now the best parameters alone are, and "
+                "the digest of every array and of the catalogue is checked."
             ],
         )
     else:

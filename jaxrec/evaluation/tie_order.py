@@ -19,7 +19,7 @@ def tie_seed(fingerprint: str) -> int:
 
 
 def tie_keys(items: Any, seed: int, xp: Any = np) -> Any:
-    """uint32, the key of each item of an integer array; different for different items, and never 2^32 - 1.
+    """uint32, the key of each item of an integer array; different for different items.
 
     Args:
       items: numbers of items, at least 0.

@@ -124,13 +124,6 @@ def test_tie_keys_are_those_of_whole_numbers(seed):
     assert 0 <= tie_seed("f" * 64) < 2**31
 
 
-def test_the_key_that_no_item_has():
-    """What the search for the lowest keys marks empty places with."""
-    inverse = 0xE9C17817
-    assert oracle.tie_key(inverse) == 2**32 - 1
-    assert inverse >= 2**31, "so that inverse ^ seed is no item for any seed below 2^31"
-
-
 def test_a_constant_scorer_has_the_hits_of_chance_where_low_numbers_are_popular():
     """Items are numbered by first appearance, so targets are mostly low numbers; an order by number would find them."""
     rng = np.random.default_rng(1)
