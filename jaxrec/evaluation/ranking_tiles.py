@@ -220,8 +220,7 @@ def _appended(best: _Lists, scores: Array, ids: Array, seed: int) -> _Lists:
 def _first(scores: Array, ids: Array, k: int, seed: int) -> _Lists:
     """The k best of candidates [R, M]: greater score first, then lower tie key; ids are 0 beside -inf."""
     # One more than the list: a tie between its last item and the next decides who is in it.
-    # Behind the barrier XLA's CPU compiler finds the top-k; else it sorts the whole rows, 25 times slower.
-    top, place = lax.optimization_barrier(lax.top_k(scores, min(k + 1, scores.shape[1])))
+    top, place = _top_k(scores, min(k + 1, scores.shape[1]))
     equal = (top[:, :-1] == top[:, 1:]) & (top[:, :-1] > _MINUS_INFINITY)
     items = jnp.take_along_axis(ids, place[:, :k], axis=1)
 
@@ -232,6 +231,16 @@ def _first(scores: Array, ids: Array, k: int, seed: int) -> _Lists:
         equal[:, k - 1 :].any(), lambda: _first_of_ties(scores, ids, top[:, k - 1 : k], k, seed), without_last
     )
     return best, jnp.where(best > _MINUS_INFINITY, items, 0)
+
+
+def _top_k(scores: Array, k: int) -> tuple[Array, Array]:
+    """`lax.top_k` behind barriers, one for each result.
+
+    Without them XLA's CPU compiler does not recognise the top-k where its results are sliced further, and sorts the whole
+    rows, 25 times slower; with one barrier around both it aborts (a failed check in its TopkDecomposer).
+    """
+    top, place = lax.top_k(scores, k)
+    return lax.optimization_barrier(top), lax.optimization_barrier(place)
 
 
 def _by_key(scores: Array, items: Array, seed: int) -> _Lists:
@@ -255,7 +264,7 @@ def _first_of_ties(scores: Array, ids: Array, last: Array, k: int, seed: int) ->
 
     bound = lax.fori_loop(0, 32, halve, jnp.zeros(last.shape, jnp.uint32))
     masked = jnp.where(above | (tied & (keys <= bound)), scores, _MINUS_INFINITY)
-    chosen, place = lax.optimization_barrier(lax.top_k(masked, k))
+    chosen, place = _top_k(masked, k)
     return _by_key(chosen, jnp.take_along_axis(ids, place, axis=1), seed)
 
 
