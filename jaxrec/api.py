@@ -75,7 +75,10 @@ def fit(
     Args:
       dataset: from `load_dataset`; None = the one that ``config.data`` names (by default the bundled MovieTweetings).
       config: a `RunConfig` or the name of a preset.
-      workdir, resume, overwrite, progress: see `jaxrec.training.loop.train`.
+      workdir: run directory; None trains in memory.
+      resume: continue the run in ``workdir``.
+      overwrite: delete a run that is already in ``workdir``.
+      progress: show a progress bar on standard error.
 
     Raises:
       JaxrecError: as `jaxrec.training.loop.train`.

@@ -125,10 +125,17 @@ def parameter_panels(encoder: Any, params: Mapping[str, Any]) -> dict[str, list[
 def write_attention_figures(
     encoder: Any, params: Mapping[str, Any], batch: Batch, titles: Sequence[str | None], directory: Path
 ) -> list[tuple[str, Path]]:
-    """Draw what the encoder's attention offers for the single history in row 0 of ``batch``: (caption, file)
-    each.
+    """Draw the encoder's attention for the single history in row 0 of ``batch``.
 
-    ``titles`` name its interactions, oldest first. Existing files of the same names are replaced.
+    Args:
+      encoder: with attention.
+      params: of the encoder.
+      batch: arrays [1, L].
+      titles: of the history's interactions, oldest first.
+      directory: for the figures; existing files of the same names are replaced.
+
+    Returns:
+      (caption, file) of each figure.
     """
     directory.mkdir(parents=True, exist_ok=True)
     columns = np.flatnonzero(np.asarray(batch.segments)[0] > 0)

@@ -198,7 +198,9 @@ def compare_runs(
     Args:
       runs: at least one; the first is the baseline.
       metrics: names as in `jaxrec.evaluation.metrics.metric_values`.
-      resamples, confidence, seed: see `paired_bootstrap`.
+      resamples: see `paired_bootstrap`, as the next two.
+      confidence: of the intervals.
+      seed: of the resampling.
 
     Raises:
       DataError: runs of different datasets, splits, parts, protocols, users or targets, or two of one name.

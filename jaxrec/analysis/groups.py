@@ -42,6 +42,7 @@ def breakdown(values: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> l
     Args:
       values: float[E], a metric of every case.
       groups: int[E], the group of each case, an index into ``names``.
+      names: of the groups.
     """
     values, groups = np.asarray(values), np.asarray(groups)
     rows = []

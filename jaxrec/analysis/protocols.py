@@ -257,7 +257,11 @@ def side_by_side(
     """Rank the targets of one model under several protocols.
 
     Args:
-      hidden, table, targets, seen, item_counts: see `protocol_ranks`.
+      hidden: float[E, D], states of the model.
+      table: its items.
+      targets: int[E], ids 1..V.
+      seen: items of each history; see `jaxrec.evaluation.ranking.rank_targets`.
+      item_counts: int[V+1], training interactions of each item, for negatives drawn by popularity.
       protocols: candidate sets; differences are to the first.
       ks: cutoffs.
     """

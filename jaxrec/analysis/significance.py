@@ -46,7 +46,8 @@ def paired_bootstrap(
     as zero does.
 
     Args:
-      a, b: float[U] or float[S, U], a metric of every user for one or several seeds.
+      a: float[U] or float[S, U], a metric of every user for one or several seeds.
+      b: the same of the other model.
       resamples: how many.
       confidence: of the interval, between 0 and 1.
       seed: of the resampling.
@@ -97,7 +98,10 @@ def paired_permutation(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000,
     models, `paired_bootstrap` also about training them again.
 
     Args:
-      a, b, resamples, seed: see `paired_bootstrap`.
+      a: see `paired_bootstrap`.
+      b: see `paired_bootstrap`.
+      resamples: number of random sign flips.
+      seed: of the flips.
 
     Returns:
       (1 + #{|flipped mean| >= |mean|}) / (1 + resamples), never 0.
@@ -141,7 +145,8 @@ def minimal_detectable_difference(
     pessimistic case.
 
     Args:
-      a, b: float[U] or float[S, U].
+      a: float[U] or float[S, U], a metric of every user for one or several seeds.
+      b: the same of the other model, or None.
       alpha: level of the two-sided test.
       power: probability of a significant result.
     """

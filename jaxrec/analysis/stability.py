@@ -126,7 +126,8 @@ def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndar
     places.
 
     Args:
-      a, b: int32[E, K], items, 0 = none.
+      a: int32[E, K], items, 0 = none.
+      b: int32[E, K], the other lists.
       p: persistence: the chance that a reader goes on to the next place.
     """
     if not 0.0 < p < 1.0:
@@ -257,7 +258,8 @@ def compare_stability(
     """Compare run B with run A, paired over cases with seeds nested: {perturbation: effect on the measure, B - A}.
 
     Args:
-      a, b: results of the same perturbations.
+      a: results of run A.
+      b: results of run B under the same perturbations.
       measure: the similarity of lists to compare.
 
     Raises:

@@ -80,7 +80,8 @@ class MarkovChain:
 
     Args:
       items: int32[N], the log.
-      starts, stops: int64[U], the training part ``items[start:stop]`` of each user.
+      starts: int64[U]; the training part of a user is ``items[start:stop]``.
+      stops: int64[U].
       n_items: V.
     """
 
@@ -106,7 +107,8 @@ class ItemKNN:
 
     Args:
       items: int32[N], the log.
-      starts, stops: int64[U], the training part ``items[start:stop]`` of each user.
+      starts: int64[U]; the training part of a user is ``items[start:stop]``.
+      stops: int64[U].
       n_items: V.
       neighbours: similar items per item.
       last: number of newest items of a history that count.
@@ -147,7 +149,8 @@ class TransitionGraph:
 
     Args:
       items: int32[N], the log.
-      starts, stops: int64[U], the training part ``items[start:stop]`` of each user.
+      starts: int64[U]; the training part of a user is ``items[start:stop]``.
+      stops: int64[U].
       n_items: V.
       hops: steps of the walk.
       last: number of newest items of a history from which walks start.
@@ -195,7 +198,8 @@ def transition_counts(
 
     Args:
       items: int32[N], the log.
-      starts, stops: int64[U], the training part ``items[start:stop]`` of each user.
+      starts: int64[U]; the training part of a user is ``items[start:stop]``.
+      stops: int64[U].
       n_items: V.
     """
     first = ranges(starts, np.maximum(np.asarray(stops) - np.asarray(starts) - 1, 0))

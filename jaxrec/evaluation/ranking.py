@@ -137,9 +137,7 @@ def score_table(n_items: int, *, item_chunk: int = ITEM_CHUNK, tie_seed: int = 0
 
 @partial(jax.jit, static_argnames="mesh")
 def _shard(vectors: Array, bias: Array, mesh: Mesh) -> tuple[Array, Array]:
-    """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their
-    id.
-    """
+    """Pad the table to a multiple of the item shards and place each part; rows above V are masked by their id."""
     extra = -vectors.shape[0] % mesh.shape[ITEM]
     padded = jnp.pad(vectors, ((0, extra), (0, 0))), jnp.pad(bias, (0, extra))
     place = (NamedSharding(mesh, P(ITEM, None)), NamedSharding(mesh, P(ITEM)))
@@ -251,11 +249,16 @@ def top_k(
     row_chunk: int = ROW_CHUNK,
     mesh: Mesh | None = None,
 ) -> TopK:
-    """The k best items of each row, best first.
+    """Find the k best items of each row, best first.
 
     Args:
-      hidden, table, seen, item_chunk, row_chunk, mesh: see `rank_targets`.
+      hidden: float[E, D].
+      table: the items; see `candidate_table`.
       k: length of the lists, from 1 to V.
+      seen: items that are no candidates; see `rank_targets`.
+      item_chunk: see `rank_targets`.
+      row_chunk: see `rank_targets`.
+      mesh: see `rank_targets`.
 
     Returns:
       Scores and items; a row with fewer than K candidates left ends with score -inf, item 0.
@@ -306,9 +309,11 @@ def _check_rows(hidden: Any, items: CandidateTable, row_chunk: int) -> None:
 def _row_batches(
     order: np.ndarray, items: CandidateTable, row_chunk: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches of one size: the rows of each, and the same padded with -1. Few rows make a smaller batch, a
-    power of two so that calls of many sizes share few compilations. Batches that are under way at once share
-    ``row_chunk``; ranks and lists have the same batches, on which rounding depends."""
+    """Cut rows into batches of one size: the rows of each, and the same padded with -1.
+
+    Few rows make a smaller batch, a power of two so that calls of many sizes share few compilations. Batches computed
+    concurrently share ``row_chunk``; ranks and lists have the same batches, on which rounding depends.
+    """
     if not len(order):
         return []
     per_device = -(-len(order) // items.data_shards)

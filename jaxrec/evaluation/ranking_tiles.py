@@ -50,6 +50,7 @@ class ScoringSpec:
 
     @property
     def axis(self) -> str | None:
+        """Mesh axis that splits the items, or None."""
         return None if self.mesh is None else ITEM
 
 

@@ -68,9 +68,7 @@ def repeated_targets(seen: SeenItems, targets: np.ndarray, target_offsets: np.nd
 
 
 def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:
-    """``seen`` as CSR, checked: from `SeenItems`, from padded int[E, S] with 0 = none, or from None =
-    nothing seen.
-    """
+    """Check ``seen`` and give it as CSR: from `SeenItems`, padded int[E, S] with 0 = none, or None = nothing seen."""
     if seen is None:
         return SeenItems(np.zeros(n_rows + 1, np.int64), np.zeros(0, np.int32))
     if not isinstance(seen, SeenItems):
