@@ -90,7 +90,7 @@ class Trial:
         from jaxrec.attention import ATTENTION, AttentionContext
         from jaxrec.data.batches import Batch
         from jaxrec.models import DataSpec, TransformerConfig
-        from jaxrec.objectives import OBJECTIVES
+        from jaxrec.objectives import OBJECTIVES, LossInputs
 
         mechanism, settings = MECHANISMS[name]
         attention = ATTENTION[mechanism](**settings)
@@ -119,13 +119,14 @@ class Trial:
         def step(params: Any, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, jax.Array]:
             def loss(params: Any) -> jax.Array:
                 hidden = encoder.apply({"params": params}, batch, True, rngs={"dropout": key})
-                total, weight = objective(
+                inputs = LossInputs(
                     hidden.reshape(-1, hidden.shape[-1]),
                     encoder.item_table(params),
                     batch.targets.reshape(-1),
                     batch.weights.reshape(-1),
                     key,
                 )
+                total, weight = objective.build()(inputs)
                 return total / weight
 
             value, gradient = jax.value_and_grad(loss)(params)

@@ -33,7 +33,7 @@ from jax import Array, lax
 from experiments.record import command_line, number, write_record
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.objectives import CrossEntropyConfig, LossInputs
 from jaxrec.objectives.fused_cross_entropy import exponential
 from jaxrec.reporting.results import hardware, versions
 
@@ -64,7 +64,11 @@ def ours(dtype: Any) -> Callable[..., Array]:
 
     def loss(hidden: Array, vectors: Array, targets: Array, weights: Array) -> Array:
         key = jax.random.key(0)
-        return CrossEntropyConfig(dtype=dtype)(hidden, ItemTable(vectors), targets, weights, key)[0]
+        return (
+            CrossEntropyConfig(dtype=dtype)
+            .loss(LossInputs(hidden, ItemTable(vectors), targets, weights, key))
+            .total
+        )
 
     return loss
 

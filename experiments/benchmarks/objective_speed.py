@@ -102,12 +102,13 @@ def measure(options: Options, objective: str) -> dict[str, Any]:
 
 def main(options: Options) -> dict[str, Any]:
     """Measure one objective after another."""
+    from jaxrec.models import STOSAConfig
     from jaxrec.objectives import OBJECTIVES
     from jaxrec.presets import PRESETS
 
     reference = "cross-entropy"
-    distances = PRESETS[options.preset]().encoder.scores_are_distances
-    known = [name for name in OBJECTIVES if distances or not OBJECTIVES[name]().needs_distances]
+    distances = isinstance(PRESETS[options.preset]().encoder, STOSAConfig)
+    known = [name for name in OBJECTIVES if distances or name != "bpr-pvn"]
     names = [name for name in options.objectives or known if name != reference]
     rows = [measure(options, name) for name in [reference, *names, reference]]
     common = {key: rows[0].pop(key) for key in ("dataset", "versions", "hardware")}

@@ -43,7 +43,7 @@ from jaxrec.data.batches import gather_batch
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.packing import Sequences, pack
 from jaxrec.models import DataSpec, TransformerConfig
-from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.objectives import CrossEntropyConfig, LossInputs
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import hardware, versions
 from jaxrec.training import step as step_module
@@ -104,13 +104,14 @@ def values(name: str, dtype: str, precision: str) -> dict[str, np.ndarray]:
 
     def loss(params: Any) -> Any:
         hidden = encoder.apply({"params": params}, batch, False)
-        total, weight = objective(
+        inputs = LossInputs(
             hidden.reshape(-1, hidden.shape[-1]),
             encoder.item_table(params),
             jnp.asarray(batch.targets.reshape(-1)),
             jnp.asarray(batch.weights.reshape(-1)),
             jax.random.key(0),
         )
+        total, weight = objective.build()(inputs)
         return total / weight
 
     with jax.default_matmul_precision(precision):

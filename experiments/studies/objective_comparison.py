@@ -38,8 +38,10 @@ def variants(options: Options) -> list[Variant]:
         for rate in options.learning_rates
         for dropout in options.dropouts
     ]
-    names = ["cross-entropy", *(name for name in OBJECTIVES if name != "cross-entropy")]
-    chosen = [name for name in names if not OBJECTIVES[name]().needs_distances]
+    others = [
+        name for name in OBJECTIVES if name not in ("cross-entropy", "bpr-pvn")
+    ]  # pvn needs STOSA's distances
+    chosen = ["cross-entropy", *others]
     every = [Variant(name, {"objective": OBJECTIVES[name]()}, candidates) for name in chosen]
     last = Variant("cross-entropy last target", {"batches": {"targets": "last"}}, candidates)
     return [*every, last]

@@ -276,7 +276,7 @@ def _resources(config: RunConfig, sizes: DataSizes, resident: bool) -> Resources
     return Resources(
         items=of(sizes.interactions) if resident else None,
         timestamps=of(sizes.interactions) if resident and sizes.timestamps else None,
-        item_counts=of(sizes.items + 1, jnp.float32) if config.objective.needs_counts else None,
+        item_counts=of(sizes.items + 1, jnp.float32),
         seen_items=of(sizes.interactions) if seen else None,
         seen_offsets=of(sizes.users + 1) if seen else None,
     )

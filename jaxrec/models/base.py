@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 from jax import Array
@@ -34,9 +34,6 @@ class EncoderConfig:
     layers: Annotated[int, Range("[1, inf)")] = 2
     dropout: Annotated[float, Range("[0, 1)")] = 0.3
     dtype: Literal["float32", "bfloat16"] = "float32"
-
-    #: Whether scores are ``|h|^2`` minus squared distances between Gaussians (see `jaxrec.models.stosa`).
-    scores_are_distances: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every option; a subclass with rules of its own calls this first."""

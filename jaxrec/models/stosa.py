@@ -4,18 +4,24 @@ Items and states are Gaussians with diagonal covariance, compared by their squar
 
     W(h, i) = |mu_h - mu_i|^2 + |sqrt(sigma_h) - sqrt(sigma_i)|^2 = |h|^2 - 2 h . e_i + |e_i|^2
 
-where ``h`` and ``e_i`` put means and square roots of covariances side by side. With vectors ``2 e_i`` and
-biases ``-|e_i|^2`` the common score ``h . vector + bias`` is ``|h|^2 - W(h, i)``: it ranks as the distance
-does, and the score difference of two items is their distance difference, so BPR on scores is STOSA's loss.
-Its second term, pvn, needs distances between items: ``W(i, j) = -bias_i - bias_j - vector_i . vector_j / 2``,
-and ``W(h, i) = |h|^2 - score_i``.
+where ``h`` and ``e_i`` put means and square roots of covariances side by side. With vectors ``2 e_i`` and biases
+``-|e_i|^2`` the common score ``h . vector + bias`` is ``|h|^2 - W(h, i)``: it ranks as the distance does, and the score
+difference of two items is their distance difference, so BPR on scores is STOSA's loss. Its second term, pvn, also compares
+distances between items (`jaxrec.nn.item_table.EuclideanItemTable`).
+
+The authors' code (github.com/zfan20/STOSA) departs from the paper in two ways, which `STOSAConfig` offers as options:
+
+* ``legacy_shared_norms``: means and covariances share one layer norm at the input, and one after the attention of a layer.
+* ``legacy_input_means``: the encoder's loop assigns the mean that a layer returns to a misspelt name, so that every layer,
+  and the final state, has the mean of the input, ``ELU(norm(item + position))``, that no attention has touched. Only
+  covariances pass through the layers. The published figures come from that code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -48,10 +54,13 @@ class STOSAConfig(AttentiveEncoderConfig):
     ``width`` is the size of a mean, and of a covariance: hidden states have twice as many numbers.
 
     Attributes:
+      attention: mechanism inside each layer.
       ffn_width: inner size of each stream's feed-forward network; 0 = four times ``width``.
       init_mean: mean of the normal initialisation of tables and kernels.
       init_scale: its standard deviation.
       norm_epsilon: of the layer norms.
+      legacy_shared_norms: share layer norms between means and covariances, as the authors' code does.
+      legacy_input_means: let no layer change the means, as in the authors' code.
     """
 
     layers: Annotated[int, Range("[1, inf)")] = 1
@@ -60,8 +69,8 @@ class STOSAConfig(AttentiveEncoderConfig):
     init_mean: float = 0.01
     init_scale: Annotated[float, Range("(0, inf)")] = 0.02
     norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-12
-
-    scores_are_distances: ClassVar[bool] = True
+    legacy_shared_norms: bool = False
+    legacy_input_means: bool = False
 
     def build(self, spec: DataSpec) -> STOSA:
         """Build the encoder for data of these sizes."""
@@ -77,9 +86,7 @@ class STOSAConfig(AttentiveEncoderConfig):
 
 
 class GaussianBlock(nn.Module):
-    """One layer: means and covariances side by side, ``[B, L, 2 d] -> [B, L, 2 d]``; each stream
-    post-norm.
-    """
+    """One layer ``[B, L, 2 d] -> [B, L, 2 d]`` on means and covariances side by side; each stream post-norm."""
 
     config: STOSAConfig
     attention: AttentionConfig
@@ -90,9 +97,10 @@ class GaussianBlock(nn.Module):
         config, shape, width = self.config, self.shape, self.config.width
         attended = self.attention.build(shape, name="attention")(x, context, train)
         attended = x + Dropout(config.dropout)(attended, train)
+        norms = stream_norms(config, "attention_norm")
         out = []
         for name, state in zip(STREAMS, jnp.split(attended, 2, axis=-1), strict=True):
-            state = nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_attention_norm")(state)
+            state = norms[name](state)
             inner = Dense(
                 config.ffn_width or 4 * width,
                 kernel_init=shape.kernel_init,
@@ -104,16 +112,25 @@ class GaussianBlock(nn.Module):
             out.append(
                 nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_feed_forward_norm")(state + fed)
             )
-        return jnp.concatenate([out[0], elu_plus_one(out[1])], axis=-1)
+        mean = x[..., :width] if config.legacy_input_means else out[0]
+        return jnp.concatenate([mean, elu_plus_one(out[1])], axis=-1)
+
+
+def stream_norms(config: STOSAConfig, name: str) -> dict[str, nn.LayerNorm]:
+    """Return the layer norm of each stream: two, or one module for both."""
+    if config.legacy_shared_norms:
+        return dict.fromkeys(STREAMS, nn.LayerNorm(epsilon=config.norm_epsilon, name=name))
+    return {stream: nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{stream}_{name}") for stream in STREAMS}
 
 
 class STOSA(AttentiveEncoder):
-    """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, 2 d]``: mean and square root of
-    covariance.
+    """Encoder whose states float32[B, L, 2 d] are a mean and the square root of a covariance.
 
-    Parameters, with d the width and F the feed-forward width: ``2 (V + 1 + n_special) d`` for the items, ``2 max_length
-    d`` for learned positions, ``4 d`` for the input norms, what the attention shares between layers, and for
-    each layer the attention's own, ``8 d`` for norms and ``2 (2 d F + F + d)``.
+    Parameters, with d the width and F the feed-forward width: ``2 (V + 1 + n_special) d`` for the items, ``2 max_length d``
+    for learned positions, ``4 d`` for the input norms, what the attention shares between layers, and for each layer the
+    attention's own, ``8 d`` for norms and ``2 (2 d F + F + d)``. With ``legacy_shared_norms`` the input norms have ``2 d``
+    and those of a layer ``6 d``. With ``legacy_input_means`` the values, output map and feed-forward
+    network of the mean stream have no effect.
     """
 
     config: STOSAConfig
@@ -127,7 +144,7 @@ class STOSA(AttentiveEncoder):
         return init
 
     def attention_spec(self) -> AttentionSpec:
-        """What every block hands to its attention mechanism."""
+        """Return the sizes and settings that every block passes to its attention mechanism."""
         return AttentionSpec(
             width=2 * self.config.width,
             max_length=self.max_length,
@@ -144,7 +161,7 @@ class STOSA(AttentiveEncoder):
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
         config, shape = self.config, self.attention_spec()
-        streams = []
+        streams, norms = [], stream_norms(config, "norm")
         for name in STREAMS:
             embed = ItemEmbedding(self.spec, config.width, self._init(), self.shards, name=f"{name}_items")
             x = embed(batch.items)
@@ -156,8 +173,7 @@ class STOSA(AttentiveEncoder):
                     self._init(),
                     name=f"{name}_positions",
                 )(batch.positions)
-            x = nn.LayerNorm(epsilon=config.norm_epsilon, name=f"{name}_norm")(x)
-            streams.append(Dropout(config.dropout)(x, train))
+            streams.append(Dropout(config.dropout)(norms[name](x), train))
         x = jnp.concatenate([jax.nn.elu(streams[0]), elu_plus_one(streams[1])], axis=-1)
         x = zero_padding(x, batch.segments)
 
@@ -172,23 +188,23 @@ class STOSA(AttentiveEncoder):
         return hidden if query_positions is None else take_positions(hidden, query_positions)
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
-        """Vectors ``2 e_i`` float32[V+1, 2 d] and biases ``-|e_i|^2`` float32[V+1]; see the module's
-        docstring.
-        """
+        """Return vectors ``2 e_i`` float32[V+1, 2 d] and biases ``-|e_i|^2`` float32[V+1]; see the module's docstring."""
         mean, covariance = (params[f"{name}_items"]["table"] for name in STREAMS)
         items = jnp.concatenate([mean, standard_deviation(elu_plus_one(covariance))], axis=-1)
         return EuclideanItemTable.of_points(items, self.shards)
 
     def parameter_count(self) -> int:
-        """Number of parameters by the formula in the class docstring."""
+        """Count the parameters by the formula in the class docstring."""
         config, width = self.config, self.config.width
         inner = config.ffn_width or 4 * width
         shape = self.attention_spec()
-        layer = self.attention.parameter_count(shape) + 8 * width + 2 * (2 * width * inner + inner + width)
+        norms = 2 if config.legacy_shared_norms else 4  # at the input
+        layer = self.attention.parameter_count(shape) + 2 * (2 * width * inner + inner + width)
+        layer += (norms + 4) * width
         return (
             2 * (self.n_items + 1 + self.spec.n_special) * width
             + (2 * self.max_length * width if self.positions == "learned" else 0)
-            + 4 * width
+            + norms * width
             + config.layers * layer
             + self.attention.shared_parameter_count(shape)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -128,13 +128,6 @@ class ObjectiveConfig:
     def needs_seen(self) -> bool:
         """Whether the loss reads ``sampling.users``, ``seen_items`` and ``seen_offsets``."""
         return False
-
-    needs_counts = True  # until training passes the counts whatever the loss
-    needs_distances: ClassVar[bool] = False
-
-    def __call__(self, hidden, table, targets, weights, rng, inputs=None):  # type: ignore[no-untyped-def]
-        """Compute the loss; until training calls `build`."""
-        return tuple(self.loss(LossInputs(hidden, table, targets, weights, rng, inputs or SamplingInputs())))
 
     def build(self, table: ItemTable | None = None) -> Loss:
         """Return the loss function, ``LossInputs -> LossSums``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,6 @@ class BPRPositiveVersusNegativeConfig(BPRConfig):
 
     pvn_weight: Annotated[float, Range("[0, inf)")] = 0.005
 
-    needs_distances: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Check the options; distances have neither a temperature nor angles."""
         super().__post_init__()
@@ -53,7 +51,7 @@ class BPRPositiveVersusNegativeConfig(BPRConfig):
 
     def check(self, table: ItemTable) -> None:
         """Reject a table whose scores are dot products; see `ItemTable.item_states`."""
-        jax.eval_shape(lambda: table.item_states())
+        jax.eval_shape(lambda table: table.item_states(), table)
 
     def position_losses(self, scores: Scores) -> Float[Array, " c"]:
         """Return the loss of each of c positions."""

@@ -78,13 +78,13 @@ class Request(NamedTuple):
         assert self.inputs.key is not None, "a sampler needs LossInputs.key"
         return self.inputs.key
 
-    def seen(self) -> SeenItems:
+    def seen(self) -> SortedLists:
         """Return the items to avoid besides the target: those of each position's user, or none."""
         n = self.inputs.targets.shape[0]
         if not self.exclude_seen:
             nobody = jnp.zeros((n,), jnp.int32)
-            return SeenItems(jnp.zeros((1,), jnp.int32), nobody, nobody)
-        return SeenItems.of(self.inputs)
+            return SortedLists(jnp.zeros((1,), jnp.int32), nobody, nobody)
+        return SortedLists.of(self.inputs)
 
     def avoided(self, items: Int[Array, "M n"]) -> Bool[Array, "N n"]:
         """Return whether each item is its position's target or, with ``exclude_seen``, an item of its user."""
@@ -300,7 +300,7 @@ def _popularity(request: Request) -> Array:
     return jnp.where(counts > 0, powers, 0.0).at[0].set(0.0)
 
 
-class SeenItems(NamedTuple):
+class SortedLists(NamedTuple):
     """For each of N positions a sorted list of distinct items: ``items[start:stop]``."""
 
     items: Int[Array, " S"]
@@ -308,7 +308,7 @@ class SeenItems(NamedTuple):
     stop: Int[Array, " N"]
 
     @classmethod
-    def of(cls, inputs: LossInputs) -> SeenItems:
+    def of(cls, inputs: LossInputs) -> SortedLists:
         """Return the training items of each position's user; none where the user is -1."""
         sampling = inputs.sampling
         users = sampling.require("users", "exclude_seen")

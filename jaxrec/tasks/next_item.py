@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxrec.data.batches import Batch
 from jaxrec.models.base import Encoder
-from jaxrec.objectives import ObjectiveConfig, SamplingInputs
+from jaxrec.objectives import LossInputs, ObjectiveConfig, SamplingInputs
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
 
 
@@ -42,17 +42,19 @@ def item_loss(
     Returns:
       (weighted sum of the loss, sum of the weights).
     """
-    inputs = SamplingInputs(
+    sampling = SamplingInputs(
         item_counts=resources.item_counts,
         users=batch.users.reshape(-1),
         seen_items=resources.seen_items,
         seen_offsets=resources.seen_offsets,
     )
-    return task.objective(
+    loss = task.objective.build()
+    inputs = LossInputs(
         hidden.reshape(-1, hidden.shape[-1]),
         task.encoder.item_table(params),
         batch.targets.reshape(-1),
         batch.weights.reshape(-1),
         key,
-        inputs,
+        sampling,
     )
+    return loss(inputs)

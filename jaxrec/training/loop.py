@@ -327,7 +327,7 @@ def _check_finite(metrics: StepMetrics, step: int, config: RunConfig, store: Che
     raise NonFiniteError(
         f"loss or gradient stopped being finite at step {step + index + 1} (seed {seed}): loss "
         f"{metrics.loss[:, index].tolist()}, gradient norm {metrics.gradient_norm[:, index].tolist()}; {good}. "
-        "Lower optimizer.learning_rate or set optimizer.clip_norm"
+        "Lower --optimizer.learning-rate or set --optimizer.clip-norm"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxrec.config import RunConfig, section_label
+from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
@@ -188,11 +188,6 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
       DataError: the data lack what the configuration asks for.
       ConfigError: the configuration contradicts itself or the devices.
     """
-    if config.objective.needs_distances and not config.encoder.scores_are_distances:
-        raise ConfigError(
-            f"--objective {section_label(config, 'objective')} compares distances between Gaussians: expected the "
-            f"encoder 'stosa', got {section_label(config, 'encoder')!r}; choose that encoder, or the objective 'bpr'"
-        )
     dataset = config.data.load() if dataset is None else dataset
     resident = is_resident(config.training, config.objective, dataset)
     model = prepare_model(config, dataset, resident)
@@ -202,9 +197,9 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     streams = [RowStream(split.train_starts, stops, config.batches, seed) for seed in config.training.seeds]
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(schedule.total_steps)
-    jax.eval_shape(
-        lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0)
-    )  # reject before any compute
+    # Shapes alone, to reject before any compute what cannot work.
+    state = jax.eval_shape(lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0))
+    config.objective.build(jax.eval_shape(task.encoder.item_table, state.params))
     sharding = StateSharding(task, optimizer)
     return TrainingSetup(
         **vars(model),
@@ -250,7 +245,7 @@ def device_resources(config: RunConfig, split: Split, timestamps: Any, resident:
     return Resources(
         items=jnp.asarray(np.asarray(items), jnp.int32) if resident else None,
         timestamps=jnp.asarray(timestamps) if resident and timestamps is not None else None,
-        item_counts=jnp.asarray(split.item_counts, jnp.float32) if config.objective.needs_counts else None,
+        item_counts=jnp.asarray(split.item_counts, jnp.float32),
         attributes=attribute_rows(split.dataset) if config.task.needs_attributes else None,
         **seen,
     )

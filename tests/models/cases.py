@@ -92,6 +92,17 @@ CASES = (
         {"layers": 2, "ffn_width": 6, "init_scale": 0.5, "attention": WassersteinAttentionConfig(heads=1)},
         origin="end",
     ),
+    Case(
+        "stosa-authors-code",
+        "stosa",
+        {
+            "layers": 2,
+            "init_scale": 0.5,
+            "attention": WassersteinAttentionConfig(heads=2),
+            "legacy_shared_norms": True,
+            "legacy_input_means": True,
+        },
+    ),
     Case("gru4rec", "gru4rec", {"hidden_width": 6}, n_special=1),
     Case(
         "gru4rec-deep",

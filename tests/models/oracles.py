@@ -148,7 +148,8 @@ def stosa(encoder, params, items, mask):
         x = embed(params[f"{name}_items"], items)
         if encoder.positions == "learned":
             x = x + params[f"{name}_positions"]["table"][places(encoder, n)]
-        streams.append(elu(layer_norm(x, params[f"{name}_norm"], config.norm_epsilon)))
+        own_norm = "norm" if config.legacy_shared_norms else f"{name}_norm"
+        streams.append(elu(layer_norm(x, params[own_norm], config.norm_epsilon)))
     mean, covariance = streams[0], streams[1] + 1.0
     for layer in range(config.layers):
         p = params[f"layer_{layer}"]
@@ -175,13 +176,15 @@ def stosa(encoder, params, items, mask):
         out = []
         for name, x, change in (("mean", mean, means), ("covariance", covariance, covariances)):
             x = x + affine(change, p["attention"][f"{name}_output"]["dense"])
-            x = layer_norm(x, p[f"{name}_attention_norm"], config.norm_epsilon)
+            own_norm = "attention_norm" if config.legacy_shared_norms else f"{name}_attention_norm"
+            x = layer_norm(x, p[own_norm], config.norm_epsilon)
             inner = elu(affine(x, p[f"{name}_inner"]))
             x = layer_norm(
                 x + affine(inner, p[f"{name}_outer"]), p[f"{name}_feed_forward_norm"], config.norm_epsilon
             )
             out.append(x)
-        mean, covariance = out[0], elu(out[1]) + 1.0
+        mean = mean if config.legacy_input_means else out[0]
+        covariance = elu(out[1]) + 1.0
     return np.concatenate([mean, np.sqrt(covariance)], axis=1)
 
 

@@ -38,8 +38,9 @@ def test_scores_rank_as_wasserstein_distances_and_differ_as_they_do():
     distances = ((hidden[:4] - means) ** 2).sum(1) + ((hidden[4:] - deviations) ** 2).sum(1)
     np.testing.assert_allclose(scores, (hidden**2).sum() - distances, rtol=1e-5, atol=1e-5)
     between = ((means[2] - means[5]) ** 2).sum() + ((deviations[2] - deviations[5]) ** 2).sum()
-    pair = -table.bias[2] - table.bias[5] - table.vectors[2] @ table.vectors[5] / 2.0
-    assert float(pair) == pytest.approx(between, rel=1e-4)
+    states = table.take(jnp.array([2])).item_states()
+    pair = table.squared_distances(states, states @ table.vectors.T + table.bias[None, :])
+    assert float(pair[0, 5]) == pytest.approx(between, rel=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["none", "stochastic"])
@@ -61,9 +62,13 @@ def test_the_past_alone_decides():
     assert np.abs(before[0, 2] - after[0, 2]).max() > 1e-3
 
 
-@pytest.mark.parametrize("positions", ["auto", "alibi"])
-def test_parameter_count_and_finite_gradients(positions):
-    encoder, params = build(positions=positions)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"positions": "alibi"}, {"legacy_shared_norms": True, "legacy_input_means": True, "layers": 2}],
+    ids=str,
+)
+def test_parameter_count_and_finite_gradients(options):
+    encoder, params = build(**options)
     assert encoder.parameter_count() == sum(leaf.size for leaf in jax.tree.leaves(params))
     key = jax.random.key(1)
 
@@ -74,6 +79,15 @@ def test_parameter_count_and_finite_gradients(positions):
         )
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(params)))
+
+
+def test_no_attention_touches_the_means_of_the_authors_code():
+    encoder, params = build(legacy_input_means=True)
+    apply = jax.jit(encoder.apply, compiler_options=QUICK)
+    other = BATCH._replace(items=ITEMS.at[0, 0].set(6))
+    before, after = (np.asarray(apply({"params": params}, batch))[0, 2] for batch in (BATCH, other))
+    np.testing.assert_array_equal(before[:4], after[:4])
+    assert np.abs(before[4:] - after[4:]).max() > 1e-4
 
 
 @pytest.mark.parametrize(

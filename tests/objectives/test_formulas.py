@@ -12,11 +12,13 @@ from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import (
     BPRPositiveVersusNegativeConfig,
     CrossEntropyConfig,
+    GeneralizedBinaryCrossEntropyConfig,
     LossInputs,
     SampledSoftmaxConfig,
     ScalableCrossEntropyConfig,
 )
 from jaxrec.objectives import sampled as sampled_module
+from jaxrec.objectives.sampled import Scores
 from jaxrec.objectives.samplers import draw
 from tests.objectives import oracles
 from tests.objectives.table import ALL, PVN, ROUTES, SAMPLED, N, V, compiled, evaluate, inputs, problem
@@ -191,3 +193,57 @@ def test_scalable_cross_entropy_equals_its_formula(mix, key):
 
     assert compare(config, function, case, key) == pytest.approx(function.covered)
     assert (items > 0).all()
+
+
+@pytest.mark.parametrize("mix", [True, False])
+def test_buckets_hold_what_is_nearest_to_their_direction(mix, key):
+    """Largest projections on each direction, of real positions and of items; with ``mix``, of mixed real states."""
+    hidden, vectors, _, targets, weights = problem()
+    real = weights * (targets > 0) > 0
+    config = ScalableCrossEntropyConfig(n_buckets=8, bucket_positions=2, bucket_items=4, mix=mix)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, vectors, real)]
+    positions, items = config.buckets(arrays[0], ItemTable(arrays[1]), arrays[2], key)
+    noise = np.asarray(jax.random.normal(key, (8, N if mix else hidden.shape[1])), np.float64)
+    directions = noise @ np.where(real[:, None], hidden, 0.0) if mix else noise
+    for direction, position, item in zip(directions, positions, items, strict=True):
+        of_positions = np.where(real, hidden @ direction, -np.inf)
+        of_items = np.where(np.arange(V + 1) > 0, vectors @ direction, -np.inf)
+        assert position.tolist() == np.argsort(-of_positions)[:2].tolist()
+        assert item.tolist() == np.argsort(-of_items)[:4].tolist()
+    assert len({tuple(item.tolist()) for item in items}) > 1, "directions differ"
+
+
+def test_buckets_by_default_are_twice_the_root_of_the_positions(key):
+    hidden, vectors, _, _, weights = (jnp.asarray(x, jnp.float32) for x in problem())
+    positions, items = ScalableCrossEntropyConfig().buckets(hidden, ItemTable(vectors), weights, key)
+    assert positions.shape == (6, 6)  # 2 ceil(sqrt(6)), and no more than there are
+    assert items.shape == (6, V)
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("score", [0.0, 3.0, -3.0, 40.0, -40.0, 1e4, -1e4])
+def test_gbce_and_its_gradient_at_extremes(score, calibration):
+    """Against the paper's formula for beta; a catalogue so large that sampling is rare."""
+    n, v = 2, 100_000
+    config = GeneralizedBinaryCrossEntropyConfig(n_negatives=n, calibration=calibration)
+    negatives = np.array([[-score, score / 2]])
+
+    def loss(positive, negative):
+        valid, rows = jnp.ones(negative.shape, bool), ItemTable(jnp.zeros((1, 1)))
+        scores = Scores(
+            positive, negative, valid, jnp.zeros((1, n)), jnp.zeros((1, 1)), rows, lambda _: negative, v
+        )
+        return config.position_losses(scores)[0]
+
+    value_and_grad = jax.value_and_grad(loss, (0, 1))
+    value, (of_positive, of_negative) = value_and_grad(
+        jnp.array([score], jnp.float32), jnp.asarray(negatives, jnp.float32)
+    )
+    alpha = n / (v - 1)
+    beta = alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)
+    want = (beta * oracles.softplus(-score) + oracles.softplus(negatives).sum()) / (n + 1)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(
+        of_positive, [-beta * oracles.sigmoid(-score) / (n + 1)], rtol=1e-4, atol=1e-37
+    )
+    np.testing.assert_allclose(of_negative, oracles.sigmoid(negatives) / (n + 1), rtol=1e-4, atol=1e-37)

@@ -174,6 +174,7 @@ def test_missing_inputs_are_named(key):
 def test_distances_need_a_table_of_points():
     config, points = BPRPositiveVersusNegativeConfig(), jnp.ones((4, 2))
     assert config.build(EuclideanItemTable.of_points(points)) == config.loss
+    assert config.build(jax.eval_shape(EuclideanItemTable.of_points, points)) == config.loss, "shapes suffice"
     with pytest.raises(
         ConfigError, match="needs an encoder whose scores are distances: expected --encoder stosa"
     ):

@@ -11,7 +11,7 @@ from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import SAMPLERS, BPRConfig, LossInputs, SamplingInputs
 from jaxrec.objectives.samplers import (
     Request,
-    SeenItems,
+    SortedLists,
     avoided_mass,
     draw,
     draw_by_weight,
@@ -245,7 +245,7 @@ def test_binary_search_equals_membership_and_counts():
         jnp.asarray(np.concatenate(lists), jnp.int32),
         jnp.asarray(offsets, jnp.int32),
     )
-    seen = SeenItems.of(LossInputs(None, None, None, None, None, sampling))
+    seen = SortedLists.of(LossInputs(None, None, None, None, None, sampling))
     want = [[u >= 0 and i in lists[u] for i in range(1, 41)] for u in users]
     np.testing.assert_array_equal(jax.jit(seen.contains)(jnp.asarray(items)), want)
     below = jax.jit(lambda: seen.count_while(lambda item, _: item < jnp.asarray(items), 40))()

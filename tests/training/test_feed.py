@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import time
 from types import SimpleNamespace
@@ -211,3 +212,18 @@ def test_times_are_clipped_and_read_where_asked():
     seconds = RelativeSeconds(np.array([50, 7, 2**40], np.int64))
     assert seconds[np.array([[0], [2]])].tolist() == [[43], [2**31 - 1]]
     assert seconds[:].dtype == np.int32
+
+
+def test_seen_items_on_the_device_are_distinct_and_of_training_alone():
+    """Samplers skip seen items by rank, which counts each once; targets of evaluation are none of them."""
+    dataset = small_dataset(n_items=12)
+    config = dataclasses.replace(small_config(), objective=BinaryCrossEntropyConfig(exclude_seen=True))
+    resources = prepare(config, dataset).resources
+    seen, offsets = np.asarray(resources.seen_items), np.asarray(resources.seen_offsets)
+    assert len(seen) < len(dataset.items) - 2 * dataset.n_users, "some user met an item twice"
+    for user in range(dataset.n_users):
+        history = dataset.items[dataset.offsets[user] : dataset.offsets[user + 1]]
+        assert seen[offsets[user] : offsets[user + 1]].tolist() == sorted(set(history[:-2].tolist()))
+    histories = np.split(dataset.items, dataset.offsets[1:-1])
+    trained = np.concatenate([history[:-2] for history in histories])
+    np.testing.assert_array_equal(resources.item_counts, np.bincount(trained, minlength=dataset.n_items + 1))

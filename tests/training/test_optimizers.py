@@ -1,4 +1,7 @@
-"""Which parameters decay, for every encoder and every attention mechanism."""
+"""The rule for weight decay, over all registered encoders and mechanisms, and what a step of each algorithm does."""
+
+import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -7,93 +10,207 @@ import pytest
 
 from jaxrec.attention import ATTENTION
 from jaxrec.data.batches import Batch
+from jaxrec.errors import ConfigError
 from jaxrec.models import ENCODERS
 from jaxrec.nn.spec import DataSpec
-from jaxrec.optim import OptimizerConfig, decay_mask
+from jaxrec.optim import OptimizerConfig, decay_mask, is_item_table, is_kernel
 
-#: Besides those of a softmax encoder: what each mechanism has, and whether it is a matrix between features.
-OWN = {
-    ("softmax", ()): {},
-    ("miq", ()): {
-        "query_window/slots/kernel": True,
-        "keys_values/kernel": True,
-        "query_level_keys_kernel": True,
-        "query_level_queries_kernel": True,
-        "query_level_values_kernel": True,
-        "dummies/vectors": False,
-    },
-    ("awrsr", (("variant", "additive-gated"),)): {"refinement/maps": False, "refinement/gate": False},
-    ("awrsr", (("variant", "additive-bahdanau"),)): {"refinement/maps": False, "refinement/vector": False},
-    ("kernel", (("upper", "full"),)): {"kernel/upper": False, "kernel/lower": False},
-    ("hstu", ()): {"gate/kernel": True, "queries/kernel": True, "distance_bias": False},
-    ("uniform", ()): {"values/kernel": True},
-    ("wasserstein", (("variant", "stochastic"),)): {
-        "mean/kernel": True,
-        "covariance/kernel": True,
-        "refinement/maps": False,
-    },
+
+def shapes(config, n_items=7, max_length=6):
+    """Path -> shape of every parameter."""
+    blank = jnp.zeros((1, 4), jnp.int32)
+    batch = Batch(blank, blank, blank, blank, jnp.zeros((1, 4)), blank, blank)
+    spec = DataSpec(n_items, max_length, n_users=3, has_timestamps=True)
+    params = jax.eval_shape(config.build(spec).init, jax.random.key(0), batch)["params"]
+    return {
+        tuple(entry.key for entry in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def variants():
+    """Every registered encoder with every mechanism that it accepts; every mechanism in each of its choices, once.
+
+    Read off the registries and the options' types: a new part is covered when it is registered.
+    """
+    chosen = set()
+    for name, kind in ENCODERS.items():
+        plain = kind(width=4, layers=1)
+        if not hasattr(plain, "attention"):
+            yield name, plain
+            continue
+        for mechanism, attention in ATTENTION.items():
+            options = [{}]
+            if mechanism not in chosen:
+                fields = [field.name for field in dataclasses.fields(attention)]
+                options += [{field: choice} for field in fields for choice in choices(attention, field)]
+            for option in options:
+                try:
+                    config = dataclasses.replace(plain, attention=attention(**option))
+                    config.build(DataSpec(7, 6, has_timestamps=True))
+                except ConfigError:
+                    continue
+                chosen.add(mechanism)
+                yield f"{name}, {mechanism} {option}", config
+
+
+def choices(kind, field):
+    """Values of a ``Literal`` or boolean option."""
+    hint = typing.get_type_hints(kind)[field]
+    if hint is bool:
+        return (False, True)
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """Name -> (shapes, shapes with one more item, shapes with one more position)."""
+    return {
+        name: (shapes(config), shapes(config, n_items=8), shapes(config, max_length=7))
+        for name, config in variants()
+    }
+
+
+def test_every_registered_part_is_covered(everything):
+    assert {name.split(",")[0] for name in everything} == set(ENCODERS)
+    mechanisms = {name.split(", ")[1].split(" ")[0] for name in everything if ", " in name}
+    assert mechanisms == set(ATTENTION)
+
+
+def test_item_tables_are_the_parameters_that_grow_with_the_catalogue(everything):
+    for name, (small, more_items, _) in everything.items():
+        growing = {path for path in small if small[path] != more_items[path]}
+        assert growing == {path for path in small if is_item_table(list(path))}, name
+        assert growing, name
+
+
+def test_kernels_are_matrices_between_features(everything):
+    """A kernel has two axes of features at least, and none that counts items or positions; a bias is beside it."""
+    for name, (small, more_items, longer) in everything.items():
+        kernels = {path for path in small if is_kernel(list(path))}
+        assert kernels, name
+        for path in kernels:
+            assert len(small[path]) >= 2, (name, path)
+            assert small[path] == more_items[path] == longer[path], (name, path)
+        for path in small:
+            if (*path[:-1], "kernel") in kernels and path[-1] != "kernel":
+                assert path[-1] == "bias", (name, path)
+
+
+def test_matrices_that_are_no_kernels_belong_to_positions_items_or_tokens(everything):
+    """What a name hides from decay: each such matrix is indexed by positions, items, times, heads or dummies."""
+    #: Last names of parameters that are no maps between features though their shape depends on no length.
+    others = {"vectors", "bias", "time_bias", "table", "vector", "gate", "maps"}
+    for name, (small, more_items, longer) in everything.items():
+        for path, shape in small.items():
+            fixed = shape == more_items[path] == longer[path]
+            if len(shape) >= 2 and fixed and not is_kernel(list(path)):
+                assert path[-1] in others, (name, path, shape)
+
+
+def test_mask_follows_the_options():
+    params = {
+        "items": {"table": 0},
+        "output_table": 0,
+        "layer_0": {"attention": {"kernel": 0, "query_level_kernel": 0, "bias": 0}, "items": {"table": 0}},
+    }
+    kernels = {"kernel": True, "query_level_kernel": True, "bias": False}
+    want = {
+        "items": {"table": False},
+        "output_table": False,
+        "layer_0": {"attention": kernels, "items": {"table": False}},
+    }
+    assert decay_mask(params, "kernels") == want
+    assert decay_mask(params, "kernels-and-items") == want | {"items": {"table": True}, "output_table": True}
+    assert all(jax.tree.leaves(decay_mask(params, "all")))
+
+
+PARAMS = {
+    "layer": {"kernel": np.array([[1.0, -2.0]], np.float32), "bias": np.array([0.5], np.float32)},
+    "items": {"table": np.array([[3.0]], np.float32)},
 }
 
 
-def parameters(encoder, attention, **options):
-    """Paths and shapes of the parameters."""
-    blank = jnp.zeros((1, 4), jnp.int32)
-    batch = Batch(blank, blank, blank, blank, jnp.zeros((1, 4)), blank)
-    module = ENCODERS[encoder](width=4, layers=1, attention=attention, **options).build(DataSpec(7, 6))
-    return jax.eval_shape(module.init, jax.random.key(0), batch)["params"]
+@pytest.mark.parametrize("algorithm", ["adamw", "adagrad", "sgd"])
+def test_decay_is_decoupled_and_on_the_mask_alone(algorithm):
+    """Over several steps, decay changes an update by learning rate x decay x parameter: no moment sees it."""
+    config = OptimizerConfig(algorithm=algorithm, learning_rate=0.1, clip_norm=1.0)
+    plain, decaying = config.build(10), dataclasses.replace(config, weight_decay=0.5).build(10)
+    states = plain.init(PARAMS), decaying.init(PARAMS)
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        gradients = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(np.float32), PARAMS)
+        without, first = plain.update(gradients, states[0], PARAMS)
+        withal, second = decaying.update(gradients, states[1], PARAMS)
+        states = first, second
+        change = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), withal, without)
+        np.testing.assert_allclose(
+            change["layer"]["kernel"], -0.1 * 0.5 * PARAMS["layer"]["kernel"], rtol=1e-5
+        )
+        np.testing.assert_array_equal(change["layer"]["bias"], 0)
+        np.testing.assert_array_equal(change["items"]["table"], 0)
 
 
-def decaying(params, decay_on):
-    flat = jax.tree_util.tree_leaves_with_path(decay_mask(params, decay_on))
-    return {"/".join(entry.key for entry in path): decays for path, decays in flat}
+def formula(algorithm, gradients):
+    """Updates of one parameter over steps of learning rate 0.1, in plain NumPy."""
+    first, second, sums, out = 0.0, 0.0, 0.1, []
+    for step, g in enumerate(gradients, 1):
+        if algorithm == "adamw":
+            first, second = 0.8 * first + 0.2 * g, 0.95 * second + 0.05 * g**2
+            direction = first / (1 - 0.8**step) / (np.sqrt(second / (1 - 0.95**step)) + 1e-6)
+        elif algorithm == "adagrad":
+            sums = sums + g**2
+            direction = g / np.sqrt(sums + 1e-6)
+        else:
+            first = 0.8 * first + g
+            direction = first
+        out.append(-0.1 * direction)
+    return out
 
 
-def test_every_mechanism_is_here():
-    assert {name for name, _ in OWN} == set(ATTENTION)
+@pytest.mark.parametrize("algorithm", ["adamw", "adagrad", "sgd"])
+def test_updates_equal_the_formula(algorithm):
+    optimizer = OptimizerConfig(
+        algorithm=algorithm, learning_rate=0.1, beta1=0.8, beta2=0.95, epsilon=1e-6
+    ).build(9)
+    param = {"bias": np.array([1.0], np.float32)}
+    state, got, gradients = optimizer.init(param), [], [0.3, -1.0, 2.0, 0.1]
+    for g in gradients:
+        update, state = optimizer.update({"bias": np.array([g], np.float32)}, state, param)
+        got.append(float(update["bias"][0]))
+    np.testing.assert_allclose(got, formula(algorithm, gradients), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "options"), OWN, ids=str)
-def test_kernels_are_matrices_between_features(name, options):
-    params = parameters("sasrec", ATTENTION[name](**dict(options)), block="gated")
-    mask = decaying(params, "kernels")
-    for path, decays in OWN[name, options].items():
-        assert mask[f"layer_0/attention/{path}"] == decays, path
-    for path in ("attention_gate/kernel", "feed_forward_gate/kernel", "feed_forward/inner/kernel"):
-        assert mask[f"layer_0/{path}"]
-    others = {"items/table", "layer_0/attention_norm/scale", "layer_0/feed_forward/inner/bias"}
-    assert not any(mask[path] for path in others)
-    assert not any(decays for path, decays in mask.items() if "bias" in path or "norm" in path)
-    shapes = {
-        "/".join(entry.key for entry in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    assert all(len(shapes[path]) >= 2 for path, decays in mask.items() if decays)
+def test_schedules():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, final_fraction=0.1, schedule="linear")
+    rate = config.learning_rate_schedule(14)
+    np.testing.assert_allclose(
+        [rate(0), rate(2), rate(4), rate(9), rate(14)], [0, 0.5, 1, 0.55, 0.1], rtol=1e-6
+    )
+    cosine = dataclasses.replace(config, schedule="cosine").learning_rate_schedule(14)
+    np.testing.assert_allclose([cosine(4), cosine(9), cosine(14)], [1, 0.55, 0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("encoder", "attention", "tables"),
+    ("options", "message"),
     [
-        ("sasrec", "softmax", {"items/table", "output_table"}),
-        ("stosa", "wasserstein", {"mean_items/table", "covariance_items/table"}),
+        ({"epsilon": -1.0}, r"--optimizer\.epsilon must be a finite number above 0; got -1"),
+        ({"epsilon": 0.0}, r"--optimizer\.epsilon must be"),
+        ({"beta1": 1.0}, r"--optimizer\.beta1 must be a finite number in \[0, 1\); got 1"),
+        ({"beta2": 2.0}, r"--optimizer\.beta2 must be"),
+        (
+            {"learning_rate": float("nan")},
+            r"--optimizer\.learning-rate must be a finite number above 0; got nan",
+        ),
+        ({"learning_rate": 0.0}, r"--optimizer\.learning-rate must be"),
+        ({"weight_decay": float("inf")}, r"--optimizer\.weight-decay must be a finite number"),
+        ({"clip_norm": -1.0}, r"--optimizer\.clip-norm must be"),
+        ({"warmup_steps": 1.5}, r"--optimizer\.warmup-steps must be an integer"),
+        ({"final_fraction": 1.5}, r"--optimizer\.final-fraction must be"),
+        ({"algorithm": "lion"}, r"--optimizer\.algorithm must be one of adamw, adagrad, sgd"),
     ],
+    ids=str,
 )
-def test_item_tables_decay_where_asked(encoder, attention, tables):
-    options = {"separate_output": True} if encoder == "sasrec" else {}
-    params = parameters(encoder, ATTENTION[attention](), **options)
-    kernels, both, every = (decaying(params, on) for on in ("kernels", "kernels-and-items", "all"))
-    assert {path for path, decays in both.items() if decays and not kernels[path]} == tables
-    assert all(every.values())
-    assert any(kernels.values())
-
-
-def test_decay_is_applied_to_the_mask_alone():
-    """With a gradient of zero, a step shrinks kernels by learning rate times decay and moves nothing else."""
-    params = {
-        "layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
-        "items": {"table": jnp.ones((3, 2))},
-    }
-    optimizer = OptimizerConfig(learning_rate=0.1, weight_decay=0.5).build(10)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    np.testing.assert_allclose(updates["layer"]["kernel"], -0.05, rtol=1e-6)
-    assert not np.asarray(updates["layer"]["bias"]).any()
-    assert not np.asarray(updates["items"]["table"]).any()
+def test_settings_that_cannot_work_are_rejected(options, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimizerConfig(**options)
