@@ -1,50 +1,145 @@
-"""What attention looks at, drawn: weights over one history, query-level weights, and positional kernels."""
+"""Attention maps of a trained model: weights over one history, their spread, and matrices of parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxrec.data.batches import Batch
+from jaxrec.attention import allowed_positions
+from jaxrec.attention.base import Mask
+from jaxrec.data.batches import Batch, gather_batch
+from jaxrec.data.packing import Sequences, pad
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.models.attentive import AttentiveEncoder
 from jaxrec.serving.recommender import Recommender
 
 LONGEST_TITLE = 28
 
 
 def attention_weights(
-    encoder: nn.Module, params: Mapping[str, Any], batch: Batch
+    encoder: nn.Module, params: Mapping[str, Any], batch: Batch, mask: Mask = "causal"
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What each layer's attention sows for ``batch``: ``{layer: {name: float32[...]}}``, layers in order.
+    """Arrays that each layer's attention sows for a batch.
 
-    Names are those in the mechanisms' docstrings, such as ``attention_weights`` [B, H, L, L].
+    Args:
+      encoder: an encoder with attention.
+      params: its parameters.
+      batch: arrays of [B, L].
+      mask: "causal" or "bidirectional".
+
+    Returns:
+      ``{layer: {name: float32[...]}}``, layers in order, with the names of the mechanisms' docstrings, such as
+      ``attention_weights`` [B, H, L, L].
     """
 
     @jax.jit
     def sown(params: Any, batch: Batch) -> Any:
-        return encoder.apply({"params": params}, batch, False, mutable=["intermediates"])[1]
+        return encoder.apply({"params": params}, batch, False, mask=mask, mutable=["intermediates"])[1]
 
-    found = {}
+    layers = {}
     for layer, content in sown(params, batch).get("intermediates", {}).items():
         if "attention" in content:
-            found[layer] = {name: np.asarray(values[0]) for name, values in content["attention"].items()}
-    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+            layers[layer] = {name: np.asarray(values[0]) for name, values in content["attention"].items()}
+    return dict(sorted(layers.items(), key=lambda item: (len(item[0]), item[0])))
 
 
-def attention_figure(weights: np.ndarray, titles: Sequence[str | None], caption: str = "") -> Figure:
-    """Heat maps of one history's attention, a panel a head: who looks (rows) at whom (columns).
+class WeightStatistics(NamedTuple):
+    """Concentration of attention weights for each query; NaN for padding and for queries with one key.
+
+    Attributes:
+      entropy: float[B, H, L], as a fraction of that of uniform weights: 1 = uniform, 0 = one key has all.
+      from_uniform: float[B, H, L], total variation distance to uniform weights.
+      from_first: float[B, H, L], total variation distance to the first weights of a refinement, or None.
+    """
+
+    entropy: np.ndarray
+    from_uniform: np.ndarray
+    from_first: np.ndarray | None
+
+    def means(self) -> dict[str, float]:
+        """The mean of each over all queries."""
+        return {
+            name: float(np.nanmean(values)) for name, values in self._asdict().items() if values is not None
+        }
+
+
+def weight_statistics(
+    weights: np.ndarray, segments: np.ndarray, first: np.ndarray | None = None, mask: Mask = "causal"
+) -> WeightStatistics:
+    """Measure how concentrated attention weights are, and how far from uniform and from the first weights.
+
+    Args:
+      weights: float[B, H, L, L], each row a distribution over the keys that the mask allows.
+      segments: int[B, L], as in `Batch`.
+      first: float[B, H, L, L], the sown ``first_weights`` of a refinement, or None.
+      mask: "causal" or "bidirectional".
+
+    Raises:
+      ConfigError: the weights are no distributions, as those of pointwise attention are not.
+    """
+    weights = np.asarray(weights, np.float64)
+    if weights.min() < 0 or np.abs(weights.sum(axis=-1) - 1).max() > 1e-3:
+        raise ConfigError(
+            "weight statistics need weights that sum to 1 over the keys, got others: they are defined for softmax "
+            "attention and its refinements, not for pointwise attention or keys outside the row"
+        )
+    allowed = np.asarray(allowed_positions(jnp.asarray(segments), mask))[:, None]
+    count = allowed.sum(axis=-1)
+    counted = (count > 1) & (np.asarray(segments) > 0)[:, None]
+    logarithms = np.log(np.maximum(weights, 1e-300))
+    entropy = -(weights * logarithms).sum(axis=-1) / np.log(np.maximum(count, 2))
+
+    def distance(other: np.ndarray) -> np.ndarray:
+        return np.where(counted, 0.5 * np.abs(weights - other).sum(axis=-1), np.nan)
+
+    return WeightStatistics(
+        np.where(counted, entropy, np.nan),
+        distance(allowed / count[..., None]),
+        None if first is None else distance(np.asarray(first, np.float64)),
+    )
+
+
+def statistics_figure(layers: Mapping[str, WeightStatistics], caption: str = "") -> Figure:
+    """Entropy and distances of attention weights by position in the history, averaged over rows and heads.
+
+    Args:
+      layers: statistics of each layer, of histories without padding.
+      caption: above the panels.
+    """
+    figure = Figure(figsize=(3.4 * len(layers) + 1.0, 3.0), layout="constrained")
+    axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
+    labels = ("entropy (1 = uniform)", "distance to uniform", "distance to the first weights")
+    for axis, (layer, statistics) in zip(axes, layers.items(), strict=True):
+        for label, values in zip(labels, statistics, strict=True):
+            if values is not None and values.shape[-1] > 1:
+                # The first position has one key, and no spread.
+                axis.plot(range(2, values.shape[-1] + 1), values[..., 1:].mean(axis=(0, 1)), label=label)
+        axis.set_title(layer.replace("_", " "), fontsize=8)
+        axis.set_xlabel("position in the history, oldest first", fontsize=8)
+        axis.set_ylim(-0.02, 1.02)
+    axes[0].legend(fontsize=7)
+    figure.suptitle(caption, fontsize=9)
+    return figure
+
+
+def attention_figure(
+    weights: np.ndarray, titles: Sequence[str | None], caption: str = "", mask: Mask = "causal"
+) -> Figure:
+    """Heat maps of one history's attention, one panel per head: queries in rows, keys in columns.
 
     Args:
       weights: float[H, n, n] or [n, n], for the n interactions of the history only.
       titles: names of the n items, oldest first; None is shown as its place.
       caption: above the panels.
+      mask: "causal" leaves later keys blank.
     """
     weights = np.asarray(weights)
     panels = weights[None] if weights.ndim == 2 else weights
@@ -59,19 +154,24 @@ def attention_figure(weights: np.ndarray, titles: Sequence[str | None], caption:
     figure = Figure(figsize=(count * side + 3.2, side + 2.0), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
     for head, axis in enumerate(axes):
-        image = axis.imshow(_masked_above(panels[head]), cmap="viridis", vmin=0.0, aspect="equal")
+        image = axis.imshow(
+            _masked_above(panels[head]) if mask == "causal" else panels[head],
+            cmap="viridis",
+            vmin=0.0,
+            aspect="equal",
+        )
         axis.set_xticks(range(n), names, rotation=90, fontsize=6)
         axis.set_yticks(range(n), names, fontsize=6)
-        axis.set_xlabel("attended to")
+        axis.set_xlabel("key")
         axis.set_title(f"head {head + 1}" if count > 1 else "", fontsize=8)
         figure.colorbar(image, ax=axis, shrink=0.7)
-    axes[0].set_ylabel("after seeing")
+    axes[0].set_ylabel("query")
     figure.suptitle(caption, fontsize=9)
     return figure
 
 
 def query_weights_figure(weights: np.ndarray, caption: str = "") -> Figure:
-    """How the m query positions share the answer: mean weight of each slot by position in the history.
+    """Heat map of the weights of the m query positions, by position in the history.
 
     Args:
       weights: float[n, m], or [B, n, m] to be averaged over B histories of length n.
@@ -123,19 +223,30 @@ def parameter_panels(encoder: Any, params: Mapping[str, Any]) -> dict[str, list[
 
 
 def write_attention_figures(
-    encoder: Any, params: Mapping[str, Any], batch: Batch, titles: Sequence[str | None], directory: Path
+    encoder: Any,
+    params: Mapping[str, Any],
+    batch: Batch,
+    titles: Sequence[str | None],
+    directory: Path,
+    mask: Mask = "causal",
 ) -> list[tuple[str, Path]]:
-    """Draw the encoder's attention for the single history in row 0 of ``batch``.
+    """Draw the attention of an encoder for the single history in row 0 of a batch.
+
+    Existing files of the same names are replaced.
 
     Args:
-      encoder: with attention.
-      params: of the encoder.
-      batch: arrays [1, L].
-      titles: of the history's interactions, oldest first.
-      directory: for the figures; existing files of the same names are replaced.
+      encoder: an encoder with attention.
+      params: its parameters.
+      batch: arrays of [1, L].
+      titles: names of the history's interactions, oldest first.
+      directory: created if missing.
+      mask: "causal" or "bidirectional".
 
     Returns:
       (caption, file) of each figure.
+
+    Raises:
+      ConfigError: the history is empty.
     """
     directory.mkdir(parents=True, exist_ok=True)
     columns = np.flatnonzero(np.asarray(batch.segments)[0] > 0)
@@ -143,7 +254,8 @@ def write_attention_figures(
         raise ConfigError("the history to draw is empty: choose a user with at least one known interaction")
     first, last = int(columns[0]), int(columns[-1]) + 1
     drawn: list[tuple[str, str, Figure]] = []
-    for number, (layer, sown) in enumerate(attention_weights(encoder, params, batch).items(), start=1):
+    statistics: dict[str, WeightStatistics] = {}
+    for number, (layer, sown) in enumerate(attention_weights(encoder, params, batch, mask).items(), start=1):
         weights = sown["attention_weights"][0]
         # Dummies, where they are keys, come before the row's own positions.
         keys = weights[..., weights.shape[-1] - np.asarray(batch.segments).shape[1] :]
@@ -155,8 +267,18 @@ def write_attention_figures(
             )
             history = np.einsum("hmij,im->hij", history, slots)
         drawn.append(
-            (f"Attention, layer {number}", f"{layer}_attention.png", attention_figure(history, titles))
+            (
+                f"Attention, layer {number}",
+                f"{layer}_attention.png",
+                attention_figure(history, titles, mask=mask),
+            )
         )
+        if "first_weights" in sown:
+            original = sown["first_weights"][:, :, first:last, first:last]
+            segments = np.ones((1, last - first), np.int32)
+            statistics[layer] = weight_statistics(history[None], segments, original, mask)
+    if statistics:
+        drawn.append(("Spread of the weights", "weight_statistics.png", statistics_figure(statistics)))
     for name, panels in parameter_panels(encoder, params).items():
         drawn.append((name.replace("_", " ").capitalize(), f"{name}.png", matrices_figure(panels)))
     out = []
@@ -179,11 +301,11 @@ def _masked_above(matrix: np.ndarray) -> np.ndarray:
 def draw_attention(
     run: str | Path, history: Sequence[Any], out: str | Path, seed: int | None = None
 ) -> list[tuple[str, Path]]:
-    """Draw what a trained model attends to in one history, and its positional kernels where it has any.
+    """Draw the attention of a trained model in one history, and parameters that its mechanism has to show.
 
     Args:
       run: run directory.
-      history: original item ids, oldest first; unknown ids are passed over.
+      history: original item ids, oldest first; unknown ids are ignored.
       out: directory for the figures.
       seed: which of the run's models; None = the first.
 
@@ -191,27 +313,36 @@ def draw_attention(
       (caption, file) of each figure.
 
     Raises:
-      ConfigError: the history has no known item.
+      ConfigError: the history has no known item, or the encoder has no attention.
       DataError: the model needs the time of each interaction, which a list of items does not have.
     """
     recommender = Recommender.load(run, seed)
-    config, length = recommender.config, recommender.config.batches.max_length
+    batches = recommender.config.batches
+    if not isinstance(recommender.encoder, AttentiveEncoder):
+        raise ConfigError(
+            f"the run's encoder {type(recommender.encoder).__name__} has no attention to draw: expected a "
+            f"transformer or STOSA; choose another run"
+        )
     if recommender.needs_times:
         raise DataError(
-            "this model needs the time of each interaction (positions 'time-interval'), and a history of item ids has "
-            "none: build a Batch with timestamps and call jaxrec.analysis.attention_maps.write_attention_figures"
+            "this model needs the time of each interaction (a time-based position scheme), and a history of item ids "
+            "has none: build a Batch with timestamps and call jaxrec.analysis.attention_maps.write_attention_figures"
         )
     ids = recommender.items.item_indices(history)
-    ids = ids[ids > 0][-length:]
+    ids = ids[ids > 0][-batches.max_length :].astype(np.int32)
     if not len(ids):
         raise ConfigError("history has no item of the catalogue: expected at least one known id")
-    n = len(ids)
-    row = np.zeros((1, length), np.int32)
-    items, segments, positions = row.copy(), row.copy(), row.copy()
-    items[0, :n], segments[0, :n] = ids, 1
-    positions[0, :n] = np.arange(n) if config.batches.position_origin == "start" else np.arange(n)[::-1]
-    batch = Batch(items, positions, segments, row, row.astype(np.float32), timestamps=row)
+    start, length, user = (np.asarray([number]) for number in (0, len(ids), 0))
+    batch = gather_batch(
+        pad(Sequences(start, length, user)),
+        ids,
+        max_length=batches.max_length,
+        position_origin=batches.position_origin,
+        with_targets=False,
+        timestamps=np.zeros_like(ids),
+    )
     titles = recommender.items.item_titles or recommender.items.item_ids
+    named = [titles[i - 1] for i in ids]
     return write_attention_figures(
-        recommender.encoder, recommender.params, batch, [titles[i - 1] for i in ids], Path(out)
+        recommender.encoder, recommender.params, batch, named, Path(out), recommender.mask
     )

@@ -155,6 +155,10 @@ class AttentionConfig(abc.ABC):
                 f"choose another width, heads or positions"
             )
 
+    def advice(self, lengths: np.ndarray) -> list[str]:
+        """Warnings about options that do not suit training histories of these lengths int[N]; none by default."""
+        return []
+
     @abc.abstractmethod
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build the Linen module ``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.

@@ -219,6 +219,18 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
                 f"shorten the window or lengthen the histories"
             )
 
+    def advice(self, lengths: np.ndarray) -> list[str]:
+        """Warn of a window longer than half of the histories, most of whose queries are dummies."""
+        typical = int(np.median(lengths)) if len(lengths) else 0
+        if self.slots <= typical:
+            return []
+        tenth = max(1, round(float(np.mean(lengths)) / 10)) if len(lengths) else 1
+        return [
+            f"{option_name(SECTION, 'query_window')} gives a window of {self.slots} items, and half of the training "
+            f"histories have at most {typical}: dummies fill most of these windows; the paper advises a tenth of the "
+            f"average history, here {tenth}"
+        ]
+
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build `MultiItemQueryAttention`."""
         return MultiItemQueryAttention(self, spec, name=name)

@@ -22,7 +22,7 @@ class AttentiveEncoderConfig(EncoderConfig):
       attention: the mechanism in every layer, a configuration of `jaxrec.attention.ATTENTION` or of one's own.
       positions: "auto" (the attention mechanism's own preference), or a key of
         ``jaxrec.attention.positions.POSITIONS``: "learned", "sinusoidal", "none", or a scheme inside the attention
-        ("rotary", "relative-bias", "alibi", "time-interval").
+        ("rotary", "relative-bias", "alibi", "time-interval", "hstu-time").
     """
 
     attention: AttentionConfig = SoftmaxAttentionConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -195,6 +196,10 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     # A stretch of inputs ends one interaction before the stop, where its last target is.
     stops = split.train_stops + int(config.task.whole_sequences)
     streams = [RowStream(split.train_starts, stops, config.batches, seed) for seed in config.training.seeds]
+    attention = getattr(config.encoder, "attention", None)
+    if attention is not None:
+        for message in attention.advice(split.train_stops - split.train_starts):
+            warnings.warn(message, stacklevel=2)
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(schedule.total_steps)
     # Shapes alone, to reject before any compute what cannot work.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -21,9 +22,10 @@ from jaxrec.attention import (
     WassersteinAttentionConfig,
 )
 from jaxrec.attention.functional import index_from_start
-from jaxrec.attention.kernelised import kernel_matrices, mix, mixing_weights
-from jaxrec.attention.miq import QueryWindow, apply_slot_maps, slide_window
-from jaxrec.attention.positions import interval_buckets
+from jaxrec.attention.kernelised import kernel_matrices, kernelised_attention, mix, mixing_weights
+from jaxrec.attention.miq import QueryWindow, answer_spread, apply_slot_maps, slide_window
+from jaxrec.attention.module import Projections
+from jaxrec.attention.positions import interval_bias, interval_buckets, question_buckets, question_times
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
 from jaxrec.nn.layers import Dense
 from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SPEC, X, applied, initialised
@@ -121,6 +123,13 @@ def test_kernel_with_additive_positions_warns(positions):
         KernelAttentionConfig().check(dataclasses.replace(SPEC, positions=positions))
 
 
+def test_window_longer_than_typical_histories_is_advised_against():
+    config = MultiItemQueryAttentionConfig(query_window=5)
+    assert config.advice(np.asarray([2, 5, 60])) == SoftmaxAttentionConfig().advice(np.asarray([1])) == []
+    (message,) = config.advice(np.asarray([2, 4, 60]))
+    assert re.search(r"query-window gives a window of 5 items, .* at most 4: .* history, here 2", message)
+
+
 def test_timestamps_asked_for_where_there_are_none():
     module = SoftmaxAttentionConfig().build(dataclasses.replace(SPEC, positions="time-interval"))
     with pytest.raises(DataError, match=r"expected Batch\.timestamps int32\[B, L\], got None"):
@@ -189,18 +198,6 @@ def test_kernel_matrices_are_those_that_mix(structure, origin):
     np.testing.assert_allclose(mixed[0, :, 0], lower[0] @ np.asarray(x[0, :, 0]), atol=1e-6)
 
 
-def test_gated_awrsr_starts_near_softmax_attention():
-    module, params = initialised(RefinedAttentionConfig(variant="additive-gated"))
-    softmax = SoftmaxAttentionConfig().build(SPEC)
-    same = {name: params[name] for name in ("projections", "output")}
-    _, sown = applied(module, params, mutable=["intermediates"])
-    _, expected = applied(softmax, same, mutable=["intermediates"])
-    weights = sown["intermediates"]["attention_weights"][0]
-    first = sown["intermediates"]["first_weights"][0]
-    np.testing.assert_array_equal(first, expected["intermediates"]["attention_weights"][0])
-    assert 0.0 < np.abs(weights - first).max() < 0.1
-
-
 def test_query_window_by_vmap_equals_the_batched_product():
     window = QueryWindow(3, SPEC)
     params = jax.jit(window.init, **QUICK_JIT)(jax.random.key(0))["params"]
@@ -231,6 +228,143 @@ def test_window_slides_over_dummies_then_items():
     slide = jax.jit(lambda *inputs: slide_window(*inputs[:2], index_from_start(inputs[2])), **QUICK_JIT)
     window = slide(items, dummies, segments)[0, 1:, :, 0]
     np.testing.assert_array_equal(window, [[-1, -2, 2], [-2, 2, 3], [2, 3, 4], [-1, -2, 5], [-2, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("options", "positions"),
+    [
+        ({}, "none"),
+        ({"dummies_as_keys": True, "query_level": "last"}, "rotary"),
+        ({"printed_window": True, "heads": 2}, "alibi"),
+        ({"query_window": 1, "query_level": "none"}, "none"),
+    ],
+)
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+def test_mapping_one_query_position_equals_the_fused_attention(options, positions, mask):
+    """Values, sown weights and gradients, with dropout of weights."""
+    config = MultiItemQueryAttentionConfig(**{"query_window": 3, "dropout": 0.3, **options})
+    spec = dataclasses.replace(SPEC, positions=positions)
+    fused, params = initialised(config, spec)
+    mapped = dataclasses.replace(config, mapping="vmap").build(spec)
+    context = dataclasses.replace(CONTEXT, mask=mask)
+
+    def everything(module):
+        def loss(params, x, mutable=False):
+            keys = {"dropout": jax.random.key(3)}
+            out = module.apply({"params": params}, x, context, True, rngs=keys, mutable=mutable)
+            return jnp.sin(out if mutable is False else out[0]).sum(), out
+
+        gradients = jax.jit(jax.grad(loss, (0, 1), has_aux=True), **QUICK_JIT)(params, X)
+        _, (_, sown) = jax.jit(loss, static_argnums=2, **QUICK_JIT)(params, X, "intermediates")
+        return gradients, sown
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        everything(fused),
+        everything(mapped),
+    )
+
+
+def test_dummies_start_on_the_scale_of_normalised_states():
+    """The queries of dummies are as strong as those of items after a layer norm; ten times weaker if small."""
+    wide = dataclasses.replace(SPEC, width=64)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 64))
+    context = AttentionContext(CONTEXT.positions[:2], CONTEXT.segments[:2])
+
+    def ratio(config):
+        params = jax.jit(config.build(wide).init, **QUICK_JIT)(jax.random.key(1), x, context)["params"]
+        kernel = params["query_window"]["slots"]["kernel"][0]
+        return np.std(params["dummies"]["vectors"] @ kernel) / np.std(x @ kernel)
+
+    assert ratio(MultiItemQueryAttentionConfig()) == pytest.approx(1.0, abs=0.2)
+    assert ratio(MultiItemQueryAttentionConfig(dummy_scale=0.02)) < 0.05
+
+
+def test_printed_window_has_one_item_more():
+    printed = MultiItemQueryAttentionConfig(query_window=2, printed_window=True)
+    _, params = initialised(printed)
+    assert params["query_window"]["slots"]["kernel"].shape[0] == 3
+    assert params["dummies"]["vectors"].shape[0] == 2
+    module = MultiItemQueryAttentionConfig(query_window=3).build(SPEC)
+    np.testing.assert_array_equal(applied(module, params), applied(printed.build(SPEC), params))
+
+
+def test_dummy_share_and_spread_of_the_answers():
+    module, params = initialised(MultiItemQueryAttentionConfig(query_window=3))
+    _, sown = applied(module, params, mutable=["intermediates"])
+    sown = {name: np.asarray(values[0]) for name, values in sown["intermediates"].items()}
+    share = np.asarray([2 / 3, 1 / 3, 0, 0, 0, 0])
+    np.testing.assert_allclose(sown["dummy_share"][0], share, rtol=1e-6)
+    np.testing.assert_allclose(sown["dummy_share"][1, 1:], share[[0, 1, 0, 1, 2]], rtol=1e-6)
+    answers = sown["answers"]
+    assert answers.shape == (3, 6, 3, 8)
+    # At its first time a sequence has one key, and all answers are its value.
+    assert sown["answer_spread"][0, 0] < 1e-3 < sown["answer_spread"][0, 1:].min()
+    mean = answers.mean(axis=2, keepdims=True)
+    expected = np.sqrt(((answers - mean) ** 2).sum((2, 3)) / (answers**2).sum((2, 3)))
+    np.testing.assert_allclose(sown["answer_spread"], expected, atol=1e-4)
+    opposite = jnp.asarray([[[[1.0, 0.0], [-1.0, 0.0]]]])
+    np.testing.assert_allclose(answer_spread(opposite), [[1.0]])
+
+
+def test_hstu_time_is_the_time_of_the_next_interaction():
+    timestamps = jnp.asarray([[0, 10, 100, 7, 1007, 5]], jnp.int32)
+    segments = jnp.asarray([[1, 1, 1, 2, 2, 0]], jnp.int32)
+    np.testing.assert_array_equal(question_times(timestamps, segments), [[10, 100, 100, 1007, 1007, 5]])
+    seconds = jnp.asarray([0, 1, 2, 60, 86_400, 2**31 - 1], jnp.int32)
+    expected = [int(np.log(max(1, s)) / 0.301) for s in np.asarray(seconds, np.int64)]
+    np.testing.assert_array_equal(question_buckets(seconds), expected)
+    table = jnp.arange(128.0)[None]
+    bias = interval_bias("hstu-time", table, timestamps, segments)
+    assert bias.shape == (1, 1, 6, 6)
+    assert bias[0, 0, 1, 0] == int(np.log(100) / 0.301)  # from key 0 to the interaction after query 1
+    assert bias[0, 0, 2, 2] == 0
+
+
+def test_kernelised_formula_equals_the_module():
+    """The definition, with U and L as matrices, against the mixtures of keys and values."""
+    config = KernelAttentionConfig(heads=2, upper="toeplitz", lower="full", per_head=True)
+    module, params = initialised(config)
+    params["kernel"] = jax.tree.map(
+        lambda a: a + 0.3 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params["kernel"]
+    )
+    context = AttentionContext(jnp.arange(6)[None], jnp.ones((1, 6), jnp.int32))
+    x = X[:1]
+    q, k, v = Projections(2, SPEC).apply({"params": params["projections"]}, x, None)
+    factors = (jnp.asarray(matrix)[None] for matrix in kernel_matrices(config, 6, params["kernel"]))
+    out, weights = kernelised_attention(q, k, v, *factors, 0.0, context.allowed()[:, None])
+    dense = params["output"]["dense"]
+    expected = out.reshape(1, 6, 8) @ dense["kernel"] + dense["bias"].reshape(1, 1, -1)
+    hidden, sown = applied(module, params, x, context, mutable=["intermediates"])
+    np.testing.assert_allclose(hidden, expected, atol=1e-5)
+    np.testing.assert_allclose(sown["intermediates"]["attention_weights"][0], weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax", "miq", "awrsr", "kernel", "uniform"])
+def test_bidirectional_mask_reads_the_whole_sequence_and_no_other(name):
+    module, params = initialised(ATTENTION[name](heads=2))
+    both = dataclasses.replace(CONTEXT, mask="bidirectional")
+    _, sown = applied(module, params, context=both, mutable=["intermediates"])
+    weights = np.asarray(sown["intermediates"]["attention_weights"][0])
+    weights = weights.reshape(3, -1, 6, 6)
+    same = np.asarray(SEGMENTS)[:, :, None] == np.asarray(SEGMENTS)[:, None]
+    allowed = (same & (np.asarray(SEGMENTS) > 0)[:, None]) | np.eye(6, dtype=bool)
+    assert not weights[np.broadcast_to(~allowed[:, None], weights.shape)].any()
+    assert (weights[np.broadcast_to(allowed[:, None], weights.shape)] > 0).all()
+    np.testing.assert_array_equal(both.allowed(), allowed)
+
+
+def test_selected_positions_under_both_masks():
+    module, params = initialised(SoftmaxAttentionConfig(heads=2))
+    columns = jnp.asarray([[5, 0], [2, 4], [1, 2]], jnp.int32)
+    for mask in ("causal", "bidirectional"):
+        context = dataclasses.replace(CONTEXT, mask=mask)
+        whole = applied(module, params, context=context)
+        queries = jnp.take_along_axis(X, columns[:, :, None], axis=1)
+        part = jax.jit(lambda p, q, c=context: module.apply({"params": p}, X, c, False, q, columns))(
+            params, queries
+        )
+        np.testing.assert_allclose(part, jnp.take_along_axis(whole, columns[:, :, None], axis=1), atol=1e-5)
 
 
 def test_query_weights_come_out_and_sum_to_one():

@@ -1,0 +1,1 @@
+"""Experiments on AWRSR, attention weight refinement."""
