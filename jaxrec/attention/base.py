@@ -39,6 +39,8 @@ class AttentionContext:
         time-interval biases.
       shared: output of the module of ``AttentionConfig.build_shared``, for mechanisms whose layers share
         parameters, or None.
+      tokens: [1, P, D], states of learned tokens in front of every sequence, as this layer's attention reads them, or
+        None; see `AttentionConfig.front_tokens`.
       mask: "causal" (a position sees its own sequence up to itself) or "bidirectional" (all of its sequence).
         Static: not a leaf of the pytree.
     """
@@ -47,6 +49,7 @@ class AttentionContext:
     segments: Array
     timestamps: Array | None = None
     shared: Any = None
+    tokens: Array | None = None
     mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -184,6 +187,14 @@ class AttentionConfig(abc.ABC):
     def shared_parameter_count(self, spec: AttentionSpec) -> int:
         """Number of parameters of `build_shared`."""
         return 0
+
+    def front_tokens(self, context: AttentionContext) -> Array | None:
+        """Learned tokens [1, P, D] that precede every sequence at the input of the first layer; None without any.
+
+        They see each other and no item, so they have the same states in front of every sequence. An encoder passes them
+        through its layers beside the items, and to each layer as ``AttentionContext.tokens``.
+        """
+        return None
 
     def shared_parameters(self, context: AttentionContext, option: str) -> Any:
         """``context.shared``, or an error that names the ``option`` that needs it.

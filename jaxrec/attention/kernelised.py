@@ -68,8 +68,8 @@ def kernelised_attention(
       q: [B, L, H, d].
       k: [B, L, H, d].
       v: [B, L, H, d].
-      upper: [1 or B, 1 or H, L, L], U.
-      lower: [1 or B, 1 or H, L, L], L.
+      upper: [B, H, L, L], U.
+      lower: [B, H, L, L], L.
       bias: [1 or B, 1 or H, L, L], or a number.
       mask: bool[B, 1 or H, L, L].
       dropout: of the weights.

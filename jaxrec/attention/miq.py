@@ -19,7 +19,9 @@ Readings:
   them, without a position);
 - as printed, alpha is one column of a softmax over m x m and F_t would have m rows; ``query_level`` lists the repairs;
 - each layer has dummies of its own (``share_dummies`` for one set), which start on the scale of a layer norm's output,
-  as the items beside them have it in most blocks (``dummy_scale``);
+  as the items beside them have it in most blocks (``dummy_scale``). With ``dummies_as_tokens`` they are tokens of the
+  input instead, as [CLS] is: they pass through all layers in front of every sequence. They see each other and no item
+  (under both masks), and before the first of them the window holds zeros;
 - the m maps have biases, as the maps of keys and values do; the paper prints none. Heads split each o_{t,j}; the query
   level has one head and no bias.
 
@@ -188,6 +190,7 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
       printed_window: m + 1 items from t - m to t, with m + 1 maps and m dummies, as one line of the paper prints.
       dummies_as_keys: let every query also attend to the dummies.
       share_dummies: one set of dummies for all layers rather than one each.
+      dummies_as_tokens: one set of dummies that the encoder passes through its layers in front of the items.
       dummy_scale: standard deviation of the dummies at the start: 1 is the scale of a layer norm's output, beside which
         dummies of 0.02 (a usual scale of embeddings) would form almost uniform queries.
       mapping: "fused" computes the m query positions as one attention with m queries at each time, "vmap" maps
@@ -199,6 +202,7 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
     printed_window: bool = False
     dummies_as_keys: bool = False
     share_dummies: bool = False
+    dummies_as_tokens: bool = False
     dummy_scale: Annotated[float, Range("(0, inf)")] = 1.0
     mapping: Literal["fused", "vmap"] = "fused"
 
@@ -209,9 +213,19 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
         """Items in the window: m, or m + 1 as printed."""
         return self.query_window + int(self.printed_window)
 
+    @property
+    def one_set(self) -> bool:
+        """Whether the layers have one set of dummies."""
+        return self.share_dummies or self.dummies_as_tokens
+
     def check(self, spec: AttentionSpec) -> None:
-        """Reject a window that is longer than any history."""
+        """Reject a window that is longer than any history, and two kinds of dummies."""
         super().check(spec)
+        if self.share_dummies and self.dummies_as_tokens:
+            raise ConfigError(
+                f"{option_name(SECTION, 'share_dummies')} and {option_name(SECTION, 'dummies_as_tokens')} exclude each "
+                f"other: tokens of the input are one set already; turn one of them off"
+            )
         if self.slots > spec.max_length:
             raise ConfigError(
                 f"{option_name(SECTION, 'query_window')} must be at most the maximum length: got a window of "
@@ -238,20 +252,26 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
     def parameter_count(self, spec: AttentionSpec) -> int:
         """The formula of `MultiItemQueryAttention`."""
         width, window = spec.width, self.slots
-        dummies = 0 if self.share_dummies else (window - 1) * width
+        dummies = 0 if self.one_set else (window - 1) * width
         query_level = 0 if self.query_level == "none" else 3 * width**2
         own = (window + 2) * (width**2 + width) + query_level + dummies
         return own + projection_count(spec) + position_count(self, spec)
 
     def build_shared(self, spec: AttentionSpec, name: str | None = None) -> nn.Module | None:
-        """Build the dummies of all layers with ``share_dummies``."""
-        if not self.share_dummies:
+        """Build the one set of dummies, with ``share_dummies`` or ``dummies_as_tokens``."""
+        if not self.one_set:
             return None
         return Dummies(self.slots - 1, spec.width, self.dummy_scale, name=name)
 
     def shared_parameter_count(self, spec: AttentionSpec) -> int:
-        """``(m - 1) D`` with ``share_dummies``."""
-        return (self.slots - 1) * spec.width if self.share_dummies else 0
+        """``(m - 1) D`` for one set of dummies."""
+        return (self.slots - 1) * spec.width if self.one_set else 0
+
+    def front_tokens(self, context: AttentionContext) -> Array | None:
+        """The dummies with ``dummies_as_tokens``."""
+        if not self.dummies_as_tokens or self.slots == 1:
+            return None
+        return self.shared_parameters(context, "dummies_as_tokens")[None]
 
 
 class Dummies(nn.Module):
@@ -374,10 +394,7 @@ class MultiItemQueryAttention(AttentionModule):
         batch, length, _ = x.shape
         terms = self.position_terms(context)
 
-        if config.share_dummies:
-            dummies = config.shared_parameters(context, "share_dummies")
-        else:
-            dummies = Dummies(window - 1, width, config.dummy_scale, name="dummies")()
+        dummies = self._dummies(context)
         maps = QueryWindow(window, self.spec, name="query_window")()
         pair = Dense(2 * width, kernel_init=self._pair_init, dtype=dtype, name="keys_values")
         k, v = (split_heads(part, heads) for part in jnp.split(pair(x), 2, axis=-1))
@@ -408,6 +425,20 @@ class MultiItemQueryAttention(AttentionModule):
         inputs = AttentionInputs.of(arrays, context, keep)
         attended = self.over_rows(core, inputs, heads * window * length * length)
         return OutputProjection(self.spec, name="output")(attended)
+
+    def _dummies(self, context: AttentionContext) -> Array:
+        """The dummies [m - 1, D] of this layer."""
+        config, width = self.config, self.spec.width
+        if config.dummies_as_tokens and config.slots > 1:
+            if context.tokens is None:
+                raise ConfigError(
+                    f"{option_name(SECTION, 'dummies_as_tokens')} is on, but the encoder passes no tokens in "
+                    f"AttentionContext.tokens; turn it off, or choose the encoder 'transformer'"
+                )
+            return context.tokens[0]
+        if config.one_set:
+            return config.shared_parameters(context, "share_dummies")
+        return Dummies(config.slots - 1, width, config.dummy_scale, name="dummies")()
 
     def _answers_by_vmap(
         self,

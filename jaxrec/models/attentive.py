@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+from jax import Array
+
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
@@ -82,4 +85,10 @@ class AttentiveEncoder(Encoder):
         self.attention.check(shape)
         shared_module: Any = self.attention.build_shared(shape, name="shared_attention")
         shared = None if shared_module is None else shared_module()
-        return AttentionContext(batch.positions, batch.segments, batch.timestamps, shared, mask)
+        return AttentionContext(batch.positions, batch.segments, batch.timestamps, shared, mask=mask)
+
+
+def tokens_context(tokens: Array) -> AttentionContext:
+    """The context of tokens [1, P, D] in front of every sequence: one sequence, with zeros in front of it."""
+    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    return AttentionContext(index, jnp.ones_like(index), jnp.zeros_like(index), tokens=jnp.zeros_like(tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -114,16 +115,19 @@ class Block(nn.Module):
             gate = Dense(self.spec.width, kernel_init=self.spec.kernel_init, dtype=self.spec.dtype, name=name)
             return change * jax.nn.sigmoid(gate(x))
 
+        attention_norm = norm("attention_norm")
+        if context.tokens is not None and self.arrangement != "post-norm":
+            context = dataclasses.replace(context, tokens=attention_norm(context.tokens))
         if self.arrangement == "original":
-            queries = norm("attention_norm")(x)
+            queries = attention_norm(x)
             x = select(queries) + attend(x, queries)
             x = norm("feed_forward_norm")(x)
             return x + feed_forward(x, train)
         if self.arrangement == "post-norm":
             attended = Dropout(self.dropout)(attend(x), train)
-            x = norm("attention_norm")(select(x) + attended)
+            x = attention_norm(select(x) + attended)
             return norm("feed_forward_norm")(x + feed_forward(x, train))
-        attended = Dropout(self.dropout)(attend(norm("attention_norm")(x)), train)
+        attended = Dropout(self.dropout)(attend(attention_norm(x)), train)
         x = select(x)
         x = x + gated("attention_gate", x, attended)
         if self.arrangement == "attention-only":

@@ -17,7 +17,7 @@ from jax import Array
 from jaxrec.attention.base import AttentionSpec, Mask
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig
+from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig, tokens_context
 from jaxrec.models.base import ENCODERS
 from jaxrec.models.blocks import Block, zero_padding
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding, item_parameter
@@ -154,9 +154,11 @@ class Transformer(AttentiveEncoder):
         context = self.attention_context(batch, shape, mask)
         block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
         segments = batch.segments
+        tokens = self.attention.front_tokens(context)
         for layer in range(config.layers):
-            queries = query_positions if layer == config.layers - 1 else None
-            x = block(
+            last = layer == config.layers - 1
+            queries = query_positions if last else None
+            apply_block = block(
                 config.block,
                 self.attention,
                 shape,
@@ -165,7 +167,10 @@ class Transformer(AttentiveEncoder):
                 config.dropout,
                 config.norm_epsilon,
                 name=f"layer_{layer}",
-            )(x, context, train, queries)
+            )
+            x = apply_block(x, dataclasses.replace(context, tokens=tokens), train, queries)
+            if tokens is not None and not last:
+                tokens = apply_block(tokens, tokens_context(tokens), train)
             segments = segments if queries is None else jnp.take_along_axis(segments, queries, axis=1)
             x = zero_padding(x, segments)
         if config.has_final_norm:

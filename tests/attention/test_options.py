@@ -273,8 +273,8 @@ def test_dummies_start_on_the_scale_of_normalised_states():
 
     def ratio(config):
         params = jax.jit(config.build(wide).init, **QUICK_JIT)(jax.random.key(1), x, context)["params"]
-        kernel = params["query_window"]["slots"]["kernel"][0]
-        return np.std(params["dummies"]["vectors"] @ kernel) / np.std(x @ kernel)
+        kernel = np.asarray(params["query_window"]["slots"]["kernel"][0])
+        return np.std(np.asarray(params["dummies"]["vectors"]) @ kernel) / np.std(np.asarray(x) @ kernel)
 
     assert ratio(MultiItemQueryAttentionConfig()) == pytest.approx(1.0, abs=0.2)
     assert ratio(MultiItemQueryAttentionConfig(dummy_scale=0.02)) < 0.05
@@ -334,7 +334,7 @@ def test_kernelised_formula_equals_the_module():
     factors = (jnp.asarray(matrix)[None] for matrix in kernel_matrices(config, 6, params["kernel"]))
     out, weights = kernelised_attention(q, k, v, *factors, 0.0, context.allowed()[:, None])
     dense = params["output"]["dense"]
-    expected = out.reshape(1, 6, 8) @ dense["kernel"] + dense["bias"].reshape(1, 1, -1)
+    expected = np.asarray(out).reshape(1, 6, 8) @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
     hidden, sown = applied(module, params, x, context, mutable=["intermediates"])
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     np.testing.assert_allclose(sown["intermediates"]["attention_weights"][0], weights, atol=1e-6)

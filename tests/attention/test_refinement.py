@@ -28,6 +28,13 @@ MASK = allowed_positions(SEGMENTS)[:, None]
 VARIANTS = ("simple", "value-weighted", "additive", "additive-bahdanau", "stochastic")
 
 
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax promotes types itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def scores_of(scale, key=0):
     return scale * jax.random.normal(jax.random.key(key), (4, 1, LENGTH, LENGTH))
 
@@ -73,23 +80,20 @@ def test_inner_products_of_probabilities_are_nearly_uniform_and_of_scores_one_ho
     assert statistics(raw, scores_of(6.0))["entropy"] < 0.05
 
 
-@pytest.mark.parametrize("variant", ["simple", "value-weighted", "stochastic"])
+@pytest.mark.parametrize("variant", ["simple", "additive", "stochastic"])
 def test_training_can_leave_the_first_weights(variant):
-    """Fitted to weights that depend on positions alone, the refinement moves towards them from unrelated scores."""
+    """Rewarded for attention to the query's own position, the refinement gives it whatever the scores say."""
     config = config_of(variant)
-    distance = np.abs(np.arange(LENGTH)[:, None] - np.arange(LENGTH)[None])
-    target = masked_softmax(jnp.asarray(-0.3 * distance, jnp.float32)[None, None], MASK)
     maps = initial_maps(config)
     optimizer = optax.adam(0.05)
 
     def loss(maps, scores):
         weights, _ = refine(config, maps, scores, MASK, POSITIONS)
-        return -jnp.mean(jnp.sum(target * jnp.log(weights + 1e-9), axis=-1))
+        return -jnp.mean(jnp.log(jnp.diagonal(weights, axis1=2, axis2=3) + 1e-9))
 
     @jax.jit
     def step(maps, state, key):
-        scores = jax.random.normal(key, (4, 1, LENGTH, LENGTH))
-        value, gradient = jax.value_and_grad(loss)(maps, scores)
+        value, gradient = jax.value_and_grad(loss)(maps, jax.random.normal(key, (4, 1, LENGTH, LENGTH)))
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(maps, updates), state, value
 
@@ -100,7 +104,7 @@ def test_training_can_leave_the_first_weights(variant):
     after = statistics(config, scores_of(1.0, key=3), maps)
     assert after["from_first"] > 3 * GATE
     assert jax.nn.sigmoid(maps["gate"]) > 3 * GATE
-    assert losses[-1] < losses[0] - 0.2
+    assert losses[-1] < losses[0] - 0.5
 
 
 def test_gate_mixes_the_first_and_the_new_weights():

@@ -53,7 +53,9 @@ class Case:
             "over_seeds": "vmap",
             "chunk_steps": 10,
         }
-        return dataclasses.replace(small_config(training=training), encoder=chosen)
+        return dataclasses.replace(
+            small_config(training=training, optimizer={"learning_rate": 0.01}), encoder=chosen
+        )
 
 
 CASES = (
@@ -132,8 +134,8 @@ def test_runs(case, tmp_path, monkeypatch):
 
     if not case.stosa:
         again = quiet(case.config(remat=True), tmp_path / "remat")
-        np.testing.assert_allclose(losses(again), losses(whole), rtol=1e-4)
+        np.testing.assert_allclose(losses(again), losses(whole), rtol=2e-3)
     mesh = quiet(dataclasses.replace(config, mesh=MeshConfig(2, 2)), tmp_path / "mesh")
-    np.testing.assert_allclose(losses(mesh), losses(whole), rtol=1e-4)
+    np.testing.assert_allclose(losses(mesh), losses(whole), rtol=2e-3)
     for one, split in zip(whole.test, mesh.test, strict=True):
-        assert (one.ranks != split.ranks).mean() <= 0.05, "near ties may swap places"
+        assert (one.ranks != split.ranks).mean() <= 0.1, "near ties may swap places"
