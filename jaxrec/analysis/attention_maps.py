@@ -344,5 +344,5 @@ def draw_attention(
     titles = recommender.items.item_titles or recommender.items.item_ids
     named = [titles[i - 1] for i in ids]
     return write_attention_figures(
-        recommender.encoder, recommender.params, batch, named, Path(out), recommender.mask
+        recommender.encoder, recommender.params, batch, named, Path(out), recommender.run.task.mask
     )

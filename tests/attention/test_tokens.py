@@ -39,7 +39,7 @@ def test_equal_to_dummies_of_each_layer_with_the_tokens_states(block):
     """The tokens' states in front of each layer, computed apart, as that layer's own dummies."""
     encoder, params = encoder_of(MIQ, block=block)
     tokens = params["shared_attention"]["vectors"][None]
-    shape, config = encoder.attention_shape(), encoder.config
+    shape, config = encoder.attention_spec(), encoder.config
     layer = Block(block, MIQ, shape, 8, config.activation, 0.0, config.norm_epsilon)
     norm = nn.LayerNorm(epsilon=config.norm_epsilon)
     own = {name: value for name, value in params.items() if name != "shared_attention"}
