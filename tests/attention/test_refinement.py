@@ -61,7 +61,8 @@ def test_starts_at_the_first_weights(variant, scale):
     scores = scores_of(scale)
     gated = statistics(config_of(variant), scores)
     assert gated["from_first"] <= GATE
-    new = statistics(config_of(variant, residual="none"), scores)
+    maps = {name: value for name, value in initial_maps(config_of(variant)).items() if name != "gate"}
+    new = statistics(config_of(variant, residual="none"), scores, maps)
     assert gated["from_first"] == pytest.approx(GATE * new["from_first"], rel=1e-3)
 
 
