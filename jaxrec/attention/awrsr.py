@@ -1,5 +1,6 @@
-"""Attention weight refinement for sequential recommendation, AWRSR ("Pay Attention to Attention for Sequential
-Recommendation", RecSys 2024, arXiv 2410.21048).
+"""Attention weight refinement for sequential recommendation (AWRSR, RecSys 2024, arXiv 2410.21048).
+
+Source: "Pay Attention to Attention for Sequential Recommendation".
 
 The paper's principle is public, its equations are not: learned matrices map attention weights into a new space, and
 correlations between weight vectors there give weights of higher order, in place of the first ones or beside them. With

@@ -170,6 +170,7 @@ class ScoreBias(nn.Module):
 
     @nn.compact
     def __call__(self, length: int, bidirectional: bool = False) -> tuple[Array | None, Array | None]:
+        """Return the bias and the table for rows of ``length``; see the class."""
         scheme = POSITIONS[self.scheme]
         if self.scheme == "alibi":
             distance = np.abs(offsets(length)).astype(np.float32)

@@ -94,6 +94,7 @@ class GaussianBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: AttentionContext, train: bool) -> Array:
+        """Apply the layer to ``x`` [B, L, 2 d]."""
         config, shape, width = self.config, self.shape, self.config.width
         attended = self.attention.build(shape, name="attention")(x, context, train)
         attended = x + Dropout(config.dropout)(attended, train)
