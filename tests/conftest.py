@@ -80,6 +80,12 @@ SLOW = re.compile(
     r"|training/test_loop.py::test_(more_epochs_on_resume|packed_and_padded|one_compilation\w*\[(?!packed))"
     r"|training/test_checkpoint.py::test_full_disk"
     r"|serving/test_recommender.py::test_time_interval_models"
+    r"|attention/test_stretches.py::\w+\[(?!(softmax|miq))"
+    r"|models/test_objectives.py::\w+\[(?!(cross-entropy|bpr-pvn)-)"
+    r"|tasks/test_training.py::test_(held_out|training_items|streamed|resumed|mesh|fine_tuning)"
+    r"|training/test_run_directory.py::test_(other_paths_work\[(?!run #1)|a_second_process|signals)"
+    r"|training/test_initialize.py::test_(interrupted\w+\[True|other_dropout|another_encoder\w+\[sections[12])"
+    r"|analysis/test_estimate.py::test_(the_largest|as_a_command)"
     r"|cli/test_commands.py::TestTrain::test_(resume_from_the_directory_alone|table_for_people|parts_are_chosen)"
 )
 

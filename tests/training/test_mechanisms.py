@@ -126,7 +126,7 @@ def test_runs(case, tmp_path, monkeypatch):
     count = setup.encoder.parameter_count()
     assert sum(leaf[0].size for leaf in after.values()) == count
 
-    monkeypatch.setattr(loop, "StopRequest", StopAfter(2))
+    monkeypatch.setattr(loop, "StopRequest", StopAfter(0))
     with pytest.raises(Interrupted):
         quiet(config, tmp_path / "part")
     monkeypatch.undo()
