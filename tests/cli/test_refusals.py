@@ -44,7 +44,7 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
         (["train", "--preset", "smoke", "--workdir", "RUN", "--attention.heads", "3"], ["heads must divide"]),
         (
             ["train", "--preset", "smoke", "--workdir", "RUN", "--objective", "bpr-pvn"],
-            ["--objective bpr-pvn", "expected the encoder 'stosa', got 'transformer'"],
+            ["--objective compares distances", "expected --encoder stosa"],
         ),
         (
             [

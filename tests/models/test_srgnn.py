@@ -23,7 +23,8 @@ def test_scores_do_not_depend_on_the_groups_of_queries(monkeypatch):
         return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(last, each, query)
 
     whole = values_and_gradients()
-    expected = (query / (1 + np.exp(-(last[:, :, None] + each[:, None])))).sum(-1)
+    sums = np.asarray(last)[:, :, None] + np.asarray(each)[:, None]
+    expected = (np.asarray(query) / (1 + np.exp(-sums))).sum(-1)
     np.testing.assert_allclose(whole[0][1], expected, rtol=1e-5)
     monkeypatch.setitem(srgnn.PAIR_NUMBERS, "cpu", 2 * each.size)
     jax.tree.map(

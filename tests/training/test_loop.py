@@ -113,7 +113,9 @@ def test_overwrite(tmp_path):
 
 def test_non_finite_loss_names_step_and_checkpoint(tmp_path):
     wild = small_config(optimizer={"algorithm": "sgd", "learning_rate": 1e30})
-    with pytest.raises(NonFiniteError, match=r"at step \d+ \(seed 0\).*no checkpoint was written.*clip_norm"):
+    with pytest.raises(
+        NonFiniteError, match=r"at step \d+ \(seed 0\).*no checkpoint was written.*--optimizer\.clip-norm"
+    ):
         quiet(wild, tmp_path / "run")
 
 

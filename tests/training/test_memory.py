@@ -81,10 +81,12 @@ def test_accumulation_needs_less_memory():
 
 def test_parts_must_be_equal():
     with pytest.raises(
-        ConfigError, match=r"accumulate_steps must divide batches\.batch_size = 4 into equal parts, got 3"
+        ConfigError, match=r"accumulate-steps must divide --batches\.batch-size 4 into equal parts; got 3"
     ):
         small_config(training={"accumulate_steps": 3})
-    with pytest.raises(ConfigError, match=r"training\.accumulate_steps must be at least 1, got 0"):
+    with pytest.raises(
+        ConfigError, match=r"--training\.accumulate-steps must be an integer at least 1; got 0"
+    ):
         small_config(training={"accumulate_steps": 0})
 
 
