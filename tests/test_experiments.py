@@ -153,7 +153,7 @@ def test_accelerator_checks_and_measures(tmp_path):
     top = result["profile"]["top"]
     assert len(top) == 5
     assert top[0]["share"] >= top[1]["share"] > 0
-    assert any("SASRec" in row["origin"] for row in top)
+    assert any("Transformer" in row["origin"] for row in top)
     assert json.loads((tmp_path / "accelerator.json").read_text())["steps"] == result["steps"]
 
 
