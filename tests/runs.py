@@ -1,4 +1,4 @@
-"""What tests of whole runs share: the command line in this process, and promotion of types for optax."""
+"""The command line in this process, for tests of whole runs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ import io
 import json
 from typing import Any, NamedTuple
 
-import jax
-import pytest
-
 from jaxrec.cli.main import main
-
-
-@pytest.fixture(autouse=True, scope="module")
-def standard_promotion():
-    """optax promotes types itself (an int32 step count against float32 decay)."""
-    before = jax.config.jax_numpy_dtype_promotion
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    yield
-    jax.config.update("jax_numpy_dtype_promotion", before)
 
 
 class Outcome(NamedTuple):

@@ -12,7 +12,9 @@ from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
 from tests.helpers import small_config, small_dataset
-from tests.runs import jaxrec, standard_promotion  # noqa: F401
+from tests.runs import jaxrec
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 SIZES = DataSizes(items=40, interactions=800, users=60, timestamps=True)
 

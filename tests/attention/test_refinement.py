@@ -27,12 +27,7 @@ POSITIONS = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), SEGMENTS.shape
 MASK = allowed_positions(SEGMENTS)[:, None]
 VARIANTS = ("simple", "value-weighted", "additive", "additive-bahdanau", "stochastic")
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax promotes types itself."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def scores_of(scale, key=0):
