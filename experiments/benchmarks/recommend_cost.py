@@ -1,7 +1,7 @@
 """Peak memory and time of one ``jaxrec recommend``, before and after a change.
 
-    git worktree add /tmp/before d5fcdf3
-    python -m experiments.benchmarks.recommend_cost --before /tmp/before --record
+    git worktree add ../before d5fcdf3
+    python -m experiments.benchmarks.recommend_cost --before ../before --record
 
 Each case is a run directory with untrained parameters (what is read and computed does not depend on their values), written
 by the code under test itself, so that every version reads its own format. Then ``python -m jaxrec recommend RUN --history

@@ -363,7 +363,7 @@ def slide_window(items: Array, dummies: Array, index: Array) -> Array:
 
 
 def answer_spread(answers: Array) -> Array:
-    """How far the m answers differ, a measure of uncertainty in [0, 1]: float32[B, L] from [B, L, m, D].
+    """Spread of the m answers, a measure of uncertainty in [0, 1]: float32[B, L] from [B, L, m, D].
 
     The root of ``mean_j |o_j - mean o|^2 / mean_j |o_j|^2``: 0 where all agree, 1 where they cancel out.
     """

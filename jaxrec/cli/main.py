@@ -109,7 +109,7 @@ def _sigterm_as_exception() -> Iterator[None]:
 
 
 def _how_to_continue(arguments: list[str]) -> str:
-    """What is saved of the run of these arguments, if they are those of one."""
+    """Advice on continuing the run that these arguments name, after an interruption."""
     from pathlib import Path
 
     workdir = next(

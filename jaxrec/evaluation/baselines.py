@@ -194,7 +194,7 @@ class TransitionGraph:
 def transition_counts(
     items: np.ndarray, starts: np.ndarray, stops: np.ndarray, n_items: int
 ) -> sparse.csr_matrix:
-    """How often item j directly follows item i in the training part: float64[V+1, V+1], sparse.
+    """Count how often item j directly follows item i in the training part: float64[V+1, V+1], sparse.
 
     Args:
       items: int32[N], the log.

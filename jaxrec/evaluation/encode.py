@@ -57,7 +57,7 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class EncodingOptions:
-    """How histories become batches.
+    """Options for turning histories into batches.
 
     Attributes:
       max_length: L; the last L interactions of a history are used.

@@ -44,7 +44,7 @@ class Ranker(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RankingData:
-    """What a ranker takes from the dataset.
+    """Data that a ranker takes from the dataset.
 
     Attributes:
       fingerprint: of the dataset, which fixes the order of items with equal scores; "" = any order.
