@@ -9,6 +9,7 @@ import pytest
 
 from jaxrec.config import TrainingConfig
 from jaxrec.data.batches import BatchConfig
+from jaxrec.data.sampler import Position
 from jaxrec.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
 from jaxrec.training import loop
 from jaxrec.training.feed import device_rows
@@ -168,7 +169,7 @@ def test_chunks_of_any_length_give_the_same_state():
 
     def run(lengths):
         state = jax.vmap(lambda s: initial_state(setup.task, setup.optimizer, s))(np.array([7], np.uint32))
-        position = loop.Position()
+        position = Position()
         for k in lengths:
             rows, position = stream.take(position, k * 4)
             state, _ = chunk(state, device_rows([rows], k), setup.resources)

@@ -140,9 +140,7 @@ def chunk_of(settings, dataset, steps=4):
     rows, _ = setup.streams[0].take(Position(), steps * settings.batches.batch_size)
     inputs = sharding.put(settings.batches.batch_size)(device_rows([rows], steps))
     arguments = (state, inputs, setup.resources)
-    chunk = make_train_chunk(
-        setup.encoder, settings.objective, setup.optimizer, settings.batches, "map", sharding=sharding
-    )
+    chunk = make_train_chunk(setup.task, setup.optimizer, settings.batches, "map", sharding=sharding)
     return setup, chunk.lower(*arguments).compile(), arguments
 
 
@@ -151,8 +149,7 @@ def chunk_of(settings, dataset, steps=4):
     "sections",
     [
         {
-            "encoder": STOSAConfig(width=8, dropout=0.2),
-            "attention": WassersteinAttentionConfig(),
+            "encoder": STOSAConfig(width=8, dropout=0.2, attention=WassersteinAttentionConfig()),
             "objective": BPRPositiveVersusNegativeConfig(n_negatives=2),
         },
         {"objective": BinaryCrossEntropyConfig(n_negatives=3, exclude_seen=True, sampler="popularity")},

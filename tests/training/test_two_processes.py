@@ -104,12 +104,18 @@ class Workplace:
     def state(self, run):
         """Every array of the last checkpoint, tables cut to the items that there are, and the test ranks."""
         store = CheckpointStore(self.folder / run / "checkpoints")
-        step, _, saved = store._metadata(None)
+        step = store.steps()[-1]
+        _, saved = store._metadata(step)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in saved.items()}
-        flat = store._orbax.load(step, target)
+        target = {
+            part: {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in arrays.items()}
+            for part, arrays in saved.items()
+        }
+        parts, _ = store.restore(target, step)
         store.close()
-        arrays = {name: np.asarray(value) for name, value in flat.items()}
+        arrays = {
+            f"{part}/{name}": np.asarray(x) for part, values in parts.items() for name, x in values.items()
+        }
         for name in arrays:
             if name.endswith("projections/bias"):
                 # A bias of all keys moves no softmax: its gradient is rounding alone, which Adam scales up.
