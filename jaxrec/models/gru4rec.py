@@ -35,7 +35,8 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig
 from jaxrec.models.blocks import zero_padding
-from jaxrec.nn.embedding import ItemEmbedding, item_parameter
+from jaxrec.models.output_table import declare_output, embedding_count, output_table
+from jaxrec.nn.embedding import ItemEmbedding
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES
@@ -264,25 +265,16 @@ class GRU4Rec(Encoder):
             segments = jnp.take_along_axis(segments, query_positions, axis=1)
         if config.projection:
             hidden = Dense(config.width, kernel_init=kernel_init, dtype=dtype, name="projection")(hidden)
-        if config.separate_output:
-            item_parameter(self, "output_table", table_init, self.n_items, self.shards, config.width)
-        if config.item_bias:
-            item_parameter(self, "item_bias", nn.initializers.zeros_init(), self.n_items, self.shards)
+        declare_output(self, table_init)
         return zero_padding(hidden, segments)
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """Return the candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
-        vectors = params["output_table"] if self.config.separate_output else params["items"]["table"]
-        return ItemTable(vectors, params["item_bias"] if self.config.item_bias else None, self.shards)
+        return output_table(self, params)
 
     def parameter_count(self) -> int:
         """Count the parameters by the formula in the class docstring."""
         config, width, hidden = self.config, self.config.width, self.config.state_width
         recurrent = 3 * hidden**2 + 4 * hidden * int(config.unit_bias)
         units = 3 * width * hidden + recurrent + (config.layers - 1) * (3 * hidden**2 + recurrent)
-        return (
-            (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
-            + self.spec.n_special * width
-            + units
-            + (hidden * width + width if config.projection else 0)
-        )
+        return embedding_count(self) + units + (hidden * width + width if config.projection else 0)

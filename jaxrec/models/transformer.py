@@ -20,7 +20,8 @@ from jaxrec.errors import ConfigError
 from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig, tokens_context
 from jaxrec.models.base import ENCODERS
 from jaxrec.models.blocks import Block, zero_padding
-from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding, item_parameter
+from jaxrec.models.output_table import declare_output, embedding_count, output_table
+from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dropout, Initializer
 from jaxrec.nn.precision import DTYPES
@@ -175,18 +176,12 @@ class Transformer(AttentiveEncoder):
             x = zero_padding(x, segments)
         if config.has_final_norm:
             x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), segments)
-        if config.separate_output:
-            init = self._table_init()
-            item_parameter(self, "output_table", init, self.n_items, self.shards, config.width)
-        if config.item_bias:
-            zeros = nn.initializers.zeros_init()
-            item_parameter(self, "item_bias", zeros, self.n_items, self.shards)
+        declare_output(self, self._table_init())
         return x
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """The candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
-        vectors = params["output_table"] if self.config.separate_output else params["items"]["table"]
-        return ItemTable(vectors, params["item_bias"] if self.config.item_bias else None, self.shards)
+        return output_table(self, params)
 
     def parameter_count(self) -> int:
         """Number of parameters by the formula in the class docstring."""
@@ -200,8 +195,7 @@ class Transformer(AttentiveEncoder):
         if config.block == "gated":
             layer += 2 * (width**2 + width)
         return (
-            (self.n_items + 1) * (width * (2 if config.separate_output else 1) + int(config.item_bias))
-            + self.spec.n_special * width
+            embedding_count(self)
             + (self.max_length * width if self.positions == "learned" else 0)
             + 2 * width * (int(config.embedding_norm) + int(config.has_final_norm))
             + self.attention.shared_parameter_count(shape)
