@@ -8,7 +8,7 @@ days, so the audit finds many leave-one-out targets that depend on the order of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,21 @@ def _register(
     )
 
 
+def _products(
+    metadata: Path | None, categories: Callable[[Mapping[str, Any]], list[Any]]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Titles, and brand with ``categories`` as attributes, of the products in a metadata file."""
+    titles: dict[str, str] = {}
+    attributes: dict[str, list[str]] = {}
+    for product in records(metadata) if metadata is not None else ():
+        if "asin" not in product:
+            continue
+        brand = [str(product["brand"])] if product.get("brand") else []
+        attributes[product["asin"]] = brand + [str(category) for category in categories(product)]
+        titles[product["asin"]] = str(product.get("title") or "")
+    return titles, attributes
+
+
 def read_ratings_2014(archive: Path) -> RawDataset:
     """Read ``user,item,rating,seconds`` without a header."""
     return RawDataset(table(content(archive), ("user", "item", "rating", "timestamp"), ","), {})
@@ -62,16 +77,11 @@ def read_ratings_2014(archive: Path) -> RawDataset:
 
 def read_reviews_2014(archive: Path, metadata: Path | None = None) -> RawDataset:
     """Read reviews as JSON lines; metadata as JSON or Python literals, with brand and categories below the root."""
-    attributes: dict[str, list[str]] = {}
-    titles: dict[str, str] = {}
-    for product in records(metadata) if metadata is not None else ():
-        if "asin" not in product:
-            continue
-        brand = [str(product["brand"])] if product.get("brand") else []
-        paths = product.get("categories") or []
-        attributes[product["asin"]] = brand + [str(category) for path in paths for category in path[1:]]
-        titles[product["asin"]] = str(product.get("title") or "")
-    return _reviews(archive, titles, attributes, with_items=metadata is not None)
+
+    def categories(product: Mapping[str, Any]) -> list[Any]:
+        return [category for path in product.get("categories") or [] for category in path[1:]]
+
+    return _reviews(archive, *_products(metadata, categories), with_items=metadata is not None)
 
 
 def read_ratings_2018(archive: Path) -> RawDataset:
@@ -81,15 +91,11 @@ def read_ratings_2018(archive: Path) -> RawDataset:
 
 def read_reviews_2018(archive: Path, metadata: Path | None = None) -> RawDataset:
     """Read reviews and metadata as JSON lines; ``category`` is one path from the root."""
-    attributes: dict[str, list[str]] = {}
-    titles: dict[str, str] = {}
-    for product in records(metadata) if metadata is not None else ():
-        if "asin" not in product:
-            continue
-        brand = [str(product["brand"])] if product.get("brand") else []
-        attributes[product["asin"]] = brand + [str(name) for name in (product.get("category") or [])[1:]]
-        titles[product["asin"]] = str(product.get("title") or "")
-    return _reviews(archive, titles, attributes, with_items=metadata is not None)
+
+    def categories(product: Mapping[str, Any]) -> list[Any]:
+        return (product.get("category") or [])[1:]
+
+    return _reviews(archive, *_products(metadata, categories), with_items=metadata is not None)
 
 
 def _reviews(
