@@ -19,6 +19,7 @@ from jaxrec.datasets import (
     steam,
     yambda,
     yelp,
+    zvuk,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "steam",
     "yambda",
     "yelp",
+    "zvuk",
 ]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import gzip
 import io
 import json
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -15,11 +17,12 @@ from typing import Any
 
 import polars as pl
 
-from jaxrec.data.readers.tables import first_line, plain_name
+from jaxrec.data.readers.tables import first_line, plain_name, reading
 from jaxrec.errors import DataError
 
-#: Largest member of an archive that is unpacked: beyond every dataset here, and short of filling a disk.
-LARGEST = 64 * 2**30
+#: A file may unpack to that many bytes, and beyond them to that many times the size of its archive: logs of interactions
+#: pack to a third or a tenth, a decompression bomb to a thousandth.
+HARMLESS, RATIO = 2**28, 100
 
 _STAND_IN = "\x1f"
 
@@ -38,12 +41,53 @@ def member(path: Path, name: str) -> bytes:
                     f"archive {path.name!r} has {len(matches)} members named {name!r}, expected one; "
                     f"it holds {', '.join(archive.namelist()[:20])}"
                 )
-            if matches[0].file_size > LARGEST:
-                raise DataError(f"member {name!r} of {path.name!r} unpacks to more than {LARGEST:,} bytes")
+            if stat.S_ISLNK(matches[0].external_attr >> 16):
+                raise DataError(
+                    f"member {name!r} of {path.name!r} is a symbolic link, expected a file; links are never followed"
+                )
+            if matches[0].file_size > _most_bytes(path):
+                raise _bomb(path)
             with archive.open(matches[0]) as file:
                 return file.read(matches[0].file_size + 1)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise DataError(f"archive {path.name!r} is not a readable zip file: {error}") from None
+
+
+def _most_bytes(path: Path) -> int:
+    return max(HARMLESS, RATIO * path.stat().st_size)
+
+
+def _bomb(path: Path) -> DataError:
+    return DataError(
+        f"archive {path.name!r} unpacks to more than {_most_bytes(path):,} bytes, {RATIO} times its size or more: no log of "
+        "interactions does, so it is damaged or a decompression bomb; download it again"
+    )
+
+
+class _Limited(io.RawIOBase):
+    """A compressed file that refuses to unpack beyond `_most_bytes`."""
+
+    def __init__(self, file: Any, path: Path):
+        super().__init__()
+        self._file, self._path, self._left = file, path, _most_bytes(path)
+
+    def readable(self) -> bool:
+        """Whether it can be read: always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from the file, as far as the limit goes."""
+        data = self._file.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise _bomb(self._path)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._file.close()
+        super().close()
 
 
 def is_archive(path: Path) -> bool:
@@ -74,12 +118,14 @@ def _tar_file(archive: tarfile.TarFile, path: Path, name: str) -> Any:
     for entry in archive:
         # Links and devices are never followed.
         if entry.isfile() and (entry.name == name or entry.name.endswith("/" + name)):
-            return archive.extractfile(entry)
+            return io.BufferedReader(_Limited(archive.extractfile(entry), path))
     raise DataError(f"archive {path.name!r} has no member named {name!r}")
 
 
 def _binary(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+    if path.suffix.lower() == ".gz":
+        return io.BufferedReader(_Limited(gzip.open(path, "rb"), path))
+    return path.open("rb")
 
 
 def records(path: Path, name: str = "") -> Iterator[dict[str, Any]]:
@@ -167,7 +213,8 @@ def table(
     """
     expected = f"expected lines of {len(columns)} fields ({', '.join(columns)})"
     try:
-        text = (text if encoding == "utf-8" else text.decode(encoding).encode()).replace(b"\r\n", b"\n")
+        text = text if encoding == "utf-8" else text.decode(encoding).encode()
+        text = text.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
         if len(separator) > 1:
             # Control characters do not occur in these files, and one character is faster to parse.
             text, separator = text.replace(separator.encode(), _STAND_IN.encode()), _STAND_IN
@@ -191,18 +238,51 @@ def headed_table(text: bytes, columns: dict[str, str], separator: str = ",") -> 
       separator: of the fields.
 
     Raises:
-      DataError: a column is absent, or a line does not fit.
+      DataError: a column is absent or named twice, or a line does not fit.
     """
+    if b"\x00" in text.partition(b"\n")[0]:
+        raise DataError(
+            f"expected a table in UTF-8 with the columns {', '.join(columns.values())}: its header holds null bytes"
+        )
     try:
-        frame = pl.read_csv(text, separator=separator, infer_schema=False)
+        frame = pl.read_csv(text.replace(b"\r\n", b"\n"), separator=separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"expected a table with the columns {', '.join(columns.values())}: {first_line(error)}"
         ) from None
-    present = {plain_name(name): name for name in frame.columns}
+    # The reader marks a repeated name.
+    named = [plain_name(name.split("_duplicated_")[0]) for name in frame.columns]
+    present = dict(zip(named, frame.columns, strict=True))
+    repeated = [name for name in columns.values() if named.count(plain_name(name)) > 1]
+    if repeated:
+        raise DataError(
+            f"the header names {', '.join(map(repr, repeated))} more than once: its columns are "
+            f"{', '.join(name.split('_duplicated_')[0] for name in frame.columns)}"
+        )
     absent = [name for name in columns.values() if plain_name(name) not in present]
     if absent:
         raise DataError(
             f"the table lacks {', '.join(map(repr, absent))}: its columns are {', '.join(map(repr, frame.columns))}"
         )
     return frame.select(pl.col(present[plain_name(name)]).alias(new) for new, name in columns.items())
+
+
+def parquet_columns(path: Path, columns: dict[str, str]) -> pl.LazyFrame:
+    """Open some columns of a Parquet file; nothing is read but its footer.
+
+    Args:
+      path: of the file.
+      columns: new name -> name in the file.
+
+    Raises:
+      DataError: the file is damaged or lacks a column.
+    """
+    with reading(f"archive {path.name!r}"):
+        frame = pl.scan_parquet(path)
+        present = frame.collect_schema().names()
+    absent = [name for name in columns.values() if name not in present]
+    if absent:
+        raise DataError(
+            f"{path.name!r} lacks {', '.join(map(repr, absent))}: its columns are {', '.join(map(repr, present))}"
+        )
+    return frame.select(pl.col(name).alias(new) for new, name in columns.items())

@@ -1,15 +1,21 @@
-"""Yambda of Yandex Music: listens and likes as flat Parquet files, seconds in steps of five."""
+"""Yambda of Yandex Music: listens and likes as flat Parquet files, in the order of user and time.
+
+Columns as its page documents them: ``uid``, ``item_id`` and ``timestamp`` (uint32; seconds since an unpublished moment, in
+steps of five), ``is_organic`` (uint8: 1 where the user found the track, 0 where a recommendation led to it) and, for
+listens, ``played_ratio_pct`` (uint16; above 100 where parts were played again) and ``track_length_seconds``.
+The 500M and 5B editions have the same columns.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from jaxrec.data.named import RawDataset, public_dataset
-from jaxrec.data.readers.tables import reading
-from jaxrec.errors import DataError
+from jaxrec.datasets.archives import parquet_columns
 
 _ABOUT: dict[str, Any] = {
     "url": "https://huggingface.co/datasets/yandex/yambda",
@@ -27,6 +33,7 @@ _CORE: dict[str, Any] = {"filter": "k-core", "min_interactions": 5}
     rules={
         "listened-5-core": {"rating_column": "played_ratio_pct", "min_rating": 50.0, **_CORE},
         "listened": {"rating_column": "played_ratio_pct", "min_rating": 50.0},
+        "listened-organic": {"rating_column": "organic_ratio_pct", "min_rating": 50.0},
         "organic": _ORGANIC,
         "all": {},
     },
@@ -34,7 +41,12 @@ _CORE: dict[str, Any] = {"filter": "k-core", "min_interactions": 5}
 )
 def read_listens(archive: Path) -> RawDataset:
     """Read listens; a track counts as listened from half of its length on (``played_ratio_pct``)."""
-    return _read(archive, ("is_organic", "played_ratio_pct"))
+    raw = _read(archive, "is_organic", "played_ratio_pct")
+    # One threshold for both conditions: the part of an organic listen that was played, and 0 of another.
+    both = pl.col("played_ratio_pct") * (pl.col("is_organic") == 1)
+    return dataclasses.replace(
+        raw, interactions=raw.interactions.with_columns(both.alias("organic_ratio_pct"))
+    )
 
 
 @public_dataset(
@@ -46,18 +58,9 @@ def read_listens(archive: Path) -> RawDataset:
 )
 def read_likes(archive: Path) -> RawDataset:
     """Read likes."""
-    return _read(archive, ("is_organic",))
+    return _read(archive, "is_organic")
 
 
-def _read(archive: Path, more: tuple[str, ...]) -> RawDataset:
-    names = ("uid", "item_id", "timestamp", *more)
-    with reading(f"archive {archive.name!r}"):
-        frame = pl.scan_parquet(archive)
-        present = frame.collect_schema().names()
-    absent = [name for name in names if name not in present]
-    if absent:
-        raise DataError(
-            f"{archive.name!r} lacks {', '.join(map(repr, absent))}: its columns are {', '.join(map(repr, present))}"
-        )
-    events = frame.select(names).rename({"uid": "user", "item_id": "item"})
-    return RawDataset(events, {}, options={"time_unit": "s"})
+def _read(archive: Path, *more: str) -> RawDataset:
+    columns = {"user": "uid", "item": "item_id", "timestamp": "timestamp", **{name: name for name in more}}
+    return RawDataset(parquet_columns(archive, columns), {}, options={"time_unit": "s"})

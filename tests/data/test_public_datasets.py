@@ -296,6 +296,9 @@ class TestYambda:
         assert histories(load("yambda-listens", tmp_path / "listens.parquet", rule="organic")) == {
             "7": ["3", "1"]
         }
+        assert histories(load("yambda-listens", tmp_path / "listens.parquet", rule="listened-organic")) == {
+            "7": ["1"]
+        }
         frame.drop("played_ratio_pct", "track_length_seconds").write_parquet(tmp_path / "likes.parquet")
         assert load("yambda-likes", tmp_path / "likes.parquet").timestamps.tolist() == [5, 10, 20]
         with pytest.raises(DataError, match="lacks 'played_ratio_pct'"):
@@ -303,6 +306,35 @@ class TestYambda:
         (tmp_path / "likes.parquet").write_bytes(b"PAR1")
         with pytest.raises(DataError, match="cannot be read as a table"):
             load("yambda-likes", tmp_path / "likes.parquet")
+
+
+class TestZvuk:
+    PLAYS = pl.DataFrame(
+        {
+            "user_id": [5, 5, 6], "session_id": [1, 1, 2], "track_id": [30, 10, 30], "play_duration": [61.5, 3.0, 240.0],
+            "datetime": ["2023-01-16 00:00:05", "2023-01-16 00:00:01", "2023-01-15 23:59:59"],
+        },
+        schema_overrides={"track_id": pl.Int32},
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("kind", ["text", "datetime"])
+    def test_plays(self, tmp_path, kind):
+        frame = self.PLAYS
+        if kind == "datetime":
+            frame = frame.with_columns(pl.col("datetime").str.to_datetime(time_unit="ns"))
+        frame.write_parquet(tmp_path / "zvuk-interactions.parquet")
+        data = load("zvuk", tmp_path / "zvuk-interactions.parquet")
+        assert histories(data) == {"5": ["10", "30"], "6": ["30"]}
+        assert data.timestamps.tolist() == [1673827201, 1673827205, 1673827199]
+        longer = load("zvuk", tmp_path / "zvuk-interactions.parquet", min_rating=30)
+        assert histories(longer) == {"5": ["30"], "6": ["30"]}
+
+    def test_another_file(self, tmp_path):
+        self.PLAYS.drop("track_id").write_parquet(tmp_path / "x.parquet")
+        with pytest.raises(
+            DataError, match=r"'x\.parquet' lacks 'track_id': its columns are 'user_id', 'session_id'"
+        ):
+            load("zvuk", tmp_path / "x.parquet")
 
 
 class TestRecBole:
