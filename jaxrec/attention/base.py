@@ -41,6 +41,8 @@ class AttentionContext:
         parameters, or None.
       tokens: [1, P, D], states of learned tokens in front of every sequence, as this layer's attention reads them, or
         None; see `AttentionConfig.front_tokens`.
+      padding: [1, 1, D], the state of every position of padding as this layer's attention reads it, where padding takes
+        part as keys (`jaxrec.attention.padding_keys`), or None.
       mask: "causal" (a position sees its own sequence up to itself) or "bidirectional" (all of its sequence).
         Static: not a leaf of the pytree.
     """
@@ -50,6 +52,7 @@ class AttentionContext:
     timestamps: Array | None = None
     shared: Any = None
     tokens: Array | None = None
+    padding: Array | None = None
     mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -132,6 +135,8 @@ class AttentionConfig(abc.ABC):
     default_positions: ClassVar[str] = "learned"
     #: Whether the module takes ``query_positions``; see `build`.
     selects_positions: ClassVar[bool] = False
+    #: Whether the module reads ``AttentionContext.padding``.
+    reads_padding: ClassVar[bool] = False
     #: Source of the mechanism, for listings.
     paper: ClassVar[str] = ""
 

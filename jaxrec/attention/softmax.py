@@ -12,14 +12,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
-from jaxrec.attention.functional import keep_all, masked_softmax
+from jaxrec.attention.functional import attend_in_stretches, keep_all, masked_softmax, merge_heads
 from jaxrec.attention.module import (
+    AttentionInputs,
     AttentionModule,
     OutputProjection,
     Projections,
     position_count,
     projection_count,
 )
+from jaxrec.attention.padding_keys import extend_keys, keep_padding, padding_counts
 from jaxrec.nn.precision import einsum
 
 
@@ -56,6 +58,7 @@ class SoftmaxAttentionConfig(AttentionConfig):
     """Multi-head softmax attention."""
 
     selects_positions: ClassVar[bool] = True
+    reads_padding: ClassVar[bool] = True
     paper: ClassVar[str] = "Vaswani et al., Attention Is All You Need, 2017 (arXiv 1706.03762)"
 
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
@@ -72,7 +75,8 @@ class SoftmaxAttention(AttentionModule):
     """``(x [B, L, D], context, train) -> [B, L, D]``, or [B, S, D] at ``query_positions`` int32[B, S].
 
     Parameters: ``3 (D^2 + D)``, ``D^2 + D`` more with an output projection, and those of the position scheme
-    (`jaxrec.attention.positions.PositionScheme`). Sows ``attention_weights`` float32[B, H, L, L].
+    (`jaxrec.attention.positions.PositionScheme`). Sows ``attention_weights`` float32[B, H, L, L], and where padding
+    takes part as keys ``padding_weights`` float32[B, H, L], its share.
     """
 
     @nn.compact
@@ -85,7 +89,54 @@ class SoftmaxAttention(AttentionModule):
         query_positions: Array | None = None,
     ) -> Array:
         """Attend; see `AttentionConfig.build` for the arguments."""
-        qkv = Projections(self.config.heads, self.spec, name="projections")(x, queries)
-        formula = partial(softmax_attention, dtype=self.spec.dtype)
-        attended = self.attend(formula, qkv, context, train, query_positions=query_positions)
+        project = Projections(self.config.heads, self.spec, name="projections")
+        qkv = project(x, queries)
+        if context.padding is None:
+            formula = partial(softmax_attention, dtype=self.spec.dtype)
+            attended = self.attend(formula, qkv, context, train, query_positions=query_positions)
+        else:
+            _, padding_k, padding_v = project(context.padding, None)
+            attended = self._attend_with_padding(qkv, (padding_k, padding_v), context, train, query_positions)
         return OutputProjection(self.spec, name="output")(attended)
+
+    def _attend_with_padding(
+        self,
+        qkv: tuple[Array, Array, Array],
+        padding: tuple[Array, Array],
+        context: AttentionContext,
+        train: bool,
+        query_positions: Array | None,
+    ) -> Array:
+        """`attend` with one more key for all positions of padding; positions play no part in the scores."""
+        dtype, max_length = self.spec.dtype, self.spec.max_length
+        batch, length, heads, _ = qkv[1].shape
+        if query_positions is not None:
+            q, k, v = qkv
+            counts = jnp.take_along_axis(
+                padding_counts(context.segments, max_length), query_positions, axis=1
+            )
+            keys = extend_keys(k, v, *padding, context.allowed(query_positions)[:, None], counts)
+            return merge_heads(softmax_attention(q, *keys, dtype=dtype)[0])
+        keep, probability = self.keep_mask((batch, heads, length, 1 + length), train)
+
+        def formula(
+            q: Array,
+            k: Array,
+            v: Array,
+            bias: Array | float,
+            mask: Array,
+            dropout: Callable[[Array], Array],
+        ) -> tuple[Array, Array]:
+            return softmax_attention(q, k, v, bias, mask, keep_padding(dropout), dtype)
+
+        def core(inputs: AttentionInputs, count: int) -> tuple[Array, dict[str, Array]]:
+            q, k, v = inputs.arrays
+            counts = padding_counts(inputs.segments, max_length)
+            keys = extend_keys(k, v, *padding, inputs.allowed(), counts)
+            out, weights = attend_in_stretches(
+                formula, q, *keys, keep=inputs.keep, probability=probability, count=count
+            )
+            return out, {"attention_weights": weights[..., 1:], "padding_weights": weights[..., 0]}
+
+        inputs = AttentionInputs.of(qkv, context, keep)
+        return merge_heads(self.over_rows(core, inputs, heads * length * length))

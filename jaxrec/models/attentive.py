@@ -92,3 +92,9 @@ def tokens_context(tokens: Array) -> AttentionContext:
     """The context of tokens [1, P, D] in front of every sequence: one sequence, with zeros in front of it."""
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     return AttentionContext(index, jnp.ones_like(index), jnp.zeros_like(index), tokens=jnp.zeros_like(tokens))
+
+
+def padding_context() -> AttentionContext:
+    """The context of one position of padding, which sees padding alone: however many there are, their mean is its own."""
+    zero = jnp.zeros((1, 1), jnp.int32)
+    return AttentionContext(zero, jnp.ones_like(zero), zero)

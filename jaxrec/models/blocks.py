@@ -118,6 +118,8 @@ class Block(nn.Module):
         attention_norm = norm("attention_norm")
         if context.tokens is not None and self.arrangement != "post-norm":
             context = dataclasses.replace(context, tokens=attention_norm(context.tokens))
+        if context.padding is not None and self.arrangement not in ("original", "post-norm"):
+            context = dataclasses.replace(context, padding=attention_norm(context.padding))
         if self.arrangement == "original":
             queries = attention_norm(x)
             x = select(queries) + attend(x, queries)

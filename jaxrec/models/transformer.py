@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxrec.attention.base import AttentionSpec, Mask
+from jaxrec.attention.positions import POSITIONS
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig, tokens_context
+from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig, padding_context, tokens_context
 from jaxrec.models.base import ENCODERS
 from jaxrec.models.blocks import Block, zero_padding
 from jaxrec.models.output_table import declare_output, embedding_count, output_table
@@ -48,6 +49,10 @@ class TransformerConfig(AttentiveEncoderConfig):
       norm_epsilon: of the layer norms.
       item_bias: learn a bias for each item's score.
       separate_output: score against a second item table rather than the input's.
+      padding_keys: whether histories shorter than L also attend to the padding before them, as in public PyTorch code of
+        SASRec: "none"; "zero", states of padding that stay zero (pmixer's code of 2020); "propagated", states that pass
+        through the layers as an item's do (its code since 2024). For models that were trained so; the same for padded
+        and packed rows. Dropout leaves padding alone.
       remat: recompute each block in the backward pass: less memory, one more forward. (On a CPU, XLA's scheduler prefers
         speed and gives the memory away; `training.accumulate_steps` saves it there.)
     """
@@ -64,6 +69,7 @@ class TransformerConfig(AttentiveEncoderConfig):
     norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-6
     item_bias: bool = False
     separate_output: bool = False
+    padding_keys: Literal["none", "zero", "propagated"] = "none"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -73,6 +79,23 @@ class TransformerConfig(AttentiveEncoderConfig):
             raise ConfigError(
                 "--encoder.ffn-width has nothing to act on in block 'attention-only', which has no feed-forward "
                 f"network: expected 0, got {self.ffn_width}; leave it out, or choose block 'pre-norm'"
+            )
+        if self.padding_keys != "none":
+            self._check_padding_keys()
+
+    def _check_padding_keys(self) -> None:
+        """Refuse what padding as keys has no exact meaning for."""
+        scheme = self.position_scheme
+        if not self.attention.reads_padding:
+            raise ConfigError(
+                f"--encoder.padding-keys {self.padding_keys} works with attention 'softmax' alone: got "
+                f"{type(self.attention).__name__}; choose --attention softmax or --encoder.padding-keys none"
+            )
+        if not POSITIONS[scheme].additive and scheme != "none":
+            raise ConfigError(
+                f"--encoder.padding-keys {self.padding_keys} counts all positions of padding as one key: expected "
+                f"positions outside the attention, got --encoder.positions {scheme}; choose 'learned', 'sinusoidal' "
+                "or 'none', or --encoder.padding-keys none"
             )
 
     @property
@@ -136,6 +159,12 @@ class Transformer(AttentiveEncoder):
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
         config, shape = self.config, self.attention_spec()
+        if config.padding_keys == "propagated" and mask == "bidirectional":
+            raise ConfigError(
+                "--encoder.padding-keys propagated needs a task with a causal mask, since under a bidirectional one the "
+                "states of padding differ between histories; choose --encoder.padding-keys zero or none, or another "
+                "task"
+            )
         embed = ItemEmbedding(self.spec, config.width, self._table_init(), self.shards, name="items")
         x = embed(batch.items)
         if config.scale_embeddings:
@@ -148,8 +177,11 @@ class Transformer(AttentiveEncoder):
                 self._table_init(),
                 name="positions",
             )(batch.positions)
+        padding = None if config.padding_keys == "none" else jnp.zeros((1, 1, config.width), x.dtype)
         if config.embedding_norm:
-            x = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")(x)
+            embedding_norm = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")
+            x = embedding_norm(x)
+            padding = embedding_norm(padding) if config.padding_keys == "propagated" else padding
         x = zero_padding(Dropout(config.dropout)(x, train), batch.segments)
 
         context = self.attention_context(batch, shape, mask)
@@ -169,7 +201,9 @@ class Transformer(AttentiveEncoder):
                 config.norm_epsilon,
                 name=f"layer_{layer}",
             )
-            x = apply_block(x, dataclasses.replace(context, tokens=tokens), train, queries)
+            x = apply_block(x, dataclasses.replace(context, tokens=tokens, padding=padding), train, queries)
+            if config.padding_keys == "propagated" and not last:
+                padding = apply_block(padding, padding_context(), False)
             if tokens is not None and not last:
                 tokens = apply_block(tokens, tokens_context(tokens), train)
             segments = segments if queries is None else jnp.take_along_axis(segments, queries, axis=1)

@@ -84,6 +84,32 @@ CASES = (
         "hstu", block="attention-only", embedding_norm=True, attention=PointwiseAttentionConfig(heads=2)
     ),
     transformer("attention-only", block="attention-only"),
+    transformer(
+        "padding-zero",
+        origin="end",
+        block="original",
+        output_projection="on",
+        activation="identity",
+        padding_keys="zero",
+    ),
+    transformer(
+        "propagated-padding",
+        origin="end",
+        block="post-norm",
+        activation="relu",
+        final_norm="on",
+        embedding_norm=True,
+        layers=3,
+        padding_keys="propagated",
+    ),
+    transformer("padding-zero-bidirectional", mask="bidirectional", embedding_norm=True, padding_keys="zero"),
+    transformer(
+        "propagated-padding-gated",
+        block="gated",
+        positions="sinusoidal",
+        remat=True,
+        padding_keys="propagated",
+    ),
     transformer("bert4rec", mask="bidirectional", n_special=1, block="post-norm", ffn_width=8),
     Case("stosa", "stosa", {"init_scale": 0.5, "attention": WassersteinAttentionConfig(heads=2)}),
     Case(

@@ -100,11 +100,17 @@ def transformer(encoder, params, items, mask):
         x = x + params["positions"]["table"][places(encoder, n)]
     elif encoder.positions == "sinusoidal":
         x = x + np.stack([sinusoid(t, width) for t in places(encoder, n)])
+    n_padding = 0
+    if config.padding_keys != "none":  # literally: zeros before the items, which every later query sees
+        n_padding = encoder.max_length - n
+        x = np.concatenate([np.zeros((n_padding, width)), x])
     if config.embedding_norm:
         x = layer_norm(x, params["embedding_norm"], epsilon)
 
     for layer in range(config.layers):
         p = params[f"layer_{layer}"]
+        if config.padding_keys == "zero":
+            x[:n_padding] = 0.0
 
         def feed_forward(z, p=p):
             return affine(activation(affine(z, p["feed_forward"]["inner"])), p["feed_forward"]["outer"])
@@ -132,6 +138,7 @@ def transformer(encoder, params, items, mask):
             x = x + attend(z, z)
             if config.block == "pre-norm":
                 x = x + feed_forward(layer_norm(x, p["feed_forward_norm"], epsilon))
+    x = x[n_padding:]
     normalised = {"on": True, "off": False, "auto": config.block != "post-norm"}[config.final_norm]
     return layer_norm(x, params["final_norm"], epsilon) if normalised else x
 

@@ -79,3 +79,18 @@ def test_refusals():
     with pytest.raises(NotImplementedError, match="EncoderConfig must define build"):
         EncoderConfig().build(DataSpec(V, L))
     assert ENCODERS["sasrec"] is TransformerConfig
+
+
+def test_refusals_of_padding_as_keys():
+    with pytest.raises(ConfigError, match=r"--encoder\.padding-keys must be one of none, zero, propagated"):
+        TransformerConfig(padding_keys="all")
+    with pytest.raises(
+        ConfigError, match=r"padding-keys zero works with attention 'softmax' alone: got Pointw"
+    ):
+        TransformerConfig(padding_keys="zero", attention=PointwiseAttentionConfig())
+    with pytest.raises(ConfigError, match=r"padding-keys zero counts .* got --encoder\.positions rotary"):
+        TransformerConfig(padding_keys="zero", positions="rotary")
+    encoder = TransformerConfig(width=D, padding_keys="propagated").build(DataSpec(V, L))
+    batch = layout(transformer("any"))[0]
+    with pytest.raises(ConfigError, match=r"padding-keys propagated needs a task with a causal mask"):
+        jax.eval_shape(lambda: encoder.init(jax.random.key(0), batch, mask="bidirectional"))
