@@ -11,6 +11,7 @@ import pytest
 from experiments.record import command_line, write_record
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
+from experiments.studies import corrections
 from jaxrec.attention import ATTENTION
 from jaxrec.nn.spec import DataSpec
 
@@ -182,6 +183,28 @@ def test_traffic_is_read_from_compiled_programs():
 """
     expected = 1.5 * 160 + 0.5 * 16 + 2 * 7 / 8 * 20 + 1.5 * 28
     assert devices.collective_bytes(program) == pytest.approx(expected)
+
+
+def test_former_and_present_rules_of_repeats_and_ties():
+    """Three histories over five items: a repeat at the best score, a new target, and nothing seen."""
+    scores = np.array([[9, 5, 4, 3, 2, 1]] * 3, float)
+    targets, seen = np.array([1, 3, 5]), [np.array([1, 2]), np.array([1, 1, 2]), np.array([], int)]
+    ranks = [corrections.ranks_with_seen_removed(scores, targets, seen, keep) for keep in (True, False)]
+    np.testing.assert_array_equal(ranks, [[1, 1, 5], [np.inf, 1, 5]])
+    by_number = np.arange(16)
+    targets, seen = np.array([10, 11, 12]), [np.array([], int), np.array([3, 3]), np.array([1])]
+    assert corrections.constant_hits(by_number, targets, seen) == pytest.approx(2 / 3)
+    assert corrections.constant_hits(-by_number, targets, seen) == 1.0
+
+
+def test_verdicts_are_corrected_within_each_metric():
+    differences = [
+        {"metric": metric, "users": p, "both": 2 * p}
+        for metric, values in (("HR@10", (0.01, 0.02, 0.9)), ("MRR", (0.04,)))
+        for p in values
+    ]
+    assert corrections.verdicts(differences, "users") == 3
+    assert corrections.verdicts(differences, "both") == 0
 
 
 @pytest.mark.slow
