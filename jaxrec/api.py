@@ -14,7 +14,7 @@ from jaxrec.data.readers.load import DataConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
-from jaxrec.presets import PRESETS
+from jaxrec.presets import named_config
 from jaxrec.reporting.results import describe_dataset, describe_split, write_run
 from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
@@ -74,7 +74,7 @@ def fit(
 
     Args:
       dataset: from `load_dataset`; None = the one that ``config.data`` names (by default the bundled MovieTweetings).
-      config: a `RunConfig` or the name of a preset.
+      config: a `RunConfig`, the name of a preset, or the directory of a run for its configuration.
       workdir: run directory; None trains in memory.
       resume: continue the run in ``workdir``.
       overwrite: delete a run that is already in ``workdir``.
@@ -84,7 +84,7 @@ def fit(
       JaxrecError: as `jaxrec.training.loop.train`.
     """
     if isinstance(config, str):
-        config = PRESETS[config]()
+        config = named_config(config)
     if dataset is not None:
         config = dataclasses.replace(config, data=DataConfig.of(dataset))
     if overwrite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from jaxrec.attention import (
     KernelAttentionConfig,
@@ -12,7 +13,7 @@ from jaxrec.attention import (
     SoftmaxAttentionConfig,
     WassersteinAttentionConfig,
 )
-from jaxrec.config import RunConfig, TrainingConfig
+from jaxrec.config import RunConfig, TrainingConfig, load_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.models import GRU4RecConfig, SRGNNConfig, STOSAConfig, TransformerConfig
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig, CrossEntropyConfig
@@ -22,6 +23,18 @@ from jaxrec.tasks import MaskedItemConfig, S3RecConfig
 
 #: Functions that return a `RunConfig`, by name; `PRESETS.register` adds one.
 PRESETS: Registry[Callable[[], RunConfig]] = Registry("preset")
+
+
+def named_config(name: str) -> RunConfig:
+    """The configuration of a preset, or that of the run in a directory, to start another from.
+
+    Raises:
+      UnknownNameError: there is neither.
+    """
+    saved = Path(name) / "config.json"
+    if name in PRESETS or not saved.is_file():
+        return PRESETS[name]()
+    return load_config(saved).updated({"training.init_from": ""})
 
 
 @PRESETS.register("sasrec")

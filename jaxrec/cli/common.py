@@ -8,11 +8,12 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import tyro
 
-from jaxrec.errors import ConfigError
+from jaxrec.errors import ConfigError, DataError
 
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
@@ -27,6 +28,19 @@ def _nullable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_nullable(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def read_ids(file: str) -> list[str]:
+    """Item ids of a text file, one per line; empty lines are ignored.
+
+    Raises:
+      DataError: it is no text file.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} must be a UTF-8 text file of item ids, one per line: {error}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def parse(form: Any, arguments: list[str], command: str, default: Any = None) -> Any:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 from jaxrec.errors import Interrupted, JaxrecError
 
-#: Command -> (module of `jaxrec.cli` that holds a function of that name, one line of help).
+#: Command -> (module of `jaxrec.cli` that holds a function of that name, or of that in `FUNCTIONS`, one line of help).
 COMMANDS = {
     "train": ("train", "train on interactions, rank the held-out targets, write a run directory"),
     "evaluate": ("evaluate", "rank the held-out targets of a saved run again"),
     "recommend": ("recommend", "recommend the next items for a history, from a saved run"),
+    "import": ("importing", "turn a published PyTorch checkpoint into a run, without PyTorch"),
     "audit": ("data", "report data issues that affect evaluation: ties, duplicates, leakage"),
     "prepare": ("data", "read a log once and save it as memory-mapped arrays"),
     "datasets": ("data", "list the public datasets: source, licence, citation, archives on disk"),
@@ -25,6 +26,9 @@ COMMANDS = {
     "stability": ("analysis", "measure the robustness of recommendations to perturbed histories"),
     "attention": ("analysis", "list the attention mechanisms, or draw the attention of a run"),
 }
+
+#: Commands whose name is a word of Python -> their function.
+FUNCTIONS = {"import": "import_checkpoint"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             if command != "train":  # which has the option in its help
                 rest = _load_plugins(rest)
             module = importlib.import_module(f"jaxrec.cli.{COMMANDS[command][0]}")
-            status: int = getattr(module, command)(rest)
+            status: int = getattr(module, FUNCTIONS.get(command, command))(rest)
             return status
     except Interrupted as interruption:
         print(f"jaxrec: {interruption}", file=sys.stderr)

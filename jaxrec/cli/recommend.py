@@ -2,13 +2,11 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from jaxrec.cli.common import emit, parse
-from jaxrec.errors import DataError
+from jaxrec.cli.common import emit, parse, read_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +37,8 @@ def recommend(arguments: list[str]) -> int:
         [list(given.history)],
         given.k,
         remove_seen=remove_seen,
-        exclude=_read_ids(given.exclude) if given.exclude else (),
-        allow=_read_ids(given.allow) if given.allow else None,
+        exclude=read_ids(given.exclude) if given.exclude else (),
+        allow=read_ids(given.allow) if given.allow else None,
     )[0]
     titles = answer.titles or [""] * len(answer.items)
     lines = [
@@ -59,12 +57,3 @@ def recommend(arguments: list[str]) -> int:
         )
     emit(dataclasses.asdict(answer), "\n".join(lines), given.json)
     return 0
-
-
-def _read_ids(file: str) -> list[str]:
-    """Item ids of a text file, one per line; empty lines are ignored."""
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} must be a UTF-8 text file of item ids, one per line: {error}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]

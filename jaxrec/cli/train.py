@@ -14,7 +14,7 @@ from jaxrec.cli.common import emit, parse
 from jaxrec.cli.help import Option, config_options, page
 from jaxrec.config import NAMED_SECTIONS, RunConfig, load_config, section_label
 from jaxrec.errors import ConfigError
-from jaxrec.presets import PRESETS
+from jaxrec.presets import PRESETS, named_config
 from jaxrec.registry import load_plugins
 from jaxrec.training.distributed import DistributedConfig, is_first, join
 
@@ -56,7 +56,7 @@ def base_config(arguments: list[str]) -> RunConfig:
             raise ConfigError("--resume needs --workdir: the directory of the run to continue")
         config = load_config(Path(workdir) / "config.json")
     else:
-        config = PRESETS[value_of("preset", arguments, "sasrec")]()
+        config = named_config(value_of("preset", arguments, "sasrec"))
     for path, registry in NAMED_SECTIONS.items():
         present = section_label(config, path)
         chosen = value_of(path, arguments, present)
@@ -99,7 +99,7 @@ def train(arguments: list[str]) -> int:
 
 #: Options of the command itself: name, type, default, help.
 _COMMAND_OPTIONS: list[tuple[str, type, Any, str]] = [
-    ("preset", str, "sasrec", "starting configuration"),
+    ("preset", str, "sasrec", "starting configuration, or a run directory to start from its configuration"),
     ("workdir", str, "", "run directory; default: runs/ with the dataset and the time"),
     ("resume", bool, False, "continue the run in --workdir"),
     ("overwrite", bool, False, "delete a run that is already in --workdir"),

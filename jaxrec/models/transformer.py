@@ -47,6 +47,7 @@ class TransformerConfig(AttentiveEncoderConfig):
       init: "normal" with standard deviation ``init_scale``, or "xavier" (uniform for kernels, normal for tables).
       init_scale: standard deviation of "normal".
       norm_epsilon: of the layer norms.
+      final_norm_epsilon: of the final norm; 0 = ``norm_epsilon`` (RecTools has another there).
       item_bias: learn a bias for each item's score.
       separate_output: score against a second item table rather than the input's.
       padding_keys: whether histories shorter than L also attend to the padding before them, as in public PyTorch code of
@@ -67,6 +68,7 @@ class TransformerConfig(AttentiveEncoderConfig):
     init: Literal["normal", "xavier"] = "normal"
     init_scale: Annotated[float, Range("(0, inf)")] = 0.02
     norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-6
+    final_norm_epsilon: Annotated[float, Range("[0, 1]")] = 0.0
     item_bias: bool = False
     separate_output: bool = False
     padding_keys: Literal["none", "zero", "propagated"] = "none"
@@ -209,7 +211,8 @@ class Transformer(AttentiveEncoder):
             segments = segments if queries is None else jnp.take_along_axis(segments, queries, axis=1)
             x = zero_padding(x, segments)
         if config.has_final_norm:
-            x = zero_padding(nn.LayerNorm(epsilon=config.norm_epsilon, name="final_norm")(x), segments)
+            epsilon = config.final_norm_epsilon or config.norm_epsilon
+            x = zero_padding(nn.LayerNorm(epsilon=epsilon, name="final_norm")(x), segments)
         declare_output(self, self._table_init())
         return x
 

@@ -1,0 +1,60 @@
+"""Checkpoints of asash/gSASRec-pytorch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.interop.formats import (
+    FORMATS,
+    CheckpointFormat,
+    ImportedModel,
+    ImportOptions,
+    Reader,
+    from_newest,
+)
+from jaxrec.models import TransformerConfig
+
+
+@FORMATS.register("gsasrec")
+class GSASRecPyTorch(CheckpointFormat):
+    """gSASRec of asash/gSASRec-pytorch: the original's block without an output projection, a linear feed-forward network."""
+
+    source: ClassVar[str] = "https://github.com/asash/gSASRec-pytorch"
+
+    def read(self, reader: Reader, options: ImportOptions) -> ImportedModel:
+        """Map the tensors; see `CheckpointFormat.read`."""
+        rows, width = reader.shape("item_embedding.weight", None, None)
+        # Row 0 is no item, and padding is the last row; neither is ever scored or read as a key.
+        table = reader.take("items/table", "item_embedding.weight", rows, width)[:-1].copy()
+        table[0] = 0.0
+        reader.params["items/table"] = table
+        places = reader.take("positions/table", "position_embedding.weight", None, width)
+        reader.params["positions/table"] = from_newest(places)
+        layers = reader.count(r"transformer_blocks\.(\d+)\..*")
+        inner = reader.shape("transformer_blocks.0.dense1.weight", None, width)[0]
+        for layer in range(layers):
+            ours, theirs = f"layer_{layer}", f"transformer_blocks.{layer}"
+            reader.norm(f"{ours}/attention_norm", f"{theirs}.first_norm", width)
+            names = tuple(f"{theirs}.multihead_attention.{part}_proj" for part in ("query", "key", "val"))
+            reader.projections(f"{ours}/attention/projections", names, width)
+            reader.norm(f"{ours}/feed_forward_norm", f"{theirs}.second_norm", width)
+            reader.dense(f"{ours}/feed_forward/inner", f"{theirs}.dense1", width, inner)
+            reader.dense(f"{ours}/feed_forward/outer", f"{theirs}.dense2", inner, width)
+        reader.norm("final_norm", "seq_norm", width)
+        reader.finish()
+        dropout = float(reader.setting("dropout", options.dropout, None, 0.1))
+        encoder = TransformerConfig(
+            width=width,
+            layers=max(layers, 1),
+            dropout=dropout,
+            attention=SoftmaxAttentionConfig(heads=reader.heads(options, None, 1, width), dropout=dropout),
+            positions="learned",
+            block="original",
+            ffn_width=inner,
+            activation=reader.setting("activation", options.activation, None, "identity"),
+            output_projection="off",
+            final_norm="on",
+            norm_epsilon=1e-5,
+        )
+        return reader.model(encoder, len(places), "end", rows - 2, "gbce")

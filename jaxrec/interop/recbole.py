@@ -1,0 +1,65 @@
+"""Checkpoints of SASRec in RecBole."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.interop.formats import FORMATS, CheckpointFormat, ImportedModel, ImportOptions, Reader
+from jaxrec.models import TransformerConfig
+
+_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "swish": "silu"}
+
+
+@FORMATS.register("recbole")
+class RecBoleSASRec(CheckpointFormat):
+    """SASRec of RecBole: post-norm, positions from the start; the file has its configuration but no item ids."""
+
+    source: ClassVar[str] = "https://github.com/RUCAIBox/RecBole"
+    inert: ClassVar[tuple[str, ...]] = ("recbole", "yaml")
+    ids_are_rows: ClassVar[bool] = False
+
+    def read(self, reader: Reader, options: ImportOptions) -> ImportedModel:
+        """Map the tensors; see `CheckpointFormat.read`."""
+
+        def setting(name: str) -> object:
+            return reader.file.extra("config", "final_config_dict", name)
+
+        rows, width = reader.shape("item_embedding.weight", None, None)
+        reader.take("items/table", "item_embedding.weight", rows, width)
+        places = reader.take("positions/table", "position_embedding.weight", None, width)
+        reader.norm("embedding_norm", "LayerNorm", width)
+        layers = reader.count(r"trm_encoder\.layer\.(\d+)\..*")
+        inner = reader.shape("trm_encoder.layer.0.feed_forward.dense_1.weight", None, width)[0]
+        for layer in range(layers):
+            ours, theirs = f"layer_{layer}", f"trm_encoder.layer.{layer}"
+            attention = f"{theirs}.multi_head_attention"
+            names = tuple(f"{attention}.{part}" for part in ("query", "key", "value"))
+            reader.projections(f"{ours}/attention/projections", names, width)
+            reader.dense(f"{ours}/attention/output/dense", f"{attention}.dense", width, width)
+            reader.norm(f"{ours}/attention_norm", f"{attention}.LayerNorm", width)
+            reader.dense(f"{ours}/feed_forward/inner", f"{theirs}.feed_forward.dense_1", width, inner)
+            reader.dense(f"{ours}/feed_forward/outer", f"{theirs}.feed_forward.dense_2", inner, width)
+            reader.norm(f"{ours}/feed_forward_norm", f"{theirs}.feed_forward.LayerNorm", width)
+        reader.finish()
+        activation = setting("hidden_act")
+        known = _ACTIVATIONS.get(activation) if isinstance(activation, str) else None
+        dropout = float(reader.setting("dropout", options.dropout, setting("hidden_dropout_prob"), 0.5))
+        encoder = TransformerConfig(
+            width=width,
+            layers=max(layers, 1),
+            dropout=dropout,
+            attention=SoftmaxAttentionConfig(
+                heads=reader.heads(options, setting("n_heads"), 2, width), dropout=dropout
+            ),
+            positions="learned",
+            block="post-norm",
+            ffn_width=inner,
+            activation=reader.setting("activation", options.activation, known, "gelu"),
+            output_projection="on",
+            final_norm="off",
+            embedding_norm=True,
+            norm_epsilon=float(setting("layer_norm_eps") or 1e-12),  # type: ignore[arg-type]
+        )
+        objective = "bpr" if setting("loss_type") == "BPR" else "cross-entropy"
+        return reader.model(encoder, len(places), "start", rows - 1, objective)

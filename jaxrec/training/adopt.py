@@ -1,0 +1,92 @@
+"""Write a run of parameters that were made elsewhere: evaluated, saved and ready to continue, without a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.config import RunConfig, save_config, to_dict
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.errors import CheckpointError
+from jaxrec.training.checkpoint import CheckpointStore
+from jaxrec.training.host_state import HostState
+from jaxrec.training.logging import MetricsLog
+from jaxrec.training.loop import FitResult
+from jaxrec.training.run_directory import claim_directory
+from jaxrec.training.setup import TrainingSetup, prepare
+from jaxrec.training.state import initial_state
+from jaxrec.training.trees import flatten, path_name
+
+
+def adopt(
+    config: RunConfig,
+    arrays: Mapping[str, np.ndarray],
+    dataset: SequenceDataset,
+    workdir: Path,
+    origin: Mapping[str, Any],
+    overwrite: bool = False,
+) -> FitResult:
+    """Evaluate parameters and save them as a run of 0 steps.
+
+    Args:
+      config: of the run.
+      arrays: parameters by name (``items/table``), every array with a leading axis of the seeds of ``config``.
+      dataset: whose held-out targets are ranked.
+      workdir: run directory.
+      origin: entries of the first line of its log.
+      overwrite: delete a run that is already in ``workdir``.
+
+    Raises:
+      CheckpointError: an array is missing, left over, or of another shape; the first is named.
+      RunExistsError: ``workdir`` holds a run.
+    """
+    setup = prepare(config, dataset)
+    seeds = np.asarray(config.training.seeds, np.uint32)
+    make_state = jax.jit(jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)))
+    state = make_state(seeds)
+    _check(arrays, flatten(state.params))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.asarray(arrays[path_name(path)], jnp.float32), state.params
+    )
+    state = state._replace(params=params)
+    claim_directory(workdir, config, resume=False, overwrite=overwrite)
+    save_config(config, workdir / "config.json")
+    valid, test = _evaluations(setup, params, "valid"), _evaluations(setup, params, "test")
+    host_state = HostState.start(len(seeds))
+    scores = [float(evaluation.metrics[config.metric]) for evaluation in valid]
+    host_state.update(scores, 0, config.training)
+    MetricsLog(workdir / "log.jsonl", None).write(step=0, valid={config.metric: scores}, **origin)
+    store = CheckpointStore(workdir / "checkpoints", config.training.keep_checkpoints)
+    record = {
+        "step": 0,
+        "config": to_dict(config),
+        "dataset": setup.dataset.fingerprint,
+        "host_state": host_state.dump(),
+    }
+    try:
+        store.save(0, {"state": state, "best": params}, record, float(np.mean(scores)))
+    finally:
+        store.close()
+    return FitResult(setup, params, valid, test, host_state, workdir, 0)
+
+
+def _check(arrays: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name in (*expected, *arrays):
+        need = list(expected[name].shape[1:]) if name in expected else "nothing of this name"
+        have = list(arrays[name].shape[1:]) if name in arrays else "none"
+        if need != have:
+            raise CheckpointError(
+                f"the parameters do not fit the encoder: expected {name} {need}, got {have}; give the options of the "
+                "encoder that they were made for"
+            )
+
+
+def _evaluations(setup: TrainingSetup, params: Any, part: Any) -> list[Any]:
+    cases = setup.split.cases(part)
+    seeds = range(len(setup.config.training.seeds))
+    return [setup.evaluate(setup.sharding.seed_params(params, seed), cases) for seed in seeds]
