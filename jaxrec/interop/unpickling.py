@@ -11,7 +11,7 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -142,10 +142,10 @@ class NumpyType:
         if not isinstance(code, str) or code[:1] not in "biufUSO":
             raise ValueError(f"elements of type {code!r}")
         self.code = code
-        self.order = "<"
+        self.order: Literal["<", ">"] = "<"
 
     def __setstate__(self, state: Any) -> None:
-        self.order = state[1] if state[1] in ("<", ">", "|") else "<"
+        self.order = ">" if state[1] == ">" else "<"
 
     def decode(self, data: Any) -> list[Any]:
         """Elements of raw bytes."""

@@ -14,6 +14,7 @@ import pytest
 
 from jaxrec import Recommender, fit
 from jaxrec.cli.main import main
+from jaxrec.config import save_config
 from jaxrec.data import SequenceDataset
 from jaxrec.data.batches import Batch
 from jaxrec.errors import CheckpointError, ConfigError, DataError, RunExistsError
@@ -231,7 +232,7 @@ def test_options_that_cannot_fit_are_refused():
         read_model(FILES / "s3rec.pth", "s3rec", ImportOptions(variant="2020"))
     with pytest.raises(ConfigError, match="unknown checkpoint format 'sasrec'"):
         read_model(FILES / "s3rec.pth", "sasrec")
-    with pytest.raises(CheckpointError, match="row 0 of pos_emb.weight"):
+    with pytest.raises(CheckpointError, match=r"row 0 of pos_emb\.weight"):
         read_model(FILES / "pmixer-2020.pth", "sasrec-pytorch", ImportOptions(variant="2024"))
 
 
@@ -322,13 +323,32 @@ def test_items_without_a_row_and_wrong_lists_of_ids_are_refused(dataset):
         item_rows(model, "recbole", dataset, list("12345678"))
     with pytest.raises(DataError, match="1 repeated"):
         item_rows(model, "recbole", dataset, list("123456788"))
-    with pytest.raises(DataError, match="1 of the 9 items of --data have no row in the checkpoint, the first '9'"):
+    with pytest.raises(
+        DataError, match="1 of the 9 items of --data have no row in the checkpoint, the first '9'"
+    ):
         item_rows(model, "recbole", dataset, list("12345678x"))
     np.testing.assert_array_equal(
         item_rows(model, "recbole", dataset, list("987654321")), [0, 5, 7, 1, 9, 8, 2, 6, 3, 4]
     )
 
 
+def test_the_command_names_what_it_refuses(tmp_path, capsys):
+    path = tmp_path / "model.pth"
+    legacy(path, pickle.dumps(Payload(tmp_path / "planted"), 2))
+    assert main(["import", str(path), "--format", "s3rec", "--out", str(tmp_path / "run")]) == 1
+    assert "nothing was executed" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_run_directory_is_a_preset(tmp_path):
+    config = small_config(training={"init_from": "runs/before", "epochs": 7})
+    save_config(config, tmp_path / "config.json")
+    assert named_config(str(tmp_path)) == config.updated({"training.init_from": ""})
+    with pytest.raises(ConfigError, match="unknown preset"):
+        named_config(str(tmp_path / "absent"))
+
+
+@pytest.mark.slow
 def test_the_command_imports(tmp_path, capsys):
     rows = ["user_id,item_id,timestamp"]
     rows += [f"u{u},film-{(u + t) % ITEMS + 1},{t}" for u in range(20) for t in range(5)]
@@ -340,5 +360,5 @@ def test_the_command_imports(tmp_path, capsys):
     assert "--encoder.block original" in shown
     assert "--batches.position-origin end" in shown
     assert main(["recommend", str(tmp_path / "run"), "--history", "film-1", "-k", "3"]) == 0
-    assert main(["import", *words, "--out", str(tmp_path / "run")]) == 1
+    assert main(["import", *words, "--out", str(tmp_path / "run"), "--evaluation.ks", "5"]) == 1
     assert "--overwrite" in capsys.readouterr().err

@@ -69,10 +69,9 @@ class PMixer(nn.Module):
         real = (items > 0)[..., None]
         x = self.item_emb(items) * WIDTH**0.5
         column = torch.arange(LENGTH)
-        if self.variant == "2020":
-            x = (x + self.pos_emb(column)) * real
-        else:
-            x = x + self.pos_emb((column + 1) * (items > 0))
+        old = self.variant == "2020"
+        x = x + self.pos_emb(column if old else (column + 1) * (items > 0))
+        x = x * real if old else x
         layers = zip(
             self.attention_layernorms,
             self.attention_layers,
@@ -175,7 +174,13 @@ class RecBole(Bert):
     """SASRec of RecBole."""
 
     def __init__(self):
-        names = ("item_embedding", "position_embedding", "trm_encoder", "multi_head_attention", "feed_forward")
+        names = (
+            "item_embedding",
+            "position_embedding",
+            "trm_encoder",
+            "multi_head_attention",
+            "feed_forward",
+        )
         super().__init__(names, 6, ITEMS + 1)
 
 
@@ -344,9 +349,7 @@ def write(
     items = histories(pad_left)
     with torch.no_grad():
         states = randomize(model)(items) * (items > 0)[..., None]
-    torch.save(
-        wrap(model.state_dict()), HERE / f"{name}.pth", _use_new_zipfile_serialization=not legacy
-    )
+    torch.save(wrap(model.state_dict()), HERE / f"{name}.pth", _use_new_zipfile_serialization=not legacy)
     np.savez_compressed(HERE / f"{name}.npz", items=items.numpy().astype(np.int8), states=states.numpy())
 
 
