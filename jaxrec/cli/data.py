@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _SOURCE = tyro.conf.arg(
     name="data-source",
     metavar="DATA",
-    help="csv, tsv, parquet, arrow or text file, saved dataset, or the name of a public one (jaxrec datasets)",
+    help="csv, tsv, parquet, arrow or text file, saved dataset, directory of Parquet files, or the name of a public "
+    "dataset (jaxrec datasets)",
 )
 _OPTIONS = tyro.conf.arg(help="options of the data; in this command `--data.` may be left out")
 
@@ -119,6 +120,13 @@ class Prepare:
     accept_licence: Annotated[bool, tyro.conf.arg(help="accept its licence, which is shown otherwise")] = (
         False
     )
+    low_memory: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="for a log beyond memory: read, filter and sort it block by block, through files beside --out; the "
+            "result is the same (a directory of Parquet files is always read so)"
+        ),
+    ] = False
     json: Annotated[bool, tyro.conf.arg(help="print the summary as one JSON object")] = False
 
 
@@ -126,7 +134,8 @@ def prepare(arguments: list[str]) -> int:
     """Run `jaxrec prepare`."""
     options = parse(Prepare, _with_section(arguments), "prepare")
 
-    from jaxrec.data import load_dataset
+    from jaxrec.data import load_dataset, prepare_in_blocks
+    from jaxrec.data.readers.tables import parquet_files
 
     config = options.data
     if options.download:
@@ -134,8 +143,11 @@ def prepare(arguments: list[str]) -> int:
 
         paths = fetch(options.source, accept_licence=options.accept_licence, progress=not options.json)
         config = config.replace(archive=tuple(map(str, paths)))
-    dataset = load_dataset(options.source, config)
-    dataset.save(options.out)
+    if options.low_memory or parquet_files(Path(options.source)):
+        dataset = prepare_in_blocks(options.source, options.out, config)
+    else:
+        dataset = load_dataset(options.source, config)
+        dataset.save(options.out)
     details = {
         "titles": dataset.item_titles is not None,
         "attributes": 0 if dataset.attributes is None else dataset.attributes.n_attributes,

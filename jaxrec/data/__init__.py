@@ -5,6 +5,7 @@ from jaxrec.data.catalogue import AttributeTable, Catalogue
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.interactions import FirstOfPair, KCore, OnePass, filter_dataset
 from jaxrec.data.named import DATASETS, PublicDataset, RawDataset, public_dataset
+from jaxrec.data.readers.blocks import prepare_in_blocks
 from jaxrec.data.readers.load import DataConfig, load_dataset
 from jaxrec.data.sequentiality import Sequentiality, sequentiality
 from jaxrec.data.splits import EvaluationCases, Split, SplitConfig, split_dataset
@@ -31,6 +32,7 @@ __all__ = [
     "data_usage",
     "filter_dataset",
     "load_dataset",
+    "prepare_in_blocks",
     "public_dataset",
     "sequentiality",
     "split_dataset",

@@ -86,20 +86,18 @@ def to_dataset(
       titles: function from the dataset's item ids, in order, to their titles, or None.
       attributes: the same for attributes.
     """
-    user_codes, users = _by_first_appearance(log.users, len(log.user_ids))
-    order = _stable_order(users, log.times)
+    user_codes, users = by_first_appearance(log.users, len(log.user_ids))
+    order = stable_order(users, log.times)
     if order is not None:
         users = users[order]
     items = log.items if order is None else log.items[order]
-    item_codes, items = _by_first_appearance(items, len(log.item_ids))
+    item_codes, items = by_first_appearance(items, len(log.item_ids))
     timestamps = None
     if log.times is not None:
         times = log.times if order is None else log.times[order]
         timestamps = (times // log.times_per_second if log.times_per_second > 1 else times).astype(np.int64)
     offsets = np.zeros(len(user_codes) + 1, np.int64)
     np.cumsum(np.bincount(users, minlength=len(user_codes)), out=offsets[1:])
-    keys = "user" if log.times is None else "user and time"
-    order_note = {"rule": f"stable sort by {keys}; ties keep source order", "rows_moved": order is not None}
     item_ids = log.item_ids.take(item_codes)
     items += np.int32(1)
     return SequenceDataset(
@@ -110,8 +108,18 @@ def to_dataset(
         timestamps=timestamps,
         item_titles=titles(item_ids) if titles else None,
         attributes=attributes(item_ids) if attributes else None,
-        meta={"order": order_note, **meta, "steps": [*meta.get("steps", ()), *log.steps]},
+        meta={
+            "order": order_note(log.times is not None, order is not None),
+            **meta,
+            "steps": [*meta.get("steps", ()), *log.steps],
+        },
     )
+
+
+def order_note(timed: bool, moved: bool) -> dict[str, Any]:
+    """Return the entry ``order`` of ``meta``: whether there are times, and whether sorting moved a row."""
+    keys = "user and time" if timed else "user"
+    return {"rule": f"stable sort by {keys}; ties keep source order", "rows_moved": moved}
 
 
 def from_dataset(dataset: SequenceDataset) -> InteractionLog:
@@ -126,7 +134,7 @@ def from_dataset(dataset: SequenceDataset) -> InteractionLog:
     )
 
 
-def _by_first_appearance(codes: np.ndarray, n_codes: int) -> tuple[np.ndarray, np.ndarray]:
+def by_first_appearance(codes: np.ndarray, n_codes: int) -> tuple[np.ndarray, np.ndarray]:
     """Old codes by first appearance, int64[K], and the renumbered codes, int32[N]."""
     first = np.full(n_codes, len(codes), np.int64)
     # Of repeated indices NumPy keeps the last assignment; written backwards, that is the first appearance.
@@ -138,7 +146,7 @@ def _by_first_appearance(codes: np.ndarray, n_codes: int) -> tuple[np.ndarray, n
     return present, renumbered[codes]
 
 
-def _stable_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | None:
+def stable_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | None:
     """Order of a stable sort by (user, time), or None where the log is already in it."""
     if times is None:
         return None if bool(np.all(users[1:] >= users[:-1])) else np.argsort(users, kind="stable")

@@ -41,10 +41,7 @@ def write_arrays(
       DataError: ``directory`` is a file, or a directory that holds anything.
     """
     path = Path(directory)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(
-            f"directory {str(path)!r} is not empty: give a new or empty directory, nothing was written"
-        )
+    check_empty(path)
     path.mkdir(parents=True, exist_ok=True)
     entries = {}
     for name, array in arrays.items():
@@ -55,6 +52,18 @@ def write_arrays(
     unfinished = path / "meta.json.unfinished"
     unfinished.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     unfinished.replace(path / "meta.json")
+
+
+def check_empty(path: Path) -> None:
+    """Check that a directory is new or empty.
+
+    Raises:
+      DataError: it is a file, or holds anything.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(
+            f"directory {str(path)!r} is not empty: give a new or empty directory, nothing was written"
+        )
 
 
 def read_arrays(

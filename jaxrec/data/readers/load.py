@@ -23,16 +23,19 @@ from jaxrec.data.interactions import (
     to_dataset,
 )
 from jaxrec.data.named import DATASETS, RawDataset
-from jaxrec.data.readers.items import read_items
+from jaxrec.data.readers.items import Attributes, Titles, read_items
 from jaxrec.data.readers.log import read_log
 from jaxrec.data.readers.tables import (
     UNDERSTOOD,
     TextFormat,
     describe_file,
+    describe_parts,
     is_directory,
     is_file,
+    parquet_files,
     reading,
     scan_file,
+    scan_parts,
     scan_table,
     suffix_of,
 )
@@ -56,8 +59,8 @@ class DataConfig:
     """Source of the interactions, its columns and format, and the filters.
 
     Attributes:
-      source: "movietweetings" (bundled); a CSV, TSV, Parquet, Arrow or text file; the directory of a saved dataset; or
-        the name of a public dataset (``jaxrec datasets`` lists them).
+      source: "movietweetings" (bundled); a CSV, TSV, Parquet, Arrow or text file; the directory of a saved dataset or of
+        Parquet files; or the name of a public dataset (``jaxrec datasets`` lists them).
       name: of the dataset; empty = that of the file.
       user_column: name of the user column; empty = recognised by the usual names (user_id, userId, ...).
       item_column: name of the item column; empty = recognised by the usual names (item_id, movieId, ...).
@@ -141,10 +144,11 @@ class DataConfig:
 
     def moved(self, source: str) -> DataConfig:
         """Return the options of the same data at another place: a raw file, or a saved dataset, which needs none."""
-        return DataConfig(source=source) if is_directory(source) else self.replace(source=source)
+        saved = is_directory(source) and not parquet_files(Path(source))
+        return DataConfig(source=source) if saved else self.replace(source=source)
 
     def replace(self, **options: Any) -> DataConfig:
-        """Return a copy with other options; None stands for a default, a list for a tuple.
+        """Return a copy with other options; None stands for a default, a list for a tuple, one archive for a tuple of it.
 
         Raises:
           ConfigError: an option does not exist.
@@ -156,6 +160,10 @@ class DataConfig:
                 f"unknown option {', '.join(sorted(map(repr, unknown)))} of load_dataset: expected some of "
                 f"{', '.join(vars(defaults))}"
             )
+        archive = options.get("archive")
+        if archive is not None:
+            paths = (archive,) if isinstance(archive, (str, os.PathLike)) else archive
+            options["archive"] = tuple(os.fspath(path) for path in paths)
         values: dict[str, Any] = {
             name: getattr(defaults, name)
             if value is None
@@ -185,9 +193,9 @@ def load_dataset(
     Args:
       source: "movietweetings" (bundled); the path of a .csv, .tsv (also .gz), .parquet, .arrow, .feather or .ipc file; of
         a .txt (also .gz) with ``user item`` or ``user item item ...`` per line; of a directory that
-        `SequenceDataset.save` wrote; the name of a public dataset (`jaxrec.data.DATASETS`); a Polars, pandas or pyarrow
-        table; a NumPy array [N, 2] or [N, 3] or a structured one; a dict of arrays; or a tuple of arrays (users,
-        items[, times]).
+        `SequenceDataset.save` wrote, or of Parquet files; the name of a public dataset (`jaxrec.data.DATASETS`); a Polars,
+        pandas or pyarrow table; a NumPy array [N, 2] or [N, 3] or a structured one; a dict of arrays; or a tuple of arrays
+        (users, items[, times]).
       config: the options; by default all of them have their default values.
       item_table: a table of items for titles and attributes: a file, or a Polars, pandas or pyarrow table.
       item_attributes: attributes as a mapping or a JSON file {item id: [attribute, ...]}.
@@ -202,10 +210,6 @@ def load_dataset(
       DataError: a column, a time or an id is missing or unusable, the file is empty or absent, or nothing is left after
         the filters. The message names the column, counts the rows and gives the first.
     """
-    archive = options.get("archive")
-    if archive is not None:
-        paths = (archive,) if isinstance(archive, (str, os.PathLike)) else archive
-        options["archive"] = tuple(os.fspath(path) for path in paths)
     config = (config or DataConfig()).replace(**options)
     if isinstance(source, (str, os.PathLike)):
         config = config.replace(source=os.fspath(source))
@@ -222,7 +226,7 @@ def load_dataset(
 
 
 def _load(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> SequenceDataset:
-    ready = _finished(source, config)
+    ready = open_finished(source, config)
     if ready is not None:
         unused = [name for name in (*config.changed(), *tables) if name not in _OF_FINISHED]
         if unused:
@@ -234,12 +238,57 @@ def _load(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> Sequenc
             ready = ready.with_meta({"name": config.name})
         filters = _filters(config)
         return filter_dataset(ready, filters) if filters else ready
+    raw = open_raw(source, config, tables)
+    return raw if isinstance(raw, SequenceDataset) else _build(raw)
+
+
+@dataclasses.dataclass(frozen=True)
+class RawLog:
+    """A log as its source has it, before anything of it is read.
+
+    Attributes:
+      frame: the table, lazy.
+      config: options, those of a public dataset's rule included.
+      tables: item table and attributes in memory, by the names of `load_dataset`'s arguments.
+      meta: name and source of the dataset, and what its loader adds.
+    """
+
+    frame: pl.LazyFrame
+    config: DataConfig
+    tables: Mapping[str, Any]
+    meta: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """Name of the table, for messages."""
+        return str(self.meta["source"].get("file", "the table"))
+
+    def filters(self) -> list[Filter]:
+        """Return the filters in their order."""
+        return _filters(self.config)
+
+
+def open_raw(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> RawLog | SequenceDataset:
+    """Open a raw log: a file, a public dataset, a table; or the dataset that a registered loader gives.
+
+    Args:
+      source: as for `load_dataset`, but no finished dataset.
+      config: the options.
+      tables: item table and attributes in memory.
+
+    Raises:
+      ConfigError: no such rule.
+      DataError: the source cannot be opened.
+    """
     named = _named(source)
     if named is not None:
         raw = named(config)
-        if not isinstance(raw, RawDataset):
+        if isinstance(raw, RawDataset):
+            return _of_public(raw, config, tables)
+        ready = open_finished(raw, config)
+        if ready is not None:
             return _load(raw, config.replace(source=""), tables)
-        return _load_raw(raw, config, tables)
+        return open_raw(raw, config.replace(source=""), tables)
     unused = [name for name in ("archive", "rule", "other_edition") if getattr(config, name)]
     if unused:
         raise DataError(
@@ -247,10 +296,10 @@ def _load(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> Sequenc
             f"{_name_of(source)} is none: jaxrec datasets lists them"
         )
     frame, described, default_name = _open_source(source, config)
-    return _build(frame, config, tables, {"name": config.name or default_name, "source": described})
+    return RawLog(frame, config, tables, {"name": config.name or default_name, "source": described})
 
 
-def _load_raw(raw: RawDataset, config: DataConfig, tables: Mapping[str, Any]) -> SequenceDataset:
+def _of_public(raw: RawDataset, config: DataConfig, tables: Mapping[str, Any]) -> RawLog:
     """A public dataset; options of the caller replace those of the dataset's rule."""
     defaults = DataConfig()
     own = {
@@ -267,24 +316,28 @@ def _load_raw(raw: RawDataset, config: DataConfig, tables: Mapping[str, Any]) ->
         raise DataError(
             f"the loader of {config.source!r} must give a table, got {type(raw.interactions).__name__}"
         )
-    config = config.replace(**own)
     meta = {**raw.meta, "name": config.name or raw.meta.get("name", config.source), "source": raw.source}
-    return _build(scanned[0], config, tables, meta)
+    return RawLog(scanned[0], config.replace(**own), tables, meta)
 
 
-def _build(
-    frame: pl.LazyFrame, config: DataConfig, tables: Mapping[str, Any], meta: Mapping[str, Any]
-) -> SequenceDataset:
-    where = str(meta["source"].get("file", "the table"))
-    log, note = read_log(frame, config, where)
-    titles, attributes = read_items(
-        config, **{name.removeprefix("item_"): value for name, value in tables.items()}
-    )
-    log = apply_filters(log, _filters(config))
-    # A loader that says why times are missing knows better than the reader.
-    warnings = {"warnings": meta["warnings"]} if "warnings" in meta else {}
+def _build(raw: RawLog) -> SequenceDataset:
+    log, note = read_log(raw.frame, raw.config, raw.where)
+    titles, attributes = items_of(raw)
+    log = apply_filters(log, raw.filters())
     with reading("the item table"):
-        return to_dataset(log, meta={**meta, **note, **warnings}, titles=titles, attributes=attributes)
+        return to_dataset(log, meta=meta_of(raw, note), titles=titles, attributes=attributes)
+
+
+def items_of(raw: RawLog) -> tuple[Titles | None, Attributes | None]:
+    """Read titles and attributes of the items of a raw log; see `read_items`."""
+    return read_items(raw.config, **{name.removeprefix("item_"): value for name, value in raw.tables.items()})
+
+
+def meta_of(raw: RawLog, note: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of ``meta``, given the notes of the reader."""
+    # A loader that says why times are missing knows better than the reader.
+    warnings = {"warnings": raw.meta["warnings"]} if "warnings" in raw.meta else {}
+    return {**raw.meta, **note, **warnings}
 
 
 def _filters(config: DataConfig) -> list[Filter]:
@@ -300,8 +353,8 @@ def _name_of(source: Any) -> str:
     )
 
 
-def _finished(source: Any, config: DataConfig) -> SequenceDataset | None:
-    """The bundled or the saved dataset that ``source`` names, if it does."""
+def open_finished(source: Any, config: DataConfig) -> SequenceDataset | None:
+    """Open the bundled or the saved dataset that ``source`` names; None where it names none."""
     if isinstance(source, SequenceDataset):
         return source
     if isinstance(source, str) and source == IN_MEMORY:
@@ -311,7 +364,7 @@ def _finished(source: Any, config: DataConfig) -> SequenceDataset | None:
         )
     if isinstance(source, str) and source in BUNDLED:
         return load_bundled(source)
-    if isinstance(source, str | os.PathLike) and is_directory(source):
+    if isinstance(source, str | os.PathLike) and is_directory(source) and not parquet_files(Path(source)):
         return open_dataset(source, verify=config.verify)
     return None
 
@@ -329,6 +382,10 @@ def _open_source(source: Any, config: DataConfig) -> tuple[pl.LazyFrame, dict[st
     """Lazy frame, description and default name of a raw log."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
+        if is_directory(path):
+            files = parquet_files(path)
+            with reading(f"directory {str(path)!r}"):
+                return scan_parts(files), describe_parts(path, files), path.name
         if not is_file(path):
             raise DataError(
                 f"no file {_short(str(path))!r}: give an existing file ({UNDERSTOOD}), the directory of a saved dataset, "

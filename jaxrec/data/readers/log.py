@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from jaxrec.errors import DataError
 
 if TYPE_CHECKING:
     from jaxrec.data.readers.load import DataConfig
+
+#: Entry of ``meta["time"]`` of a log without times.
+NO_TIMES = {"unit": None, "assumed": "no time column: the order of the rows is the order"}
 
 #: Parts of column names that suggest a time.
 _TIME_WORDS = ("time", "date", "when", "day", "created", "stamp", "epoch")
@@ -34,6 +38,54 @@ def read_log(frame: pl.LazyFrame, config: DataConfig, where: str) -> tuple[Inter
     Raises:
       DataError: a column, id, time or rating is missing or unusable, or the table is empty.
     """
+    columns, warnings = choose_columns(frame, config, where)
+    chosen = [column for column in columns.values() if column is not None]
+    with reading(where):
+        table = frame.select(chosen).collect(engine="streaming")
+    if not table.height:
+        raise no_rows(where, columns)
+    note: dict[str, Any] = {"columns": columns}
+    times, per_second = None, 1
+    if columns["time"] is not None:
+        times, per_second, note["time"] = parse_times(
+            table[columns["time"]], columns["time"], config.time_unit
+        )
+        table = table.drop(columns["time"])
+    else:
+        note["time"] = dict(NO_TIMES)
+    if warnings:
+        note["warnings"] = warnings
+    enough = None
+    if (rating := columns.get("rating")) is not None:
+        enough = parse_ratings(table[rating], rating) >= config.min_rating
+        table = table.drop(rating)
+    # One column at a time: 20 million ids as text are the largest thing in memory.
+    encoded = {}
+    for role in ("user", "item"):
+        column = columns[role]
+        assert column is not None
+        encoded[role] = _encode(table[column], role, column)
+        table = table.drop(column)
+    (users, user_ids), (items, item_ids) = encoded["user"], encoded["item"]
+    log = InteractionLog(users, items, times, user_ids, item_ids, per_second)
+    if enough is not None:
+        log = log.select(enough, {"filter": "min-rating", "minimum": config.min_rating})
+    return log, note
+
+
+def choose_columns(
+    frame: pl.LazyFrame, config: DataConfig, where: str
+) -> tuple[dict[str, str | None], list[str]]:
+    """Find the columns of user, item, time (or None) and, with a lowest rating, rating; and warnings about the others.
+
+    Args:
+      frame: the table.
+      config: choices of columns.
+      where: name of the table, for messages.
+
+    Raises:
+      DataError: a column is missing, ambiguous, without use or chosen twice.
+    """
     with reading(where):
         names = frame.collect_schema().names()
     columns: dict[str, str | None] = {
@@ -52,39 +104,14 @@ def read_log(frame: pl.LazyFrame, config: DataConfig, where: str) -> tuple[Inter
         raise DataError(
             f"user, item, time and rating must be different columns, got {', '.join(map(repr, chosen))}"
         )
-    with reading(where):
-        table = frame.select(chosen).collect(engine="streaming")
-    if not table.height:
-        raise DataError(f"{where} is empty: it has columns {', '.join(map(repr, chosen))} but no rows")
-    note: dict[str, Any] = {"columns": columns}
     warnings = _duplicates(names)
-    times, per_second = None, 1
-    if columns["time"] is not None:
-        times, per_second, note["time"] = parse_times(
-            table[columns["time"]], columns["time"], config.time_unit
-        )
-        table = table.drop(columns["time"])
-    else:
-        note["time"] = {"unit": None, "assumed": "no time column: the order of the rows is the order"}
-        warnings += _time_warning(names, chosen)
-    if warnings:
-        note["warnings"] = warnings
-    enough = None
-    if (rating := columns.get("rating")) is not None:
-        enough = _ratings(table[rating], rating) >= config.min_rating
-        table = table.drop(rating)
-    # One column at a time: 20 million ids as text are the largest thing in memory.
-    encoded = {}
-    for role in ("user", "item"):
-        column = columns[role]
-        assert column is not None
-        encoded[role] = _encode(table[column], role, column)
-        table = table.drop(column)
-    (users, user_ids), (items, item_ids) = encoded["user"], encoded["item"]
-    log = InteractionLog(users, items, times, user_ids, item_ids, per_second)
-    if enough is not None:
-        log = log.select(enough, {"filter": "min-rating", "minimum": config.min_rating})
-    return log, note
+    return columns, warnings if columns["time"] is not None else warnings + _time_warning(names, chosen)
+
+
+def no_rows(where: str, columns: Mapping[str, str | None]) -> DataError:
+    """Return the error of a table without rows."""
+    listed = ", ".join(repr(column) for column in columns.values() if column is not None)
+    return DataError(f"{where} is empty: it has columns {listed} but no rows")
 
 
 def _duplicates(names: list[str]) -> list[str]:
@@ -111,7 +138,7 @@ def _time_warning(names: list[str], chosen: list[str]) -> list[str]:
     ]
 
 
-def _ratings(values: pl.Series, column: str) -> np.ndarray:
+def parse_ratings(values: pl.Series, column: str) -> np.ndarray:
     """float64[N], NaN where there is no rating."""
     numbers = (
         values.cast(pl.Float64, strict=False)
@@ -127,8 +154,17 @@ def _ratings(values: pl.Series, column: str) -> np.ndarray:
     return numbers.fill_null(float("nan")).to_numpy()
 
 
-def _encode(values: pl.Series, role: str, column: str) -> tuple[np.ndarray, StringArray]:
-    """int32[N] codes by first appearance, and the original ids as text."""
+def clean_ids(values: pl.Series, role: str, column: str) -> pl.Series:
+    """Return ids as integers or text.
+
+    Args:
+      values: ids as the table has them.
+      role: "user" or "item".
+      column: its name, for messages.
+
+    Raises:
+      DataError: an id is missing or fractional, or the column holds neither numbers nor text.
+    """
     dtype = values.dtype
     if dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
         raise DataError(f"{role} column {column!r} has type {dtype}: expected integers or text")
@@ -145,12 +181,20 @@ def _encode(values: pl.Series, role: str, column: str) -> tuple[np.ndarray, Stri
         if whole.null_count() or not bool((whole.cast(dtype) == values).all()):
             raise DataError(f"{role} column {column!r} has fractional ids: give integers or text")
         values = whole
-    if values.dtype.is_integer() and values.dtype not in (pl.Int128,):
+    if values.dtype.is_integer() and values.dtype != pl.Int128:
+        return values
+    with reading(f"{role} column {column!r}"):
+        return values.cast(pl.String)
+
+
+def _encode(values: pl.Series, role: str, column: str) -> tuple[np.ndarray, StringArray]:
+    """int32[N] codes by first appearance, and the original ids as text."""
+    values = clean_ids(values, role, column)
+    if values.dtype.is_integer():
         return _encode_integers(values.to_numpy())
     with reading(f"{role} column {column!r}"):
-        text = values.cast(pl.String)
-        distinct = text.unique(maintain_order=True)
-        codes = text.cast(pl.Enum(distinct)).to_physical().cast(pl.Int32)
+        distinct = values.unique(maintain_order=True)
+        codes = values.cast(pl.Enum(distinct)).to_physical().cast(pl.Int32)
         return codes.to_numpy(), StringArray.of(distinct.to_list())
 
 

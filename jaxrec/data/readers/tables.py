@@ -70,6 +70,33 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
+def parquet_files(directory: Path) -> list[Path]:
+    """Return the Parquet files below a directory in the order of their paths; none where it holds a saved dataset.
+
+    Files and folders whose names start with "_" or "." are the notes of whoever wrote the others.
+    """
+    if (directory / "meta.json").exists():
+        return []
+    files = (path for path in directory.rglob("*") if path.suffix.lower() in PARQUET and path.is_file())
+    return sorted(path for path in files if not any(p[0] in "_." for p in path.relative_to(directory).parts))
+
+
+def describe_parts(directory: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """Return name, number, size and a digest of the names and sizes of files, for ``meta["source"]``."""
+    listed = [f"{path.relative_to(directory).as_posix()}:{path.stat().st_size}" for path in files]
+    return {
+        "file": directory.name,
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "sha256_of_names_and_sizes": hashlib.sha256("\n".join(listed).encode()).hexdigest(),
+    }
+
+
+def scan_parts(files: Sequence[Path]) -> pl.LazyFrame:
+    """Open Parquet files as one lazy frame, one after the other."""
+    return pl.scan_parquet(list(files), hive_partitioning=False)
+
+
 @contextlib.contextmanager
 def reading(subject: str) -> Iterator[None]:
     """Turn whatever a reader raises on bad input, a panic included, into a one-line `DataError`."""
