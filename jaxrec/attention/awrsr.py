@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.attention.functional import (
@@ -159,12 +160,12 @@ class Profiles(NamedTuple):
 def refine(
     config: RefinementConfig,
     maps: Mapping[str, Array],
-    scores: Array,
-    mask: Array,
-    positions: Array,
+    scores: Float[Array, "B H times keys"],
+    mask: Bool[Array, "#B #H times keys"],
+    positions: Int[Array, "B L"],
     dtype: Any = jnp.float32,
     earlier: Sequence[Profiles] = (),
-) -> tuple[Array, list[Profiles]]:
+) -> tuple[Float[Array, "B H times keys"], list[Profiles]]:
     """The weights A' from scores S, both [B, H, times, keys]; see the module's docstring.
 
     Causal under a causal mask: profiles are zero at what the mask forbids before they are mapped (scores would carry the
@@ -198,13 +199,13 @@ def refine(
 def new_weights(
     config: RefinementConfig,
     maps: Mapping[str, Array],
-    scores: Array,
-    weights: Array,
-    mask: Array,
-    positions: Array,
+    scores: Float[Array, "B H times keys"],
+    weights: Float[Array, "B H times keys"],
+    mask: Bool[Array, "#B #H times keys"],
+    positions: Int[Array, "B L"],
     dtype: Any,
     earlier: Profiles | None,
-) -> tuple[Array, Profiles]:
+) -> tuple[Float[Array, "B H times keys"], Profiles]:
     """The weights N of one refinement, before the residual; arguments as of `refine`, and A as ``weights``."""
     stop = scores.shape[-1]
     profiles = profiles_of(config, scores, weights, mask)
@@ -230,8 +231,12 @@ def new_weights(
 
 
 def correlate(
-    config: RefinementConfig, maps: Mapping[str, Array], query: Array, key: Array, dtype: Any
-) -> Array:
+    config: RefinementConfig,
+    maps: Mapping[str, Array],
+    query: Float[Array, "B H times size"],
+    key: Float[Array, "B H keys size"],
+    dtype: Any,
+) -> Float[Array, "B H times keys"]:
     """R [B, H, times, keys] from mapped profiles [B, H, times, size] and [B, H, keys, size]."""
     if config.variant == "additive-bahdanau":
         return bahdanau(query, key, maps["vector"])
@@ -244,12 +249,19 @@ def correlate(
     return factor * einsum("bhir,bhjr->bhij", query, key, dtype)
 
 
-def gaussian_profiles(mean: Array, covariance: Array) -> Array:
+def gaussian_profiles(
+    mean: Float[Array, "B H times size"], covariance: Float[Array, "B H times size"]
+) -> Float[Array, "B H times _"]:
     """Profiles as Gaussians, "stochastic": the mean beside the deviation of ELU + 1 less that of no profile, 1."""
     return jnp.concatenate([mean, standard_deviation(elu_plus_one(covariance)) - 1.0], axis=-1)
 
 
-def profiles_of(config: RefinementConfig, scores: Array, weights: Array, mask: Array) -> Array:
+def profiles_of(
+    config: RefinementConfig,
+    scores: Float[Array, "B H times keys"],
+    weights: Float[Array, "B H times keys"],
+    mask: Bool[Array, "#B #H times keys"],
+) -> Float[Array, "B H times keys"]:
     """P, zero where the mask forbids: A ("prob"), S ("raw"), or log A less its mean over the row ("centred")."""
     if config.source == "prob":
         return weights
@@ -261,12 +273,17 @@ def profiles_of(config: RefinementConfig, scores: Array, weights: Array, mask: A
     return jnp.where(mask, scores - allowed.sum(axis=-1, keepdims=True) / count, 0.0)
 
 
-def unit(x: Array) -> Array:
+def unit(x: Float[Array, "*size"]) -> Float[Array, "*size"]:
     """Vectors scaled to a mean square of 1; a zero vector stays zero, with a finite gradient."""
     return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + EPSILON)
 
 
-def map_profiles(profiles: Array, kernel: Array, positions: Array, dtype: Any) -> Array:
+def map_profiles(
+    profiles: Float[Array, "B H times L"],
+    kernel: Float[Array, "n size"],
+    positions: Int[Array, "B L"],
+    dtype: Any,
+) -> Float[Array, "B H times size"]:
     """Profiles [B, H, times, L] through a map [n, size] whose rows are positions: [B, H, times, size].
 
     ``positions`` int32[B, L] give the row of each column, so a sequence is mapped the same in any place of a row.
@@ -275,8 +292,12 @@ def map_profiles(profiles: Array, kernel: Array, positions: Array, dtype: Any) -
 
 
 def value_rows(
-    config: RefinementConfig, maps: Mapping[str, Array], profiles: Array, positions: Array, dtype: Any
-) -> Array | None:
+    config: RefinementConfig,
+    maps: Mapping[str, Array],
+    profiles: Float[Array, "B H times keys"],
+    positions: Int[Array, "B L"],
+    dtype: Any,
+) -> Float[Array, "B H times L"] | None:
     """Profiles as "value-weighted" sums them [B, H, times, L]: mapped by W_v, or as they are."""
     if config.variant != "value-weighted":
         return None
@@ -290,7 +311,9 @@ def value_rows(
     return einsum("bhij,bjk->bhik", profiles, pairs, dtype)
 
 
-def bahdanau(query: Array, key: Array, vector: Array) -> Array:
+def bahdanau(
+    query: Float[Array, "B H times size"], key: Float[Array, "B H keys size"], vector: Float[Array, " size"]
+) -> Float[Array, "B H times keys"]:
     """``sum_c vector_c tanh(query_ic + key_jc)``, one c at a time: the tanh of all c is L times larger."""
 
     def add(total: Array, column: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -374,8 +397,12 @@ class RefinedAttention(AttentionModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "B L D"],
+        context: AttentionContext,
+        train: bool = False,
+        queries: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B L D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, dtype = self.config, self.spec.dtype
         batch, length, _ = x.shape

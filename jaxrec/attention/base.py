@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
@@ -61,12 +62,14 @@ class AttentionContext:
                 f"AttentionContext.mask must be one of {', '.join(get_args(Mask))}; got {self.mask!r}"
             )
 
-    def allowed(self, query_positions: Array | None = None) -> Array:
+    def allowed(self, query_positions: Int[Array, "B S"] | None = None) -> Bool[Array, "B S L"]:
         """The mask bool[B, L, L] of pairs (query, key): see `allowed_positions`."""
         return allowed_positions(self.segments, self.mask, query_positions)
 
 
-def allowed_positions(segments: Array, mask: Mask = "causal", query_positions: Array | None = None) -> Array:
+def allowed_positions(
+    segments: Int[Array, "B L"], mask: Mask = "causal", query_positions: Int[Array, "B S"] | None = None
+) -> Bool[Array, "B S L"]:
     """The one mask of the project: query (second axis) may attend to key (third axis).
 
     Both belong to the same sequence and, if causal, the key is not later. Every position sees itself, padding too:
@@ -193,7 +196,7 @@ class AttentionConfig(abc.ABC):
         """Number of parameters of `build_shared`."""
         return 0
 
-    def front_tokens(self, context: AttentionContext) -> Array | None:
+    def front_tokens(self, context: AttentionContext) -> Float[Array, "1 P D"] | None:
         """Learned tokens [1, P, D] that precede every sequence at the input of the first layer; None without any.
 
         They see each other and no item, so they have the same states in front of every sequence. An encoder passes them

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.nn.precision import einsum, operand
 
@@ -19,27 +20,31 @@ STRETCH_LENGTH = 16
 SMALLEST_VARIANCE = 1e-12
 
 
-def split_heads(x: Array, heads: int) -> Array:
+def split_heads(x: Float[Array, "*rows D"], heads: int) -> Float[Array, "*rows H d"]:
     """[..., D] to [..., H, D / H]."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def merge_heads(x: Array) -> Array:
+def merge_heads(x: Float[Array, "*rows H d"]) -> Float[Array, "*rows D"]:
     """[..., H, d] to [..., H * d]."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def masked_softmax(scores: Array, mask: Array) -> Array:
+def masked_softmax(
+    scores: Float[Array, "B H S L"], mask: Bool[Array, "#B #H S L"]
+) -> Float[Array, "B H S L"]:
     """Softmax over the allowed entries of the last axis (one at least); exactly 0 elsewhere."""
     return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
 
 
-def keep_all(weights: Array) -> Array:
+def keep_all(weights: Float[Array, "*size"]) -> Float[Array, "*size"]:
     """Dropout that drops nothing."""
     return weights
 
 
-def drop_weights(weights: Array, keep: Array | None, probability: float) -> Array:
+def drop_weights(
+    weights: Float[Array, "*size"], keep: Bool[Array, "*size"] | None, probability: float
+) -> Float[Array, "*size"]:
     """Inverted dropout of weights by a mask ``keep`` that is true with ``probability``; None keeps all."""
     return weights if keep is None else jnp.where(keep, weights / probability, 0.0)
 
@@ -58,17 +63,17 @@ def stretches(length: int, count: int) -> list[tuple[int, int]]:
 
 def attend_in_stretches(
     formula: Callable[..., tuple[Array, Array]],
-    q: Array,
-    k: Array,
-    v: Array,
-    bias: Array | float,
-    mask: Array,
+    q: Float[Array, "B LM H d"],
+    k: Float[Array, "B K H d"],
+    v: Float[Array, "B K H d"],
+    bias: Float[Array, "#B #H LM K"] | float,
+    mask: Bool[Array, "#B #H LM K"],
     *,
-    keep: Array | None = None,
+    keep: Bool[Array, "B H LM K"] | None = None,
     probability: float = 1.0,
     count: int = 1,
     queries_per_position: int = 1,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B LM H d"], Float[Array, "B H queries keys"]]:
     """Apply a formula of (q, k, v, bias, mask) to one stretch of time after another.
 
     The queries of a stretch meet the keys up to its end only, which is all that a causal mask allows. The result does
@@ -113,17 +118,19 @@ def attend_in_stretches(
     return (outs[0] if count == 1 else jnp.concatenate(outs, axis=1)), weights
 
 
-def elu_plus_one(x: Array) -> Array:
+def elu_plus_one(x: Float[Array, "*size"]) -> Float[Array, "*size"]:
     """The covariances of STOSA: ELU + 1, positive."""
     return jax.nn.elu(x) + 1.0
 
 
-def standard_deviation(variance: Array) -> Array:
+def standard_deviation(variance: Float[Array, "*size"]) -> Float[Array, "*size"]:
     """The square root, with a finite gradient everywhere."""
     return jnp.sqrt(jnp.maximum(variance, SMALLEST_VARIANCE))
 
 
-def negative_squared_distances(a: Array, b: Array, dtype: Any) -> Array:
+def negative_squared_distances(
+    a: Float[Array, "B H I size"], b: Float[Array, "B H J size"], dtype: Any
+) -> Float[Array, "B H I J"]:
     """``-|a_i - b_j|^2`` [B, H, I, J] from [B, H, I, size] and [B, H, J, size], as one matrix product.
 
     The squares are of the rounded operands: those of exact ones would not cancel against the product, and a vector
@@ -134,7 +141,7 @@ def negative_squared_distances(a: Array, b: Array, dtype: Any) -> Array:
     return 2.0 * einsum("bhir,bhjr->bhij", a, b, dtype) - squares_a[..., :, None] - squares_b[..., None, :]
 
 
-def index_from_start(segments: Array) -> Array:
+def index_from_start(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
     """int32[B, L]: the index of each position inside its own run of equal ``segments``, 0 = its first."""
     columns = jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
     before = jnp.concatenate([jnp.full_like(segments[:, :1], -1), segments[:, :-1]], axis=1)

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.attention.functional import keep_all, split_heads
@@ -38,15 +39,15 @@ from jaxrec.nn.precision import einsum
 
 
 def pointwise_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    bias: Array | float,
-    mask: Array,
+    q: Float[Array, "B S H d"],
+    k: Float[Array, "B L H d"],
+    v: Float[Array, "B L H d"],
+    bias: Float[Array, "#B #H S L"] | float,
+    mask: Bool[Array, "#B #H S L"],
     dropout: Callable[[Array], Array] = keep_all,
     max_length: int = 1,
     dtype: Any = jnp.float32,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B S H d"], Float[Array, "B H S L"]]:
     """``mask(SiLU(Q K^T + bias)) V / n``, for each head.
 
     Args:
@@ -103,8 +104,12 @@ class PointwiseAttention(AttentionModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "B L D"],
+        context: AttentionContext,
+        train: bool = False,
+        queries: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B L D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, spec, heads = self.config, self.spec, self.config.heads
         dtype, width = spec.dtype, spec.width

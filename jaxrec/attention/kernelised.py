@@ -31,6 +31,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, allowed_positions
 from jaxrec.attention.functional import keep_all, merge_heads, stretches
@@ -51,15 +52,15 @@ Structure = Literal["identity", "toeplitz", "full", "banded"]
 
 
 def kernelised_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    upper: Array,
-    lower: Array,
-    bias: Array | float,
-    mask: Array,
+    q: Float[Array, "B L H d"],
+    k: Float[Array, "B L H d"],
+    v: Float[Array, "B L H d"],
+    upper: Float[Array, "B H L L"],
+    lower: Float[Array, "B H L L"],
+    bias: Float[Array, "#B #H L L"] | float,
+    mask: Bool[Array, "#B #H L L"],
     dropout: Callable[[Array], Array] = keep_all,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B L H d"], Float[Array, "B H L L"]]:
     """``softmax(mask((Q K^T / sqrt(d)) U + bias)) (L V)``, for each head, in float32.
 
     The module computes the same with `mix` for the two products, which skips the identity and shares work.
@@ -208,7 +209,7 @@ def _identity_init(structure: Structure, max_length: int) -> nn.initializers.Ini
     return init
 
 
-def toeplitz(kernel: Array, length: int) -> Array:
+def toeplitz(kernel: Float[Array, "*lead n"], length: int) -> Float[Array, "*lead L L"]:
     """``[..., L, L]`` with ``kernel[..., j - k]`` at (j, k) for k <= j, 0 for later k, from ``kernel [..., n]``.
 
     One period of 2 L numbers, repeated and cut into rows of 2 L - 1, moves right by one with each row. A gather would
@@ -222,7 +223,9 @@ def toeplitz(kernel: Array, length: int) -> Array:
     return flat.reshape(*lead, length, 2 * length - 1)[..., :length]
 
 
-def mixing_weights(structure: Structure, kernel: Array, positions: Array) -> Array:
+def mixing_weights(
+    structure: Structure, kernel: Float[Array, "H1 ..."], positions: Int[Array, "B L"]
+) -> Float[Array, "B1 H1 L L"]:
     """Weight of the earlier position (last axis) in the mixture at the later one; not yet masked.
 
     Args:
@@ -248,7 +251,13 @@ def mixing_weights(structure: Structure, kernel: Array, positions: Array) -> Arr
     return jnp.where(jnp.asarray(apart < band)[None, None], jnp.moveaxis(kernel[:, later, near], 0, 1), 0.0)
 
 
-def mix(x: Array, weights: Array, allowed: Array, dtype: Any, count: int = 1) -> Array:
+def mix(
+    x: Float[Array, "B L H d"],
+    weights: Float[Array, "#B #H L L"],
+    allowed: Bool[Array, "B 1 L L"],
+    dtype: Any,
+    count: int = 1,
+) -> Float[Array, "B L H d"]:
     """Replace each position by a weighted sum of the earlier ones of its sequence, and of itself.
 
     Args:
@@ -287,8 +296,12 @@ class KernelAttention(AttentionModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "B L D"],
+        context: AttentionContext,
+        train: bool = False,
+        queries: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B L D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, dtype = self.config, self.spec.dtype
         qkv = Projections(config.heads, self.spec, name="projections")(x, queries)
@@ -326,7 +339,7 @@ class KernelAttention(AttentionModule):
 
 def kernel_matrices(
     config: KernelAttentionConfig, max_length: int, kernels: Mapping[str, Any], position_origin: str = "start"
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, "H1 n n"], Float[np.ndarray, "H2 n n"]]:
     """U and L as matrices float32[1 or H, n, n] of a history of full length, oldest first, for figures.
 
     ``kernels`` holds the parameters "upper" and "lower" (a layer's ``attention/kernel``, or the shared ones),

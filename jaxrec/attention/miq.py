@@ -40,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.attention.functional import (
@@ -68,16 +69,16 @@ QueryLevel = Literal["mean", "last", "pooled", "sum", "none"]
 
 
 def query_position_attention(
-    x: Array,
-    kernel: Array,
-    shift: Array,
+    x: Float[Array, "B L D"],
+    kernel: Float[Array, "D D"],
+    shift: Float[Array, " D"],
     keys: Keys,
-    bias: Array | float,
-    mask: Array,
+    bias: Float[Array, "#B #H L L"] | float,
+    mask: Bool[Array, "#B 1 L L"],
     dropout: Callable[[Array], Array] = keep_all,
     rotate: Callable[[Array], Array] = lambda q: q,
     dtype: Any = jnp.float32,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B L H d"], Float[Array, "B H L keys"]]:
     """The answers o_j of ONE query position j at every time: ``softmax(mask(X_j W_j K^T / sqrt(d))) V``.
 
     Args:
@@ -100,8 +101,11 @@ def query_position_attention(
 
 
 def query_level_attention(
-    answers: Array, maps: tuple[Array, Array] | None, level: QueryLevel, dtype: Any = jnp.float32
-) -> tuple[Array, Array]:
+    answers: Float[Array, "B L m D"],
+    maps: tuple[Float[Array, "D D"], Float[Array, "D D"]] | None,
+    level: QueryLevel,
+    dtype: Any = jnp.float32,
+) -> tuple[Float[Array, "B L D"], Float[Array, "B L m"]]:
     """Attention of the m answers to each other: ``F_t = sum_j alpha_j (o_j W'_V)``.
 
     Args:
@@ -148,8 +152,17 @@ class Keys:
     dummy_v: Array | None = None
 
     def with_dummies(
-        self, q: Array, bias: Array | float, mask: Array, dtype: Any
-    ) -> tuple[Array, Array, Array | float, Array]:
+        self,
+        q: Float[Array, "B S H d"],
+        bias: Float[Array, "#B #H S L"] | float,
+        mask: Bool[Array, "#B 1 S L"],
+        dtype: Any,
+    ) -> tuple[
+        Float[Array, "B K H d"],
+        Float[Array, "B K H d"],
+        Float[Array, "#B #H S K"] | float,
+        Bool[Array, "#B 1 S K"],
+    ]:
         """Put the dummies in front of the keys, visible to every query.
 
         Their scores, of queries that are not rotated, enter as a bias of keys that are zero.
@@ -267,7 +280,7 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
         """``(m - 1) D`` for one set of dummies."""
         return (self.slots - 1) * spec.width if self.one_set else 0
 
-    def front_tokens(self, context: AttentionContext) -> Array | None:
+    def front_tokens(self, context: AttentionContext) -> Float[Array, "1 P D"] | None:
         """The dummies with ``dummies_as_tokens``."""
         if not self.dummies_as_tokens or self.slots == 1:
             return None
@@ -282,7 +295,7 @@ class Dummies(nn.Module):
     scale: float
 
     @nn.compact
-    def __call__(self) -> Array:
+    def __call__(self) -> Float[Array, "E D"]:
         """Return the vectors."""
         init = nn.initializers.normal(self.scale)
         return self.param("vectors", init, (self.count, self.width), jnp.float32)
@@ -294,7 +307,7 @@ class SlotMap(nn.Module):
     spec: AttentionSpec
 
     @nn.compact
-    def __call__(self) -> tuple[Array, Array]:
+    def __call__(self) -> tuple[Float[Array, "D D"], Float[Array, " D"]]:
         """Return the parameters."""
         width = self.spec.width
         kernel = self.param("kernel", self.spec.kernel_init, (width, width), jnp.float32)
@@ -311,7 +324,7 @@ class QueryWindow(nn.Module):
     spec: AttentionSpec
 
     @nn.compact
-    def __call__(self) -> tuple[Array, Array]:
+    def __call__(self) -> tuple[Float[Array, "m D D"], Float[Array, "m D"]]:
         """Return the parameters."""
         maps = nn.vmap(
             SlotMap, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=self.window
@@ -320,7 +333,9 @@ class QueryWindow(nn.Module):
         return kernels, biases
 
 
-def apply_slot_maps(x: Array, maps: tuple[Array, Array], dtype: Any) -> Array:
+def apply_slot_maps(
+    x: Float[Array, "*rows D"], maps: tuple[Float[Array, "m D D"], Float[Array, "m D"]], dtype: Any
+) -> Float[Array, "*rows m D"]:
     """All m maps of `QueryWindow` of every vector: ``[..., D] -> [..., m, D]``.
 
     They lie side by side in one matrix product: a product for each slot makes the backward pass sum m gradients of x.
@@ -332,7 +347,9 @@ def apply_slot_maps(x: Array, maps: tuple[Array, Array], dtype: Any) -> Array:
     return out + biases.reshape((1,) * (x.ndim - 1) + biases.shape)
 
 
-def slide_window(items: Array, dummies: Array, index: Array) -> Array:
+def slide_window(
+    items: Float[Array, "B L m D"], dummies: Float[Array, "E m D"], index: Int[Array, "B L"]
+) -> Float[Array, "B L m D"]:
     """Place the window's vectors at each time.
 
     Slot j (from 0) of time t takes item ``t - (m - 1 - j)`` of the same sequence, or dummy ``t + j`` where the sequence
@@ -362,7 +379,7 @@ def slide_window(items: Array, dummies: Array, index: Array) -> Array:
     return jnp.stack(slots, axis=2)
 
 
-def answer_spread(answers: Array) -> Array:
+def answer_spread(answers: Float[Array, "B L m D"]) -> Float[Array, "B L"]:
     """Spread of the m answers, a measure of uncertainty in [0, 1]: float32[B, L] from [B, L, m, D].
 
     The root of ``mean_j |o_j - mean o|^2 / mean_j |o_j|^2``: 0 where all agree, 1 where they cancel out.
@@ -386,8 +403,12 @@ class MultiItemQueryAttention(AttentionModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "B L D"],
+        context: AttentionContext,
+        train: bool = False,
+        queries: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B L D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, dtype, width = self.config, self.spec.dtype, self.spec.width
         heads, window = config.heads, config.slots

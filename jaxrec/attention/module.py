@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask, allowed_positions
 from jaxrec.attention.functional import attend_in_stretches, merge_heads, split_heads, stretch_count
@@ -28,7 +29,9 @@ class Projections(nn.Module):
     spec: AttentionSpec
 
     @nn.compact
-    def __call__(self, x: Array, queries: Array | None) -> tuple[Array, Array, Array]:
+    def __call__(
+        self, x: Float[Array, "B L D"], queries: Float[Array, "B S D"] | None
+    ) -> tuple[Float[Array, "B _ H d"], Float[Array, "B L H d"], Float[Array, "B L H d"]]:
         """Project ``x`` [B, L, D], and ``queries`` [B, S, D] where the queries have another input."""
         width = self.spec.width
 
@@ -58,7 +61,7 @@ class OutputProjection(nn.Module):
     spec: AttentionSpec
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         """Map [..., D] to [..., D]."""
         if not self.spec.output_projection:
             return x
@@ -99,7 +102,7 @@ class AttentionInputs:
         """The inputs for all rows of a batch."""
         return cls(arrays, context.segments, context.positions, context.timestamps, keep, context.mask)
 
-    def allowed(self) -> Array:
+    def allowed(self) -> Bool[Array, "B 1 L L"]:
         """The mask bool[B, 1, L, L], with an axis for heads."""
         return allowed_positions(self.segments, self.mask)[:, None]
 
@@ -155,7 +158,9 @@ class AttentionModule(nn.Module):
     config: AttentionConfig
     spec: AttentionSpec
 
-    def keep_mask(self, size: tuple[int, ...], train: bool) -> tuple[Array | None, float]:
+    def keep_mask(
+        self, size: tuple[int, ...], train: bool
+    ) -> tuple[Bool[Array, "B H queries keys"] | None, float]:
         """Draw the mask of the weights to keep (None = all) and its probability, for all rows at once.
 
         Drawn outside the groups, so that results depend neither on their size nor on the number of devices.
@@ -183,14 +188,14 @@ class AttentionModule(nn.Module):
     def attend(
         self,
         formula: Callable[..., tuple[Array, Array]],
-        qkv: tuple[Array, Array, Array],
+        qkv: tuple[Float[Array, "B S H d"], Float[Array, "B L H d"], Float[Array, "B L H d"]],
         context: AttentionContext,
         train: bool,
         *,
-        query_positions: Array | None = None,
-        bias: Array | float = 0.0,
+        query_positions: Int[Array, "B S"] | None = None,
+        bias: Float[Array, "1 H L L"] | float = 0.0,
         mix: Callable[[AttentionInputs, int], tuple[Array, Array, Array]] | None = None,
-    ) -> Array:
+    ) -> Float[Array, "B S D"]:
         """Apply a formula to a batch, in groups of rows and stretches of time, and sow its weights.
 
         Args:

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float, Int
 
 from jaxrec.errors import DataError
 from jaxrec.registry import Registry
@@ -87,13 +88,15 @@ POSITIONS: Registry[PositionScheme] = Registry(
 )
 
 
-def offsets(length: int) -> np.ndarray:
+def offsets(length: int) -> Int[np.ndarray, "L L"]:
     """int32[L, L]: how many interactions before the query (first axis) the key (second axis) is; < 0 if later."""
     index = np.arange(length, dtype=np.int32)
     return index[:, None] - index[None, :]
 
 
-def relative_buckets(offset: np.ndarray, bidirectional: bool = False) -> np.ndarray:
+def relative_buckets(
+    offset: Int[np.ndarray, "*size"], bidirectional: bool = False
+) -> Int[np.ndarray, "*size"]:
     """T5's buckets of offsets, int32: one for each small distance, then logarithmic.
 
     Causal: all buckets are for distances >= 0 (later keys, which the mask forbids, share the first). Bidirectional:
@@ -109,25 +112,25 @@ def relative_buckets(offset: np.ndarray, bidirectional: bool = False) -> np.ndar
     return (later + near).astype(np.int32)
 
 
-def alibi_slopes(heads: int) -> np.ndarray:
+def alibi_slopes(heads: int) -> Float[np.ndarray, " H"]:
     """float32[H]: the geometric sequence from 2^(-8/H) down to 2^-8."""
     return np.exp2(-8.0 * np.arange(1, heads + 1) / heads).astype(np.float32)
 
 
-def interval_buckets(seconds: Array) -> Array:
+def interval_buckets(seconds: Int[Array, "*size"]) -> Int[Array, "*size"]:
     """int32 buckets of int32 seconds >= 0, exact by leading bits: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ..."""
     exponent = 31 - lax.clz(jnp.maximum(seconds, 1))
     second_bit = lax.shift_right_logical(seconds, jnp.maximum(exponent - 1, 0)) & 1
     return jnp.where(seconds < 2, seconds, 2 * exponent + second_bit)
 
 
-def question_buckets(seconds: Array) -> Array:
+def question_buckets(seconds: Int[Array, "*size"]) -> Int[Array, "*size"]:
     """int32 buckets of int32 seconds >= 0 as HSTU's code has them: floor(ln(max(seconds, 1)) / 0.301)."""
     logarithm = jnp.log(jnp.maximum(seconds, 1).astype(jnp.float32))
     return jnp.minimum((logarithm / QUESTION_LOG).astype(jnp.int32), QUESTION_BUCKETS - 1)
 
 
-def question_times(timestamps: Array, segments: Array) -> Array:
+def question_times(timestamps: Int[Array, "B L"], segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
     """int32[B, L]: time of the next interaction of the same sequence; at its end, of the last one.
 
     Args:
@@ -139,7 +142,9 @@ def question_times(timestamps: Array, segments: Array) -> Array:
     return jnp.where(continues, following, timestamps)
 
 
-def rotate(x: Array, length: int, query_positions: Array | None = None) -> Array:
+def rotate(
+    x: Float[Array, "B S H d"], length: int, query_positions: Int[Array, "B S"] | None = None
+) -> Float[Array, "B S H d"]:
     """Rotate each pair (i, i + d/2) of ``x`` by the angle ``column * 10000^(-2i / d)``.
 
     Args:
@@ -169,7 +174,9 @@ class ScoreBias(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, length: int, bidirectional: bool = False) -> tuple[Array | None, Array | None]:
+    def __call__(
+        self, length: int, bidirectional: bool = False
+    ) -> tuple[Float[Array, "H L L"] | None, Float[Array, "H1 buckets"] | None]:
         """Return the bias and the table for rows of ``length``; see the class."""
         scheme = POSITIONS[self.scheme]
         if self.scheme == "alibi":
@@ -184,7 +191,12 @@ class ScoreBias(nn.Module):
         return table[:, relative_buckets(offsets(length), bidirectional)], None
 
 
-def interval_bias(scheme: str, table: Array, timestamps: Array | None, segments: Array) -> Array:
+def interval_bias(
+    scheme: str,
+    table: Float[Array, "H1 buckets"],
+    timestamps: Int[Array, "B L"] | None,
+    segments: Int[Array, "B L"],
+) -> Float[Array, "B H1 L L"]:
     """Bias of the scores from the seconds between query and key.
 
     Args:

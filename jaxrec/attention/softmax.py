@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.attention.functional import attend_in_stretches, keep_all, masked_softmax, merge_heads
@@ -26,14 +27,14 @@ from jaxrec.nn.precision import einsum
 
 
 def softmax_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    bias: Array | float,
-    mask: Array,
+    q: Float[Array, "B S H d"],
+    k: Float[Array, "B L H d"],
+    v: Float[Array, "B L H d"],
+    bias: Float[Array, "#B #H S L"] | float,
+    mask: Bool[Array, "#B #H S L"],
     dropout: Callable[[Array], Array] = keep_all,
     dtype: Any = jnp.float32,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B S H d"], Float[Array, "B H S L"]]:
     """``softmax(mask(Q K^T / sqrt(d) + bias)) V``, for each head.
 
     Args:
@@ -82,12 +83,12 @@ class SoftmaxAttention(AttentionModule):
     @nn.compact
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "B L D"],
         context: AttentionContext,
         train: bool = False,
-        queries: Array | None = None,
-        query_positions: Array | None = None,
-    ) -> Array:
+        queries: Float[Array, "B S D"] | None = None,
+        query_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         project = Projections(self.config.heads, self.spec, name="projections")
         qkv = project(x, queries)

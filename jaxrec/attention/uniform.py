@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float
 
 from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.attention.functional import keep_all, split_heads
@@ -21,14 +22,14 @@ from jaxrec.nn.precision import einsum
 
 
 def uniform_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    bias: Array | float,
-    mask: Array,
+    q: Float[Array, "B S H d"],
+    k: Float[Array, "B L H d"],
+    v: Float[Array, "B L H d"],
+    bias: Float[Array, "#B #H S L"] | float,
+    mask: Bool[Array, "#B #H S L"],
     dropout: Callable[[Array], Array] = keep_all,
     dtype: Any = jnp.float32,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B S H d"], Float[Array, "B H S L"]]:
     """The mean of the values that the mask allows; queries, keys and bias play no part.
 
     Args:
@@ -80,8 +81,12 @@ class UniformAttention(AttentionModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "B L D"],
+        context: AttentionContext,
+        train: bool = False,
+        queries: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B L D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         spec = self.spec
         dense = Dense(spec.width, kernel_init=spec.kernel_init, dtype=spec.dtype, name="values")

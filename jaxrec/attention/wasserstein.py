@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jaxrec.attention.awrsr import RefinementConfig, RefinementMaps, refine
 from jaxrec.attention.base import SECTION, AttentionContext, AttentionSpec
@@ -52,7 +53,12 @@ WassersteinVariant = Literal[
 ]
 
 
-def wasserstein_scores(q: Array, k: Array, bias: Array | float, dtype: Any = jnp.float32) -> Array:
+def wasserstein_scores(
+    q: Float[Array, "B S H dd"],
+    k: Float[Array, "B L H dd"],
+    bias: Float[Array, "#B #H S L"] | float,
+    dtype: Any = jnp.float32,
+) -> Float[Array, "B H S L"]:
     """``-(|mu_q - mu_k|^2 + |sqrt(sigma_q) - sqrt(sigma_k)|^2) / sqrt(d) + bias``, for each head.
 
     Args:
@@ -69,8 +75,11 @@ def wasserstein_scores(q: Array, k: Array, bias: Array | float, dtype: Any = jnp
 
 
 def gaussian_values(
-    weights: Array, mean: Array, covariance: Array, dtype: Any = jnp.float32
-) -> tuple[Array, Array]:
+    weights: Float[Array, "B H S L"],
+    mean: Float[Array, "B L H d"],
+    covariance: Float[Array, "B L H d"],
+    dtype: Any = jnp.float32,
+) -> tuple[Float[Array, "B S H d"], Float[Array, "B S H d"]]:
     """``P mu_v`` and ``P^2 sigma_v``: mean and covariance [B, L, H, d] of a sum of independent Gaussians."""
     equation = "bhij,bjhd->bihd"
     return einsum(equation, weights, mean, dtype), einsum(equation, weights**2, covariance, dtype)
@@ -130,8 +139,12 @@ class WassersteinAttention(AttentionModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: AttentionContext, train: bool = False, queries: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "B L D"],
+        context: AttentionContext,
+        train: bool = False,
+        queries: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B L D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, dtype, heads = self.config, self.spec.dtype, self.config.heads
         batch, length, _ = x.shape

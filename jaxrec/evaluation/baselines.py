@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float, Int, Integer
 from scipy import sparse
 
 from jaxrec.data.splits import Split
@@ -43,8 +44,8 @@ class RecentPopularity:
 
     def __init__(
         self,
-        items: np.ndarray,
-        timestamps: np.ndarray,
+        items: Int[np.ndarray, " N"],
+        timestamps: Integer[np.ndarray, " N"],
         n_items: int,
         days: float = 7.0,
         end: Literal["training", "history"] = "training",
@@ -55,7 +56,7 @@ class RecentPopularity:
         self._items, self._times = np.asarray(items)[order], np.asarray(timestamps)[order]
         self._popularity = dense_order(np.bincount(items, minlength=n_items + 1))
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the time of the newest interaction of each history."""
         last = self._times[-1] if len(self._times) else 0
         ends = np.full(len(histories), last, np.int64)
@@ -85,14 +86,20 @@ class MarkovChain:
       n_items: V.
     """
 
-    def __init__(self, items: np.ndarray, starts: np.ndarray, stops: np.ndarray, n_items: int):
+    def __init__(
+        self,
+        items: Int[np.ndarray, " N"],
+        starts: Integer[np.ndarray, " U"],
+        stops: Integer[np.ndarray, " U"],
+        n_items: int,
+    ):
         self.n_items = n_items
         lengths = np.maximum(np.asarray(stops) - np.asarray(starts), 0)
         counts = np.bincount(items[ranges(starts, lengths)], minlength=n_items + 1)
         self._popularity = dense_order(counts)
         self._counts = transition_counts(items, starts, stops, n_items)
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the newest item of each history."""
         distinct, row_of = np.unique(histories.last_items(), return_inverse=True)
         return _by_count(self._counts[distinct], self._popularity)[row_of.reshape(-1)]
@@ -116,9 +123,9 @@ class ItemKNN:
 
     def __init__(
         self,
-        items: np.ndarray,
-        starts: np.ndarray,
-        stops: np.ndarray,
+        items: Int[np.ndarray, " N"],
+        starts: Integer[np.ndarray, " U"],
+        stops: Integer[np.ndarray, " U"],
         n_items: int,
         neighbours: int = 200,
         last: int = 10,
@@ -133,7 +140,7 @@ class ItemKNN:
         matrix.data[:] = 1.0  # an item counts once per user
         self._similarity = _cosine_neighbours(matrix, neighbours)
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the newest ``last`` items of each history."""
         weights = _newest(histories, self.n_items, 1.0 / np.arange(1, self.last + 1))
         return _over_popularity(weights @ self._similarity, self._popularity)
@@ -160,9 +167,9 @@ class TransitionGraph:
 
     def __init__(
         self,
-        items: np.ndarray,
-        starts: np.ndarray,
-        stops: np.ndarray,
+        items: Int[np.ndarray, " N"],
+        starts: Integer[np.ndarray, " U"],
+        stops: Integer[np.ndarray, " U"],
         n_items: int,
         *,
         hops: int = 2,
@@ -179,7 +186,7 @@ class TransitionGraph:
         totals = np.asarray(weights.sum(axis=1)).reshape(-1)
         self._steps = (sparse.diags(1.0 / np.where(totals > 0, totals, 1.0)) @ weights).tocsr()
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the newest ``last`` items of each history."""
         weights = _newest(histories, self.n_items, self.decay ** np.arange(self.last))
         # Histories share last items: each is walked from once.
@@ -192,7 +199,10 @@ class TransitionGraph:
 
 
 def transition_counts(
-    items: np.ndarray, starts: np.ndarray, stops: np.ndarray, n_items: int
+    items: Int[np.ndarray, " N"],
+    starts: Integer[np.ndarray, " U"],
+    stops: Integer[np.ndarray, " U"],
+    n_items: int,
 ) -> sparse.csr_matrix:
     """Count how often item j directly follows item i in the training part: float64[V+1, V+1], sparse.
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
 
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch, PositionOrigin, gather_batch
@@ -50,7 +51,9 @@ class Forward:
     mask: Mask = "causal"
     query_token: int | None = None
 
-    def __call__(self, params: Any, batch: Batch, query_positions: Array) -> Array:
+    def __call__(
+        self, params: Any, batch: Batch, query_positions: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
         """Hidden states at ``query_positions`` int32[B, S]."""
         return self.encoder.apply({"params": params}, batch, False, query_positions, self.mask)
 
@@ -90,7 +93,7 @@ class EncodingOptions:
 
 def encode_histories(
     apply_fn: ApplyFn, params: Any, histories: Histories, options: EncodingOptions, mesh: Mesh | None = None
-) -> Array:
+) -> Float[Array, "E D"]:
     """The state that scores the next item of each history.
 
     Every batch has the same shape, so one program is compiled for all calls with an equal ``apply_fn``.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
@@ -63,15 +64,15 @@ class Evaluation:
       protocol: what each number means: candidates, seen items, ties.
     """
 
-    ranks: np.ndarray
-    target_offsets: np.ndarray
-    users: np.ndarray
-    targets: np.ndarray
+    ranks: Int[np.ndarray, " T"]
+    target_offsets: Int[np.ndarray, " E1"]
+    users: Int[np.ndarray, " E"]
+    targets: Int[np.ndarray, " T"]
     metrics: dict[str, float]
     counts: dict[str, int]
     protocol: str
 
-    def values(self, metric: str) -> np.ndarray:
+    def values(self, metric: str) -> Float[np.ndarray, " E"]:
         """float64[E], one metric of every case, such as ``values("NDCG@10")``."""
         return metric_values(self.ranks, metric, self.target_offsets)
 
@@ -125,7 +126,7 @@ def evaluate_cases(
     config: EvaluationConfig = EvaluationConfig(),
     *,
     timestamps: Any = None,
-    known_items: np.ndarray | None = None,
+    known_items: Bool[np.ndarray, " V1"] | None = None,
 ) -> Evaluation:
     """Rank every target of every case among all items.
 
@@ -156,7 +157,12 @@ def evaluate_cases(
 
 
 def evaluation_of(
-    ranks: np.ndarray, cases: EvaluationCases, counts: dict[str, int], *, ks: Sequence[int], remove_seen: bool
+    ranks: Int[np.ndarray, " T"],
+    cases: EvaluationCases,
+    counts: dict[str, int],
+    *,
+    ks: Sequence[int],
+    remove_seen: bool,
 ) -> Evaluation:
     """An `Evaluation` of ranks that were computed."""
     return Evaluation(
@@ -178,7 +184,7 @@ def check_cutoffs(ks: Sequence[int], n_items: int) -> None:
 
 
 def usable_cases(
-    cases: EvaluationCases, known_items: np.ndarray | None = None
+    cases: EvaluationCases, known_items: Bool[np.ndarray, " V1"] | None = None
 ) -> tuple[EvaluationCases, dict[str, int]]:
     """Cases that have a target, and counts of what they are and what was left out."""
     offsets = np.asarray(cases.target_offsets, np.int64)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Integer
 
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.evaluation.seen import SeenItems, ranges, seen_items
@@ -23,27 +24,27 @@ class Histories:
     """
 
     items: Any
-    starts: np.ndarray
-    stops: np.ndarray
+    starts: Integer[np.ndarray, " E"]
+    stops: Integer[np.ndarray, " E"]
     timestamps: Any = None
-    users: np.ndarray | None = None
+    users: Integer[np.ndarray, " E"] | None = None
 
     def __len__(self) -> int:
         """E."""
         return len(self.starts)
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> Int[np.ndarray, " E"]:
         """int64[E], interactions of each history."""
         return np.asarray(self.stops, np.int64) - np.asarray(self.starts, np.int64)
 
-    def select(self, rows: np.ndarray) -> Histories:
+    def select(self, rows: Int[np.ndarray, " R"]) -> Histories:
         """The histories of some rows, in the given order."""
         users = None if self.users is None else np.asarray(self.users)[rows]
         starts, stops = np.asarray(self.starts)[rows], np.asarray(self.stops)[rows]
         return dataclasses.replace(self, starts=starts, stops=stops, users=users)
 
-    def last_items(self) -> np.ndarray:
+    def last_items(self) -> Int[np.ndarray, " E"]:
         """int64[E], the newest item of each history, 0 where it is empty."""
         if not len(self.items):
             return np.zeros(len(self), np.int64)
@@ -71,8 +72,8 @@ class RankingCases:
     """
 
     histories: Histories
-    targets: np.ndarray
-    target_offsets: np.ndarray
+    targets: Int[np.ndarray, " T"]
+    target_offsets: Int[np.ndarray, " E1"]
     exclude: SeenItems | None = None
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class RankingCases:
         return len(self.histories)
 
     @property
-    def case_of_target(self) -> np.ndarray:
+    def case_of_target(self) -> Int[np.ndarray, " T"]:
         """int64[T], the case of each target."""
         sizes = np.diff(self.target_offsets)
         return np.repeat(np.arange(len(sizes)), sizes)

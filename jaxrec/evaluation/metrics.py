@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Integer
 
 from jaxrec.errors import ConfigError, DataError
 
@@ -26,18 +27,18 @@ MISSED = int(np.iinfo(np.int32).max)
 DEFAULT_KS = (5, 10, 20)
 
 
-def hits(ranks: np.ndarray, k: int) -> np.ndarray:
+def hits(ranks: Integer[np.ndarray, " E"], k: int) -> Float[np.ndarray, " E"]:
     """float64[E]: 1 where the target is among the first ``k``."""
     return (np.asarray(ranks) <= k).astype(np.float64)
 
 
-def discounted_gains(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
+def discounted_gains(ranks: Integer[np.ndarray, " E"], k: int | None = None) -> Float[np.ndarray, " E"]:
     """float64[E]: 1 / log2(1 + rank), 0 beyond ``k``."""
     ranks = np.asarray(ranks, np.float64)
     return np.where(ranks <= _last_rank(k), 1.0 / np.log2(1.0 + ranks), 0.0)
 
 
-def reciprocal_ranks(ranks: np.ndarray, k: int | None = None) -> np.ndarray:
+def reciprocal_ranks(ranks: Integer[np.ndarray, " E"], k: int | None = None) -> Float[np.ndarray, " E"]:
     """float64[E]: 1 / rank, 0 beyond ``k``."""
     ranks = np.asarray(ranks, np.float64)
     return np.where(ranks <= _last_rank(k), 1.0 / ranks, 0.0)
@@ -48,7 +49,9 @@ def _last_rank(k: int | None) -> int:
     return MISSED - 1 if k is None else k
 
 
-def metric_values(ranks: np.ndarray, metric: str, offsets: np.ndarray | None = None) -> np.ndarray:
+def metric_values(
+    ranks: Integer[np.ndarray, " T"], metric: str, offsets: Integer[np.ndarray, " E1"] | None = None
+) -> Float[np.ndarray, " E"]:
     """Compute one metric of every case: float64[E].
 
     >>> metric_values(np.array([1, 3, 40]), "HR@10").tolist()
@@ -139,7 +142,9 @@ def parse_metric(metric: str) -> tuple[str, int | None]:
 
 
 def ranking_metrics(
-    ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS, offsets: np.ndarray | None = None
+    ranks: Integer[np.ndarray, " T"],
+    ks: Sequence[int] = DEFAULT_KS,
+    offsets: Integer[np.ndarray, " E1"] | None = None,
 ) -> dict[str, float]:
     """Compute means over cases: HR, NDCG and MRR at each cutoff, and MRR.
 

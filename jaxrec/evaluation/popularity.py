@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from jaxrec.evaluation.histories import Histories
 
@@ -14,16 +15,16 @@ class Popularity:
       counts: int[V+1], training interactions of each item.
     """
 
-    def __init__(self, counts: np.ndarray):
+    def __init__(self, counts: Shaped[np.ndarray, " V1"]):
         self.counts = np.asarray(counts)
         self.n_items = len(counts) - 1
         self._order = dense_order(self.counts).astype(np.float32)
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], the same for every history."""
         return np.repeat(self._order[None], len(histories), axis=0)
 
 
-def dense_order(values: np.ndarray) -> np.ndarray:
+def dense_order(values: Shaped[np.ndarray, "*size"]) -> Int[np.ndarray, " N"]:
     """int64, number of distinct smaller values; exact in float32 below 2**24 where counts may not be."""
     return np.unique(values, return_inverse=True)[1].astype(np.int64).reshape(-1)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Float, Int, Shaped
 
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.encode import ApplyFn, EncodingOptions, Forward, encode_histories
@@ -53,7 +54,7 @@ class RankingData:
     """
 
     fingerprint: str = ""
-    item_counts: np.ndarray | None = None
+    item_counts: Shaped[np.ndarray, " V1"] | None = None
     resident: bool = True
 
 
@@ -75,7 +76,7 @@ class EncoderRanker:
     params: Any
     table: CandidateTable
     encoding: EncodingOptions
-    item_counts: np.ndarray | None = None
+    item_counts: Shaped[np.ndarray, " V1"] | None = None
     row_chunk: int = ROW_CHUNK
 
     @classmethod
@@ -119,11 +120,11 @@ class EncoderRanker:
         """Devices on which the ranker computes, or None for a single one."""
         return self.table.mesh
 
-    def encode(self, histories: Histories) -> Array:
+    def encode(self, histories: Histories) -> Float[Array, "E D"]:
         """float32[E, D], the state that scores the next item of each history."""
         return encode_histories(self.forward, self.params, histories, self.encoding, self.mesh)
 
-    def rank(self, cases: RankingCases) -> np.ndarray:
+    def rank(self, cases: RankingCases) -> Int[np.ndarray, " T"]:
         """int32[T], exact ranks over the whole catalogue; see `jaxrec.evaluation.ranking.rank_targets`."""
         hidden, exclude, rows = self.encode(cases.histories), cases.exclude, cases.case_of_target
         if len(cases.targets) != len(cases):
@@ -188,7 +189,7 @@ class ScoreRanker:
         """V."""
         return self.scorer.n_items
 
-    def rank(self, cases: RankingCases) -> np.ndarray:
+    def rank(self, cases: RankingCases) -> Int[np.ndarray, " T"]:
         """int32[T], exact ranks over the whole catalogue."""
         table, rows_of = (
             score_table(self.n_items, item_chunk=self.item_chunk, tie_seed=self.tie_seed),

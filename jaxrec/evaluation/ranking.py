@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
 from jaxrec.evaluation import parallel, ranking_tiles
@@ -45,8 +46,8 @@ class TopK(NamedTuple):
       items: int32[E, K], 0 where no candidate is left.
     """
 
-    scores: np.ndarray
-    items: np.ndarray
+    scores: Float[np.ndarray, "E K"]
+    items: Int[np.ndarray, "E K"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,7 @@ def rank_targets(
     mesh: Mesh | None = None,
     seen_rule: Literal["remove", "zero"] = "remove",
     rank_padding: bool = False,
-) -> np.ndarray:
+) -> Int[np.ndarray, " E"]:
     """Rank of one target per row among all items: 1 + #(greater score) + #(equal score and lower tie key).
 
     Args:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Int
 
 from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.sharding import DATA, ITEM
@@ -278,7 +279,7 @@ def rank(
     targets: Array,
     excluded_rows: Array,
     excluded_columns: Array,
-) -> Array:
+) -> Int[Array, " R"]:
     """int32[R], the rank of each row's target; see `jaxrec.evaluation.ranking`."""
 
     def local(hidden: Any, vectors: Any, bias: Any, targets: Any, *excluded: Any) -> Array:
@@ -301,7 +302,7 @@ def top_k(
     excluded_columns: Array,
     *,
     k: int,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "R K"], Int[Array, "R K"]]:
     """Scores float32[R, K] and items int32[R, K], best first; see `jaxrec.evaluation.ranking`."""
 
     def local(hidden: Any, vectors: Any, bias: Any, *excluded: Any) -> tuple[Array, Array]:

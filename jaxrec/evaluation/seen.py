@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int, Integer
 
 from jaxrec.errors import DataError
 
@@ -17,28 +18,28 @@ class SeenItems(NamedTuple):
       items: int32[...], ids 1..V; repeats are harmless.
     """
 
-    offsets: np.ndarray
-    items: np.ndarray
+    offsets: Int[np.ndarray, " E1"]
+    items: Int[np.ndarray, " S"]
 
-    def select(self, rows: np.ndarray) -> SeenItems:
+    def select(self, rows: Int[np.ndarray, " R"]) -> SeenItems:
         """The same for some rows, in the given order."""
         counts = (self.offsets[1:] - self.offsets[:-1])[rows]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         return SeenItems(offsets, self.items[ranges(self.offsets[:-1][rows], counts)])
 
-    def row_numbers(self) -> np.ndarray:
+    def row_numbers(self) -> Int[np.ndarray, " S"]:
         """int64: the row of each entry of ``items``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
-def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def ranges(starts: Integer[np.ndarray, " E"], counts: Integer[np.ndarray, " E"]) -> Int[np.ndarray, " N"]:
     """``concatenate([arange(s, s + n) for s, n in zip(starts, counts)])`` without a Python loop: int64."""
     total = int(counts.sum())
     before = np.cumsum(counts) - counts
     return np.repeat(np.asarray(starts, np.int64) - before, counts) + np.arange(total, dtype=np.int64)
 
 
-def seen_items(cases: Any, items: np.ndarray) -> SeenItems:
+def seen_items(cases: Any, items: Int[np.ndarray, " N"]) -> SeenItems:
     """Everything in the history of each case, its targets too where they are in it.
 
     Args:
@@ -50,7 +51,9 @@ def seen_items(cases: Any, items: np.ndarray) -> SeenItems:
     return SeenItems(offsets, np.asarray(items[ranges(cases.history_starts, counts)], np.int32))
 
 
-def repeated_targets(seen: SeenItems, targets: np.ndarray, target_offsets: np.ndarray) -> np.ndarray:
+def repeated_targets(
+    seen: SeenItems, targets: Int[np.ndarray, " T"], target_offsets: Int[np.ndarray, " E1"]
+) -> Bool[np.ndarray, " T"]:
     """bool[T], which targets are among the seen items of their case.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask
 from jaxrec.attention.positions import POSITIONS
@@ -88,7 +89,7 @@ class AttentiveEncoder(Encoder):
         return AttentionContext(batch.positions, batch.segments, batch.timestamps, shared, mask=mask)
 
 
-def tokens_context(tokens: Array) -> AttentionContext:
+def tokens_context(tokens: Float[Array, "1 P D"]) -> AttentionContext:
     """The context of tokens [1, P, D] in front of every sequence: one sequence, with zeros in front of it."""
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     return AttentionContext(index, jnp.ones_like(index), jnp.zeros_like(index), tokens=jnp.zeros_like(tokens))

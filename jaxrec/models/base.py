@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 from jax import Array
+from jaxtyping import Float, Int
 
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
@@ -88,8 +89,12 @@ class Encoder(nn.Module):
         return self.spec.max_length
 
     def __call__(
-        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
-    ) -> Array:
+        self,
+        batch: Batch,
+        train: bool = False,
+        query_positions: Int[Array, "B S"] | None = None,
+        mask: Mask = "causal",
+    ) -> Float[Array, "B S D"]:
         """Compute hidden states float32[B, L, D], or [B, S, D] at ``query_positions`` int32[B, S].
 
         Args:

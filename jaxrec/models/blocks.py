@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
@@ -38,7 +39,7 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, "*rows D"], train: bool) -> Float[Array, "*rows D"]:
         """Apply the network to ``x`` [B, L, D]."""
         width = x.shape[-1]
         hidden = Dense(self.ffn_width, kernel_init=self.kernel_init, dtype=self.dtype, name="inner")(x)
@@ -78,8 +79,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: AttentionContext, train: bool, query_positions: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "B L D"],
+        context: AttentionContext,
+        train: bool,
+        query_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """Apply the layer to ``x`` [B, L, D]; see the class."""
         attention = self.attention.build(self.spec, name="attention")
         feed_forward = FeedForward(
@@ -137,6 +142,6 @@ class Block(nn.Module):
         return x + gated("feed_forward_gate", x, feed_forward(norm("feed_forward_norm")(x), train))
 
 
-def zero_padding(x: Array, segments: Array) -> Array:
+def zero_padding(x: Float[Array, "B L D"], segments: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     """Set the states [B, L, D] of padding to zero."""
     return jnp.where((segments > 0)[..., None], x, 0.0)

@@ -29,6 +29,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
@@ -72,8 +73,13 @@ def _step(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def gated_recurrence(
-    inputs: Inputs, kernel: Array, bias: Array, starts: Array, dtype: Any = jnp.float32, unroll: int = 1
-) -> Array:
+    inputs: tuple[Float[Array, "L B H"], Float[Array, "L B H"], Float[Array, "L B H"]],
+    kernel: Float[Array, "H 3*H"],
+    bias: Float[Array, " H"],
+    starts: Bool[Array, "L B"],
+    dtype: Any = jnp.float32,
+    unroll: int = 1,
+) -> Float[Array, "L B H"]:
     """Compute the states float32[L, B, H] of a gated recurrent unit; time is the leading axis.
 
     Args:
@@ -158,7 +164,7 @@ class GatedRecurrentUnit(nn.Module):
     unroll: int
 
     @nn.compact
-    def __call__(self, x: Array, starts: Array) -> Array:
+    def __call__(self, x: Float[Array, "L B I"], starts: Bool[Array, "L B"]) -> Float[Array, "L B H"]:
         """Compute the states at all times."""
         width = self.hidden_width
         inputs = tuple(
@@ -240,8 +246,12 @@ class GRU4Rec(Encoder):
 
     @nn.compact
     def __call__(
-        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
-    ) -> Array:
+        self,
+        batch: Batch,
+        train: bool = False,
+        query_positions: Int[Array, "B S"] | None = None,
+        mask: Mask = "causal",
+    ) -> Float[Array, "B S D"]:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
         if mask != "causal":

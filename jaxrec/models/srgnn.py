@@ -42,6 +42,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
@@ -60,10 +61,10 @@ from jaxrec.options import Range
 class Affine(NamedTuple):
     """Kernel float32[I, O] and bias float32[O], or None for no bias."""
 
-    kernel: Array
-    bias: Array | None
+    kernel: Float[Array, "I O"]
+    bias: Float[Array, " O"] | None
 
-    def __call__(self, x: Array, dtype: Any) -> Array:
+    def __call__(self, x: Float[Array, "*rows I"], dtype: Any) -> Float[Array, "*rows O"]:
         """Map ``x`` [..., I] to [..., O]."""
         y = matmul(x, self.kernel, dtype)
         return y if self.bias is None else y + self.bias.reshape((1,) * (y.ndim - 1) + (-1,))
@@ -91,13 +92,13 @@ class Weights(NamedTuple):
 
     incoming: Affine
     outgoing: Affine
-    incoming_bias: Array
-    outgoing_bias: Array
+    incoming_bias: Float[Array, " D"]
+    outgoing_bias: Float[Array, " D"]
     gates_input: Affine
     gates_state: Affine
     last: Affine
     each: Affine
-    query: Array
+    query: Float[Array, " D"]
     output: Affine
 
 
@@ -112,14 +113,14 @@ class Sessions(NamedTuple):
       arrival: and the edge from k - 1 to k is (a kind of edge is a pair of items).
     """
 
-    first: Array
-    same: Array
-    item: Array
-    departure: Array
-    arrival: Array
+    first: Int[Array, "B L"]
+    same: Bool[Array, "B L L"]
+    item: Bool[Array, "B L L"]
+    departure: Bool[Array, "B L L"]
+    arrival: Bool[Array, "B L L"]
 
 
-def relate(items: Array, segments: Array) -> Sessions:
+def relate(items: Int[Array, "B L"], segments: Int[Array, "B L"]) -> Sessions:
     """Compare the positions of each row of ``items`` and ``segments`` int32[B, L]."""
     length = items.shape[1]
     real = segments > 0
@@ -134,7 +135,9 @@ def relate(items: Array, segments: Array) -> Sessions:
     return Sessions(first_index(segments), same, item, item & departs[:, None, :], item & arrives[:, None, :])
 
 
-def neighbours(sessions: Sessions, last: Array) -> tuple[Array, Array]:
+def neighbours(
+    sessions: Sessions, last: Int[Array, "#B #L"]
+) -> tuple[Bool[Array, "B L L"], Bool[Array, "B L L"]]:
     """Find the neighbours of the node at each position in the graph of the positions up to ``last``.
 
     Args:
@@ -151,14 +154,21 @@ def neighbours(sessions: Sessions, last: Array) -> tuple[Array, Array]:
     return predecessors, successors
 
 
-def mean_over(marked: Array, messages: Array, bias: Array, dtype: Any) -> Array:
+def mean_over(
+    marked: Bool[Array, "B L L"], messages: Float[Array, "B L D"], bias: Float[Array, " D"], dtype: Any
+) -> Float[Array, "B L D"]:
     """Mean of ``messages`` [B, L, D] over the positions ``marked`` bool[B, L, L], zero over none, plus ``bias`` [D]."""
     weights = marked.astype(jnp.float32)
     weights = weights / jnp.maximum(weights.sum(axis=2, keepdims=True), 1.0)
     return einsum("bjk,bkd->bjd", weights, messages, dtype) + bias[None, None]
 
 
-def propagate(weights: Weights, states: Array, marked: tuple[Array, Array], dtype: Any) -> Array:
+def propagate(
+    weights: Weights,
+    states: Float[Array, "B L D"],
+    marked: tuple[Bool[Array, "B L L"], Bool[Array, "B L L"]],
+    dtype: Any,
+) -> Float[Array, "B L D"]:
     """One step of the gated graph network: the nodes' new states [B, L, D] from ``states`` and their neighbours."""
     incoming = mean_over(marked[0], weights.incoming(states, dtype), weights.incoming_bias, dtype)
     outgoing = mean_over(marked[1], weights.outgoing(states, dtype), weights.outgoing_bias, dtype)
@@ -175,7 +185,9 @@ PAIR_NUMBERS = {"cpu": 1 << 19}
 PAIR_NUMBERS_ELSEWHERE = 1 << 26
 
 
-def pairwise_scores(last: Array, each: Array, query: Array) -> Array:
+def pairwise_scores(
+    last: Float[Array, "B S D"], each: Float[Array, "B L D"], query: Float[Array, " D"]
+) -> Float[Array, "B S L"]:
     """``query . sigmoid(last_t + each_p)`` for all pairs: [B, S, D] and [B, L, D] give [B, S, L].
 
     In groups of queries, recomputed in the backward pass, so that no [B, S, L, D] array is kept.
@@ -197,14 +209,20 @@ def pairwise_scores(last: Array, each: Array, query: Array) -> Array:
     return out.swapaxes(0, 1).reshape(last.shape[0], groups * group, -1)[:, :n_queries]
 
 
-def scores(last: Array, each: Array, query: Array) -> Array:
+def scores(
+    last: Float[Array, "B S D"], each: Float[Array, "B S D"], query: Float[Array, " D"]
+) -> Float[Array, "B S"]:
     """``query . sigmoid(last + each)`` [B, S] for pairs that stand side by side, [B, S, D] both."""
     return (jax.nn.sigmoid(last + each) * query[None, None]).sum(axis=-1)
 
 
 def read_prefixes(
-    weights: Weights, states: Array, sessions: Sessions, queries: Array, dtype: Any
-) -> tuple[Array, Array]:
+    weights: Weights,
+    states: Float[Array, "B L D"],
+    sessions: Sessions,
+    queries: Int[Array, "B S"],
+    dtype: Any,
+) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"]]:
     """Read out the prefixes that end at ``queries`` int32[B, S] after one propagation step.
 
     Returns:
@@ -230,8 +248,13 @@ def read_prefixes(
 
 
 def read_prefix_by_prefix(
-    weights: Weights, states: Array, sessions: Sessions, queries: Array, layers: int, dtype: Any
-) -> tuple[Array, Array]:
+    weights: Weights,
+    states: Float[Array, "B L D"],
+    sessions: Sessions,
+    queries: Int[Array, "B S"],
+    layers: int,
+    dtype: Any,
+) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"]]:
     """`read_prefixes` for any number of propagation steps: one graph at a time."""
 
     @jax.checkpoint
@@ -253,13 +276,13 @@ def read_prefix_by_prefix(
 
 def read_sessions(
     weights: Weights,
-    states: Array,
+    states: Float[Array, "B L D"],
     sessions: Sessions,
-    queries: Array,
+    queries: Int[Array, "B S"],
     layers: int,
     padding_faults: int,
     dtype: Any,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"]]:
     """The per-position reading of the public port; ``padding_faults`` is the row length that it pads to, 0 = mended."""
     length = states.shape[1]
     count = sessions.same.sum(axis=2, dtype=jnp.int32)
@@ -337,8 +360,12 @@ class SRGNN(Encoder):
 
     @nn.compact
     def __call__(
-        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
-    ) -> Array:
+        self,
+        batch: Batch,
+        train: bool = False,
+        query_positions: Int[Array, "B S"] | None = None,
+        mask: Mask = "causal",
+    ) -> Float[Array, "B S D"]:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
         if mask != "causal":

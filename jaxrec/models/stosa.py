@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask
 from jaxrec.attention.functional import elu_plus_one, standard_deviation
@@ -93,7 +94,9 @@ class GaussianBlock(nn.Module):
     shape: AttentionSpec
 
     @nn.compact
-    def __call__(self, x: Array, context: AttentionContext, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "B L D"], context: AttentionContext, train: bool
+    ) -> Float[Array, "B L D"]:
         """Apply the layer to ``x`` [B, L, 2 d]."""
         config, shape, width = self.config, self.shape, self.config.width
         attended = self.attention.build(shape, name="attention")(x, context, train)
@@ -157,8 +160,12 @@ class STOSA(AttentiveEncoder):
 
     @nn.compact
     def __call__(
-        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
-    ) -> Array:
+        self,
+        batch: Batch,
+        train: bool = False,
+        query_positions: Int[Array, "B S"] | None = None,
+        mask: Mask = "causal",
+    ) -> Float[Array, "B S D"]:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
         config, shape = self.config, self.attention_spec()

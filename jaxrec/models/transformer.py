@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
 
 from jaxrec.attention.base import AttentionSpec, Mask
 from jaxrec.attention.positions import POSITIONS
@@ -156,8 +157,12 @@ class Transformer(AttentiveEncoder):
 
     @nn.compact
     def __call__(
-        self, batch: Batch, train: bool = False, query_positions: Array | None = None, mask: Mask = "causal"
-    ) -> Array:
+        self,
+        batch: Batch,
+        train: bool = False,
+        query_positions: Int[Array, "B S"] | None = None,
+        mask: Mask = "causal",
+    ) -> Float[Array, "B S D"]:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
         config, shape = self.config, self.attention_spec()

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from jaxrec.nn.layers import Initializer
 from jaxrec.nn.spec import DataSpec
@@ -47,7 +48,7 @@ class ItemEmbedding(nn.Module):
     shards: ItemShards | None = None
 
     @nn.compact
-    def __call__(self, items: Array) -> Array:
+    def __call__(self, items: Int[Array, ...]) -> Float[Array, "... D"]:
         """Look up the vectors [..., D] of ``items`` int32[...]."""
 
         def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -67,7 +68,7 @@ class ItemEmbedding(nn.Module):
         return jnp.where((items > 0)[..., None], vectors, 0.0)
 
 
-def sinusoids(length: int, width: int) -> Array:
+def sinusoids(length: int, width: int) -> Float[Array, "L D"]:
     """Fixed position vectors float32[length, width] (Vaswani et al. 2017, section 3.5): sines, then cosines."""
     half = (width + 1) // 2
     frequency = np.exp(-np.log(10_000.0) * np.arange(half) / max(half - 1, 1))
@@ -84,7 +85,7 @@ class PositionEmbedding(nn.Module):
     table_init: Initializer
 
     @nn.compact
-    def __call__(self, positions: Array) -> Array:
+    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Look up the vectors of ``positions`` int32[B, L]."""
         if self.learned:
             table = self.param("table", self.table_init, (self.max_length, self.width), jnp.float32)

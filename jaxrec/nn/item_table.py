@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxrec.errors import ConfigError
 from jaxrec.sharding import DATA, ITEM, ItemShards
@@ -25,7 +25,7 @@ class ItemTable(NamedTuple):
     """
 
     vectors: Float[Array, "... D"]
-    bias: Array | None = None
+    bias: Float[Array, " V1"] | None = None
     shards: ItemShards | None = None
 
     @property
@@ -33,7 +33,7 @@ class ItemTable(NamedTuple):
         """V."""
         return self.vectors.shape[0] - 1 if self.shards is None else self.shards.n_items
 
-    def take(self, items: Array) -> ItemTable:
+    def take(self, items: Int[Array, ...]) -> ItemTable:
         """Return the rows of some items, vectors [..., D] and biases [...].
 
         They are gathered in float32, so that their gradients are summed in float32.
@@ -57,7 +57,9 @@ class ItemTable(NamedTuple):
         """
         raise ConfigError(_no_distances)
 
-    def squared_distances(self, states: Float[Array, "c D"], scores: Array) -> Array:
+    def squared_distances(
+        self, states: Float[Array, "c D"], scores: Float[Array, " c"] | Float[Array, "c n"]
+    ) -> Float[Array, " c"] | Float[Array, "c n"]:
         """Return squared distances from states to items, read off the items' scores for these states.
 
         Args:
@@ -93,7 +95,9 @@ class EuclideanItemTable(ItemTable):
         """Return the points e."""
         return self.vectors / 2.0
 
-    def squared_distances(self, states: Float[Array, "c D"], scores: Array) -> Array:
+    def squared_distances(
+        self, states: Float[Array, "c D"], scores: Float[Array, " c"] | Float[Array, "c n"]
+    ) -> Float[Array, " c"] | Float[Array, "c n"]:
         """Return ``|h|^2 - score``; see `ItemTable.squared_distances`."""
         squares = jnp.sum(jnp.square(states), axis=-1)
         return squares.reshape(squares.shape + (1,) * (scores.ndim - 1)) - scores

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.nn.precision import matmul
 
@@ -28,7 +29,7 @@ class Dense(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         """Map ``x`` [..., I] to [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = matmul(x, kernel, self.dtype)
@@ -38,12 +39,12 @@ class Dense(nn.Module):
         return y
 
 
-def take_positions(x: Array, query_positions: Array) -> Array:
+def take_positions(x: Float[Array, "B L D"], query_positions: Int[Array, "B S"]) -> Float[Array, "B S D"]:
     """Take ``x [B, L, D]`` at ``query_positions`` int32[B, S] of each row: [B, S, D]."""
     return jnp.take_along_axis(x, query_positions[:, :, None], axis=1)
 
 
-def dropout_mask(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Array, float]:
+def dropout_mask(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Bool[Array, ...], float]:
     """Draw a keep-mask ``bool[shape]``; return it with the probability that it keeps an element.
 
     Eight random bits per element: on a CPU the bits cost more than the layer they regularise. The rate is therefore
@@ -64,7 +65,7 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, "*size"], train: bool) -> Float[Array, "*size"]:
         """Drop elements of ``x`` while training."""
         if not train or round(self.rate * 256) == 0:
             return x

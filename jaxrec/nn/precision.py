@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def einsum(equation: str, x: Array, y: Array, dtype: Any = jnp.float32) -> Array:
+def einsum(
+    equation: str, x: Float[Array, ...], y: Float[Array, ...], dtype: Any = jnp.float32
+) -> Float[Array, ...]:
     """``jnp.einsum(equation, x, y)`` with operands rounded to ``dtype`` and summed in float32.
 
     The derivative of JAX multiplies the float32 cotangent with the ``dtype`` operand, which leaves the fast units of
@@ -31,7 +34,7 @@ def einsum(equation: str, x: Array, y: Array, dtype: Any = jnp.float32) -> Array
     return jnp.einsum(equation, operand(x, dtype), operand(y, dtype), preferred_element_type=jnp.float32)
 
 
-def operand(x: Array, dtype: Any) -> Array:
+def operand(x: Float[Array, "*size"], dtype: Any) -> Float[Array, "*size"]:
     """Round an operand of a product to ``dtype``; a CPU then holds the rounded numbers in float32.
 
     XLA's CPU backend has no kernel for some transposed batched bfloat16 products, and is slower in bfloat16 than in
@@ -65,7 +68,9 @@ def _backward(
 einsum.defvjp(_forward, _backward)
 
 
-def matmul(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array:
+def matmul(
+    x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], dtype: Any = jnp.float32
+) -> Float[Array, "*rows O"]:
     """``x [..., I] @ kernel [I, O]`` by `einsum`."""
     leading = "abcdefgh"[: x.ndim - 1]
     return einsum(f"{leading}i,io->{leading}o", x, kernel, dtype)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, Num
 
 from jaxrec.data.dataset import SequenceDataset, save_dataset
 from jaxrec.errors import ConfigError, DataError
@@ -110,13 +111,13 @@ class Recommender:
             )
         ids = [self.items.item_indices(history) for history in named]
         times = self._times(named, ids, timestamps)
-        known = [numbers[numbers > 0] for numbers in ids]
-        offsets = np.concatenate([[0], np.cumsum([len(numbers) for numbers in known])]).astype(np.int64)
-        log = np.concatenate([*known, np.zeros(1, np.int32)]).astype(np.int32)
+        numbers_of = [numbers[numbers > 0] for numbers in ids]
+        offsets = np.concatenate([[0], np.cumsum([len(numbers) for numbers in numbers_of])]).astype(np.int64)
+        log = np.concatenate([*numbers_of, np.zeros(1, np.int32)]).astype(np.int32)
         excluded = [
             np.concatenate([own if remove else own[:0], *filters])
             for own, remove, *filters in zip(
-                known,
+                numbers_of,
                 removal,
                 self._filter("exclude", exclude, len(named)),
                 self._not_allowed(allow, len(named)),
@@ -135,7 +136,7 @@ class Recommender:
                 lists.items[row, : lengths[row]],
                 lists.scores[row, : lengths[row]],
                 [name for name, i in zip(named[row], ids[row], strict=True) if i == 0],
-                self.ranker.item_counts is not None and not len(known[row]),
+                self.ranker.item_counts is not None and not len(numbers_of[row]),
             )
             for row in range(len(named))
         ]
@@ -162,7 +163,7 @@ class Recommender:
             )
         return [bool(value) for value in values]
 
-    def _filter(self, name: str, items: Iterable[Any], count: int) -> list[np.ndarray]:
+    def _filter(self, name: str, items: Iterable[Any], count: int) -> list[Int[np.ndarray, " _"]]:
         """Numbers of the items of a filter, one array per history."""
         if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
             raise DataError(f"{name} must be a list of item ids, or one such list per history, got {items!r}")
@@ -173,17 +174,17 @@ class Recommender:
         numbers = []
         for ids in listed if per_history else [listed]:
             texts = [str(item) for item in ids]
-            found = self.items.item_indices(texts)
-            unknown = [text for text, number in zip(texts, found, strict=True) if number == 0]
+            indices = self.items.item_indices(texts)
+            unknown = [text for text, number in zip(texts, indices, strict=True) if number == 0]
             if unknown:
                 raise DataError(
                     f"{name} must hold ids of the catalogue, got {', '.join(map(repr, unknown[:5]))}"
                     + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
                 )
-            numbers.append(np.asarray(found, np.int32))
+            numbers.append(np.asarray(indices, np.int32))
         return numbers if per_history else numbers * count
 
-    def _not_allowed(self, allow: Iterable[Any] | None, count: int) -> list[np.ndarray]:
+    def _not_allowed(self, allow: Iterable[Any] | None, count: int) -> list[Int[np.ndarray, " _"]]:
         if allow is None:
             return [np.zeros(0, np.int32)] * count
         every = np.arange(1, self.items.n_items + 1, dtype=np.int32)
@@ -193,8 +194,11 @@ class Recommender:
         return [np.setdiff1d(every, numbers) for numbers in filters]
 
     def _times(
-        self, named: list[list[str]], ids: list[np.ndarray], timestamps: Sequence[Sequence[int]] | None
-    ) -> np.ndarray | None:
+        self,
+        named: list[list[str]],
+        ids: list[Int[np.ndarray, " _"]],
+        timestamps: Sequence[Sequence[int]] | None,
+    ) -> Int[np.ndarray, " N"] | None:
         if timestamps is None:
             return None
         message = (
@@ -217,14 +221,14 @@ class Recommender:
         return np.minimum(flat, np.iinfo(np.int32).max).astype(np.int32)
 
     def _answer(
-        self, best: np.ndarray, scores: np.ndarray, unknown: list[str], popular: bool
+        self, best: Int[np.ndarray, " K"], scores: Float[np.ndarray, " K"], unknown: list[str], popular: bool
     ) -> Recommendation:
         real = best > 0
-        chosen = best[real] - 1
+        indices = best[real] - 1
         titles = self.items.item_titles
         return Recommendation(
-            items=[self.items.item_ids[i] for i in chosen],
-            titles=None if titles is None else [titles[i] for i in chosen],
+            items=[self.items.item_ids[i] for i in indices],
+            titles=None if titles is None else [titles[i] for i in indices],
             scores=[float(score) for score in scores[real]],
             unknown=unknown,
             popular=popular,
@@ -254,7 +258,7 @@ def _requests(histories: Any) -> list[list[str]]:
     return named
 
 
-def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: np.ndarray) -> None:
+def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: Num[np.ndarray, " V1"]) -> None:
     """Save the items of ``dataset`` in the run directory, so that the run answers without the interactions.
 
     The directory appears whole or not at all: a process may be killed while it writes.

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 from jax import Array
+from jaxtyping import Float, Int
 
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
@@ -28,12 +29,12 @@ class Resources(NamedTuple):
       attributes: int32[V+1, M], attributes of each item (1..A), 0 = none, or None where nothing asks for them.
     """
 
-    items: Array | None = None
-    timestamps: Array | None = None
-    item_counts: Array | None = None
-    seen_items: Array | None = None
-    seen_offsets: Array | None = None
-    attributes: Array | None = None
+    items: Int[Array, " N"] | None = None
+    timestamps: Int[Array, " N"] | None = None
+    item_counts: Float[Array, " V1"] | None = None
+    seen_items: Int[Array, " N"] | None = None
+    seen_offsets: Int[Array, " U1"] | None = None
+    attributes: Int[Array, "V1 M"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,9 @@ class Task:
         """Mask items, crop, or add views; the identity here. What is returned is given to `loss`."""
         return batch
 
-    def loss(self, params: Any, batch: Any, key: Array, resources: Resources) -> tuple[Array, Array]:
+    def loss(
+        self, params: Any, batch: Any, key: Array, resources: Resources
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Compute the loss of a batch that `prepare` returned, in training mode.
 
         Args:

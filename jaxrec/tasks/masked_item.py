@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
@@ -110,7 +111,9 @@ class MaskedItem(Task):
             weights=masked.astype(jnp.float32),
         )
 
-    def loss(self, params: Any, batch: Batch, key: Array, resources: Resources) -> tuple[Array, Array]:
+    def loss(
+        self, params: Any, batch: Batch, key: Array, resources: Resources
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Compute the objective; see `Task.loss`."""
         dropout_key, objective_key = jax.random.split(key)
         hidden = self.encoder.apply(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax import Array
+from jaxtyping import Float
 
 from jaxrec.data.batches import Batch
 from jaxrec.models.base import Encoder
@@ -27,7 +28,9 @@ class NextItemConfig(TaskConfig):
 class NextItem(Task):
     """The objective applied to the hidden state of every position."""
 
-    def loss(self, params: Any, batch: Batch, key: Array, resources: Resources) -> tuple[Array, Array]:
+    def loss(
+        self, params: Any, batch: Batch, key: Array, resources: Resources
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Compute the objective; see `Task.loss`."""
         dropout_key, objective_key = jax.random.split(key)
         hidden = self.encoder.apply({"params": params}, batch, True, rngs={"dropout": dropout_key})
@@ -35,8 +38,8 @@ class NextItem(Task):
 
 
 def item_loss(
-    task: Task, params: Any, hidden: Array, batch: Batch, key: Array, resources: Resources
-) -> tuple[Array, Array]:
+    task: Task, params: Any, hidden: Float[Array, "B L D"], batch: Batch, key: Array, resources: Resources
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Apply a task's objective to hidden states float32[B, L, D] and the targets of ``batch``.
 
     Returns:

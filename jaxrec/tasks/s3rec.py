@@ -39,6 +39,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
@@ -144,10 +145,10 @@ class Views(NamedTuple):
     """
 
     batch: Batch
-    masked: Array
-    negatives: Array
-    segment_views: Array
-    comparisons: Array
+    masked: Bool[Array, "B L"]
+    negatives: Int[Array, "B L"]
+    segment_views: Int[Array, "B 3 L"]
+    comparisons: Bool[Array, "B L"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +200,9 @@ class S3RecPretraining(Task):
         views, comparisons = segment_views(batch, token, self.config.negative_segments, segment_key)
         return Views(batch, masked, negatives, views, comparisons)
 
-    def loss(self, params: Any, batch: Any, key: Array, resources: Resources) -> tuple[Array, Array]:
+    def loss(
+        self, params: Any, batch: Any, key: Array, resources: Resources
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Compute the weighted sum of the four sums, and the number of rows.
 
         Args:
@@ -212,7 +215,9 @@ class S3RecPretraining(Task):
         total = sum(getattr(self.config, f"{name}_weight") * term for name, term in terms.items())
         return total, jnp.float32(batch.masked.shape[0])
 
-    def terms(self, params: Any, views: Views, key: Array, resources: Resources) -> dict[str, Array]:
+    def terms(
+        self, params: Any, views: Views, key: Array, resources: Resources
+    ) -> dict[str, Float[Array, ""]]:
         """Compute the sums of the weighted objectives, by name."""
         config, batch, maps = self.config, views.batch, params["task"]
         hidden, segment_hidden = self._hidden(params, views, key)
@@ -281,18 +286,20 @@ class S3RecPretraining(Task):
         return terms
 
 
-def affine(x: Array, layer: Any) -> Array:
+def affine(x: Float[Array, "*rows D"], layer: Any) -> Float[Array, "*rows D"]:
     """``x W + b`` for a map of the task's parameters."""
     return matmul(x, layer["kernel"]) + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def scores(x: Array, y: Array) -> Array:
+def scores(x: Float[Array, "*rows D"], y: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:
     """Inner products of the last axis."""
     return (x * y).sum(axis=-1)
 
 
 @jax.checkpoint
-def attribute_loss(context: Array, table: Array, own: Array) -> Array:
+def attribute_loss(
+    context: Float[Array, "B L D"], table: Float[Array, "A D"], own: Int[Array, "B L M"]
+) -> Float[Array, "B L"]:
     """Sum over all attributes of the binary cross-entropy, at each position.
 
     Args:
@@ -309,7 +316,9 @@ def attribute_loss(context: Array, table: Array, own: Array) -> Array:
 
 
 @jax.checkpoint
-def attribute_bound(context: Array, table: Array, own: Array) -> Array:
+def attribute_bound(
+    context: Float[Array, "B L D"], table: Float[Array, "A D"], own: Int[Array, "B L M"]
+) -> Float[Array, "B L"]:
     """The paper's bound for attributes, summed over those of the item at each position; arguments as `attribute_loss`."""
     values = jax.nn.sigmoid(matmul(context, table.T))
     positive = jnp.take_along_axis(values, jnp.maximum(own, 0), axis=-1)
@@ -321,7 +330,9 @@ def attribute_bound(context: Array, table: Array, own: Array) -> Array:
     return count * bound - jnp.where(has, positive, 0.0).sum(axis=-1)
 
 
-def catalogue_bound(context: Array, table: ItemTable, items: Array) -> Array:
+def catalogue_bound(
+    context: Float[Array, "B L D"], table: ItemTable, items: Int[Array, "B L"]
+) -> Float[Array, "B L"]:
     """The paper's bound for items, ``log sum_{i other than t} exp f_i - f_t``, float32[B, L] at all positions."""
     rows = table.vectors.shape[0]
     row = jnp.arange(rows, dtype=jnp.int32)
@@ -342,7 +353,9 @@ def catalogue_bound(context: Array, table: ItemTable, items: Array) -> Array:
     return lax.map(one, (flat, targets)).reshape(-1)[: items.size].reshape(items.shape)
 
 
-def negative_items(items: Array, segments: Array, n_items: int, key: Array) -> Array:
+def negative_items(
+    items: Int[Array, "B L"], segments: Int[Array, "B L"], n_items: int, key: Array
+) -> Int[Array, "B L"]:
     """Draw for each position an item that its sequence does not hold, uniformly: int32[B, L].
 
     Exact and without rejection: a number among the V - d other items is moved up past the d items of the sequence.
@@ -359,12 +372,14 @@ def negative_items(items: Array, segments: Array, n_items: int, key: Array) -> A
     return drawn + passed.sum(axis=2, dtype=jnp.int32)
 
 
-def uniform_index(key: Array, counts: Array) -> Array:
+def uniform_index(key: Array, counts: Int[Array, "*size"]) -> Int[Array, "*size"]:
     """Draw an integer from 0 to ``counts`` - 1 for each element (0 where there is none)."""
     return jax.random.randint(key, counts.shape, 0, jnp.maximum(counts, 1), jnp.int32)
 
 
-def segment_views(batch: Batch, token: Array, kind: str, key: Array) -> tuple[Array, Array]:
+def segment_views(
+    batch: Batch, token: Int[Array, ""], kind: str, key: Array
+) -> tuple[Int[Array, "B 3 L"], Bool[Array, "B L"]]:
     """Draw a segment and a negative segment for each sequence.
 
     Args:
@@ -401,7 +416,9 @@ def segment_views(batch: Batch, token: Array, kind: str, key: Array) -> tuple[Ar
     return jnp.stack(views, axis=1), is_last(segments) & (size >= 2) & usable
 
 
-def one_history(batch: Batch, length: Array, key: Array) -> tuple[Array, Array]:
+def one_history(
+    batch: Batch, length: Int[Array, "B L"], key: Array
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
     """Draw a place of the flattened batch from which ``length`` positions belong to one sequence of another user.
 
     Uniform among all such places, up to `SEGMENT_DRAWS` draws.
@@ -427,13 +444,15 @@ def one_history(batch: Batch, length: Array, key: Array) -> tuple[Array, Array]:
     return place, usable
 
 
-def across_histories(batch: Batch, length: Array, key: Array) -> tuple[Array, Array]:
+def across_histories(
+    batch: Batch, length: Int[Array, "B L"], key: Array
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
     """Draw a place among the real positions of the batch, one after the other: as `one_history`, but always usable."""
     total = (batch.segments > 0).sum(dtype=jnp.int32)
     index = uniform_index(key, total - length + 1)
     return per_segment(index, batch.segments), jnp.ones(length.shape, bool)
 
 
-def compacted(segments: Array) -> Array:
+def compacted(segments: Int[Array, "B L"]) -> Int[Array, " BL"]:
     """Flat indices of the real positions, in order, and then of padding: int32[B * L]."""
     return jnp.argsort((segments == 0).reshape(-1), stable=True).astype(jnp.int32)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Int, Integer
 
 from jaxrec.data.batches import Batch
 from jaxrec.tasks import Task
@@ -25,13 +26,13 @@ class TrainState(NamedTuple):
       opt_state: the optimiser's state.
     """
 
-    step: Array
-    seed: Array
+    step: Int[Array, ...]
+    seed: Integer[Array, ...]
     params: Params
     opt_state: Any
 
 
-def initial_params(task: Task, seed: Array) -> Params:
+def initial_params(task: Task, seed: Integer[Array, ""]) -> Params:
     """Make fresh parameters for ``seed`` (uint32[])."""
     encoder = task.encoder
     length = 2 if encoder.max_length > 1 else 1
@@ -47,7 +48,9 @@ def initial_params(task: Task, seed: Array) -> Params:
     return params
 
 
-def initial_state(task: Task, optimizer: optax.GradientTransformation, seed: Array) -> TrainState:
+def initial_state(
+    task: Task, optimizer: optax.GradientTransformation, seed: Integer[Array, ""]
+) -> TrainState:
     """Make fresh parameters and optimiser state for ``seed`` (uint32[])."""
     params = initial_params(task, seed)
     return TrainState(jnp.int32(0), seed, params, optimizer.init(params))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax, stages
+from jaxtyping import Float
 
 from jaxrec.data.batches import Batch, BatchConfig
 from jaxrec.data.packing import PackedRows
@@ -21,14 +22,14 @@ from jaxrec.training.state_sharding import StateSharding
 class StepMetrics(NamedTuple):
     """Of one step, or stacked over steps: float32 scalars."""
 
-    loss: Array
-    targets: Array
-    gradient_norm: Array
+    loss: Float[Array, ...]
+    targets: Float[Array, ...]
+    gradient_norm: Float[Array, ...]
 
 
 def batch_loss(
     task: Task, params: Params, batch: Batch, key: Array, resources: Resources
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Compute the weighted sum of the task's loss over a batch of [B, L] arrays, and the sum of weights."""
     prepared = task.prepare(batch, jax.random.fold_in(key, 1), resources)
     return task.loss(params, prepared, key, resources)
