@@ -57,7 +57,7 @@ class StudyOptions:
       seeds: models for each variant.
       epochs: most epochs of each.
       patience: a model that has not improved on validation for so many evaluations, two epochs apart, has ended. With few
-        users validation is noisy, and with few steps an epoch models are slow: both want more.
+        users validation is noisy, and with few steps per epoch models are slow: both want more.
       out: run directories; an interrupted study resumes there.
       only: names of the variants to train; empty = all.
     """

@@ -99,7 +99,7 @@ def evaluate(
     run: str | Path,
     split: Literal["valid", "test"] = "test",
     dataset: SequenceDataset | None = None,
-    beyond: int | None = None,
+    list_metrics_k: int | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008
     checks: Checks | None = None,
     out: str | Path | None = None,
@@ -110,7 +110,7 @@ def evaluate(
       run: run directory.
       split: which held-out part.
       dataset: in place of the one that the run's configuration names; its fingerprint must be the same.
-      beyond: length of lists whose coverage, Gini coefficient, novelty and diversity are measured too
+      list_metrics_k: length of lists whose coverage, Gini coefficient, novelty and diversity are measured too
         (`jaxrec.analysis.beyond_accuracy`), under "beyond_accuracy".
       mesh: devices to score on, whatever those it was trained on.
       checks: use of order, dependence on ties and breakdowns (`jaxrec.analysis.checks`), whose results are added.
@@ -121,14 +121,16 @@ def evaluate(
 
     Raises:
       CheckpointError: no usable checkpoint, or the dataset is another.
-      ConfigError: ``beyond`` is below 1 or above the catalogue.
+      ConfigError: ``list_metrics_k`` is below 1 or above the catalogue.
     """
     opened = Run(run, dataset, mesh)
     setup, config = opened.setup, opened.config
     evaluations = opened.evaluate(split)
     baselines = evaluate_baselines(setup.split, split, config.evaluation)
     extra: dict[str, Any] = (
-        {} if beyond is None else {"beyond_accuracy": beyond_accuracy_of(opened, split, beyond)}
+        {}
+        if list_metrics_k is None
+        else {"beyond_accuracy": beyond_accuracy_of(opened, split, list_metrics_k)}
     )
     if checks:
         results = run_checks(opened, split, checks, evaluations, baselines)

@@ -1,4 +1,4 @@
-"""Compiled programs kept between processes: JAX's persistent cache in a directory of the user."""
+"""Persistent compilation cache: JAX's own, in a directory of the user."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from jaxrec.data.batches import BatchConfig
 from jaxrec.data.readers.load import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.errors import ConfigError
-from jaxrec.evaluation.evaluate import EvaluationConfig
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.metrics import default_metric
 from jaxrec.files import write_atomically
 from jaxrec.models import ENCODERS, EncoderConfig, TransformerConfig
@@ -101,10 +101,10 @@ class RunConfig:
                     f"the section {field.name!r} must be a {base.__name__} or a subclass of it; got {section!r}"
                 )
         ks = self.evaluation.ks
-        known = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in ks] + ["MRR"]
-        if self.metric not in known:
+        metrics = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in ks] + ["MRR"]
+        if self.metric not in metrics:
             raise ConfigError(
-                f"--training.metric must be one of {', '.join(known)} (for --evaluation.ks {' '.join(map(str, ks))}); "
+                f"--training.metric must be one of {', '.join(metrics)} (for --evaluation.ks {' '.join(map(str, ks))}); "
                 f"got {self.training.metric!r}"
             )
         if self.batches.batch_size % self.training.accumulate_steps:
@@ -235,17 +235,19 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     if unknown:
         raise ConfigError(f"unknown section {unknown} in the configuration; expected some of {sections}")
     default = RunConfig()
-    return RunConfig(**{name: _built(given, name, getattr(default, name)) for name, given in values.items()})
+    return RunConfig(
+        **{name: _built(section, name, getattr(default, name)) for name, section in values.items()}
+    )
 
 
-def _built(given: Any, path: str, default: Any) -> Any:
+def _built(section: Any, path: str, default: Any) -> Any:
     """The section at ``path`` from its plain values."""
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"the section {path!r} must be a JSON object; got {given!r}")
-    given = dict(given)
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"the section {path!r} must be a JSON object; got {section!r}")
+    section = dict(section)
     kind = type(default)
     if path in NAMED_SECTIONS:
-        name, imported = given.pop("name", None), given.pop("class", None)
+        name, imported = section.pop("name", None), section.pop("class", None)
         if imported is not None:
             kind = load_class(imported)
         elif name is not None:
@@ -256,11 +258,11 @@ def _built(given: Any, path: str, default: Any) -> Any:
                 "dataclass derived from it"
             )
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(given) - set(fields))
+    unknown = sorted(set(section) - set(fields))
     if unknown:
         raise ConfigError(f"unknown field {unknown} in section {path!r}; expected some of {sorted(fields)}")
     built = {}
-    for name, value in given.items():
+    for name, value in section.items():
         nested = fields[name].default
         if dataclasses.is_dataclass(nested):
             value = _built(value, f"{path}.{name}", nested)
@@ -321,12 +323,12 @@ def config_hash(config: RunConfig) -> str:
 
 
 def differences(
-    saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ""
+    saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
     """Dotted field -> (saved, given) wherever two configurations as dictionaries differ."""
     out: dict[str, tuple[Any, Any]] = {}
-    for key in sorted({*saved, *given}):
-        a, b = saved.get(key), given.get(key)
+    for key in sorted({*saved, *current}):
+        a, b = saved.get(key), current.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             out.update(differences(a, b, f"{prefix}{key}."))
         elif a != b:

@@ -60,7 +60,7 @@ def validate(config: Any, section: str) -> None:
 
     Args:
       config: a dataclass instance.
-      section: where it stands in a `RunConfig`, such as "objective" or "encoder.attention".
+      section: its place in a `RunConfig`, such as "objective" or "encoder.attention".
 
     Raises:
       ConfigError: a value does not fit; the message names the option, what was expected and what came.
@@ -80,7 +80,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _mismatch(value: Any, hint: Any, bounds: Range | None = None) -> str:
-    """What ``hint`` expects where ``value`` does not fit it, else the empty string."""
+    """Values that ``hint`` allows, for the message, where ``value`` is none of them; else the empty string."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = next((extra for extra in arguments[1:] if isinstance(extra, Range)), bounds)

@@ -51,11 +51,11 @@ class Registry(Mapping[str, T], Generic[T]):
         """
 
         def add(part: T) -> T:
-            for known in (name, *aliases):
-                present = self._parts.get(self._aliases.get(known, known))
+            for label in (name, *aliases):
+                present = self._parts.get(self._aliases.get(label, label))
                 if present is not None and not _same_part(present, part):
                     raise ConfigError(
-                        f"the {self.kind} {known!r} is already registered as {present!r}: register {part!r} under "
+                        f"the {self.kind} {label!r} is already registered as {present!r}: register {part!r} under "
                         "another name"
                     )
             self._parts[name] = part

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrec.config import RunConfig, TrainingConfig
 from jaxrec.data import SequenceDataset
 from jaxrec.data.batches import BatchConfig
-from jaxrec.evaluation.evaluate import EvaluationConfig
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.models import TransformerConfig
 
 

@@ -86,8 +86,9 @@ def full_evaluation(name: str, data: Path, max_length: int) -> dict[str, Any]:
     from jaxrec.data import split_dataset
     from jaxrec.data.batches import BatchConfig
     from jaxrec.data.packing import pad
+    from jaxrec.evaluation.config import EvaluationConfig
     from jaxrec.evaluation.encode import Forward
-    from jaxrec.evaluation.evaluate import EvaluationConfig, evaluate_cases
+    from jaxrec.evaluation.evaluate import evaluate_cases
     from jaxrec.evaluation.histories import Histories
     from jaxrec.evaluation.ranker import EncoderRanker, RankingData
     from jaxrec.evaluation.ranking import candidate_table, rank_targets

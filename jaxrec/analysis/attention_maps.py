@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxrec.analysis.figures import save_figure
 from jaxrec.attention import allowed_positions
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch, gather_batch
@@ -253,7 +253,7 @@ def write_attention_figures(
     if len(columns) == 0:
         raise ConfigError("the history to draw is empty: choose a user with at least one known interaction")
     first, last = int(columns[0]), int(columns[-1]) + 1
-    drawn: list[tuple[str, str, Figure]] = []
+    figures: list[tuple[str, str, Figure]] = []
     statistics: dict[str, WeightStatistics] = {}
     for number, (layer, sown) in enumerate(attention_weights(encoder, params, batch, mask).items(), start=1):
         weights = sown["attention_weights"][0]
@@ -262,11 +262,11 @@ def write_attention_figures(
         history = keys[..., first:last, first:last]
         if "query_weights" in sown:
             slots = sown["query_weights"][0, first:last]
-            drawn.append(
+            figures.append(
                 (f"Query-level weights, layer {number}", f"{layer}_queries.png", query_weights_figure(slots))
             )
             history = np.einsum("hmij,im->hij", history, slots)
-        drawn.append(
+        figures.append(
             (
                 f"Attention, layer {number}",
                 f"{layer}_attention.png",
@@ -278,14 +278,13 @@ def write_attention_figures(
             segments = np.ones((1, last - first), np.int32)
             statistics[layer] = weight_statistics(history[None], segments, original, mask)
     if statistics:
-        drawn.append(("Spread of the weights", "weight_statistics.png", statistics_figure(statistics)))
+        figures.append(("Spread of the weights", "weight_statistics.png", statistics_figure(statistics)))
     for name, panels in parameter_panels(encoder, params).items():
-        drawn.append((name.replace("_", " ").capitalize(), f"{name}.png", matrices_figure(panels)))
+        figures.append((name.replace("_", " ").capitalize(), f"{name}.png", matrices_figure(panels)))
     out = []
-    for caption, name, figure in drawn:
+    for caption, name, figure in figures:
         figure.suptitle(caption, fontsize=9)
-        FigureCanvasAgg(figure)
-        figure.savefig(directory / name, dpi=110)
+        save_figure(figure, directory / name, dpi=110)
         out.append((caption, directory / name))
     return out
 

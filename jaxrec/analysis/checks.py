@@ -139,12 +139,12 @@ def run_checks(
     if checks.retie:
         started = time.perf_counter()
 
-        def of_model(drawn: Split) -> float:
+        def of_model(variant: Split) -> float:
             values = [
                 evaluate_cases(
                     ranker,
-                    drawn.cases(split),
-                    drawn.dataset.items,
+                    variant.cases(split),
+                    variant.dataset.items,
                     config.evaluation,
                     timestamps=setup.timestamps,
                 ).values(metric)
@@ -152,16 +152,16 @@ def run_checks(
             ]
             return float(np.mean(values))
 
-        def of_baselines(drawn: Split) -> dict[str, float]:
+        def of_baselines(variant: Split) -> dict[str, float]:
             part: Any = split
-            fitted = evaluate_baselines(drawn, part, config.evaluation)
+            fitted = evaluate_baselines(variant, part, config.evaluation)
             return {name: float(evaluation.values(metric).mean()) for name, evaluation in fitted.items()}
 
         ties = measure_ties(setup.split, split, metric, ("model", of_model), of_baselines, draws=checks.retie)
         seconds["retie"] = time.perf_counter() - started
     if checks.breakdown:
         started = time.perf_counter()
-        models = {"model": list(evaluations), **{name: [each] for name, each in baselines.items()}}
+        models = {"model": list(evaluations), **{name: [ranks] for name, ranks in baselines.items()}}
         breakdown = measure_breakdown(models, setup.split, split, metric)
         seconds["breakdown"] = time.perf_counter() - started
     rounded = {name: round(value, 2) for name, value in seconds.items()}

@@ -26,6 +26,7 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import DataError
 from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.files import write_atomically
 from jaxrec.runs import Run, run_names
 
 #: Metadata that must agree for numbers to be comparable, and its name in messages.
@@ -408,8 +409,8 @@ def compare(
             metrics[-1],
         )
         directory = new_directory(out, COMPARISON_FILES)
-        (directory / "comparison.md").write_text(comparison.to_markdown() + "\n")
-        (directory / "comparison.tex").write_text(comparison.to_latex() + "\n")
+        write_atomically(directory / "comparison.md", comparison.to_markdown() + "\n")
+        write_atomically(directory / "comparison.tex", comparison.to_latex() + "\n")
         for name, figure in {"effects": effect_figure(comparison), **figures}.items():
             save_figure(figure, directory / f"{name}.png")
     return comparison

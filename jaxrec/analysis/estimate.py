@@ -232,16 +232,16 @@ def largest_batch(
     too_large: int | None = None
     size = max(unit, config.batches.batch_size // unit * unit)
     for _ in range(12):
-        tried = estimate(config.updated({"batches.batch_size": size}), sizes, rate)
-        if tried.total_bytes <= memory:
-            fits = tried
+        trial = estimate(config.updated({"batches.batch_size": size}), sizes, rate)
+        if trial.total_bytes <= memory:
+            fits = trial
         else:
             too_large = size
         if (fits and fits.batch_size >= most) or (too_large is not None and too_large <= unit):
             break
         if fits and too_large and too_large - fits.batch_size <= max(unit, fits.batch_size // 16):
             break
-        size = _next_size(tried, fits, too_large, memory, unit, most)
+        size = _next_size(trial, fits, too_large, memory, unit, most)
     if fits is None:
         raise ConfigError(
             f"--memory: {memory / GIB:.3g} GiB are too few for a batch of {too_large} rows of this model; use a narrower "
@@ -251,11 +251,11 @@ def largest_batch(
 
 
 def _next_size(
-    tried: Estimate, fits: Estimate | None, too_large: int | None, memory: int, unit: int, most: int
+    trial: Estimate, fits: Estimate | None, too_large: int | None, memory: int, unit: int, most: int
 ) -> int:
     """The next batch size to compile: in proportion to the memory left, strictly inside the known bounds."""
-    fixed = tried.total_bytes - tried.temporary_bytes - tried.input_bytes
-    per_row = (tried.temporary_bytes + tried.input_bytes) / tried.batch_size
+    fixed = trial.total_bytes - trial.temporary_bytes - trial.input_bytes
+    per_row = (trial.temporary_bytes + trial.input_bytes) / trial.batch_size
     size = int(0.97 * max(memory - fixed, 0) / max(per_row, 1e-9)) // unit * unit
     low = unit if fits is None else fits.batch_size + unit
     high = most if too_large is None else too_large - unit
@@ -321,11 +321,11 @@ def _programs(params: dict[str, Any]) -> list[Any]:
     """The programs inside the parameters of an equation."""
     programs = []
     for value in params.values():
-        for each in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(each, "jaxpr"):
-                programs.append(each.jaxpr)
-            elif hasattr(each, "eqns"):
-                programs.append(each)
+        for entry in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(entry, "jaxpr"):
+                programs.append(entry.jaxpr)
+            elif hasattr(entry, "eqns"):
+                programs.append(entry)
     return programs
 
 

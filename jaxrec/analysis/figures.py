@@ -7,10 +7,13 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxrec.files import write_atomically
+
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure in the format of the file name (.png, .pdf, .svg)."""
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """Write a figure in the format of the file name (.png, .pdf, .svg), at ``dpi`` dots per inch."""
+    path = Path(path)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=150)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=dpi, format=path.suffix.removeprefix(".")))

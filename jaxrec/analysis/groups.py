@@ -181,8 +181,8 @@ def _gaps(dataset: SequenceDataset, histories: Histories, targets: np.ndarray) -
     stops = np.asarray(histories.stops)
     end = np.asarray(dataset.offsets)[np.asarray(histories.users) + 1]
     place = np.minimum(stops, len(items) - 1)
-    known = (stops < end) & (histories.lengths > 0) & (items[place] == targets)
-    return np.where(known, times[place] - times[np.maximum(stops - 1, 0)], np.nan)
+    is_next = (stops < end) & (histories.lengths > 0) & (items[place] == targets)
+    return np.where(is_next, times[place] - times[np.maximum(stops - 1, 0)], np.nan)
 
 
 @dataclasses.dataclass(frozen=True)

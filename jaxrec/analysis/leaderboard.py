@@ -89,7 +89,7 @@ class Leaderboard:
             f"seeds, corrected by Holm for all {pairs} pairs, gives p of .05 or more in {self.metrics[0]}."
         )
         return "\n".join(
-            [to_markdown(*self.rows()), caption, *(f"Warning: {each}" for each in self.warnings)]
+            [to_markdown(*self.rows()), caption, *(f"Warning: {warning}" for warning in self.warnings)]
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,9 +128,9 @@ def rank_runs(
             tied[b].append(a)
     entries = []
     for run in ordered:
-        own = values[run.name]
+        values_of_run = values[run.name]
         # Against a model that never succeeds: the interval of the mean itself, over users and seeds.
-        interval = paired_bootstrap(np.zeros_like(own), own, resamples=2000)
+        interval = paired_bootstrap(np.zeros_like(values_of_run), values_of_run, resamples=2000)
         by_metric = {metric: run.values(metric).mean(axis=1).tolist() for metric in metrics}
         entries.append(Entry(run.name, by_metric, interval.low, interval.high, tuple(tied[run.name])))
     first = runs[0].evaluations[0]

@@ -156,49 +156,53 @@ def sample_negatives(
     drawable = int((weights > 0).sum())
     rng = np.random.default_rng(seed)
     cumulative = np.cumsum(weights / weights.sum())
-    drawn = np.empty((len(targets), negatives), np.int32)
+    samples = np.empty((len(targets), negatives), np.int32)
     size = max(1, _MARKED // len(weights))
     for start in range(0, len(targets), size):
         rows = np.arange(start, min(start + size, len(targets)))
         part = seen.select(rows)
-        taken = np.zeros((len(rows), len(weights)), bool)
-        taken[:, weights == 0] = True
-        taken[part.row_numbers(), part.items] = True
-        taken[np.arange(len(rows)), targets[rows]] = True
-        left = len(weights) - taken.sum(axis=1)
+        excluded = np.zeros((len(rows), len(weights)), bool)
+        excluded[:, weights == 0] = True
+        excluded[part.row_numbers(), part.items] = True
+        excluded[np.arange(len(rows)), targets[rows]] = True
+        left = len(weights) - excluded.sum(axis=1)
         if left.min() < negatives:
             raise DataError(
                 f"candidates.negatives={negatives} exceeds the unseen items of row {start + int(left.argmin())}: "
                 f"{int(left.min())} of {drawable}; draw fewer or rank all items"
             )
-        drawn[rows] = _draw(negatives, taken, cumulative, weights, rng)
-    return drawn
+        samples[rows] = _draw(negatives, excluded, cumulative, weights, rng)
+    return samples
 
 
 def _draw(
-    negatives: int, taken: np.ndarray, cumulative: np.ndarray, weights: np.ndarray, rng: np.random.Generator
+    negatives: int,
+    excluded: np.ndarray,
+    cumulative: np.ndarray,
+    weights: np.ndarray,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """int64[R, negatives] of items that are not taken bool[R, V+1], which is changed."""
-    drawn = np.zeros((len(taken), negatives), np.int64)
+    samples = np.zeros((len(excluded), negatives), np.int64)
     # Who drew an item last; never read before it is written.
-    holder = np.empty(taken.shape, np.int32)
-    unchanged = taken.copy()
-    rows, slots = (part.reshape(-1) for part in np.indices(drawn.shape))
+    holder = np.empty(excluded.shape, np.int32)
+    unchanged = excluded.copy()
+    rows, slots = (part.reshape(-1) for part in np.indices(samples.shape))
     for _ in range(20):
         if not len(rows):
-            return drawn
+            return samples
         items = np.searchsorted(cumulative, rng.random(len(rows)), side="right").clip(1, len(weights) - 1)
         holder[rows, items] = slots
-        fresh = (holder[rows, items] == slots) & ~taken[rows, items]
-        drawn[rows[fresh], slots[fresh]] = items[fresh]
-        taken[rows[fresh], items[fresh]] = True
+        fresh = (holder[rows, items] == slots) & ~excluded[rows, items]
+        samples[rows[fresh], slots[fresh]] = items[fresh]
+        excluded[rows[fresh], items[fresh]] = True
         rows, slots = rows[~fresh], slots[~fresh]
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights)
     for row in np.unique(rows):
         keys = np.where(unchanged[row], -np.inf, log_weights + rng.gumbel(size=len(weights)))
-        drawn[row] = np.argsort(-keys, kind="stable")[:negatives]
-    return drawn
+        samples[row] = np.argsort(-keys, kind="stable")[:negatives]
+    return samples
 
 
 def rank_among(
@@ -230,8 +234,8 @@ def _rank_first(hidden: Array, vectors: Array, bias: Array, candidates: Array, s
         (((2,), (1,)), ((0,), (0,))),
         precision=lax.Precision.HIGHEST,
     ) + jnp.take(bias, candidates, mode="clip")
-    keys, own = tie_keys(candidates, seed, jnp), scores[:, :1]
-    ahead = (scores > own) | ((scores == own) & (keys < keys[:, :1]))
+    keys, target_scores = tie_keys(candidates, seed, jnp), scores[:, :1]
+    ahead = (scores > target_scores) | ((scores == target_scores) & (keys < keys[:, :1]))
     return 1 + ahead.sum(axis=1, dtype=jnp.int32)
 
 

@@ -1,4 +1,4 @@
-"""Use of order by a model: metric and lists after shuffling each history, with recency told from earlier order.
+"""Use of order by a model: metric and lists after shuffling each history, with recency separated from earlier order.
 
 After "Does It Look Sequential?" (Klenitskiy et al., RecSys 2024), which shuffles whole test histories and ranks again with
 the same model. Shuffling all interactions but the newest leaves recency and destroys the rest of the order; shuffling all
@@ -128,8 +128,8 @@ def measure_sequentiality(
       k: length of the lists that are compared.
       seed: seed of the shuffles.
     """
-    chosen = ("all", "all-but-last") if shuffle == "both" else (shuffle,)
-    edits = [Perturbation("shuffle", where, seed=seed) for where in chosen]  # type: ignore[arg-type]
+    kinds = ("all", "all-but-last") if shuffle == "both" else (shuffle,)
+    edits = [Perturbation("shuffle", where, seed=seed) for where in kinds]  # type: ignore[arg-type]
     results = measure_stability(rankers, cases, max_length, k, edits)
     return Sequentiality(metric, k, tuple(_shuffled(result, metric) for result in results))
 

@@ -61,16 +61,16 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     observed = float(b.mean() - a.mean())
     users = a.shape[1]
-    drawn = np.empty(resamples)
+    samples = np.empty(resamples)
     block = max(1, _BLOCK // users)
     for start in range(0, resamples, block):
         n = min(block, resamples - start)
         index = rng.integers(0, users, (n, users), dtype=np.int32)
         means_b, means_a = _resampled_means(b, index), _resampled_means(a, index)
-        drawn[start : start + n] = _nested(means_b, b, rng) - _nested(means_a, a, rng)
+        samples[start : start + n] = _nested(means_b, b, rng) - _nested(means_a, a, rng)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    beyond = np.abs(drawn - observed) >= abs(observed) * (1 - 1e-12)
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    beyond = np.abs(samples - observed) >= abs(observed) * (1 - 1e-12)
     return Effect(observed, float(low), float(high), float((1 + beyond.sum()) / (resamples + 1)))
 
 
@@ -85,9 +85,9 @@ def _nested(means: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> 
     centre = means.mean(axis=0)
     if seeds == 1:
         return centre
-    chosen = rng.integers(0, seeds, (seeds, n))
-    drawn = np.take_along_axis(means, chosen, axis=0).mean(axis=0)
-    return centre + np.sqrt(seeds / (seeds - 1)) * (drawn - centre)
+    indices = rng.integers(0, seeds, (seeds, n))
+    samples = np.take_along_axis(means, indices, axis=0).mean(axis=0)
+    return centre + np.sqrt(seeds / (seeds - 1)) * (samples - centre)
 
 
 def paired_permutation(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> float:

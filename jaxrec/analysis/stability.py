@@ -93,24 +93,24 @@ def perturb(histories: Histories, perturbation: Perturbation, n_items: int) -> H
         edits = np.minimum(edits, np.maximum(lengths - 1, 0))
     draw = -position if perturbation.where == "last" else rng.random(len(owner))
     order = np.lexsort((draw, owner))
-    chosen = np.zeros(len(owner), bool)
-    chosen[order] = position < edits[owner]  # the n-th in the order of a history has the position n in it
+    selected = np.zeros(len(owner), bool)
+    selected[order] = position < edits[owner]  # the n-th in the order of a history has the position n in it
     items, key = np.array(histories.items, np.int64), position.astype(np.float64)
     times = histories.timestamps
     if perturbation.edit == "drop":
-        owner, items, key = owner[~chosen], items[~chosen], key[~chosen]
-        times = None if times is None else times[~chosen]
+        owner, items, key = owner[~selected], items[~selected], key[~selected]
+        times = None if times is None else times[~selected]
     elif perturbation.edit == "replace":
-        other = rng.integers(1, max(n_items, 2), int(chosen.sum()))
-        items[chosen] = np.minimum(other + (other >= items[chosen]), n_items)
+        other = rng.integers(1, max(n_items, 2), int(selected.sum()))
+        items[selected] = np.minimum(other + (other >= items[selected]), n_items)
     elif perturbation.edit == "swap":
-        key[chosen] += np.where(position[chosen] == 0, 1.5, -1.5)
+        key[selected] += np.where(position[selected] == 0, 1.5, -1.5)
     else:
-        where = key[chosen] + (0.5 if perturbation.where == "last" else -0.5)
-        owner = np.concatenate([owner, owner[chosen]])
+        where = key[selected] + (0.5 if perturbation.where == "last" else -0.5)
+        owner = np.concatenate([owner, owner[selected]])
         items = np.concatenate([items, rng.integers(1, n_items + 1, len(where))])
         key = np.concatenate([key, where])
-        times = None if times is None else np.concatenate([times, times[chosen]])
+        times = None if times is None else np.concatenate([times, times[selected]])
     order = np.lexsort((key, owner))
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(owner, minlength=len(lengths)))])
     if times is not None and perturbation.edit != "swap":  # a swap exchanges the items, time stays in order

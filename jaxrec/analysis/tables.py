@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from jaxrec.analysis.figures import save_figure
 from jaxrec.errors import ConfigError
+from jaxrec.files import write_atomically
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -93,8 +94,8 @@ def write_tables(
     """
     figures = figures or {}
     directory = new_directory(out, (f"{name}.md", f"{name}.tex", *figures))
-    (directory / f"{name}.md").write_text("\n".join(to_markdown(*table) for table in tables))
-    (directory / f"{name}.tex").write_text("\n".join(to_latex(*table) for table in tables))
+    write_atomically(directory / f"{name}.md", "\n".join(to_markdown(*table) for table in tables))
+    write_atomically(directory / f"{name}.tex", "\n".join(to_latex(*table) for table in tables))
     for file, figure in figures.items():
         save_figure(figure, directory / file)
 

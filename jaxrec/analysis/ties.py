@@ -147,11 +147,11 @@ def measure_ties(
     name, evaluate = model
     as_filed = {name: evaluate(split), **baselines(split)}
     tied, tied_targets, crossing = tie_shares(split, part)
-    values: dict[str, list[float]] = {each: [] for each in as_filed}
+    values: dict[str, list[float]] = {baseline: [] for baseline in as_filed}
     for seed in range(draws):
         if not tied:  # every order is the one as filed
-            for each, value in as_filed.items():
-                values[each].append(value)
+            for baseline, value in as_filed.items():
+                values[baseline].append(value)
             continue
         values[name].append(evaluate(split_dataset(retie(dataset, seed, split.train_stops), config)))
         for baseline, value in baselines(split_dataset(retie(dataset, seed), config)).items():

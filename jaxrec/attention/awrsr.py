@@ -20,7 +20,7 @@ Everything but the principle is this project's reading, and results have to say 
   scores' scale nor the length; ``tau`` is learned.
 - R compares row i with row j, not query i with key j: no scale makes msoftmax(R) the first weights. The gate g does. It
   starts at 0.1, so A' starts within 0.1 of A in total variation, and g may grow to replace A.
-- Maps are positions x positions, one set for all heads and one a layer, started at the identity; ``rank`` for low-rank
+- Maps are positions x positions, one set for all heads and one per layer, started at the identity; ``rank`` for low-rank
   ones. They are indexed by positions as the batch counts them.
 
 The paper's fourth mechanism, "stochastic", needs Gaussian attention: `jaxrec.attention.wasserstein`.
@@ -187,8 +187,8 @@ def refine(
     levels = []
     for level in range(config.depth):
         before = earlier[level] if earlier else None
-        new, known = new_weights(config, maps, scores, first, mask, positions, dtype, before)
-        levels.append(known)
+        new, current = new_weights(config, maps, scores, first, mask, positions, dtype, before)
+        levels.append(current)
         if "gate" in maps:
             gate = jax.nn.sigmoid(maps["gate"])
             new = (1.0 - gate) * first + gate * new
@@ -214,20 +214,20 @@ def new_weights(
         query = key = gaussian_profiles(query, key)
     if config.scale == "unit":
         query, key = unit(query), unit(key)
-    known = Profiles(key, value_rows(config, maps, profiles, positions, dtype))
+    current = Profiles(key, value_rows(config, maps, profiles, positions, dtype))
     if earlier is not None:
-        known = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), earlier, known)
+        current = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), earlier, current)
 
-    correlation = correlate(config, maps, query, known.keys, dtype)
+    correlation = correlate(config, maps, query, current.keys, dtype)
     if config.variant == "additive":
-        return masked_softmax(scores + correlation, mask), known
+        return masked_softmax(scores + correlation, mask), current
     new = masked_softmax(correlation, mask)
-    if known.values is None:
-        return new, known
-    hops = einsum("bhik,bhkj->bhij", new, known.values[..., :stop], dtype)
+    if current.values is None:
+        return new, current
+    hops = einsum("bhik,bhkj->bhij", new, current.values[..., :stop], dtype)
     # Two hops along probabilities are probabilities, and masked; anything else has to become so.
     already = config.source == "prob" and not config.value_map
-    return (hops if already else masked_softmax(hops, mask)), known
+    return (hops if already else masked_softmax(hops, mask)), current
 
 
 def correlate(

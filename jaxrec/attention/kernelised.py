@@ -13,7 +13,7 @@ lower one on the value aggregation, and the structures). Readings: "Toeplitz-Ful
 Toeplitz and L full. "Layer-wise" is a U and an L of its own for each layer; a figure's caption hints that L may
 be shared (``share_lower``). All heads share them (``per_head`` for one each). U = L = I at the start, which is
 softmax attention without positions. The rows of "full" and "banded" factors are positions as the batch counts
-them: with ``origin`` "end", distances to the newest interaction.
+them: with ``position_origin`` "end", distances to the newest interaction.
 
 Under a bidirectional mask the softmax sees the whole sequence, and U and L stay triangular: almost every kernel C has
 such factors, and parameters learned under one mask keep their meaning under the other.
@@ -88,8 +88,8 @@ class KernelAttentionConfig(AttentionConfig):
     """Softmax attention over keys and values that a learned kernel has mixed in position space.
 
     Attributes:
-      upper: structure of U, on the keys' side: "identity" (no parameters), "toeplitz" (one scalar a
-        distance), "full" (one a pair of positions) or "banded" (one a pair less than ``bandwidth`` apart).
+      upper: structure of U, on the keys' side: "identity" (no parameters), "toeplitz" (one scalar per
+        distance), "full" (one per pair of positions) or "banded" (one per pair less than ``bandwidth`` apart).
       lower: structure of L, on the values' side.
       bandwidth: of "banded".
       share_upper: one U for all layers rather than one each.

@@ -507,7 +507,7 @@ class MultiItemQueryAttention(AttentionModule):
         """The answers of `_answers_by_vmap` from one attention with m adjacent queries at each time.
 
         The maps are applied to the items before these are placed into windows, and times and slots are one axis, so
-        that each product is one matrix product a row and head.
+        that each product is one matrix product per row and head.
         """
         window, heads, dtype = self.config.slots, self.config.heads, self.spec.dtype
         batch, length, width = source.shape

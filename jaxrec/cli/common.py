@@ -24,9 +24,9 @@ def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
 def _nullable(value: Any) -> Any:
     """Replace NaN, which JSON lacks and which marks what is undefined (a mean over no case), by None."""
     if isinstance(value, dict):
-        return {key: _nullable(each) for key, each in value.items()}
+        return {key: _nullable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_nullable(each) for each in value]
+        return [_nullable(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -41,6 +41,23 @@ def read_ids(file: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{file} must be a UTF-8 text file of item ids, one per line: {error}") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def value_of(option: str, arguments: list[str], default: str) -> str:
+    """Return the value of ``--option X`` or ``--option=X`` before the real parsing, which depends on it.
+
+    Raises:
+      ConfigError: the option is given twice with different values.
+    """
+    values = []
+    for index, argument in enumerate(arguments):
+        if argument == f"--{option}" and index + 1 < len(arguments):
+            values.append(arguments[index + 1])
+        if argument.startswith(f"--{option}="):
+            values.append(argument.split("=", 1)[1])
+    if len(set(values)) > 1:
+        raise ConfigError(f"--{option} must be given once; got {', '.join(values)}")
+    return values[0] if values else default
 
 
 def parse(form: Any, arguments: list[str], command: str, default: Any = None) -> Any:

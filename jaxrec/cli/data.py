@@ -32,8 +32,8 @@ def _with_section(arguments: list[str]) -> list[str]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         bare = name.removeprefix("--").replace("_", "-")
-        known = name.startswith("--") and (bare in fields or bare.removeprefix("no-") in fields)
-        expanded.append(f"--data.{bare}{equals}{value}" if known else argument)
+        is_option = name.startswith("--") and (bare in fields or bare.removeprefix("no-") in fields)
+        expanded.append(f"--data.{bare}{equals}{value}" if is_option else argument)
     return expanded
 
 

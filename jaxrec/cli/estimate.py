@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxrec.cli.common import emit, parse
+from jaxrec.cli.common import emit, parse, value_of
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, value_of
+from jaxrec.cli.train import aliases_resolved, base_config
 from jaxrec.config import NAMED_SECTIONS, RunConfig, section_label
 from jaxrec.errors import ConfigError
 from jaxrec.registry import load_plugins
@@ -48,41 +48,41 @@ def estimate(arguments: list[str]) -> int:
     ]
     fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
     form = dataclasses.make_dataclass("Estimate", fields, frozen=True)
-    given: Any = parse(form, arguments, "estimate")
+    request: Any = parse(form, arguments, "estimate")
 
     from jaxrec.analysis.estimate import GIB, largest_batch
     from jaxrec.analysis.estimate import estimate as estimate_training
     from jaxrec.analysis.tables import to_markdown
 
-    config = given.config
-    if given.n_seeds != len(config.training.seeds):
-        config = config.updated({"training.seeds": tuple(range(given.n_seeds))})
-    sizes = _sizes(given)
-    if not given.memory >= 0:
-        raise ConfigError(f"--memory: expected a budget in GiB, got {given.memory}")
-    if given.memory:
-        result, too_large = largest_batch(config, sizes, int(given.memory * GIB))
+    config = request.config
+    if request.n_seeds != len(config.training.seeds):
+        config = config.updated({"training.seeds": tuple(range(request.n_seeds))})
+    sizes = _sizes(request)
+    if not request.memory >= 0:
+        raise ConfigError(f"--memory: expected a budget in GiB, got {request.memory}")
+    if request.memory:
+        result, too_large = largest_batch(config, sizes, int(request.memory * GIB))
         beyond = "" if too_large is None else f"; {too_large:,} rows do not"
-        text = f"largest batch found for {given.memory:g} GiB: {result.batch_size:,} rows fit{beyond}\n\n"
+        text = f"largest batch found for {request.memory:g} GiB: {result.batch_size:,} rows fit{beyond}\n\n"
     else:
         result, too_large, text = estimate_training(config, sizes), None, ""
     text += f"{to_markdown(*result.rows())}\n{result.sentence()}"
-    emit({**result.to_dict(), "too_large_batch": too_large}, text, given.json)
+    emit({**result.to_dict(), "too_large_batch": too_large}, text, request.json)
     return 0
 
 
-def _sizes(given: Any) -> Any:
+def _sizes(options: Any) -> Any:
     from jaxrec.analysis.estimate import DataSizes
 
-    if not given.source:
-        if given.items < 1 or given.interactions < 1:
+    if not options.source:
+        if options.items < 1 or options.interactions < 1:
             raise ConfigError(
-                f"--items, --interactions: expected the sizes of the log, or --data, got {given.items} and "
-                f"{given.interactions}"
+                f"--items, --interactions: expected the sizes of the log, or --data, got {options.items} and "
+                f"{options.interactions}"
             )
-        users = given.users or max(1, given.interactions // given.config.batches.max_length)
-        return DataSizes(given.items, given.interactions, users, given.timestamps)
-    dataset = dataclasses.replace(given.config.data, source=given.source).load()
+        users = options.users or max(1, options.interactions // options.config.batches.max_length)
+        return DataSizes(options.items, options.interactions, users, options.timestamps)
+    dataset = dataclasses.replace(options.config.data, source=options.source).load()
     attributes = 0 if dataset.attributes is None else dataset.attributes.n_attributes
     has_times = dataset.timestamps is not None
     return DataSizes(dataset.n_items, dataset.n_interactions, dataset.n_users, has_times, attributes)

@@ -22,7 +22,7 @@ def evaluate(arguments: list[str]) -> int:
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
         split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part to rank")] = "test"
         data: Annotated[str, tyro.conf.arg(help="override the dataset path stored in the run")] = ""
-        beyond: Annotated[
+        list_metrics_k: Annotated[
             int, tyro.conf.arg(help="also coverage, concentration, novelty and diversity of lists this long")
         ] = 0
         shuffle: Annotated[
@@ -53,8 +53,8 @@ def evaluate(arguments: list[str]) -> int:
         )
         json: Annotated[bool, tyro.conf.arg(help="print the result as one JSON object")] = False
 
-    given = parse(Evaluate, arguments, "evaluate")
-    join(given.distributed)
+    options = parse(Evaluate, arguments, "evaluate")
+    join(options.distributed)
 
     from jaxrec.analysis.checks import Checks
     from jaxrec.api import evaluate
@@ -62,26 +62,26 @@ def evaluate(arguments: list[str]) -> int:
     from jaxrec.reporting.results import format_metrics
 
     enable_compilation_cache()
-    config = load_config(Path(given.run) / "config.json")
-    if given.data:
-        config = dataclasses.replace(config, data=config.data.moved(given.data))
-    checks = Checks(given.shuffle, given.retie, given.breakdown, given.check_metric)
+    config = load_config(Path(options.run) / "config.json")
+    if options.data:
+        config = dataclasses.replace(config, data=config.data.moved(options.data))
+    checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric)
     result = evaluate(
-        given.run,
-        given.split,
+        options.run,
+        options.split,
         config.data.load(),
-        given.beyond or None,
-        given.mesh,
+        options.list_metrics_k or None,
+        options.mesh,
         checks,
-        given.out or None,
+        options.out or None,
     )
     tables = result.pop("check_tables", "")
     if not is_first():
         return 0
-    told = f"{given.split}\n{format_metrics(result)}"
+    message = f"{options.split}\n{format_metrics(result)}"
     for name, value in result.get("beyond_accuracy", {}).items():
         spread = "" if value["sd"] is None else f" ± {value['sd']:.4f}"
-        told += f"\n{name}: {value['mean']:.4f}{spread}"
-    told += f"\n\n{tables}" if tables else ""
-    emit(result, told, given.json)
+        message += f"\n{name}: {value['mean']:.4f}{spread}"
+    message += f"\n\n{tables}" if tables else ""
+    emit(result, message, options.json)
     return 0

@@ -36,7 +36,7 @@ def documented_fields(kind: type) -> dict[str, str]:
     >>> documented_fields(Range)
     {}
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in kind.__mro__:
         _, _, section = (inspect.cleandoc(base.__dict__.get("__doc__") or "")).partition("Attributes:\n")
         name = ""
@@ -46,15 +46,15 @@ def documented_fields(kind: type) -> dict[str, str]:
                 break
             if start:
                 name = start.group(1)
-                found.setdefault(name, start.group(2))
-            elif name and line.strip() and not found[name].endswith(line.strip()):
-                found[name] += " " + line.strip()
-    return {name: re.sub(r"`+", "", text) for name, text in found.items()}
+                texts.setdefault(name, start.group(2))
+            elif name and line.strip() and not texts[name].endswith(line.strip()):
+                texts[name] += " " + line.strip()
+    return {name: re.sub(r"`+", "", text) for name, text in texts.items()}
 
 
 def config_options(section: Any, path: str) -> list[Option]:
     """List the options of a configuration section, with its present values as defaults, nested sections after it."""
-    own: list[Option] = []
+    options: list[Option] = []
     nested: list[Option] = []
     texts, hints = documented_fields(type(section)), get_type_hints(type(section), include_extras=True)
     for field in dataclasses.fields(section):
@@ -63,13 +63,15 @@ def config_options(section: Any, path: str) -> list[Option]:
             nested += config_options(value, f"{path}.{field.name}")
         else:
             name = option_name(path, field.name)
-            own.append(
-                Option(name, _values(hints[field.name], name), texts.get(field.name, ""), _shown(value))
+            options.append(
+                Option(
+                    name, _values(hints[field.name], name), texts.get(field.name, ""), _default_text(value)
+                )
             )
-    return own + nested
+    return options + nested
 
 
-def _shown(value: Any) -> str:
+def _default_text(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "" if value in ("", None) else str(value)

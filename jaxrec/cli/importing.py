@@ -12,7 +12,7 @@ from jaxrec.cli.common import emit, parse, read_ids
 from jaxrec.config import RunConfig
 from jaxrec.data.readers.load import DataConfig
 from jaxrec.data.splits import SplitConfig
-from jaxrec.evaluation.evaluate import EvaluationConfig
+from jaxrec.evaluation.config import EvaluationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,24 +47,24 @@ class Import:
 
 def import_checkpoint(arguments: list[str]) -> int:
     """Run ``jaxrec import``; return the exit status."""
-    given = parse(Import, arguments, "import")
+    options = parse(Import, arguments, "import")
 
     from jaxrec import interop
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.reporting.results import format_metrics
 
     enable_compilation_cache()
-    data = given.data if given.source == "movietweetings" else given.data.replace(source=given.source)
+    data = options.data if options.source == "movietweetings" else options.data.replace(source=options.source)
     report = interop.import_checkpoint(
-        given.file,
-        given.format,
-        RunConfig(data=data, split=given.split, evaluation=given.evaluation),
-        given.out,
-        options=interop.ImportOptions(given.heads, given.activation, given.variant, given.dropout),
-        item_ids=read_ids(given.items) if given.items else None,
-        overwrite=given.overwrite,
+        options.file,
+        options.format,
+        RunConfig(data=data, split=options.split, evaluation=options.evaluation),
+        options.out,
+        options=interop.ImportOptions(options.heads, options.activation, options.variant, options.dropout),
+        item_ids=read_ids(options.items) if options.items else None,
+        overwrite=options.overwrite,
     )
-    out = Path(given.out)
+    out = Path(options.out)
     text = "\n".join(
         [
             *report.lines(),
@@ -76,5 +76,5 @@ def import_checkpoint(arguments: list[str]) -> int:
             f"or train on: jaxrec train --preset {out} --init-from {out} --workdir {out}-tuned",
         ]
     )
-    emit({**report.results, "workdir": str(out), "imported": report.lines()}, text, given.json)
+    emit({**report.results, "workdir": str(out), "imported": report.lines()}, text, options.json)
     return 0

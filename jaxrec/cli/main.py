@@ -32,7 +32,7 @@ FUNCTIONS = {"import": "import_checkpoint"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 1 for an error told in words, 128 + signal after an interruption."""
+    """Entry point; returns the exit status: 0, 1 on error (one-line message), 128 + signal after an interruption."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -116,14 +116,9 @@ def _how_to_continue(arguments: list[str]) -> str:
     """Advice on continuing the run that these arguments name, after an interruption."""
     from pathlib import Path
 
-    workdir = next(
-        (
-            value
-            for option, value in zip(arguments, [*arguments[1:], ""], strict=True)
-            if option == "--workdir"
-        ),
-        next((a.partition("=")[2] for a in arguments if a.startswith("--workdir=")), ""),
-    )
+    from jaxrec.cli.common import value_of
+
+    workdir = value_of("workdir", arguments, "")
     if not workdir or not (Path(workdir) / "config.json").exists():
         return "; nothing was saved"
     return f"; all checkpoints are complete, continue with: jaxrec train --workdir {workdir} --resume"
@@ -131,7 +126,7 @@ def _how_to_continue(arguments: list[str]) -> str:
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name.ljust(width)}  {description}" for name, (_, description) in COMMANDS.items()]
     return (
         "usage: jaxrec COMMAND [OPTIONS]\n\ncommands:\n"
         + "\n".join(lines)

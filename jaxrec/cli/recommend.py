@@ -25,20 +25,20 @@ class Recommend:
 
 def recommend(arguments: list[str]) -> int:
     """Run ``jaxrec recommend``; return the exit status."""
-    given = parse(Recommend, arguments, "recommend")
+    options = parse(Recommend, arguments, "recommend")
 
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.serving import Recommender
 
     enable_compilation_cache()
-    recommender = Recommender.load(given.run, given.seed)
-    remove_seen = False if given.keep_seen else None
+    recommender = Recommender.load(options.run, options.seed)
+    remove_seen = False if options.keep_seen else None
     answer = recommender.recommend(
-        [list(given.history)],
-        given.k,
+        [list(options.history)],
+        options.k,
         remove_seen=remove_seen,
-        exclude=read_ids(given.exclude) if given.exclude else (),
-        allow=read_ids(given.allow) if given.allow else None,
+        exclude=read_ids(options.exclude) if options.exclude else (),
+        allow=read_ids(options.allow) if options.allow else None,
     )[0]
     titles = answer.titles or [""] * len(answer.items)
     lines = [
@@ -55,5 +55,5 @@ def recommend(arguments: list[str]) -> int:
             "interactions",
             file=sys.stderr,
         )
-    emit(dataclasses.asdict(answer), "\n".join(lines), given.json)
+    emit(dataclasses.asdict(answer), "\n".join(lines), options.json)
     return 0

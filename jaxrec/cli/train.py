@@ -10,30 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxrec.cli.common import emit, parse
+from jaxrec.cli.common import emit, parse, value_of
 from jaxrec.cli.help import Option, config_options, page
 from jaxrec.config import NAMED_SECTIONS, RunConfig, load_config, section_label
 from jaxrec.errors import ConfigError
 from jaxrec.presets import PRESETS, named_config
 from jaxrec.registry import load_plugins
 from jaxrec.training.distributed import DistributedConfig, is_first, join
-
-
-def value_of(option: str, arguments: list[str], default: str) -> str:
-    """Return the value of ``--option X`` or ``--option=X`` before the real parsing, which depends on it.
-
-    Raises:
-      ConfigError: the option is given twice with different values.
-    """
-    values = []
-    for index, argument in enumerate(arguments):
-        if argument == f"--{option}" and index + 1 < len(arguments):
-            values.append(arguments[index + 1])
-        if argument.startswith(f"--{option}="):
-            values.append(argument.split("=", 1)[1])
-    if len(set(values)) > 1:
-        raise ConfigError(f"--{option} must be given once; got {', '.join(values)}")
-    return values[0] if values else default
 
 
 def aliases_resolved(arguments: list[str]) -> list[str]:
@@ -59,15 +42,15 @@ def base_config(arguments: list[str]) -> RunConfig:
         config = named_config(value_of("preset", arguments, "sasrec"))
     for path, registry in NAMED_SECTIONS.items():
         present = section_label(config, path)
-        chosen = value_of(path, arguments, present)
-        if chosen == present:
+        label = value_of(path, arguments, present)
+        if label == present:
             continue
         if not present:
             raise ConfigError(
                 f"--{path} does not apply to the encoder {section_label(config, 'encoder')!r}, which has no attention: "
                 "leave it out, or choose --encoder transformer"
             )
-        config = config.updated({path: registry[chosen]()})
+        config = config.updated({path: registry[label]()})
     return config
 
 
@@ -122,7 +105,7 @@ def help_page(base: RunConfig, everything: bool) -> str:
         for name, kind, default, text in _COMMAND_OPTIONS
     }
     command["--preset"] = command["--preset"]._replace(values="{" + ",".join(PRESETS) + "}")
-    chosen = [
+    selectors = [
         Option("--data", "TEXT", _DATA_HELP, base.data.source),
         Option("--seeds", "INT", "number of models, with seeds 0, 1, ...", str(len(base.training.seeds))),
         Option("--init-from", "TEXT", "finished run whose parameters this one starts from"),
@@ -139,11 +122,11 @@ def help_page(base: RunConfig, everything: bool) -> str:
     ]
     title = "jaxrec train: train on interactions, rank the held-out targets, and write a run directory."
     if everything:
-        groups = [("command", [*command.values(), *chosen])]
+        groups = [("command", [*command.values(), *selectors])]
         groups += [(name, options) for name, options in sections.items() if options]
         groups += [("distributed", config_options(DistributedConfig(), "distributed"))]
         return page(title, groups)
-    first = [command["--preset"], *chosen[:2], command["--workdir"], command["--resume"], *chosen[3:]]
+    first = [command["--preset"], *selectors[:2], command["--workdir"], command["--resume"], *selectors[3:]]
     names = (
         "--training.epochs",
         "--optimizer.learning-rate",

@@ -92,8 +92,8 @@ class StringArray(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        shown = ", ".join(repr(self[place]) for place in range(min(3, len(self))))
-        return f"StringArray([{shown}{', ...' if len(self) > 3 else ''}], n={len(self)})"
+        examples = ", ".join(repr(self[place]) for place in range(min(3, len(self))))
+        return f"StringArray([{examples}{', ...' if len(self) > 3 else ''}], n={len(self)})"
 
     def tolist(self) -> list[str]:
         """All strings as a list."""

@@ -91,9 +91,9 @@ class SequenceDataset:
                 "items + 2",
             ),
         )
-        for name, values, expected, what in lengths:
+        for name, values, expected, counted in lengths:
             if values is not None and len(values) != expected:
-                raise DataError(f"{name} must have {expected} entries ({what}), got {len(values)}")
+                raise DataError(f"{name} must have {expected} entries ({counted}), got {len(values)}")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
             raise DataError(
                 f"offsets must run from 0 to the {len(self.items)} interactions, "

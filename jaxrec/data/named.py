@@ -90,11 +90,11 @@ class PublicDataset:
                 f"download it from {self.url} and give --data.archive FILE, or put it in {data_home()}"
             )
         source = describe_archive(paths[0], sha256=self.sha256, md5=self.md5, verify=not config.other_edition)
-        more = [describe_archive(path) for path in paths[1:]]
+        others = [describe_archive(path) for path in paths[1:]]
         raw = self.read(*paths)
         return dataclasses.replace(
             raw,
-            source={**source, "url": self.url, **raw.source, **({"more": more} if more else {})},
+            source={**source, "url": self.url, **raw.source, **({"more": others} if others else {})},
             options={**raw.options, **self.rules[rule]},
             meta={"name": self.name, "rule": rule, "license": self.licence, **raw.meta},
         )

@@ -106,7 +106,7 @@ class RowStream:
         self.fill_rate = in_epoch / (self.rows_per_epoch * config.max_length)
         self.targets_per_epoch = len(first.members) if config.last_only else in_epoch
 
-    def prepare(self, epoch: int) -> None:
+    def plan_ahead(self, epoch: int) -> None:
         """Plan an epoch ahead of its use; a thread may do so while another takes rows."""
         self._plan(epoch)
 
@@ -146,10 +146,10 @@ class RowStream:
         by_user = order[np.argsort(self._sequences.users[order], kind="stable")]
         users = self._sequences.users[by_user]
         first = np.searchsorted(users, users)
-        drawn = by_user[np.arange(len(users)) - first < self.config.prefixes_per_sequence]
+        sample = by_user[np.arange(len(users)) - first < self.config.prefixes_per_sequence]
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
-        return drawn[np.argsort(rank[drawn])]
+        return sample[np.argsort(rank[sample])]
 
     def take(self, position: Position, count: int) -> tuple[PackedRows, Position]:
         """Return the next ``count`` rows from ``position`` on, and the position after them."""

@@ -113,7 +113,7 @@ def sequentiality(
     min_confidence: float = 0.1,
     shuffles: int = 5,
     seed: int = 0,
-    shown: int = 3,
+    n_strongest: int = 3,
 ) -> Sequentiality:
     """Count sequential rules of two and three items in a log and in shuffled copies of it.
 
@@ -123,7 +123,7 @@ def sequentiality(
       min_confidence: lowest confidence of a rule.
       shuffles: number of shuffled copies.
       seed: of the shuffles.
-      shown: number of the strongest rules of each length to name.
+      n_strongest: number of the strongest rules of each length to name.
 
     Raises:
       ConfigError: a threshold or a number is out of range.
@@ -158,7 +158,7 @@ def sequentiality(
         shuffled_predictability={
             length: tuple(copy.predictability for copy in copies) for length, copies in shuffled.items()
         },
-        strongest={length: _named(dataset, rules, length, shown) for length, rules in own.items()},
+        strongest={length: _named(dataset, rules, length, n_strongest) for length, rules in own.items()},
     )
 
 
@@ -208,10 +208,10 @@ def _users_of(keys: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return distinct, np.bincount(pairs // n_users, minlength=len(distinct))
 
 
-def _named(dataset: SequenceDataset, rules: _Rules, length: int, shown: int) -> tuple[Rule, ...]:
+def _named(dataset: SequenceDataset, rules: _Rules, length: int, n_strongest: int) -> tuple[Rule, ...]:
     base = dataset.n_items + 1
     named = []
-    for place in np.lexsort((rules.keys, -rules.support, -rules.confidence))[:shown]:
+    for place in np.lexsort((rules.keys, -rules.support, -rules.confidence))[:n_strongest]:
         digits, key = [], int(rules.keys[place])
         for _ in range(length):
             key, digit = divmod(key, base)

@@ -160,10 +160,10 @@ class EvaluationCases:
             begins = np.repeat(np.cumsum(lengths[first:stop]) - lengths[first:stop], lengths[first:stop])
             places = np.repeat(self.history_starts[first:stop], lengths[first:stop]) + within - begins
             case = np.repeat(np.arange(first, stop), lengths[first:stop])
-            chosen = slice(self.target_offsets[first], self.target_offsets[stop])
+            block = slice(self.target_offsets[first], self.target_offsets[stop])
             width = np.int64(items.max()) + 1
-            repeated[chosen] = np.isin(
-                owner[chosen] * width + self.targets[chosen], case * width + np.asarray(items[places])
+            repeated[block] = np.isin(
+                owner[block] * width + self.targets[block], case * width + np.asarray(items[places])
             )
         return repeated
 
@@ -380,10 +380,10 @@ def _temporal(
             test,
         )
     draws = np.random.default_rng([config.seed, 2]).random(len(users))
-    chosen = draws < config.valid_share
+    in_valid = draws < config.valid_share
     return _Parts(
-        np.where(chosen, starts, test_begin),
-        _Candidates(users, before_cut, before_cut, np.where(chosen, test_begin, before_cut)),
+        np.where(in_valid, starts, test_begin),
+        _Candidates(users, before_cut, before_cut, np.where(in_valid, test_begin, before_cut)),
         test,
     )
 

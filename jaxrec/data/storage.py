@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxrec.errors import DataError
+from jaxrec.files import write_atomically
 
 #: Version 2 adds digests; version 1 is still read.
 VERSION = 2
@@ -49,9 +50,7 @@ def write_arrays(
         entries[name] = {"dtype": array.dtype.str, "length": len(array), "sample": _sample(array)}
     meta = {**meta, "version": VERSION, "arrays": entries}
     meta["digest"] = _meta_digest(meta)
-    unfinished = path / "meta.json.unfinished"
-    unfinished.write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path / "meta.json")
+    write_atomically(path / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_empty(path: Path) -> None:

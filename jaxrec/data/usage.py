@@ -100,8 +100,8 @@ def data_usage(split: Split, batches: BatchConfig, *, remove_seen: bool = True) 
         split.train_starts, split.train_stops, batches.max_length, batches.long_histories
     )
     if batches.mode == "prefix":
-        drawn = batches.prefixes_per_sequence
-        per_epoch = int(np.minimum(targets, drawn).sum() if drawn else targets.sum())
+        per_sequence = batches.prefixes_per_sequence
+        per_epoch = int(np.minimum(targets, per_sequence).sum() if per_sequence else targets.sum())
         reached = int(targets.sum())
     else:
         reached = int(sequences.lengths.sum())
@@ -169,8 +169,8 @@ def _candidates_left(split: Split, remove_seen: bool) -> float:
 
 def _mean_distinct(cases: EvaluationCases, items: np.ndarray) -> float:
     """Mean number of distinct items of some hundred histories."""
-    chosen = np.linspace(0, len(cases) - 1, min(len(cases), 200)).astype(int)
-    sizes = [len(np.unique(items[cases.history_starts[e] : cases.history_stops[e]])) for e in chosen]
+    sample = np.linspace(0, len(cases) - 1, min(len(cases), 200)).astype(int)
+    sizes = [len(np.unique(items[cases.history_starts[e] : cases.history_stops[e]])) for e in sample]
     return float(np.mean(sizes)) if sizes else 0.0
 
 

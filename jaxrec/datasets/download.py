@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxrec.data.named import DATASETS, PublicDataset, data_home, describe_archive
 from jaxrec.errors import DataError
+from jaxrec.files import write_atomically
 
 #: Seconds without an answer after which a server counts as gone.
 TIMEOUT = 60.0
@@ -50,7 +51,7 @@ def fetch(name: str, *, accept_licence: bool = False, progress: bool = True) -> 
             f"{part.citation}. Give --accept-licence to accept it"
         )
     data_home().mkdir(parents=True, exist_ok=True)
-    accepted.write_text(f"{part.licence}\n{part.citation}\n", encoding="utf-8")
+    write_atomically(accepted, f"{part.licence}\n{part.citation}\n")
     paths = []
     for number, (file, url) in enumerate(zip(part.files, part.downloads, strict=False)):
         digests = {"sha256": part.sha256, "md5": part.md5} if number == 0 else {}

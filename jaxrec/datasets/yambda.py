@@ -61,6 +61,6 @@ def read_likes(archive: Path) -> RawDataset:
     return _read(archive, "is_organic")
 
 
-def _read(archive: Path, *more: str) -> RawDataset:
-    columns = {"user": "uid", "item": "item_id", "timestamp": "timestamp", **{name: name for name in more}}
+def _read(archive: Path, *extra: str) -> RawDataset:
+    columns = {"user": "uid", "item": "item_id", "timestamp": "timestamp", **{name: name for name in extra}}
     return RawDataset(parquet_columns(archive, columns), {}, options={"time_unit": "s"})

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int, Integer
 from scipy import sparse
 
 from jaxrec.data.splits import Split
-from jaxrec.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_cases
+from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.popularity import Popularity, dense_order
 from jaxrec.evaluation.ranker import ScoreRanker

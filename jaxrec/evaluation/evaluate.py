@@ -8,45 +8,19 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.histories import RankingCases, histories_of
 from jaxrec.evaluation.metrics import metric_values, ranking_metrics
+from jaxrec.evaluation.ranker import Ranker
 from jaxrec.evaluation.seen import repeated_targets, seen_items
 from jaxrec.files import write_atomically
-from jaxrec.options import Range, validate
-
-if TYPE_CHECKING:
-    from jaxrec.evaluation.ranker import Ranker
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Metrics on held-out targets, and the sizes of the pieces in which they are computed.
-
-    Attributes:
-      ks: list lengths K of HR@K and NDCG@K.
-      remove_seen: rank each target among the items that the user has not interacted with ("seen items removed"); False
-        ranks it among all items ("seen items kept").
-      item_chunk: items scored at a time; bounds the memory of ranking.
-      tokens_per_batch: positions encoded at a time.
-    """
-
-    ks: tuple[Annotated[int, Range("[1, inf)")], ...] = (5, 10, 20)
-    remove_seen: bool = True
-    item_chunk: Annotated[int, Range("[1, inf)")] = 4096
-    tokens_per_batch: Annotated[int, Range("[1, inf)")] = 6400
-
-    def __post_init__(self) -> None:
-        """Check every option."""
-        validate(self, "evaluation")
-        if not self.ks:
-            raise ConfigError(f"--evaluation.ks must be one list length or more; got {self.ks}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +97,7 @@ def evaluate_cases(
     ranker: Ranker,
     cases: EvaluationCases,
     items: Any,
-    config: EvaluationConfig = EvaluationConfig(),
+    config: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - frozen
     *,
     timestamps: Any = None,
     known_items: Bool[np.ndarray, " V1"] | None = None,
@@ -198,12 +172,12 @@ def usable_cases(
         raise DataError(
             f"cases must have a target to rank, got {len(sizes)} cases and none has one: hold out more"
         )
-    chosen = EvaluationCases(
+    selected = EvaluationCases(
         users=np.asarray(cases.users, np.int32)[rows],
         history_starts=np.asarray(cases.history_starts, np.int64)[rows],
         history_stops=np.asarray(cases.history_stops, np.int64)[rows],
         targets=targets,
         target_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[rows], dtype=np.int64)]),
     )
-    counts["cases_with_empty_history"] = int((chosen.history_stops <= chosen.history_starts).sum())
-    return chosen, counts
+    counts["cases_with_empty_history"] = int((selected.history_stops <= selected.history_starts).sum())
+    return selected, counts

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
 from jaxrec.data.batches import BatchConfig
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import ApplyFn, EncodingOptions, Forward, encode_histories
-from jaxrec.evaluation.evaluate import EvaluationConfig
 from jaxrec.evaluation.histories import Histories, RankingCases
 from jaxrec.evaluation.popularity import Popularity
 from jaxrec.evaluation.ranking import (

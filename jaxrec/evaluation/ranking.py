@@ -7,7 +7,7 @@ rank r if and only if it has place r in the list; a target that is excluded is i
 `MISSED`.
 
 On a mesh with axes ``data`` and ``item`` every device does this for its rows and its items; ranks are then
-summed over ``item``, and k candidates a device are gathered and merged.
+summed over ``item``, and k candidates per device are gathered and merged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jaxrec.sharding import DATA, ITEM
 #: Rows and items of one tile of scores: 8 MiB of float32, which stays in the cache of a CPU core complex.
 ROW_CHUNK = 512
 ITEM_CHUNK = 4096
-#: Least number of removed scores a tile that a program is compiled for.
+#: Least number of removed scores per tile that a program is compiled for.
 LEAST_EXCLUDED = 64
 
 

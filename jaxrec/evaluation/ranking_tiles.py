@@ -140,10 +140,10 @@ def _local_rank(tiles: _Tiles, targets: Array) -> Array:
     def find(score: Array, tile: Array) -> tuple[Array, None]:
         ids = tiles.ids(tile)
         here = ((targets >= ids[0]) & (targets <= ids[-1])).any()
-        found = lax.cond(
+        target_score = lax.cond(
             here, lambda: tiles.target_scores(tiles.product(tile), tile, targets), lambda: lowest
         )
-        return jnp.maximum(score, found), None
+        return jnp.maximum(score, target_score), None
 
     def across_devices(score: Array) -> Array:
         return score if axis is None else lax.pmax(score, axis)
@@ -210,8 +210,8 @@ def _merge_blocks(best: _Lists, scores: Array, peaks: Array, ids: Array, count: 
     n_rows = scores.shape[0]
     _, block = lax.top_k(peaks, count)
     column = block[:, :, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, :]
-    chosen = jnp.take_along_axis(scores.reshape(n_rows, -1, BLOCK), block[:, :, None], axis=1)
-    return _appended(best, chosen.reshape(n_rows, -1), ids[column.reshape(n_rows, -1)], seed)
+    entrants = jnp.take_along_axis(scores.reshape(n_rows, -1, BLOCK), block[:, :, None], axis=1)
+    return _appended(best, entrants.reshape(n_rows, -1), ids[column.reshape(n_rows, -1)], seed)
 
 
 def _appended(best: _Lists, scores: Array, ids: Array, seed: int) -> _Lists:
@@ -256,18 +256,18 @@ def _first_of_ties(scores: Array, ids: Array, last: Array, k: int, seed: int) ->
     keys = tie_keys(ids, seed, jnp)
     above = scores > last
     tied = (scores == last) & (scores > _MINUS_INFINITY)
-    wanted = k - above.sum(axis=1, keepdims=True, dtype=jnp.int32)
+    missing = k - above.sum(axis=1, keepdims=True, dtype=jnp.int32)
 
     def halve(index: Array, bound: Array) -> Array:
-        """Fix one bit of the least key that has as many tied keys at or below it as are wanted."""
+        """Fix one bit of the least key that has as many tied keys at or below it as are missing."""
         bit = jnp.uint32(1) << (jnp.uint32(31) - index.astype(jnp.uint32))
         count = (tied & (keys <= bound + (bit - jnp.uint32(1)))).sum(axis=1, keepdims=True, dtype=jnp.int32)
-        return jnp.where(count < wanted, bound + bit, bound)
+        return jnp.where(count < missing, bound + bit, bound)
 
     bound = lax.fori_loop(0, 32, halve, jnp.zeros(last.shape, jnp.uint32))
     masked = jnp.where(above | (tied & (keys <= bound)), scores, _MINUS_INFINITY)
-    chosen, place = _top_k(masked, k)
-    return _by_key(chosen, jnp.take_along_axis(ids, place, axis=1), seed)
+    best, place = _top_k(masked, k)
+    return _by_key(best, jnp.take_along_axis(ids, place, axis=1), seed)
 
 
 @partial(jax.jit, static_argnames="spec")

@@ -110,7 +110,7 @@ class Reader:
     def count(self, pattern: str) -> int:
         """Number of layers: 1 + the highest number that ``pattern``, with a group for it, finds in a name."""
         numbers = [
-            int(found.group(1)) for name in self.file.tensors if (found := re.fullmatch(pattern, name))
+            int(match.group(1)) for name in self.file.tensors if (match := re.fullmatch(pattern, name))
         ]
         return max(numbers, default=-1) + 1
 
@@ -196,10 +196,10 @@ class Reader:
             self.assumed,
         )
 
-    def setting(self, name: str, given: Any, in_file: Any, default: Any) -> Any:
+    def setting(self, name: str, choice: Any, in_file: Any, default: Any) -> Any:
         """A setting: as the user gave it, as the file says, or as the published code has it, which is noted."""
-        if given not in (None, ""):
-            return given
+        if choice not in (None, ""):
+            return choice
         if in_file is not None:
             return in_file
         self.assumed.append(
@@ -209,8 +209,8 @@ class Reader:
 
     def heads(self, options: ImportOptions, in_file: Any, default: int, width: int) -> int:
         """Number of attention heads; the tensors do not show it."""
-        if in_file is None and (found := re.search(r"(?:^|[._-])heads?=(\d+)", self.file.path.name)):
-            in_file = int(found.group(1))
+        if in_file is None and (match := re.search(r"(?:^|[._-])heads?=(\d+)", self.file.path.name)):
+            in_file = int(match.group(1))
         heads = int(self.setting("heads", options.heads, in_file, default))
         if heads < 1 or width % heads:
             raise ConfigError(

@@ -43,7 +43,7 @@ class RecBoleSASRec(CheckpointFormat):
             reader.norm(f"{ours}/feed_forward_norm", f"{theirs}.feed_forward.LayerNorm", width)
         reader.finish()
         activation = setting("hidden_act")
-        known = _ACTIVATIONS.get(activation) if isinstance(activation, str) else None
+        activation_name = _ACTIVATIONS.get(activation) if isinstance(activation, str) else None
         dropout = float(reader.setting("dropout", options.dropout, setting("hidden_dropout_prob"), 0.5))
         encoder = TransformerConfig(
             width=width,
@@ -55,7 +55,7 @@ class RecBoleSASRec(CheckpointFormat):
             positions="learned",
             block="post-norm",
             ffn_width=inner,
-            activation=reader.setting("activation", options.activation, known, "gelu"),
+            activation=reader.setting("activation", options.activation, activation_name, "gelu"),
             output_projection="on",
             final_norm="off",
             embedding_norm=True,

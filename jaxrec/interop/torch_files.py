@@ -98,11 +98,11 @@ def _read_zip(data: bytes, inert: tuple[str, ...]) -> Any:
 
         def storage(key: str, code: str, count: int) -> Storage:
             if key not in storages:
-                storages[key] = made = Storage(code, count)
+                storages[key] = target = Storage(code, count)
                 entry = archive.getinfo(f"{prefix}data/{key}")
-                if entry.file_size != count * made.item_size:
+                if entry.file_size != count * target.item_size:
                     raise ValueError(f"storage {key} has {entry.file_size} bytes for {count} elements")
-                made.data = archive.read(entry)
+                target.data = archive.read(entry)
             return storages[key]
 
         return DataUnpickler(io.BytesIO(archive.read(pickles[0])), inert, storage).load()
@@ -126,10 +126,10 @@ def _read_legacy(data: bytes, inert: tuple[str, ...]) -> Any:
     root = load()
     for key in load():
         (count,) = struct.unpack("<q", file.read(8))
-        made = storages[str(key)]
-        if count != made.count:
-            raise ValueError(f"storage {key} has {count} elements, its tensors need {made.count}")
-        made.data = file.read(count * made.item_size)
+        target = storages[str(key)]
+        if count != target.count:
+            raise ValueError(f"storage {key} has {count} elements, its tensors need {target.count}")
+        target.data = file.read(count * target.item_size)
     return root
 
 

@@ -98,9 +98,9 @@ class Inert:
     # In place of __init__, which a pickle may leave out.
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         """Make an empty placeholder."""
-        made = super().__new__(cls)
-        made.args, made.state, made.entries, made.elements = args, None, {}, []
-        return made
+        placeholder = super().__new__(cls)
+        placeholder.args, placeholder.state, placeholder.entries, placeholder.elements = args, None, {}, []
+        return placeholder
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

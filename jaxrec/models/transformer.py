@@ -134,7 +134,7 @@ class Transformer(AttentiveEncoder):
     config: TransformerConfig
 
     def attention_spec(self) -> AttentionSpec:
-        """What every block hands to its attention mechanism."""
+        """Settings that every block passes to its attention mechanism."""
         return AttentionSpec(
             width=self.config.width,
             max_length=self.max_length,

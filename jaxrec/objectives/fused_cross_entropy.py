@@ -383,7 +383,7 @@ class CataloguePass:
             total, losses, rests, hidden_bar, items_bar = carry
             chunk = self.at(i)
             shift = self.shift(chunk)
-            held, others, pull = [], self.empty((self.chunk,)), self.empty((self.chunk, width))
+            products, others, pull = [], self.empty((self.chunk,)), self.empty((self.chunk, width))
             for start, tile in zip(starts, items, strict=True):
                 drop = self.dropped(chunk, start, tile.shape[0])
                 # Never true, but it makes a tile wait for the one before, so that their scores share memory.
@@ -392,10 +392,10 @@ class CataloguePass:
                 p, row_sums = self.exponentials(scores, shift, drop)
                 others = others + row_sums
                 pull = pull + _product(p, tile)
-                held.append(p)
+                products.append(p)
             loss, share, rest = self.finish(chunk, shift, self.over_shards(others))
             push = (chunk.hidden * share[:, None]).astype(self.dtype).T
-            items_bar = tuple(bar + _product(push, p) for bar, p in zip(items_bar, held, strict=True))
+            items_bar = tuple(bar + _product(push, p) for bar, p in zip(items_bar, products, strict=True))
             return (
                 total + jnp.sum(chunk.weights * loss),
                 self.put(losses, i, loss),

@@ -82,8 +82,8 @@ class Request(NamedTuple):
         """Return the items to avoid besides the target: those of each position's user, or none."""
         n = self.inputs.targets.shape[0]
         if not self.exclude_seen:
-            nobody = jnp.zeros((n,), jnp.int32)
-            return SortedLists(jnp.zeros((1,), jnp.int32), nobody, nobody)
+            zeros = jnp.zeros((n,), jnp.int32)
+            return SortedLists(jnp.zeros((1,), jnp.int32), zeros, zeros)
         return SortedLists.of(self.inputs)
 
     def avoided(self, items: Int[Array, "M n"]) -> Bool[Array, "N n"]:
@@ -314,8 +314,8 @@ class SortedLists(NamedTuple):
         users = sampling.require("users", "exclude_seen")
         items = sampling.require("seen_items", "exclude_seen")
         offsets = sampling.require("seen_offsets", "exclude_seen")
-        user, known = jnp.maximum(users, 0), users >= 0
-        return cls(items, jnp.where(known, offsets[user], 0), jnp.where(known, offsets[user + 1], 0))
+        user, is_user = jnp.maximum(users, 0), users >= 0
+        return cls(items, jnp.where(is_user, offsets[user], 0), jnp.where(is_user, offsets[user + 1], 0))
 
     def sizes(self) -> Int[Array, " N"]:
         """Return the lengths of the lists."""

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import group_figures
-from jaxrec.training.logging import read_log
+from jaxrec.files import write_atomically
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import FitResult
 
 
@@ -28,7 +29,7 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
         (
             "Training loss and validation metric",
             "training.png",
-            _training_curve(read_log(directory / "log.jsonl"), metric),
+            _training_curve(read_metrics(directory / "log.jsonl"), metric),
         ),
         (
             f"Test {metric} by length of the history",
@@ -99,5 +100,5 @@ def write_page(results: dict[str, Any], figures: list[tuple[str, Path]], directo
         config=json.dumps(results["config"], indent=2),
     )
     path = directory / "report.html"
-    path.write_text(page)
+    write_atomically(path, page)
     return path

@@ -367,9 +367,9 @@ def negative_items(
     distinct = same & first[:, None, :]
     smaller = (distinct & (items[:, None, :] < items[:, :, None])).sum(axis=2, dtype=jnp.int32)
     others = jnp.maximum(n_items - distinct.sum(axis=2, dtype=jnp.int32), 1)
-    drawn = 1 + jax.random.randint(key, items.shape, 0, others, jnp.int32)
-    passed = distinct & ((items - smaller)[:, None, :] <= drawn[:, :, None])
-    return drawn + passed.sum(axis=2, dtype=jnp.int32)
+    number = 1 + jax.random.randint(key, items.shape, 0, others, jnp.int32)
+    below = distinct & ((items - smaller)[:, None, :] <= number[:, :, None])
+    return number + below.sum(axis=2, dtype=jnp.int32)
 
 
 def uniform_index(key: Array, counts: Int[Array, "*size"]) -> Int[Array, "*size"]:

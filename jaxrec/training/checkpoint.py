@@ -80,7 +80,7 @@ class CheckpointReader:
         Raises:
           CheckpointError: there is none, or it was not written by this library.
         """
-        record: dict[str, Any] = self._newest(step, lambda chosen: self._metadata(chosen)[0])[0]
+        record: dict[str, Any] = self._newest(step, lambda number: self._metadata(number)[0])[0]
         record.pop("arrays", None)
         return record
 
@@ -106,15 +106,15 @@ class CheckpointReader:
           CheckpointError: an array is missing, unexpected, or of another shape or dtype (each is named); or damaged.
         """
 
-        def restore_one(chosen: int) -> tuple[dict[str, Any], dict[str, Any]]:
-            return self._restore(targets, chosen, tables or {}, table_rows)
+        def restore_one(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+            return self._restore(targets, number, tables or {}, table_rows)
 
         restored, damaged = self._newest(step, restore_one)
         self._report(damaged)
         return restored
 
     def _newest(self, step: int | None, read: Any) -> tuple[Any, dict[int, DamagedCheckpointError]]:
-        """What ``read`` makes of ``step``, or of the latest step that is not damaged, and the damaged ones."""
+        """Result of ``read`` for ``step`` or for the latest step that is not damaged, and the damaged ones."""
         steps = self.steps()
         if not steps:
             raise CheckpointError(
@@ -179,20 +179,20 @@ class CheckpointReader:
         self, targets: Mapping[str, Any], step: int, tables: Mapping[str, int], table_rows: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         record, parts = self._metadata(step)
-        wanted = {part: flatten(target) for part, target in targets.items()}
+        expected = {part: flatten(target) for part, target in targets.items()}
         problems = [
             problem
-            for part, arrays in wanted.items()
+            for part, arrays in expected.items()
             for problem in _mismatches(part, arrays, self._arrays(step, parts, part), tables, table_rows)
         ]
         if problems:
-            shown = "\n  ".join(sorted(problems)[:8])
+            examples = "\n  ".join(sorted(problems)[:8])
             raise CheckpointError(
                 f"the checkpoint of step {step} under {self.directory} does not fit this configuration "
-                f"({len(problems)} arrays differ):\n  {shown}\nUse the configuration that the run was started with."
+                f"({len(problems)} arrays differ):\n  {examples}\nUse the configuration that the run was started with."
             )
         try:
-            loaded = _load(self._path(step), wanted, record["format"])
+            loaded = _load(self._path(step), expected, record["format"])
         except Exception as error:
             raise self._damaged(step, error) from error
         if record["format"] == FORMAT:
@@ -205,7 +205,7 @@ class CheckpointReader:
                 )
         trees = {
             part: jax.tree_util.tree_unflatten(
-                jax.tree_util.tree_structure(targets[part]), [loaded[part][name] for name in wanted[part]]
+                jax.tree_util.tree_structure(targets[part]), [loaded[part][name] for name in expected[part]]
             )
             for part in targets
         }
@@ -354,7 +354,7 @@ class CheckpointStore(CheckpointReader):
                 self._orbax.close()
 
 
-def _load(path: Path, wanted: Mapping[str, Mapping[str, Any]], version: int) -> dict[str, dict[str, Any]]:
+def _load(path: Path, expected: Mapping[str, Mapping[str, Any]], version: int) -> dict[str, dict[str, Any]]:
     # `restore` compares the shapes itself; only rows of zeros are cut off or added.
     options = ocp.options
     context = ocp.Context(
@@ -367,20 +367,22 @@ def _load(path: Path, wanted: Mapping[str, Mapping[str, Any]], version: int) -> 
     )
     with context:
         if version == FORMAT:
-            return ocp.load_checkpointables(path, {part: dict(arrays) for part, arrays in wanted.items()})
+            return ocp.load_checkpointables(path, {part: dict(arrays) for part, arrays in expected.items()})
         prefixed = {
-            _FORMAT_1_PREFIX[part] + name: x for part, arrays in wanted.items() for name, x in arrays.items()
+            _FORMAT_1_PREFIX[part] + name: x
+            for part, arrays in expected.items()
+            for name, x in arrays.items()
         }
         flat = ocp.load_checkpointables(path, {"state": prefixed})["state"]
     return {
         part: {name: flat[_FORMAT_1_PREFIX[part] + name] for name in arrays}
-        for part, arrays in wanted.items()
+        for part, arrays in expected.items()
     }
 
 
 def _mismatches(
     part: str,
-    wanted: Mapping[str, Any],
+    expected: Mapping[str, Any],
     saved: Mapping[str, Any],
     tables: Mapping[str, int],
     table_rows: int,
@@ -388,16 +390,16 @@ def _mismatches(
     """One line for each array of a part that is not as expected."""
     lines = [
         f"{part}/{name}: expected by this configuration, absent in the checkpoint"
-        for name in wanted
+        for name in expected
         if name not in saved
     ]
     lines += [
         f"{part}/{name}: in the checkpoint, unknown to this configuration"
         for name in saved
-        if name not in wanted
+        if name not in expected
     ]
-    for name in wanted.keys() & saved.keys():
-        want = (tuple(wanted[name].shape), str(wanted[name].dtype))
+    for name in expected.keys() & saved.keys():
+        want = (tuple(expected[name].shape), str(expected[name].dtype))
         have = (tuple(saved[name].shape), str(saved[name].dtype))
         axis = tables.get(f"{part}/{name}", -1)
         if axis >= 0 and len(want[0]) == len(have[0]) and have[0][axis] >= table_rows:

@@ -2,7 +2,7 @@
 
 Every process runs the same program on the same data and configuration; arrays and collectives span them all.
 Only the first one writes logs and results. What depends on a clock, a signal or a disk is decided by one
-process and told to the others, since processes that disagree would wait for each other for ever.
+process and sent to the others, since processes that disagree would deadlock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxrec.errors import ConfigError, DistributedError
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    """How this process joins the others; it is no part of what determines a run's numbers.
+    """Connection of this process to the others; the numbers of a run do not depend on it.
 
     Attributes:
       mode: "off" (one process), "auto" (JAX recognises Slurm, Open MPI, Kubernetes and TPU pods), or "manual" (the
@@ -40,8 +40,8 @@ class DistributedConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("off", "auto", "manual"):
             raise ConfigError(f"distributed.mode must be one of off, auto, manual; got {self.mode!r}")
-        given = bool(self.coordinator) or self.processes != 0 or self.process != -1
-        if given and self.mode != "manual":
+        is_explicit = bool(self.coordinator) or self.processes != 0 or self.process != -1
+        if is_explicit and self.mode != "manual":
             raise ConfigError(
                 f"distributed.coordinator, processes and process belong to distributed.mode manual, got mode {self.mode}"
             )

@@ -1,8 +1,8 @@
-"""How a run gets its data: a log that is resident on the device, or batches streamed to it one chunk ahead of need.
+"""Input of a run: a log resident on the device, or batches streamed to it, prefetched one chunk ahead.
 
 A background thread plans the steps of the next chunk while the device runs the present one. Resident, it sends the plan,
-a few integers a row, and the compiled step gathers from the log. Streamed, it also fills the batches from the log, which
-stays in its (memory-mapped) file: 28 bytes a position are sent, and two chunks are on the device at a time. What the step
+a few integers per row, and the compiled step gathers from the log. Streamed, it also fills the batches from the log, which
+stays in its (memory-mapped) file: 28 bytes per position are sent, and two chunks are on the device at a time. What the step
 computes is the same to the bit.
 """
 
@@ -64,14 +64,14 @@ def device_memory() -> int:
 
 
 def resident_bytes(dataset: SequenceDataset, objective: ObjectiveConfig) -> int:
-    """What a resident log takes on the device: items, timestamps, and a second copy where seen items are looked up."""
+    """Bytes of a resident log on the device: items, timestamps, and a second copy where seen items are looked up."""
     return 4 * len(dataset.items) * (1 + (dataset.timestamps is not None) + objective.needs_seen)
 
 
 def is_resident(training: TrainingConfig, objective: ObjectiveConfig, dataset: SequenceDataset) -> bool:
     """Whether the log of a run stays on the device.
 
-    Item counts (4 bytes an item) are on the device in both cases.
+    Item counts (4 bytes per item) are on the device in both cases.
 
     Raises:
       DataError: it should, but is too long for it.
@@ -113,8 +113,8 @@ def fill(
       rows: of the B rows of every batch, those that this process needs; only their part of the log is read.
     """
     size, length = batches.batch_size, batches.max_length
-    chosen = np.arange(size)[rows]
-    index = (np.arange(steps)[:, None] * size + chosen).reshape(-1)
+    batch_rows = np.arange(size)[rows]
+    index = (np.arange(steps)[:, None] * size + batch_rows).reshape(-1)
     shape = (len(plans), len(index), length)
     fields: dict[str, np.ndarray] = {name: np.empty(shape, np.int32) for name in Batch._fields}
     fields["weights"] = np.empty(shape, np.float32)
@@ -139,7 +139,7 @@ def fill(
 
 
 class Chunk(NamedTuple):
-    """What one chunk of steps consumes.
+    """Inputs of one chunk of steps.
 
     Attributes:
       inputs: on the device, with leading axes [S, K, B]: a `PackedRows` (resident) or a `Batch` (streamed).
@@ -158,7 +158,7 @@ class ChunkFeed:
     Use it as a context manager: leaving it ends the thread.
 
     Args:
-      streams: one a seed.
+      streams: one per seed.
       positions: where each stream starts.
       batches: shapes.
       chunk_steps: K.
@@ -214,15 +214,15 @@ class ChunkFeed:
         return Chunk(inputs, self._positions, waited)
 
     def _make(self, positions: list[Position]) -> tuple[Any, list[Position]]:
-        taken = [
+        pairs = [
             stream.take(position, self._steps * self._batches.batch_size)
             for stream, position in zip(self._streams, positions, strict=True)
         ]
-        plans, after = [rows for rows, _ in taken], [position for _, position in taken]
+        plans, after = [rows for rows, _ in pairs], [position for _, position in pairs]
         for number, (stream, position) in enumerate(zip(self._streams, after, strict=True)):
             if self._left > 0 and (number, position.epoch) not in self._planned:
                 self._planned = {(n, e): f for (n, e), f in self._planned.items() if n != number}
-                future = self._planners.submit(stream.prepare, position.epoch + 1)
+                future = self._planners.submit(stream.plan_ahead, position.epoch + 1)
                 self._planned[number, position.epoch] = future
         if self._log is None:
             inputs: Any = jax.tree.map(lambda x: x[:, :, self._rows], device_rows(plans, self._steps))

@@ -72,8 +72,8 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
     old, new = flatten(stacked), flatten(params)
     copied = [name for name in new if not belongs_to_task(name)]
     _check_same_encoder(source, old, new)
-    known = list(saved.training.seeds)
-    index = [known.index(seed) if seed in known else 0 for seed in setup.config.training.seeds]
+    saved_seeds = list(saved.training.seeds)
+    index = [saved_seeds.index(seed) if seed in saved_seeds else 0 for seed in setup.config.training.seeds]
 
     def merged(stacked: Params, params: Params) -> Params:
         rows = flatten(stacked)
@@ -92,7 +92,7 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
         copied=copied,
         fresh=[name for name in new if name not in copied],
         unused=[name for name in old if name not in new],
-        seeds=[known[i] for i in index],
+        seeds=[saved_seeds[i] for i in index],
     )
 
 
@@ -109,8 +109,8 @@ def _check_same_encoder(source: Path, old: Mapping[str, Any], new: Mapping[str, 
         if size(old, name) != size(new, name)
     ]
     if problems:
-        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        remainder = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(
-            f"--init-from {source} has another encoder than this run: {'; '.join(problems[:6])}{more}. Give both runs the "
-            "same encoder options and --batches.max-length"
+            f"--init-from {source} has another encoder than this run: {'; '.join(problems[:6])}{remainder}. Give both runs "
+            "the same encoder options and --batches.max-length"
         )

@@ -25,7 +25,7 @@ class MetricsLog:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         if path is not None and resume_step is not None and path.exists():
-            self.lines = [line for line in read_log(path) if line.get("step", 0) <= resume_step]
+            self.lines = [line for line in read_metrics(path) if line.get("step", 0) <= resume_step]
         if path is not None:
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
@@ -37,7 +37,7 @@ class MetricsLog:
                 file.write(json.dumps(values) + "\n")
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a log, without a last line cut off by a crash."""
     lines = []
     for text in path.read_bytes().splitlines():
@@ -54,10 +54,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class ProgressBar:
     """Progress bar over steps on standard error: ETA, real interactions per second, the latest metric."""
 
-    def __init__(self, total_steps: int, done: int, enabled: bool):
+    def __init__(self, total_steps: int, first_step: int, enabled: bool):
         self._bar = tqdm(
             total=total_steps,
-            initial=done,
+            initial=first_step,
             unit="step",
             disable=not enabled,
             file=sys.stderr,
@@ -65,12 +65,12 @@ class ProgressBar:
             mininterval=0.5,
             delay=1e-9,
         )
-        self._shown: dict[str, str] = {}
+        self._values: dict[str, str] = {}
 
-    def advance(self, steps: int, **shown: str) -> None:
+    def advance(self, steps: int, **values: str) -> None:
         """Move by ``steps`` and show the latest values."""
-        self._shown.update(shown)
-        self._bar.set_postfix(self._shown, refresh=False)
+        self._values.update(values)
+        self._bar.set_postfix(self._values, refresh=False)
         self._bar.update(steps)
 
     def close(self) -> None:

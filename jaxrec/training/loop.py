@@ -257,7 +257,7 @@ def _feed(setup: TrainingSetup, run: _Progress, finished: bool) -> ChunkFeed:
     """The inputs of all chunks that are left."""
     batches, steps = setup.config.batches, setup.schedule.chunk_steps
     left = 0 if finished else (setup.schedule.total_steps - run.step) // steps
-    put, rows = setup.sharding.put(batches.batch_size), setup.sharding.own_rows(batches.batch_size)
+    put, rows = setup.sharding.put(batches.batch_size), setup.sharding.local_rows(batches.batch_size)
     return ChunkFeed(setup.streams, run.host_state.positions, batches, steps, left, setup.host_log, put, rows)
 
 
@@ -300,7 +300,7 @@ def _evaluate(setup: TrainingSetup, params: Params, split: Literal["valid", "tes
 
 
 def _save(store: CheckpointStore | None, run: _Progress, setup: TrainingSetup, score: float) -> None:
-    """Write a checkpoint of the present step, unless there is one or nowhere to write it."""
+    """Write a checkpoint of the present step, unless there is one, or the run has no directory."""
     if store is None or decided(run.step in store.steps()):
         return
     record = {

@@ -46,7 +46,7 @@ RESUMABLE = (
 
 #: File whose lock the writing process holds.
 LOCK = ".lock"
-_held: set[Path] = set()
+_claims: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def run_lock(directory: Path | None) -> Iterator[None]:
     problem: Exception | None = None
     path = None if directory is None else directory.absolute()
     descriptor, created = None, path is not None and not path.exists()
-    if path is not None and path not in _held and is_first() and (created or path.is_dir()):
+    if path is not None and path not in _claims and is_first() and (created or path.is_dir()):
         try:
             path.mkdir(parents=True, exist_ok=True)
             descriptor = _lock(path)
@@ -75,11 +75,11 @@ def run_lock(directory: Path | None) -> Iterator[None]:
     if descriptor is None or path is None:
         yield
         return
-    _held.add(path)
+    _claims.add(path)
     try:
         yield
     finally:
-        _held.discard(path)
+        _claims.discard(path)
         if created and [file.name for file in path.iterdir()] == [LOCK]:
             shutil.rmtree(path)
         os.close(descriptor)

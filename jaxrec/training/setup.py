@@ -31,7 +31,7 @@ from jaxrec.training.state_sharding import StateSharding, on_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the steps of a run are cut.
+    """Division of a run into steps, chunks and validations.
 
     Attributes:
       chunk_steps: K, steps in one call of the compiled program.
@@ -55,9 +55,9 @@ def schedule_steps(config: RunConfig, rows_per_epoch: int) -> Schedule:
     """Cut a run into equal chunks, so that one compilation serves them all; lengths round to the nearest."""
     training = config.training
     steps_per_epoch = rows_per_epoch / config.batches.batch_size
-    wanted = max(2, round(training.evaluate_every * steps_per_epoch))
-    chunks = math.ceil(wanted / training.chunk_steps)
-    chunk_steps = max(2, math.ceil(wanted / chunks))
+    interval = max(2, round(training.evaluate_every * steps_per_epoch))
+    chunks = math.ceil(interval / training.chunk_steps)
+    chunk_steps = max(2, math.ceil(interval / chunks))
     evaluations = max(1, round(training.epochs * steps_per_epoch / (chunk_steps * chunks)))
     return Schedule(chunk_steps, chunks, evaluations, steps_per_epoch)
 
@@ -231,7 +231,7 @@ def data_spec(config: RunConfig, dataset: SequenceDataset) -> DataSpec:
 
 
 def device_resources(config: RunConfig, split: Split, timestamps: Any, resident: bool) -> Resources:
-    """What samplers ask for, and the log if it is resident, on the device."""
+    """Arrays on the device: those that samplers need, and the log if it is resident."""
     items = split.dataset.items
     seen: dict[str, Any] = {}
     if config.objective.needs_seen:

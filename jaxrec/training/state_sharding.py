@@ -44,8 +44,8 @@ def item_axes(task: Task, make: Callable[[Task], Any]) -> Any:
         other = dataclasses.replace(task, encoder=task.encoder.clone(shards=None, spec=spec))
         return jax.eval_shape(lambda: make(other))
 
-    def axis(here: Any, more: Any) -> int:
-        return next((i for i, (a, b) in enumerate(zip(here.shape, more.shape, strict=True)) if a != b), -1)
+    def axis(here: Any, larger: Any) -> int:
+        return next((i for i, (a, b) in enumerate(zip(here.shape, larger.shape, strict=True)) if a != b), -1)
 
     n_items = task.spec.n_items
     return jax.tree.map(axis, shapes(n_items), shapes(n_items + 1))
@@ -99,7 +99,7 @@ class ParameterSharding:
 
 @dataclasses.dataclass(frozen=True)
 class StateSharding:
-    """Where the arrays of a run lie.
+    """Placement of a run's arrays on its devices.
 
     Attributes:
       task: whose encoder knows its mesh (`on_mesh`).
@@ -124,7 +124,7 @@ class StateSharding:
         """Of the state of all seeds (leading axis), for `jax.jit`; None leaves a single device to JAX."""
         return None if self.mesh is None else _shardings(self.mesh, self.axes, 1)
 
-    def everywhere(self) -> Any:
+    def replicated(self) -> Any:
         """The sharding of what every device holds, for `jax.jit`."""
         return None if self.mesh is None else NamedSharding(self.mesh, P())
 
@@ -140,8 +140,8 @@ class StateSharding:
             "table_rows": self.task.spec.n_items + 1,
         }
 
-    def own_rows(self, batch_size: int) -> slice:
-        """Which of the rows of every batch lie on devices of this process."""
+    def local_rows(self, batch_size: int) -> slice:
+        """Rows of every batch that lie on devices of this process."""
         if self.mesh is None:
             return slice(None)
         split = NamedSharding(self.mesh, P(DATA)).addressable_devices_indices_map((batch_size,))
@@ -151,9 +151,9 @@ class StateSharding:
     def put(self, batch_size: int) -> Callable[[Any], Any]:
         """Return the function that moves a chunk's plans or batches [S, K, rows, ...] to the devices, split over ``data``.
 
-        Each process gives its `own_rows` of every batch.
+        Each process gives its `local_rows` of every batch.
         """
-        mesh, first = self.mesh, self.own_rows(batch_size).start
+        mesh, first = self.mesh, self.local_rows(batch_size).start
         if mesh is None:
             return jax.device_put
 

@@ -122,5 +122,5 @@ def make_train_chunk(
             return jax.vmap(one_seed)((state, inputs))
         return lax.map(one_seed, (state, inputs))
 
-    shardings = None if sharding is None else (sharding.shardings(), sharding.everywhere())
+    shardings = None if sharding is None else (sharding.shardings(), sharding.replicated())
     return jax.jit(chunk, donate_argnums=0, out_shardings=shardings)

@@ -212,11 +212,14 @@ class TestEvaluate:
         assert told["counts"].keys() >= {"users_without_targets", "targets_unseen_in_training"}
 
     def test_lists_beyond_accuracy(self, runs):
-        told = jaxrec("evaluate", runs["a"], "--beyond", 5, "--json").json["beyond_accuracy"]
+        told = jaxrec("evaluate", runs["a"], "--list-metrics-k", 5, "--json").json["beyond_accuracy"]
         assert 0 < told["coverage@5"]["mean"] <= 1
         assert len(told["gini@5"]["values"]) == 2
-        assert "coverage@5: " in jaxrec("evaluate", runs["a"], "--beyond", 5).out
-        refused(jaxrec("evaluate", runs["a"], "--beyond", 41), "k must be from 1 to the catalogue's 40 items")
+        assert "coverage@5: " in jaxrec("evaluate", runs["a"], "--list-metrics-k", 5).out
+        refused(
+            jaxrec("evaluate", runs["a"], "--list-metrics-k", 41),
+            "k must be from 1 to the catalogue's 40 items",
+        )
 
 
 class TestChecks:

@@ -35,7 +35,7 @@ def predictability_by_loops(sequences, length, min_support):
 @pytest.mark.parametrize("seed", range(6))
 def test_rules_against_loops(seed, random_dataset):
     data = random_dataset(seed, users=40, items=4, longest=9)
-    found = sequentiality(data, min_support=3, min_confidence=0.3, shuffles=1, shown=1000)
+    found = sequentiality(data, min_support=3, min_confidence=0.3, shuffles=1, n_strongest=1000)
     sequences = [[data.item_ids[i - 1] for i in data.history(u)] for u in range(data.n_users)]
     for length in (2, 3):
         expected = rules_by_loops(sequences, length, 3, 0.3)

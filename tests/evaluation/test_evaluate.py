@@ -7,8 +7,9 @@ import pytest
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import encode as encode_module
 from jaxrec.evaluation import parallel
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import EncodingOptions, encode_histories
-from jaxrec.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate_cases
+from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranker import EncoderRanker

@@ -8,8 +8,8 @@ import pytest
 
 from jaxrec.data.batches import BatchConfig
 from jaxrec.errors import ConfigError
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import Forward
-from jaxrec.evaluation.evaluate import EvaluationConfig
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker, RankingData
 from jaxrec.models import GRU4RecConfig, SRGNNConfig

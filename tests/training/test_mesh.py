@@ -12,8 +12,9 @@ import pytest
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig
 from jaxrec.data.sampler import Position
 from jaxrec.errors import CheckpointError, ConfigError
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import EncodingOptions
-from jaxrec.evaluation.evaluate import EvaluationConfig, evaluate_cases
+from jaxrec.evaluation.evaluate import evaluate_cases
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.ranking import candidate_table
 from jaxrec.models.stosa import STOSAConfig
@@ -21,7 +22,7 @@ from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig
 from jaxrec.sharding import ItemShards, MeshConfig, build_mesh, place
 from jaxrec.training.feed import device_rows
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
@@ -55,7 +56,7 @@ def whole(params):
 
 
 def losses(run):
-    return [line["loss"] for line in read_log(run.workdir / "log.jsonl") if "loss" in line]
+    return [line["loss"] for line in read_metrics(run.workdir / "log.jsonl") if "loss" in line]
 
 
 def assert_same_run(one, other, atol=2e-5):

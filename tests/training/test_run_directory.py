@@ -12,7 +12,7 @@ import jaxrec
 from jaxrec.errors import CheckpointError, RunExistsError
 from jaxrec.files import write_atomically
 from jaxrec.training import loop
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.run_directory import LOCK, run_lock
 from tests.helpers import small_config, small_dataset
 from tests.runs import jaxrec as command
@@ -121,7 +121,7 @@ def test_lost_and_damaged_logs_do_not_stop_a_resume(tmp_path):
         log.unlink() if content is None else log.write_bytes(content)
         again = jaxrec.fit(DATASET, SHORT, tmp_path / "run", resume=True, progress=False)
         assert again.metrics == trained.metrics
-        assert read_log(log) == []
+        assert read_metrics(log) == []
     assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == again.results["metrics"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxrec.training.checkpoint import CheckpointStore
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from tests.helpers import small_dataset
 
 pytestmark = pytest.mark.slow
@@ -126,7 +126,7 @@ class Workplace:
             for name, value in arrays.items()
         }
         ranks = np.load(self.folder / run / "ranks" / "test_seed0.npz")["ranks"]
-        losses = [line["loss"][0] for line in read_log(self.folder / run / "log.jsonl") if "loss" in line]
+        losses = [line["loss"][0] for line in read_metrics(self.folder / run / "log.jsonl") if "loss" in line]
         return step, arrays, ranks, losses
 
 

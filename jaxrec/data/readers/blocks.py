@@ -149,9 +149,11 @@ class _Preparation:
         return log, note, texts
 
     def _blocks(self, columns: Mapping[str, str | None]) -> Iterator[pl.DataFrame]:
-        chosen = [column for column in columns.values() if column is not None]
+        selected = [column for column in columns.values() if column is not None]
         with reading(self.raw.where):
-            stream = self.raw.frame.select(chosen).collect_batches(chunk_size=self.rows, maintain_order=True)
+            stream = self.raw.frame.select(selected).collect_batches(
+                chunk_size=self.rows, maintain_order=True
+            )
             for batch in stream:
                 for first in range(0, len(batch), self.rows):
                     yield batch[first : first + self.rows]

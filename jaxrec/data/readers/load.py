@@ -148,7 +148,7 @@ class DataConfig:
         return DataConfig(source=source) if saved else self.replace(source=source)
 
     def replace(self, **options: Any) -> DataConfig:
-        """Return a copy with other options; None stands for a default, a list for a tuple, one archive for a tuple of it.
+        """Return a copy with other options; None means the default, a list becomes a tuple, one archive a tuple of it.
 
         Raises:
           ConfigError: an option does not exist.

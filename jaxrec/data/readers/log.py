@@ -39,9 +39,9 @@ def read_log(frame: pl.LazyFrame, config: DataConfig, where: str) -> tuple[Inter
       DataError: a column, id, time or rating is missing or unusable, or the table is empty.
     """
     columns, warnings = choose_columns(frame, config, where)
-    chosen = [column for column in columns.values() if column is not None]
+    selected = [column for column in columns.values() if column is not None]
     with reading(where):
-        table = frame.select(chosen).collect(engine="streaming")
+        table = frame.select(selected).collect(engine="streaming")
     if not table.height:
         raise no_rows(where, columns)
     note: dict[str, Any] = {"columns": columns}
@@ -99,13 +99,13 @@ def choose_columns(
         raise DataError(
             "--data.rating-column has no use without --data.min-rating: give the lowest rating to keep"
         )
-    chosen = [column for column in columns.values() if column is not None]
-    if len(set(chosen)) < len(chosen):
+    selected = [column for column in columns.values() if column is not None]
+    if len(set(selected)) < len(selected):
         raise DataError(
-            f"user, item, time and rating must be different columns, got {', '.join(map(repr, chosen))}"
+            f"user, item, time and rating must be different columns, got {', '.join(map(repr, selected))}"
         )
     warnings = _duplicates(names)
-    return columns, warnings if columns["time"] is not None else warnings + _time_warning(names, chosen)
+    return columns, warnings if columns["time"] is not None else warnings + _time_warning(names, selected)
 
 
 def no_rows(where: str, columns: Mapping[str, str | None]) -> DataError:
@@ -124,9 +124,9 @@ def _duplicates(names: list[str]) -> list[str]:
     ]
 
 
-def _time_warning(names: list[str], chosen: list[str]) -> list[str]:
+def _time_warning(names: list[str], selected: list[str]) -> list[str]:
     """A sentence where a table has no known time column but others that may be one."""
-    others = [name for name in names if name not in chosen]
+    others = [name for name in names if name not in selected]
     likely = [name for name in others if any(word in plain_name(name) for word in _TIME_WORDS)]
     if not others:
         return []

@@ -291,13 +291,13 @@ def plain_name(name: str) -> str:
 
 
 def find_column(
-    role: str, chosen: str, names: Sequence[str], *, required: bool = True, option: str = ""
+    role: str, choice: str, names: Sequence[str], *, required: bool = True, option: str = ""
 ) -> str | None:
     """Find the column for a role ("user", "item", "time" or "rating").
 
     Args:
       role: of the column.
-      chosen: the caller's choice, or "" to look for the usual names.
+      choice: the caller's choice, or "" to look for the usual names.
       names: columns of the table.
       required: whether None may be the answer.
       option: that chooses the column, for messages; by default ``--data.<role>-column``.
@@ -307,10 +307,10 @@ def find_column(
     """
     option = option or f"--data.{role}-column"
     listed = ", ".join(map(repr, names)) or "none"
-    if chosen:
-        if chosen not in names:
-            raise DataError(f"{option} {chosen!r} is not in the table: its columns are {listed}")
-        return chosen
+    if choice:
+        if choice not in names:
+            raise DataError(f"{option} {choice!r} is not in the table: its columns are {listed}")
+        return choice
     matches = [name for name in names if plain_name(name) in USUAL_NAMES[role]]
     if len(matches) > 1:
         raise DataError(

@@ -35,11 +35,11 @@ def read_text(path: Path, layout: TextLayout = "auto", encoding: str = "utf-8") 
       DataError: empty or unreadable file, a line that does not fit, or a file that "auto" cannot tell apart.
     """
     with reading(f"file {str(path)!r}"):
-        chosen = layout
+        kind = layout
         if layout == "auto":
             with open_text(path, encoding) as file:
-                chosen = _guess_layout(path, itertools.islice(file, _SAMPLE))
-        if chosen == "pairs":
+                kind = _guess_layout(path, itertools.islice(file, _SAMPLE))
+        if kind == "pairs":
             return _read_pairs(path, encoding), "pairs"
         with open_text(path, encoding) as file:
             return parse_sequences(file, str(path)), "sequences"

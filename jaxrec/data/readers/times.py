@@ -150,17 +150,17 @@ def _unit_note(numbers: np.ndarray, values: pl.Series, column: str, unit: TimeUn
         return {"unit": unit, "assumed": "given"}
     names = list(PER_SECOND)
     sizes = np.abs(numbers.astype(np.float64))
-    chosen = _unit_of(float(np.median(sizes))) if len(sizes) else 0
-    lowest = PLAUSIBLE[0] * PER_SECOND[names[chosen]]
-    highest = PLAUSIBLE[1] * PER_SECOND[names[chosen]] if chosen < 3 else np.inf
+    place = _unit_of(float(np.median(sizes))) if len(sizes) else 0
+    lowest = PLAUSIBLE[0] * PER_SECOND[names[place]]
+    highest = PLAUSIBLE[1] * PER_SECOND[names[place]] if place < 3 else np.inf
     other = (sizes >= highest) | ((sizes >= PLAUSIBLE[0]) & (sizes < lowest))
     if other.any():
         first = names[_unit_of(float(sizes[int(np.argmax(other))]))]
         _refuse(
-            pl.Series(other), values, column, f"in another unit ({first}) than the median ({names[chosen]})",
+            pl.Series(other), values, column, f"in another unit ({first}) than the median ({names[place]})",
             "bring all times to one unit, or give it by --data.time-unit if it is one",
         )  # fmt: skip
-    return {"unit": names[chosen], "assumed": "from the size of the numbers"}
+    return {"unit": names[place], "assumed": "from the size of the numbers"}
 
 
 def _unit_of(size: float) -> int:

@@ -1,0 +1,33 @@
+"""Options of the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from jaxrec.errors import ConfigError
+from jaxrec.options import Range, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Metrics on held-out targets, and the sizes of the pieces in which they are computed.
+
+    Attributes:
+      ks: list lengths K of HR@K and NDCG@K.
+      remove_seen: rank each target among the items that the user has not interacted with ("seen items removed"); False
+        ranks it among all items ("seen items kept").
+      item_chunk: items scored at a time; bounds the memory of ranking.
+      tokens_per_batch: positions encoded at a time.
+    """
+
+    ks: tuple[Annotated[int, Range("[1, inf)")], ...] = (5, 10, 20)
+    remove_seen: bool = True
+    item_chunk: Annotated[int, Range("[1, inf)")] = 4096
+    tokens_per_batch: Annotated[int, Range("[1, inf)")] = 6400
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        validate(self, "evaluation")
+        if not self.ks:
+            raise ConfigError(f"--evaluation.ks must be one list length or more; got {self.ks}")
