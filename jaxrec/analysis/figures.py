@@ -16,4 +16,4 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
     """Write a figure in the format of the file name (.png, .pdf, .svg), at ``dpi`` dots per inch."""
     path = Path(path)
     FigureCanvasAgg(figure)
-    write_atomically(path, lambda file: figure.savefig(file, dpi=dpi, format=path.suffix.removeprefix(".")))
+    write_atomically(path, lambda file: figure.savefig(file, dpi=dpi, format=path.suffix[1:] or None))
