@@ -36,7 +36,7 @@ from jaxrec.presets import smoke
 from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.feed import device_rows
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
 from jaxrec.training.setup import TrainingSetup, prepare
 from jaxrec.training.state import initial_state
@@ -102,7 +102,7 @@ def host(params: Any, rows: int) -> list[np.ndarray]:
 
 def losses(run: Path) -> list[float]:
     """Mean loss of each logged chunk of steps."""
-    return [line["loss"][0] for line in read_log(run / "log.jsonl") if "loss" in line]
+    return [line["loss"][0] for line in read_metrics(run / "log.jsonl") if "loss" in line]
 
 
 def memory(config: RunConfig) -> dict[str, int]:

@@ -18,7 +18,7 @@ from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.sharding import MeshConfig
 from jaxrec.tasks import MaskedItemConfig, S3RecConfig
 from jaxrec.training import loop
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
 from tests.helpers import StopAfter, assert_same_run, small_config
 from tests.tasks.data import described_dataset, poisoned
@@ -85,7 +85,7 @@ def test_mesh_of_eight_devices_trains_as_one_device(task, tmp_path):
     many = quiet(config(task, mesh=MeshConfig(4, 2), **few), tmp_path / "many")
 
     def losses(run):
-        return [line["loss"] for line in read_log(run.workdir / "log.jsonl") if "loss" in line]
+        return [line["loss"] for line in read_metrics(run.workdir / "log.jsonl") if "loss" in line]
 
     np.testing.assert_allclose(losses(one), losses(many), rtol=1e-4)
 
@@ -94,7 +94,7 @@ def test_mesh_of_eight_devices_trains_as_one_device(task, tmp_path):
 def test_loss_falls(task, tmp_path):
     longer = {"training.epochs": 20, "training.evaluate_every": 5, "optimizer.learning_rate": 1e-2}
     run = quiet(config(task, **longer), tmp_path / "run")
-    losses = [line["loss"][0] for line in read_log(run.workdir / "log.jsonl") if "loss" in line]
+    losses = [line["loss"][0] for line in read_metrics(run.workdir / "log.jsonl") if "loss" in line]
     assert losses[-1] < 0.95 * losses[0]
     if task == "masked-item":
         assert run.test[0].metrics["HR@10"] > 1.3 * 10 / DATASET.n_items

@@ -16,7 +16,7 @@ from jaxrec.errors import ConfigError, DataError, Interrupted
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from jaxrec.training import feed, loop
 from jaxrec.training.feed import ChunkFeed, HostLog, RelativeSeconds, device_rows, fill, is_resident
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
@@ -53,7 +53,7 @@ def test_streamed_from_files_is_resident_to_the_bit(resident, saved, tmp_path):
     assert streamed.setup.resources.items is None, "the log is on the device after all"
     assert streamed.setup.resources.timestamps is None
     assert_same_run(resident, streamed)
-    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    lines = [line for line in read_metrics(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert all(0 <= line["waited_seconds"] <= line["seconds"] for line in lines)
     waited = sum(line["waited_seconds"] for line in lines)
     assert streamed.host_state.waited_seconds == pytest.approx(waited, abs=1e-3)

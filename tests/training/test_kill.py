@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxrec.training.checkpoint import FORMAT, CheckpointStore, _load
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from tests.helpers import small_dataset
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ class Workplace:
 
 def count_lines(workdir):
     path = workdir / "log.jsonl"
-    return len(read_log(path)) if path.exists() else 0
+    return len(read_metrics(path)) if path.exists() else 0
 
 
 def arrays(workdir):
@@ -141,7 +141,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(workplace, uninter
     resumed = workplace.finish(run, resume=True)
     assert_same_bits(whole, run)
     assert without_clock(resumed) == without_clock(results)
-    lines = [[(line["step"], line.get("loss")) for line in read_log(d / "log.jsonl")] for d in (whole, run)]
+    lines = [
+        [(line["step"], line.get("loss")) for line in read_metrics(d / "log.jsonl")] for d in (whole, run)
+    ]
     assert lines[0] == lines[1], "no step of the log is missing or told twice"
 
 

@@ -13,7 +13,7 @@ from jaxrec.data.sampler import Position
 from jaxrec.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
 from jaxrec.training import loop
 from jaxrec.training.feed import device_rows
-from jaxrec.training.logging import MetricsLog, read_log
+from jaxrec.training.logging import MetricsLog, read_metrics
 from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare, schedule_steps
 from jaxrec.training.state import TrainState
@@ -35,7 +35,7 @@ def uninterrupted(tmp_path_factory):
 def test_training_learns(uninterrupted):
     chance = 10 / DATASET.n_items
     assert uninterrupted.test[0].metrics["HR@10"] > 1.5 * chance
-    losses = [line["loss"][0] for line in read_log(uninterrupted.workdir / "log.jsonl") if "loss" in line]
+    losses = [line["loss"][0] for line in read_metrics(uninterrupted.workdir / "log.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
 
 
@@ -54,7 +54,10 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(uninterrupted, tmp_path
     resumed = quiet(small_config(), tmp_path / "run", resume=True)
     assert_same_run(uninterrupted, resumed)
     without_clock = [
-        [{k: v for k, v in line.items() if "second" not in k} for line in read_log(run.workdir / "log.jsonl")]
+        [
+            {k: v for k, v in line.items() if "second" not in k}
+            for line in read_metrics(run.workdir / "log.jsonl")
+        ]
         for run in (uninterrupted, resumed)
     ]
     assert without_clock[0] == without_clock[1]
@@ -239,9 +242,9 @@ def test_journal_drops_what_will_be_written_again(tmp_path):
         first.write(step=step)
     with path.open("a") as file:
         file.write('{"step": 8, "lo')
-    assert [line["step"] for line in read_log(path)] == [2, 4, 6]
+    assert [line["step"] for line in read_metrics(path)] == [2, 4, 6]
     assert [line["step"] for line in MetricsLog(path, resume_step=4).lines] == [2, 4]
-    assert [line["step"] for line in read_log(path)] == [2, 4]
+    assert [line["step"] for line in read_metrics(path)] == [2, 4]
 
 
 def test_lists_longer_than_the_catalogue_are_refused():

@@ -21,7 +21,7 @@ from jaxrec.errors import Interrupted
 from jaxrec.models import STOSAConfig, TransformerConfig
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import loop
-from jaxrec.training.logging import read_log
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
@@ -96,7 +96,7 @@ def quiet(config, workdir, **options):
 
 
 def losses(run):
-    return np.asarray([line["loss"] for line in read_log(run.workdir / "log.jsonl") if "loss" in line])
+    return np.asarray([line["loss"] for line in read_metrics(run.workdir / "log.jsonl") if "loss" in line])
 
 
 def by_path(params):
