@@ -44,12 +44,12 @@ class Range:
 
 
 def option_name(section: str, field: str) -> str:
-    """Return the option of the command line that sets ``field`` of ``section``.
+    """Return the option of the command line that sets ``field`` of ``section`` ("" = of the command itself).
 
-    >>> option_name("objective", "label_smoothing")
-    '--objective.label-smoothing'
+    >>> option_name("objective", "label_smoothing"), option_name("", "max_body")
+    ('--objective.label-smoothing', '--max-body')
     """
-    return f"--{section}.{field}".replace("_", "-")
+    return f"--{section}{'.' * bool(section)}{field}".replace("_", "-")
 
 
 def validate(config: Any, section: str) -> None:

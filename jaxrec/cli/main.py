@@ -14,8 +14,15 @@ from jaxrec.errors import Interrupted, JaxrecError
 COMMANDS = {
     "train": ("train", "train on interactions, rank the held-out targets, write a run directory"),
     "evaluate": ("evaluate", "rank the held-out targets of a saved run again"),
-    "recommend": ("recommend", "recommend the next items for a history, from a saved run"),
+    "recommend": ("recommend", "recommend the next items for a history, or for all users, from a saved run"),
+    "similar": ("recommend", "list the items closest to one in the item table of a saved run"),
+    "explain": ("recommend", "leave each interaction of a history out and score an item again"),
     "import": ("importing", "turn a published PyTorch checkpoint into a run, without PyTorch"),
+    "serve": (
+        "serve",
+        "answer over HTTP: recommendations, similar items, explanations, and a page to try them",
+    ),
+    "export": ("export", "write an artefact that answers without the training code, or vectors for an index"),
     "audit": ("data", "report data issues that affect evaluation: ties, duplicates, leakage"),
     "prepare": ("data", "read a log once and save it as memory-mapped arrays"),
     "datasets": ("data", "list the public datasets: source, licence, citation, archives on disk"),

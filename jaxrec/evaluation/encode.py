@@ -70,6 +70,9 @@ class EncodingOptions:
       resident: put the log on the device; False fills each batch on the host, for a log that does not fit.
       query_token: id of a token that is appended to each history, whose last L - 1 interactions are then used, and whose
         state scores the next item; None = the state of the last interaction does.
+      size_step: the number of rows is rounded up to a power of it; a larger one makes calls of many sizes share fewer
+        programs.
+      least_slots: a row has places for that many histories at least, for the same reason.
     """
 
     max_length: int
@@ -77,6 +80,8 @@ class EncodingOptions:
     tokens_per_batch: int = TOKENS_PER_BATCH
     resident: bool = True
     query_token: int | None = None
+    size_step: int = 2
+    least_slots: int = 1
 
     @property
     def longest_history(self) -> int:
@@ -128,12 +133,12 @@ def encode_histories(
     owners = (
         np.zeros(len(starts), np.int32) if histories.users is None else np.asarray(histories.users, np.int32)
     )
-    packed = _pack_histories(first, lengths, owners, full, max_length)
+    packed = _pack_histories(first, lengths, owners, full, max_length, options.least_slots)
     # Few histories make a smaller batch and a short log, each a power of two: few programs for calls of many
     # sizes.
     at_once = parallel.workers(waiting=1)
     most = max(1, options.tokens_per_batch // at_once // max_length)
-    n_rows = min(most, _power_of_two(len(packed.rows.lengths)))
+    n_rows = min(most, rounded_up(len(packed.rows.lengths), options.size_step))
     if mesh is not None:
         n_rows = -(-n_rows // mesh.shape[DATA]) * mesh.shape[DATA]
     if not len(full):
@@ -165,8 +170,16 @@ def encode_histories(
     return _gather(pieces, where.astype(np.int32), mesh)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+def rounded_up(n: int, step: int = 2) -> int:
+    """The least power of ``step`` that is at least ``n``.
+
+    >>> rounded_up(5), rounded_up(5, 8), rounded_up(0)
+    (8, 8, 1)
+    """
+    size = 1
+    while size < n:
+        size *= step
+    return size
 
 
 def _on_device(values: Any, mesh: Mesh | None) -> Array:
@@ -175,7 +188,7 @@ def _on_device(values: Any, mesh: Mesh | None) -> Array:
         return values.astype(jnp.int32)
     values = np.asarray(values, np.int32)
     if len(values) < LONG_LOG:
-        values = np.pad(values, (0, _power_of_two(len(values)) - len(values)))
+        values = np.pad(values, (0, rounded_up(len(values)) - len(values)))
     return jnp.asarray(values) if mesh is None else place(values, mesh)
 
 
@@ -187,14 +200,19 @@ class _PackedHistories(NamedTuple):
 
 
 def _pack_histories(
-    starts: np.ndarray, lengths: np.ndarray, users: np.ndarray, full: np.ndarray, max_length: int
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    users: np.ndarray,
+    full: np.ndarray,
+    max_length: int,
+    least_width: int,
 ) -> _PackedHistories:
-    """Pack the histories ``full``, longest first: that fills rows best."""
+    """Pack the histories ``full``, longest first, which fills rows best; a row has ``least_width`` slots or more."""
     order = full[np.argsort(-lengths[full], kind="stable")]
     # The packed "user" is the number of the history, which gives its place; the real one is put back after.
     rows = pack(Sequences(starts[order], lengths[order].astype(np.int32), order.astype(np.int32)), max_length)
     width = max(1, int((rows.lengths > 0).sum(axis=1).max(initial=1)))
-    width = _power_of_two(width)
+    width = max(least_width, rounded_up(width))
     extra = max(0, width - rows.lengths.shape[1])
     rows = PackedRows(*(np.pad(part, ((0, 0), (0, extra)))[:, :width] for part in rows))
     used = rows.lengths > 0

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
 from jaxrec.evaluation import parallel, ranking_tiles
+from jaxrec.evaluation.encode import rounded_up
 from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.nn.item_table import ItemTable
@@ -62,6 +63,8 @@ class CandidateTable:
       tie_seed: order of items with equal scores.
       mesh: axes ``data`` and ``item``, or None for one device.
       largest: bound on the length of ``vectors`` rows (for the overflow check) and on ``bias``.
+      size_step: numbers of removed scores are rounded up to `LEAST_EXCLUDED` times a power of it; a larger one makes
+        calls of many sizes share fewer programs.
     """
 
     vectors: Array | None
@@ -71,6 +74,7 @@ class CandidateTable:
     tie_seed: int
     mesh: Mesh | None
     largest: tuple[float, float]
+    size_step: int = 2
 
     @property
     def data_shards(self) -> int:
@@ -339,7 +343,7 @@ def _excluded(seen: SeenItems, batch: np.ndarray, items: CandidateTable) -> tupl
 
     Returns:
       rows int32[data, item, tiles, P] and columns of the same shape; padding has a row that does not exist. P
-      is a power of two and at least `LEAST_EXCLUDED`, so that few programs are compiled.
+      is `LEAST_EXCLUDED` times a power of ``items.size_step``, so that few programs are compiled.
     """
     data, shards, local = items.data_shards, items.item_shards, items.local_items
     tiles = -(-local // items.item_chunk)
@@ -355,7 +359,7 @@ def _excluded(seen: SeenItems, batch: np.ndarray, items: CandidateTable) -> tupl
     small = group.astype(np.uint16) if n_groups <= 65536 else group  # 16 bits are sorted by radix
     by_group = np.argsort(small, kind="stable") if n_groups > 1 else slice(None)
     counts = np.bincount(group, minlength=n_groups)
-    width = max(LEAST_EXCLUDED, 1 << max(int(counts.max()) - 1, 0).bit_length())
+    width = LEAST_EXCLUDED * rounded_up(-(-int(counts.max()) // LEAST_EXCLUDED), items.size_step)
     fill = np.arange(width)[None, :] < counts[:, None]
     out_rows = np.full((n_groups, width), size, np.int32)
     out_columns = np.zeros((n_groups, width), np.int32)

@@ -12,12 +12,16 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from jaxrec.data.dataset import SequenceDataset, save_dataset
-from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.files import write_atomically
 from jaxrec.runs import CATALOGUE, ITEM_COUNTS, Run
+from jaxrec.serving.lists import Lists
+from jaxrec.serving.requests import Prepared, Request, RequestReader, requests_of
 from jaxrec.training.state import Params
+
+#: Entries of removed items in one call; requests with a list of allowed items remove all others.
+MOST_REMOVED = 1 << 23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Recommender:
         self.encoder = run.encoder
         self.ranker = run.ranker(seed)
         self.needs_times = self.config.encoder.needs_timestamps
+        self.lists = Lists(self.ranker)
+        self._reader = RequestReader(self.items, self.config.evaluation.remove_seen, self.needs_times)
 
     @property
     def params(self) -> Params:
@@ -84,6 +90,8 @@ class Recommender:
         timestamps: Sequence[Sequence[int]] | None = None,
         exclude: Iterable[Any] = (),
         allow: Iterable[Any] | None = None,
+        exclude_attributes: Iterable[Any] = (),
+        allow_attributes: Iterable[Any] | None = None,
     ) -> list[Recommendation]:
         """Recommend the best next items for each history; ``k`` and every filter may differ per history.
 
@@ -95,130 +103,68 @@ class Recommender:
             evaluated.
           timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
           exclude: ids that are no candidates: a list for all histories, or a list of lists, one per history.
-          allow: the only candidates, likewise; a list is shorter than ``k`` where fewer are left. Each list takes four
-            bytes per item of the catalogue.
+          allow: the only candidates, likewise; a list is shorter than ``k`` where fewer are left.
+          exclude_attributes: items with one of these attributes are no candidates, likewise.
+          allow_attributes: only items with one of these attributes are candidates, likewise.
 
         Raises:
           ConfigError: ``k`` is no integer from 1 to the catalogue.
-          DataError: an argument is not of this form, timestamps are needed, or a filter has an unknown id.
+          DataError: an argument is not of this form, timestamps are needed, or a filter has an unknown name.
         """
-        named = _requests(histories)
-        lengths, removal = self._lengths(k, len(named)), self._removal(remove_seen, len(named))
-        if timestamps is None and self.needs_times:
-            raise DataError(
-                "this model needs the time of each interaction (positions 'time-interval'): give timestamps=, a list of "
-                "seconds since 1970 for each history"
-            )
-        ids = [self.items.item_indices(history) for history in named]
-        times = self._times(named, ids, timestamps)
-        numbers_of = [numbers[numbers > 0] for numbers in ids]
-        offsets = np.concatenate([[0], np.cumsum([len(numbers) for numbers in numbers_of])]).astype(np.int64)
-        log = np.concatenate([*numbers_of, np.zeros(1, np.int32)]).astype(np.int32)
-        excluded = [
-            np.concatenate([own if remove else own[:0], *filters])
-            for own, remove, *filters in zip(
-                numbers_of,
-                removal,
-                self._filter("exclude", exclude, len(named)),
-                self._not_allowed(allow, len(named)),
-                strict=True,
-            )
-        ]
-        removed = SeenItems(
-            np.concatenate([[0], np.cumsum([len(items) for items in excluded])]).astype(np.int64),
-            np.concatenate([*excluded, np.zeros(0, np.int32)]).astype(np.int32),
+        requests = requests_of(
+            histories,
+            k=k,
+            remove_seen=remove_seen,
+            timestamps=timestamps,
+            exclude=exclude,
+            allow=allow,
+            exclude_attributes=exclude_attributes,
+            allow_attributes=allow_attributes,
         )
-        lists = self.ranker.top_k(
-            Histories(log, offsets[:-1], offsets[1:], times), max(lengths, default=1), removed
+        return self.answer(requests)
+
+    def answer(self, requests: Sequence[Request]) -> list[Recommendation]:
+        """Answer requests that may differ in every field, in one batch; see `recommend`."""
+        return self.answer_prepared(self.prepare(requests))
+
+    def prepare(self, requests: Sequence[Request]) -> list[Prepared]:
+        """Check requests and look their ids up; raises as `recommend` does."""
+        return self._reader.read(requests)
+
+    def answer_prepared(self, prepared: Sequence[Prepared]) -> list[Recommendation]:
+        """Answer requests that `prepare` checked."""
+        if not prepared:
+            return []
+        restricted = sum(request.allowed is not None for request in prepared)
+        if len(prepared) > 1 and restricted * self.items.n_items > MOST_REMOVED:
+            half = len(prepared) // 2
+            return [*self.answer_prepared(prepared[:half]), *self.answer_prepared(prepared[half:])]
+        lists = self.lists.top_k(
+            histories_of_requests(prepared), max(request.k for request in prepared), self.removed(prepared)
         )
         return [
             self._answer(
-                lists.items[row, : lengths[row]],
-                lists.scores[row, : lengths[row]],
-                [name for name, i in zip(named[row], ids[row], strict=True) if i == 0],
-                self.ranker.item_counts is not None and not len(numbers_of[row]),
+                lists.items[row, : request.k],
+                lists.scores[row, : request.k],
+                request.unknown,
+                self.ranker.item_counts is not None and not len(request.known),
             )
-            for row in range(len(named))
+            for row, request in enumerate(prepared)
         ]
 
-    def _lengths(self, k: Any, count: int) -> list[int]:
-        lengths = list(k) if _is_list(k) else [k] * max(count, 1)
-        for length in lengths:
-            integer = isinstance(length, (int, np.integer)) and not isinstance(length, (bool, np.bool_))
-            if not integer or not 1 <= length <= self.items.n_items:
-                raise ConfigError(
-                    f"k must be an integer from 1 to the catalogue's {self.items.n_items} items, got {length!r}"
-                )
-        if len(lengths) != max(count, 1) and _is_list(k):
-            raise ConfigError(f"k must have one number for each of the {count} histories, got {len(lengths)}")
-        return [int(length) for length in lengths][:count]
-
-    def _removal(self, remove_seen: Any, count: int) -> list[bool]:
-        if remove_seen is None:
-            remove_seen = self.config.evaluation.remove_seen
-        values = list(remove_seen) if _is_list(remove_seen) else [remove_seen] * count
-        if len(values) != count or not all(isinstance(value, (bool, np.bool_)) for value in values):
-            raise DataError(
-                f"remove_seen must be True or False, or one of them per history, got {remove_seen!r}"
-            )
-        return [bool(value) for value in values]
-
-    def _filter(self, name: str, items: Iterable[Any], count: int) -> list[Int[np.ndarray, " _"]]:
-        """Numbers of the items of a filter, one array per history."""
-        if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
-            raise DataError(f"{name} must be a list of item ids, or one such list per history, got {items!r}")
-        listed = list(items)
-        per_history = bool(listed) and all(_is_list(each) for each in listed)
-        if per_history and len(listed) != count:
-            raise DataError(f"{name} must have one list for each of the {count} histories, got {len(listed)}")
-        numbers = []
-        for ids in listed if per_history else [listed]:
-            texts = [str(item) for item in ids]
-            indices = self.items.item_indices(texts)
-            unknown = [text for text, number in zip(texts, indices, strict=True) if number == 0]
-            if unknown:
-                raise DataError(
-                    f"{name} must hold ids of the catalogue, got {', '.join(map(repr, unknown[:5]))}"
-                    + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-                )
-            numbers.append(np.asarray(indices, np.int32))
-        return numbers if per_history else numbers * count
-
-    def _not_allowed(self, allow: Iterable[Any] | None, count: int) -> list[Int[np.ndarray, " _"]]:
-        if allow is None:
-            return [np.zeros(0, np.int32)] * count
-        every = np.arange(1, self.items.n_items + 1, dtype=np.int32)
-        filters = self._filter("allow", allow, count)
-        if all(numbers is filters[0] for numbers in filters):
-            return [np.setdiff1d(every, filters[0])] * count if filters else []
-        return [np.setdiff1d(every, numbers) for numbers in filters]
-
-    def _times(
-        self,
-        named: list[list[str]],
-        ids: list[Int[np.ndarray, " _"]],
-        timestamps: Sequence[Sequence[int]] | None,
-    ) -> Int[np.ndarray, " N"] | None:
-        if timestamps is None:
-            return None
-        message = (
-            "timestamps must have one entry for each interaction of each history: whole seconds since 1970"
-        )
-        try:
-            if [len(t) for t in timestamps] != [len(h) for h in named]:
-                raise DataError(message)
-            whole = [np.asarray(t, np.float64) for t in timestamps]
-        except (TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{message}; {error}") from None
-        for t in whole:
-            if not (np.isfinite(t).all() and (np.abs(t) < 2.0**62).all() and (np.diff(t) >= 0).all()):
-                raise DataError(f"{message}, oldest first; got {t[:5].tolist()}")
-        present = [np.asarray(t, np.int64)[i > 0] for t, i in zip(timestamps, ids, strict=True)]
-        # Only intervals within a history matter, so each counts from its own first interaction.
-        flat = np.concatenate(
-            [*(t - t.min(initial=np.iinfo(np.int64).max) for t in present), np.zeros(1, np.int64)]
-        )
-        return np.minimum(flat, np.iinfo(np.int32).max).astype(np.int32)
+    def removed(self, prepared: Sequence[Prepared]) -> SeenItems:
+        """Items that are no candidates of each request: those removed, and all but those allowed."""
+        parts = []
+        for request in prepared:
+            part = request.removed
+            if request.allowed is not None:
+                candidate = np.zeros(self.items.n_items + 1, bool)
+                candidate[request.allowed] = True
+                candidate[part] = False
+                part = np.flatnonzero(~candidate[1:]) + 1
+            parts.append(part.astype(np.int32))
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        return SeenItems(offsets, np.concatenate(parts))
 
     def _answer(
         self, best: Int[np.ndarray, " K"], scores: Float[np.ndarray, " K"], unknown: list[str], popular: bool
@@ -235,27 +181,14 @@ class Recommender:
         )
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple, set, frozenset, np.ndarray))
-
-
-def _requests(histories: Any) -> list[list[str]]:
-    """Histories as lists of text; ids may be of any type that has the text of an id."""
-    message = "histories must be a list of lists of item ids, one list per user"
-    if isinstance(histories, (str, bytes)) or not isinstance(histories, Iterable):
-        raise DataError(f"{message}; got {histories!r}")
-    named = []
-    for history in histories:
-        if isinstance(history, (str, bytes)) or not isinstance(history, Iterable):
-            raise DataError(f"{message}; got {history!r} as a history")
-        items = list(history)
-        bad = next(
-            (item for item in items if item is None or isinstance(item, (bytes, list, tuple, dict))), False
-        )
-        if bad is not False:
-            raise DataError(f"{message}; got {bad!r} as an item id")
-        named.append([str(item) for item in items])
-    return named
+def histories_of_requests(prepared: Sequence[Prepared]) -> Histories:
+    """The known items of requests as histories in one log."""
+    offsets = np.concatenate([[0], np.cumsum([len(request.known) for request in prepared])]).astype(np.int64)
+    log = np.concatenate([*(request.known for request in prepared), np.zeros(1, np.int32)])
+    times = None
+    if prepared[0].times is not None:
+        times = np.concatenate([*(request.times for request in prepared), np.zeros(1, np.int32)])  # type: ignore[list-item]
+    return Histories(log.astype(np.int32), offsets[:-1], offsets[1:], times)
 
 
 def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: Num[np.ndarray, " V1"]) -> None:

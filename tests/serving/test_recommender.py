@@ -3,11 +3,13 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 
 import jaxrec
 from jaxrec.analysis.attention_maps import draw_attention
+from jaxrec.data.catalogue import AttributeTable
 from jaxrec.data.dataset import open_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation
@@ -15,6 +17,7 @@ from jaxrec.reporting.results import format_metrics
 from jaxrec.runs import CATALOGUE, ITEM_COUNTS
 from jaxrec.serving import Recommender
 from jaxrec.serving.recommender import save_catalogue
+from jaxrec.serving.requests import Request, RequestReader
 from tests.helpers import small_config, small_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -224,6 +227,90 @@ def test_filters_per_request_equal_brute_force(run):
     assert [len(answer.items) for answer in got] == [3, 3, 37, 2]
     everywhere = recommender.recommend(histories, 5, exclude=["i4"], allow={"i4", "i6", "i10"})
     assert all(set(answer.items) <= {"i6", "i10"} for answer in everywhere)
+
+
+def with_attributes(dataset):
+    """Item i has the attributes "even" or "odd", and "third" where 3 divides i."""
+    names = [["odd" if i % 2 else "even", *(["third"] if i % 3 == 0 else [])] for i in range(dataset.n_items)]
+    return dataclasses.replace(dataset, attributes=AttributeTable.from_lists(names))
+
+
+def test_filters_by_attribute(run):
+    """Against the whole list, filtered by hand; requests of one batch differ in every field."""
+    recommender = Recommender.load(run.workdir)
+    recommender.items = with_attributes(recommender.items)
+    recommender._reader = RequestReader(recommender.items, True, False)
+    histories = [["i1", "i3"], ["i7"], ["i2"], [], ["i5"]]
+    whole = recommender.recommend(histories, k=40, remove_seen=False)
+    got = recommender.answer(
+        [
+            Request(histories[0], 30, exclude_attributes=["even"]),
+            Request(histories[1], 5, False, allow_attributes=["third"], exclude=["i3"]),
+            Request(histories[2], 7, allow_attributes=["third", "odd"], exclude_attributes=["third"]),
+            Request(histories[3], 3, allow_attributes=["even"], allow=["i4", "i5", "i6"]),
+            Request(histories[4], 4, allow_attributes=[]),
+        ]
+    )
+
+    def number(item):
+        return int(item[1:])
+
+    keep = [
+        lambda i: number(i) % 2 == 1 and i not in histories[0],
+        lambda i: number(i) % 3 == 0 and i != "i3",
+        lambda i: number(i) % 2 == 1 and number(i) % 3,
+        lambda i: i in ("i4", "i6"),
+        lambda i: False,
+    ]
+    for row, k in enumerate((30, 5, 7, 3, 4)):
+        assert got[row].items == [item for item in whole[row].items if keep[row](item)][:k]
+    with pytest.raises(
+        DataError, match=r"allow_attributes must hold attributes of the catalogue, got 'blue'"
+    ):
+        recommender.recommend([["i1"]], allow_attributes=["blue"])
+    with pytest.raises(DataError, match=r"exclude_attributes needs items with attributes"):
+        Recommender.load(run.workdir).recommend([["i1"]], exclude_attributes=["even"])
+
+
+compiled_programs = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: (
+        compiled_programs.append(event) if event.endswith("backend_compile_duration") else None
+    )
+)
+
+
+def test_a_day_of_mixed_requests_compiles_a_handful_of_programs(run):
+    """17 programs for calls of 1 to 64 requests with histories, lists and filters of many sizes."""
+    recommender = Recommender.load(run.workdir)
+    generator = np.random.default_rng(0)
+
+    def some(most):
+        return [f"i{i}" for i in generator.integers(0, 40, generator.integers(0, most + 1))]
+
+    def day():
+        for call in range(40):
+            count = (1, 8, 64, int(generator.integers(1, 65)))[call % 4]
+            recommender.answer(
+                [
+                    Request(
+                        some(30),
+                        k=int(generator.integers(1, 41)),
+                        remove_seen=bool(generator.integers(2)),
+                        exclude=some(10),
+                        allow=some(40) if generator.integers(4) == 0 else None,
+                    )
+                    for _ in range(count)
+                ]
+            )
+
+    jax.clear_caches()
+    compiled_programs.clear()
+    day()
+    first = len(compiled_programs)
+    assert 5 <= first <= 25
+    day()
+    assert len(compiled_programs) <= first + 5, "a second day finds nearly all programs of the first"
 
 
 def test_unfinished_and_mixed_up_runs(run, tmp_path):

@@ -1,0 +1,107 @@
+"""`jaxrec export`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jaxrec.cli.common import emit, parse
+from jaxrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxrec.serving import Recommender
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """An artefact that answers without the training code or, with --vectors, item and user vectors for a vector index."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+    out: Annotated[str, tyro.conf.arg(help="directory to write; must not exist")]
+    platforms: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="platforms of the artefact: some of cpu, cuda and tpu")
+    ] = ("cpu", "cuda", "tpu")
+    vectors: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="write items.parquet and items.npy instead: vectors whose inner products are the scores"
+        ),
+    ] = False
+    users: Annotated[
+        bool,
+        tyro.conf.arg(help="with --vectors: also the vectors of all users of the run's dataset, in parts"),
+    ] = False
+    index: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="with --vectors: also items.usearch, an approximate index (extra usearch), and its recall@10 for up to "
+            "1,000 users of the run's dataset"
+        ),
+    ] = False
+    seed: Annotated[int | None, tyro.conf.arg(help="which of the run's models; default: the first")] = None
+    json: Annotated[bool, tyro.conf.arg(help="print the summary as one JSON object")] = False
+
+
+def export(arguments: list[str]) -> int:
+    """Run ``jaxrec export``; return the exit status."""
+    options = parse(Export, arguments, "export")
+    if (options.users or options.index) and not options.vectors:
+        raise ConfigError("--users and --index belong to --vectors: give that, too")
+
+    from jaxrec.compilation import enable_compilation_cache
+    from jaxrec.serving import Recommender
+
+    enable_compilation_cache()
+    recommender = Recommender.load(options.run, options.seed)
+    if options.vectors:
+        _export_vectors(options, recommender)
+        return 0
+
+    from jaxrec.serving.export import export_run
+
+    manifest = export_run(recommender, options.out, options.platforms)
+    emit(
+        {"out": options.out, "platforms": manifest["platforms"], "files": len(manifest["files"])},
+        f"{options.out}: {manifest['model']['items']:,} items, platforms {', '.join(manifest['platforms'])}\n"
+        f"next: python {options.out.rstrip('/')}/runtime.py --history ITEM ITEM -k 10",
+        options.json,
+    )
+    return 0
+
+
+def _export_vectors(options: Export, recommender: "Recommender") -> None:
+    from jaxrec.cli.recommend import report_bulk
+    from jaxrec.serving.bulk import BulkJob, run_bulk
+    from jaxrec.serving.vectors import write_item_vectors
+
+    file = write_item_vectors(recommender, options.out)
+    summary: dict[str, object] = {"out": options.out, "items": recommender.items.n_items}
+    lines = [f"{recommender.items.n_items:,} item vectors in {file}"]
+    if options.index:
+        summary["recall@10"] = recall = _write_index(options, recommender)
+        lines.append(f"items.usearch: recall@10 {recall:.4f} against the exact lists")
+    if options.users:
+        out = str(Path(options.out) / "users.parquet")
+        if not options.json:
+            print("\n".join(lines))
+        report_bulk(
+            BulkJob(options.run, out, seed=options.seed, vectors=True), False, 0, options.json, run_bulk
+        )
+    else:
+        emit(summary, "\n".join(lines), options.json)
+
+
+def _write_index(options: Export, recommender: "Recommender") -> float:
+    """Write the approximate index; return its recall."""
+    from jaxrec.serving.approximate import ApproximateIndex
+    from jaxrec.serving.sources import LogSource
+
+    index = ApproximateIndex(recommender)
+    index.save(Path(options.out) / "items.usearch")
+    k = min(10, recommender.items.n_items)
+    source = LogSource(
+        recommender.run.dataset, recommender.config.evaluation.remove_seen, k, recommender.needs_times
+    )
+    block = source.read(0, min(1000, len(source)))
+    return index.recall(block.histories, k, block.removed)

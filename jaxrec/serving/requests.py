@@ -1,0 +1,272 @@
+"""Requests: what a caller asks of a recommender, and the numbers that it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One history with its options.
+
+    Attributes:
+      history: original item ids, oldest first; unknown ones are ignored and named in the answer.
+      k: length of the list.
+      remove_seen: leave out the items of the history; None = as the run was evaluated.
+      timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
+      exclude: ids of items that are no candidates.
+      allow: ids of the only candidates; None = all items.
+      exclude_attributes: items with one of these attributes are no candidates.
+      allow_attributes: only items with one of these attributes are candidates; None = all items.
+    """
+
+    history: Sequence[Any]
+    k: int = 10
+    remove_seen: bool | None = None
+    timestamps: Sequence[int] | None = None
+    exclude: Iterable[Any] = ()
+    allow: Iterable[Any] | None = None
+    exclude_attributes: Iterable[str] = ()
+    allow_attributes: Iterable[str] | None = None
+
+
+class Prepared(NamedTuple):
+    """A checked request in numbers.
+
+    Attributes:
+      known: int32[n], items of the history that the catalogue has.
+      times: int32[n], seconds since the first of them; None for a model that does not read them.
+      removed: int32[m], items that are no candidates.
+      allowed: int32[a], the only candidates, or None.
+      k: length of the list.
+      unknown: ids of the history that the catalogue lacks.
+    """
+
+    known: np.ndarray
+    times: np.ndarray | None
+    removed: np.ndarray
+    allowed: np.ndarray | None
+    k: int
+    unknown: list[str]
+
+
+class RequestReader:
+    """Checks requests against a catalogue.
+
+    Args:
+      items: the catalogue.
+      remove_seen: what None in a request means.
+      needs_times: whether the model reads the time of each interaction.
+    """
+
+    def __init__(self, items: SequenceDataset, remove_seen: bool, needs_times: bool):
+        self.items, self.remove_seen, self.needs_times = items, remove_seen, needs_times
+        self._with_attribute: dict[str, np.ndarray] = {}
+
+    def read(self, requests: Sequence[Request]) -> list[Prepared]:
+        """Check every request; a filter that several share is looked up once.
+
+        Raises:
+          ConfigError: ``k`` is no integer from 1 to the catalogue.
+          DataError: a field is not of its form, timestamps are needed, or a filter has an unknown name.
+        """
+        shared: dict[tuple[str, int], np.ndarray] = {}
+
+        def once(name: str, values: Any) -> np.ndarray:
+            key = (name, id(values))
+            if key not in shared:
+                shared[key] = (
+                    self._attribute_filter(name, values)
+                    if name.endswith("attributes")
+                    else self._id_filter(name, values)
+                )
+            return shared[key]
+
+        return [self._read(request, once) for request in requests]
+
+    def _read(self, request: Request, once: Any) -> Prepared:
+        names = item_names(request.history)
+        if request.timestamps is None and self.needs_times:
+            raise DataError(
+                "this model needs the time of each interaction (positions 'time-interval'): give timestamps=, a list of "
+                "seconds since 1970 for each history"
+            )
+        k = self._length(request.k)
+        remove_seen = self.remove_seen if request.remove_seen is None else request.remove_seen
+        if not isinstance(remove_seen, (bool, np.bool_)):
+            raise DataError(
+                f"remove_seen must be True or False, or one of them per history, got {remove_seen!r}"
+            )
+        numbers = self.items.item_indices(names)
+        known = numbers[numbers > 0]
+        removed = [
+            known if remove_seen else known[:0],
+            once("exclude", request.exclude),
+            once("exclude_attributes", request.exclude_attributes),
+        ]
+        filters = [
+            once(name, values)
+            for name, values in (("allow", request.allow), ("allow_attributes", request.allow_attributes))
+            if values is not None
+        ]
+        allowed = None
+        if filters:
+            allowed = filters[0] if len(filters) == 1 else np.intersect1d(*filters)
+        times = None if request.timestamps is None else relative_times(request.timestamps, numbers > 0)
+        if not self.needs_times:
+            times = None
+        unknown = [name for name, number in zip(names, numbers, strict=True) if number == 0]
+        return Prepared(known, times, np.concatenate(removed), allowed, k, unknown)
+
+    def _length(self, k: Any) -> int:
+        integer = isinstance(k, (int, np.integer)) and not isinstance(k, (bool, np.bool_))
+        if not integer or not 1 <= k <= self.items.n_items:
+            raise ConfigError(
+                f"k must be an integer from 1 to the catalogue's {self.items.n_items} items, got {k!r}"
+            )
+        return int(k)
+
+    def _id_filter(self, name: str, ids: Any) -> np.ndarray:
+        if not _is_collection(ids):
+            raise DataError(f"{name} must be a list of item ids, or one such list per history, got {ids!r}")
+        texts = [str(item) for item in ids]
+        numbers = np.asarray(self.items.item_indices(texts), np.int32)
+        unknown = [text for text, number in zip(texts, numbers, strict=True) if number == 0]
+        _refuse_unknown(f"{name} must hold ids of the catalogue", unknown)
+        return np.unique(numbers)
+
+    def _attribute_filter(self, name: str, values: Any) -> np.ndarray:
+        if not _is_collection(values):
+            raise DataError(
+                f"{name} must be a list of attributes, or one such list per history, got {values!r}"
+            )
+        names, table = [str(value) for value in values], self.items.attributes
+        if names and table is None:
+            raise DataError(
+                f"{name} needs items with attributes, and the run's catalogue has none: train with a dataset that has "
+                "them, or give item ids"
+            )
+        if table is None or not names:
+            return np.zeros(0, np.int32)
+        numbers = {each: number for number, each in enumerate(table.names, start=1)}
+        _refuse_unknown(
+            f"{name} must hold attributes of the catalogue", [each for each in names if each not in numbers]
+        )
+        return np.unique(np.concatenate([self._items_with(each, numbers[each], table) for each in names]))
+
+    def _items_with(self, name: str, number: int, table: AttributeTable) -> np.ndarray:
+        """int32, items with an attribute."""
+        if name not in self._with_attribute:
+            owners = np.repeat(np.arange(len(table.offsets) - 1, dtype=np.int32), np.diff(table.offsets))
+            self._with_attribute[name] = owners[np.asarray(table.values) == number]
+        return self._with_attribute[name]
+
+
+def _refuse_unknown(rule: str, unknown: list[str]) -> None:
+    if unknown:
+        raise DataError(
+            f"{rule}, got {', '.join(map(repr, unknown[:5]))}"
+            + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        )
+
+
+def _is_collection(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+
+
+def item_names(history: Any) -> list[str]:
+    """Check a history and return its ids as text; they may be of any type that has the text of an id."""
+    message = "histories must be a list of lists of item ids, one list per user"
+    if not _is_collection(history):
+        raise DataError(f"{message}; got {history!r} as a history")
+    items = list(history)
+    bad = next(
+        (item for item in items if item is None or isinstance(item, (bytes, list, tuple, dict))), False
+    )
+    if bad is not False:
+        raise DataError(f"{message}; got {bad!r} as an item id")
+    return [str(item) for item in items]
+
+
+def relative_times(timestamps: Any, known: np.ndarray) -> np.ndarray:
+    """int32, seconds of the known interactions since the first of them; only intervals within a history matter."""
+    message = "timestamps must have one entry for each interaction of each history: whole seconds since 1970"
+    try:
+        if len(timestamps) != len(known):
+            raise DataError(message)
+        seconds = np.asarray(timestamps, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{message}; {error}") from None
+    if not (
+        np.isfinite(seconds).all() and (np.abs(seconds) < 2.0**62).all() and (np.diff(seconds) >= 0).all()
+    ):
+        raise DataError(f"{message}, oldest first; got {seconds[:5].tolist()}")
+    present = np.asarray(timestamps, np.int64)[known]
+    since = present - present.min(initial=np.iinfo(np.int64).max)
+    return np.minimum(since, np.iinfo(np.int32).max).astype(np.int32)
+
+
+def requests_of(histories: Any, **options: Any) -> list[Request]:
+    """Make one request per history.
+
+    Args:
+      histories: original item ids, oldest first; one history per user.
+      **options: fields of `Request`; a list has one value per history, for a filter a list of lists. A single value
+        is for all.
+
+    Raises:
+      DataError: histories are no list of lists, or a list has another number of entries.
+      ConfigError: ``k`` has another number of entries.
+    """
+    if not _is_collection(histories):
+        raise DataError(
+            f"histories must be a list of lists of item ids, one list per user; got {histories!r}"
+        )
+    named = [item_names(history) for history in histories]
+    columns = {name: _per_history(name, value, len(named)) for name, value in options.items()}
+    return [
+        Request(history, **{name: values[row] for name, values in columns.items()})
+        for row, history in enumerate(named)
+    ]
+
+
+def _per_history(name: str, value: Any, count: int) -> Sequence[Any]:
+    if name == "timestamps":
+        return _timestamps_per_history(value, count)
+    if name in ("k", "remove_seen"):
+        if not _is_list(value):
+            return [value] * count
+        if len(value) != count:
+            kind = ConfigError if name == "k" else DataError
+            noun = "number" if name == "k" else "value"
+            raise kind(f"{name} must have one {noun} for each of the {count} histories, got {len(value)}")
+        return list(value)
+    if value is None or not _is_collection(value):
+        return [value] * count
+    listed = list(value)
+    if not listed or not all(_is_list(each) for each in listed):
+        return [listed] * count
+    if len(listed) != count:
+        raise DataError(f"{name} must have one list for each of the {count} histories, got {len(listed)}")
+    return listed
+
+
+def _timestamps_per_history(value: Any, count: int) -> Sequence[Any]:
+    if value is None:
+        return [None] * count
+    message = "timestamps must have one entry for each interaction of each history: whole seconds since 1970"
+    if not _is_collection(value) or len(listed := list(value)) != count:
+        raise DataError(f"{message}; expected one list per history, {count} in all")
+    return listed
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset, np.ndarray))
