@@ -66,10 +66,12 @@ def open_store():
         opened.append(CheckpointStore(directory, **options))
         return opened[-1]
 
+    gc.freeze()  # what earlier tests compiled is many objects to look through
     yield open_one
     for store in opened:
         store._orbax.close()
     gc.collect()
+    gc.unfreeze()
 
 
 def test_round_trip(saved, open_store):
