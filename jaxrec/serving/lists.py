@@ -17,7 +17,7 @@ from jaxrec.evaluation import parallel
 from jaxrec.evaluation.encode import rounded_up
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker
-from jaxrec.evaluation.ranking import TopK, rank_targets, top_k
+from jaxrec.evaluation.ranking import LEAST_EXCLUDED, TopK, rank_targets, top_k
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.evaluation.tie_order import tie_keys
 
@@ -76,6 +76,27 @@ class Lists:
         if self.popular is not None:
             lists.popular = self.popular[~np.isin(self.popular, items)]
         return lists
+
+    def warm_up(self, with_times: bool = False) -> None:
+        """Compile the programs of calls of up to `REQUESTS` histories, lists of up to 128 items and usual filters.
+
+        Args:
+          with_times: the model reads the time of each interaction.
+        """
+        longest = self.ranker.encoding.longest_history
+        size = 1
+        while size <= REQUESTS:
+            # Histories that are packed into 1, 8, ... rows.
+            for rows in (rows for rows in (1, STEP, REQUESTS) if rows <= size):
+                self.states(_equal_histories(size, max(1, longest * rows // size), with_times))
+            short = _equal_histories(size, 1, with_times)
+            for k in (LEAST_K, LEAST_K * STEP):
+                for step in range(3):
+                    count = LEAST_EXCLUDED * REMOVED_STEP**step
+                    offsets = np.where(np.arange(size + 1) > 0, count, 0).astype(np.int64)
+                    removed = SeenItems(offsets, np.ones(count, np.int32))
+                    self.top_k(short, min(k, self.ranker.n_items), removed)
+            size *= STEP
 
     def top_k(self, histories: Histories, k: int, removed: SeenItems) -> TopK:
         """Find the k best items of each history, best first, as `EncoderRanker.top_k` does.
@@ -167,3 +188,10 @@ def _padded_log(histories: Histories) -> Histories:
         items=np.pad(histories.items, (0, extra)),
         timestamps=None if times is None else np.pad(times, (0, extra)),
     )
+
+
+def _equal_histories(count: int, length: int, with_times: bool) -> Histories:
+    """Histories of one item, again and again."""
+    offsets = np.arange(count + 1, dtype=np.int64) * length
+    times = np.zeros(count * length, np.int32) if with_times else None
+    return Histories(np.ones(count * length, np.int32), offsets[:-1], offsets[1:], times)

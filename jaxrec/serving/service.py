@@ -105,12 +105,8 @@ class Service:
 
     def warm_up(self) -> None:
         """Compile the usual programs before the first request."""
+        self.recommender.lists.warm_up(self.recommender.needs_times)
         item = str(self.recommender.items.item_ids[0])
-        times = [0] if self.recommender.needs_times else None
-        for count in (1, 8, REQUESTS):
-            for k in (10, 100):
-                request = Request([item], min(k, self.recommender.items.n_items), timestamps=times)
-                self.recommender.answer([request] * count)
         if self.recommender.items.n_items > 1:
             self.neighbours.of([item], 1)
 

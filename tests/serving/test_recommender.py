@@ -280,8 +280,9 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
+@pytest.mark.slow  # compiles anew what other tests have compiled
 def test_a_day_of_mixed_requests_compiles_a_handful_of_programs(run):
-    """17 programs for calls of 1 to 64 requests with histories, lists and filters of many sizes."""
+    """The programs of calls of 1 to 64 requests with histories, lists and filters of many sizes."""
     recommender = Recommender.load(run.workdir)
     generator = np.random.default_rng(0)
 
@@ -306,11 +307,11 @@ def test_a_day_of_mixed_requests_compiles_a_handful_of_programs(run):
 
     jax.clear_caches()
     compiled_programs.clear()
-    day()
+    recommender.lists.warm_up()
     first = len(compiled_programs)
-    assert 5 <= first <= 25
+    assert 10 <= first <= 40
     day()
-    assert len(compiled_programs) <= first + 5, "a second day finds nearly all programs of the first"
+    assert len(compiled_programs) <= first + 2, "a day finds its programs, but for rare sizes"
 
 
 def test_unfinished_and_mixed_up_runs(run, tmp_path):
