@@ -15,6 +15,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.presets import named_config
+from jaxrec.pretraining import pretrain
 from jaxrec.reporting.results import describe_dataset, describe_split, write_run
 from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
@@ -91,6 +92,9 @@ def fit(
         # Refuse what cannot work while the run that would be deleted is still there.
         dataset = prepare(config, dataset).dataset
     with run_lock(None if workdir is None else Path(workdir)):
+        if config.pretraining.preset and workdir is not None:
+            pretrain(config, dataset, Path(workdir), resume=resume, overwrite=overwrite, progress=progress)
+            resume, overwrite = True, False
         trained = train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
         return FittedRun(write_run(trained), trained, trained.workdir)
 

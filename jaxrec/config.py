@@ -78,6 +78,36 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PretrainingConfig:
+    """First stage of a run, whose parameters the run itself starts from (`jaxrec.pretraining`).
+
+    Attributes:
+      preset: of the first stage, such as s3rec-pretrain; empty = no first stage. Data, split, encoder, evaluation, mesh,
+        seeds and L are those of the run.
+      options: what else differs from that preset, as in task.aap-weight=0 training.epochs=20.
+    """
+
+    preset: str = ""
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        validate(self, "pretraining")
+        for option in self.options:
+            path, sign, _ = option.partition("=")
+            if not sign or not all(path.split(".")):
+                raise ConfigError(
+                    f"--pretraining.options must be like training.epochs=20; got {option!r}: name the section and the "
+                    "option, then its value"
+                )
+        if self.options and not self.preset:
+            raise ConfigError(
+                "--pretraining.options needs a first stage: expected --pretraining.preset too, got none; add "
+                "--pretraining.preset s3rec-pretrain"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that determines a run's numbers. Presets (`jaxrec.presets`) are functions that return one."""
 
@@ -91,6 +121,7 @@ class RunConfig:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
 
     def __post_init__(self) -> None:
         """Check options of different sections against each other."""
@@ -106,6 +137,11 @@ class RunConfig:
             raise ConfigError(
                 f"--training.metric must be one of {', '.join(metrics)} (for --evaluation.ks {' '.join(map(str, ks))}); "
                 f"got {self.training.metric!r}"
+            )
+        if self.pretraining.preset and self.training.init_from:
+            raise ConfigError(
+                f"--pretraining.preset {self.pretraining.preset} and --init-from {self.training.init_from} exclude each "
+                "other: train the first stage, or start from a finished run (with --preset s3rec, for one)"
             )
         if self.batches.batch_size % self.training.accumulate_steps:
             raise ConfigError(

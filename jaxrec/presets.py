@@ -13,7 +13,7 @@ from jaxrec.attention import (
     SoftmaxAttentionConfig,
     WassersteinAttentionConfig,
 )
-from jaxrec.config import RunConfig, TrainingConfig, load_config
+from jaxrec.config import PretrainingConfig, RunConfig, TrainingConfig, load_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.models import GRU4RecConfig, SRGNNConfig, STOSAConfig, TransformerConfig
 from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig, CrossEntropyConfig
@@ -299,6 +299,17 @@ def s3rec() -> RunConfig:
     measured.
     """
     return sasrec_s3rec()
+
+
+@PRESETS.register("s3rec-two-stage")
+def s3rec_two_stage() -> RunConfig:
+    """S3-Rec in one command: `s3rec_pretrain` in the folder ``pretraining`` of the run, then `s3rec` from its parameters.
+
+    Data, encoder, attention, seeds and lengths are given once and hold for both stages; ``--pretraining.options`` changes
+    the first one alone. ``--resume`` continues whichever stage was interrupted. Needs attributes of items, which the
+    bundled data has. No figure of ours yet: not measured.
+    """
+    return s3rec().updated({"pretraining": PretrainingConfig(preset="s3rec-pretrain")})
 
 
 @PRESETS.register("smoke")

@@ -18,7 +18,8 @@ MODULES = sorted((ROOT / "jaxrec").rglob("*.py"))
 ORDER = [
     *("errors", "files", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
     *("attention", "objectives", "evaluation", "models", "optim", "tasks", "config"),
-    *("training", "runs", "serving", "analysis", "reporting", "interop", "presets", "api", "cli", "__main__"),
+    *("training", "runs", "serving", "analysis", "reporting", "interop", "presets", "pretraining"),
+    *("api", "cli", "__main__"),
 ]
 
 

@@ -28,7 +28,7 @@ from jaxrec.training.feed import Chunk, ChunkFeed
 from jaxrec.training.host_state import HostState
 from jaxrec.training.initialize import Initialization, initialize_from
 from jaxrec.training.logging import MetricsLog, ProgressBar, StopRequest
-from jaxrec.training.run_directory import check_record, claim_directory_together, run_lock
+from jaxrec.training.run_directory import check_record, claim_directory_together, first_parameters, run_lock
 from jaxrec.training.setup import Schedule, TrainingSetup, prepare
 from jaxrec.training.state import Params, TrainState, initial_state
 from jaxrec.training.step import StepMetrics, make_train_chunk
@@ -121,6 +121,7 @@ def _train(
     """`train` in a run directory that no other process writes to."""
     # ---- the run directory, rejected before any compute
     directory = None if workdir is None else Path(workdir)
+    source = first_parameters(config, directory)
     if directory is not None:
         claim_directory_together(directory, config, resume, overwrite)
     elif resume:
@@ -133,7 +134,7 @@ def _train(
         if is_first():
             save_config(config, directory / "config.json")
         store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
-    run, origin = _begin(setup, store if resume else None)
+    run, origin = _begin(setup, store if resume else None, source)
     metrics_log = MetricsLog(
         directory / "log.jsonl" if directory is not None and is_first() else None,
         run.step if resume else None,
@@ -215,8 +216,10 @@ def _train(
     return FitResult(setup, run.best, valid, test, host_state, directory, run.step)
 
 
-def _begin(setup: TrainingSetup, store: CheckpointStore | None) -> tuple[_Progress, Initialization | None]:
-    """The state before the next step: restored from ``store``, or fresh, or from another run's parameters."""
+def _begin(
+    setup: TrainingSetup, store: CheckpointStore | None, source: Path | None
+) -> tuple[_Progress, Initialization | None]:
+    """The state before the next step: restored from ``store``, or fresh, or from the parameters of the run ``source``."""
     config, sharding = setup.config, setup.sharding
     seeds = np.asarray(config.training.seeds, np.uint32)
     make_state = jax.jit(
@@ -230,8 +233,8 @@ def _begin(setup: TrainingSetup, store: CheckpointStore | None) -> tuple[_Progre
         parts, record = store.restore(abstract({"state": state, "best": best}), **sharding.tables())
         return _Progress(parts["state"], parts["best"], HostState.load(record), record["step"]), None
     origin = None
-    if config.training.init_from:
-        origin = initialize_from(Path(config.training.init_from), state.params, setup)
+    if source is not None:
+        origin = initialize_from(source, state.params, setup)
         state = state._replace(params=origin.params)
         best = jax.tree.map(jnp.copy, state.params)
     return _Progress(state, best, HostState.start(len(seeds))), origin

@@ -44,6 +44,8 @@ RESUMABLE = (
 )
 
 
+#: Folder of a run for the run of its first stage.
+PRETRAINING = "pretraining"
 #: File whose lock the writing process holds.
 LOCK = ".lock"
 _claims: set[Path] = set()
@@ -169,6 +171,22 @@ def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite:
         for path in present:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     directory.mkdir(parents=True, exist_ok=True)
+
+
+def first_parameters(config: RunConfig, directory: Path | None) -> Path | None:
+    """Directory of the run whose parameters this one starts from, or None for fresh ones.
+
+    Raises:
+      ConfigError: a first stage has no directory to be in.
+    """
+    if config.pretraining.preset:
+        if directory is None:
+            raise ConfigError(
+                f"--pretraining.preset {config.pretraining.preset} needs a workdir, in which its run is kept: expected a "
+                "directory, got None"
+            )
+        return directory / PRETRAINING
+    return Path(config.training.init_from) if config.training.init_from else None
 
 
 def check_record(record: dict[str, Any], config: RunConfig, dataset: SequenceDataset) -> None:

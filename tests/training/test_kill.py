@@ -17,6 +17,7 @@ import pytest
 from jaxrec.training.checkpoint import FORMAT, CheckpointStore, _load
 from jaxrec.training.logging import read_metrics
 from tests.helpers import small_dataset
+from tests.tasks.data import described_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +39,9 @@ PATIENCE_SECONDS = 240  # a hang is told from a slow machine
 class Workplace:
     """A saved dataset, and processes that train on it with one cache of compiled programs."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        small_dataset().save(folder / "data")
+    def __init__(self, folder, dataset, options):
+        self.folder, self.options = folder, options
+        dataset.save(folder / "data")
         cache = {
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -53,7 +54,9 @@ class Workplace:
         command = [sys.executable, "-m", "jaxrec", "train", "--workdir", str(workdir)]
         # A resumed run takes its settings from the directory.
         command += (
-            ["--resume", "--quiet", "--json"] if resume else ["--data", str(self.folder / "data"), *OPTIONS]
+            ["--resume", "--quiet", "--json"]
+            if resume
+            else ["--data", str(self.folder / "data"), *self.options]
         )
         return subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -65,13 +68,14 @@ class Workplace:
         assert process.returncode == 0, err
         return json.loads(out.splitlines()[-1])
 
-    def start_until(self, workdir, resume, new_lines):
-        """A process whose log has grown by ``new_lines``."""
-        already = count_lines(workdir) if resume else 0
+    def start_until(self, workdir, resume, new_lines, stage=""):
+        """A process whose log, or that of a stage, has grown by ``new_lines``."""
+        log = workdir / stage
+        already = count_lines(log) if resume else 0
         process = self.start(workdir, resume)
         give_up = time.monotonic() + PATIENCE_SECONDS
         # On resume the log is first cut back to the checkpoint, so the count may fall before it grows.
-        while count_lines(workdir) < already + new_lines:
+        while count_lines(log) < already + new_lines:
             assert process.poll() is None, f"ended too early: {process.communicate()}"
             assert time.monotonic() < give_up
             time.sleep(0.01)
@@ -114,7 +118,7 @@ def without_clock(results):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("kill"))
+    return Workplace(tmp_path_factory.mktemp("kill"), small_dataset(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +191,29 @@ def test_killed_while_reporting(workplace, uninterrupted, tmp_path):
         timeout=PATIENCE_SECONDS,
     )
     assert len(json.loads(told.stdout.splitlines()[-1])["items"]) == 10, told.stderr
+
+
+def test_a_run_of_two_stages_killed_in_each_ends_with_the_same_bits(tmp_path):
+    """Options of the first stage are in the directory, too: a resume needs nothing but its name."""
+    options = ["--preset", "s3rec-two-stage", "--quiet", "--json", "--batches.max-length", "8"]
+    options += ["--encoder.width", "8", "--encoder.layers", "1", "--encoder.ffn-width", "8"]
+    options += ["--batches.batch-size", "4", "--training.epochs", "8", "--training.checkpoint-seconds", "0"]
+    options += ["--training.metric", "NDCG@10", "--evaluation.ks", "5", "10", "--pretraining.options"]
+    options += ["training.epochs=4", "training.evaluate-every=0.5", "batches.prefixes-per-sequence=4"]
+    options += ["batches.batch-size=8", "training.chunk-steps=4"]
+    workplace = Workplace(tmp_path, described_dataset(n_users=24), options)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    results = workplace.finish(whole, resume=False)
+    first = workplace.start_until(run, resume=False, new_lines=4, stage="pretraining")
+    first.kill()
+    first.communicate()
+    assert not (run / "pretraining/results.json").exists(), "the first stage is too short for this test"
+    second = workplace.start_until(run, resume=True, new_lines=4)
+    second.kill()
+    second.communicate()
+    assert (run / "pretraining/results.json").exists()
+    assert not (run / "results.json").exists(), "the second stage is too short for this test"
+    resumed = workplace.finish(run, resume=True)
+    assert_same_bits(whole / "pretraining", run / "pretraining")
+    assert_same_bits(whole, run)
+    assert without_clock(resumed) == without_clock(results)
