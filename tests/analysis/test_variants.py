@@ -1,6 +1,7 @@
 """Studies of variants: tuned on validation, kept as they grow, never trained twice."""
 
 import dataclasses
+import json
 import re
 import sys
 
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 from experiments import variants
+from experiments.miq import table3
 from experiments.studies import attention_comparison, objective_comparison
-from experiments.variants import Variant, study, write
+from experiments.variants import Variant, apply, study, write
 from jaxrec.objectives import BinaryCrossEntropyConfig
+from jaxrec.presets import sasrec_s3rec
 from tests.helpers import small_config, small_dataset
+from tests.tasks.data import described_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -77,7 +81,43 @@ def test_the_command_of_a_study_keeps_a_record(tmp_path, monkeypatch):
     assert re.search(r"^\| bce +\| 0\.\d{4} ± 0\.\d{4} \|", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", [attention_comparison, objective_comparison])
+@pytest.mark.parametrize("module", [attention_comparison, objective_comparison, table3])
 def test_an_unknown_variant_is_refused(module):
     with pytest.raises(SystemExit, match=r"only: expected some of .*; got \['rope'\]"):
         module.main(module.Options(only=("rope",)))
+
+
+def test_rows_of_table_3():
+    options = table3.Options(epochs=2, out="runs/a")
+    rows = {row.name: apply(sasrec_s3rec(), row.sections) for row in table3.variants(options)}
+    assert len(rows) == 14
+    assert {each.row for each in table3.PRINTED} <= rows.keys()
+    assert next(iter(rows)) == "SASRec"
+    for name, config in rows.items():
+        assert isinstance(config.objective, BinaryCrossEntropyConfig) == name.endswith(" BCE")
+        stage = "pretraining-miq" if name.startswith("MIQ") else "pretraining-softmax"
+        assert config.training.init_from == (f"runs/a/{stage}" if "S3-Rec" in name else "")
+        assert config.training.epochs == 2
+        if name.startswith("MIQ"):
+            assert config.encoder.attention.query_window == 5
+    assert apply(sasrec_s3rec(), table3.variants(table3.Options())[1].sections).training.epochs == 200
+
+
+@pytest.mark.slow
+def test_table_3_pretrains_and_keeps_a_record(tmp_path, monkeypatch):
+    """A pretraining for the one mechanism that is asked for; a second call trains nothing again."""
+    described_dataset(n_users=12, n_items=60).save(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    options = table3.Options(
+        data="data", seeds=1, epochs=1, pretraining_epochs=1, out="runs", only=("SASRec", "S3-Rec")
+    )
+    table3.main(options)
+    assert sorted(path.name for path in (tmp_path / "runs").glob("pre*")) == ["pretraining-softmax"]
+    record = json.loads((tmp_path / "experiments/results/miq-table-3_walks.json").read_text())
+    assert [row["name"] for row in record["variants"]] == ["SASRec", "S3-Rec"]
+    text = (tmp_path / "experiments/results/miq-table-3_walks.md").read_text()
+    assert re.search(r"^\| S3-Rec +\| MIQ-Attn +\| 0\.0743", text, re.MULTILINE)
+    assert "seconds per epoch" in text
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("results.json")}
+    table3.main(options)
+    assert times == {path: path.stat().st_mtime_ns for path in times}

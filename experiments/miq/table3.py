@@ -1,0 +1,192 @@
+"""MIQ-Attn's Table 3 and more: encoders with two losses, and five-item queries in SASRec and S3-Rec, on S3-Rec's LastFM.
+
+    python -m experiments.miq.table3 --data s3rec_data.zip
+
+S3-Rec's rows start from one pretraining for each attention mechanism, which the study trains first. Every row
+has the settings of its preset; nothing is tuned. Writes ``experiments/results/miq-table-3_<dataset>.{md,json}`` after each
+row; until all are done, it says which are missing. The same command resumes an interrupted study.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from experiments.variants import Variant, apply, recorder, study
+from jaxrec.analysis.tables import to_markdown
+from jaxrec.api import fit
+from jaxrec.attention import MultiItemQueryAttentionConfig
+from jaxrec.attention.base import AttentionConfig
+from jaxrec.config import RunConfig
+from jaxrec.data import load_dataset
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.objectives import BinaryCrossEntropyConfig
+from jaxrec.presets import bert4rec, gru4rec, s3rec_pretrain, sasrec_s3rec, srgnn
+
+METRICS = ("HR@5", "NDCG@5", "HR@10", "NDCG@10", "HR@20", "NDCG@20")
+#: Encoders by the name of their rows; the first row is the reference.
+PRESETS = {"SASRec": sasrec_s3rec, "GRU4Rec": gru4rec, "SR-GNN": srgnn, "BERT4Rec": bert4rec}
+#: Items of MIQ-Attn's query.
+WINDOW = 5
+
+
+class Printed(NamedTuple):
+    """HR@10 and NDCG@10 that a publication prints for a row, all with the whole catalogue of LastFM ranked."""
+
+    row: str
+    source: str
+    hits: float
+    gain: float
+
+
+PRINTED = (
+    Printed("GRU4Rec", "MIQ-Attn", 0.0468, 0.0274),
+    Printed("SR-GNN", "MIQ-Attn", 0.0468, 0.0253),
+    Printed("SASRec", "MIQ-Attn", 0.0486, 0.0221),
+    Printed("MIQ in SASRec", "MIQ-Attn", 0.0578, 0.0261),
+    Printed("S3-Rec BCE", "MIQ-Attn", 0.0752, 0.0371),
+    Printed("S3-Rec", "MIQ-Attn", 0.0743, 0.0349),
+    Printed("MIQ in S3-Rec", "MIQ-Attn", 0.0844, 0.0459),
+    Printed("GRU4Rec", "Li et al.", 0.0459, 0.0262),
+    Printed("SR-GNN", "Li et al.", 0.0394, 0.0233),
+    Printed("SASRec BCE", "Li et al.", 0.0404, 0.0223),
+    Printed("SASRec", "Li et al.", 0.0587, 0.0354),
+    Printed("S3-Rec BCE", "Li et al.", 0.0688, 0.0356),
+    Printed("S3-Rec", "Li et al.", 0.0789, 0.0381),
+    Printed("GRU4Rec BCE", "S3-Rec", 0.0367, 0.0187),
+    Printed("SASRec BCE", "S3-Rec", 0.0688, 0.0390),
+    Printed("BERT4Rec", "S3-Rec", 0.0633, 0.0337),
+    Printed("S3-Rec BCE", "S3-Rec", 0.0743, 0.0427),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Run MIQ-Attn's Table 3.
+
+    Attributes:
+      data: S3-Rec's archive s3rec_data.zip, whose LastFM is read, or a dataset with attributes as for ``jaxrec train``.
+      seeds: models for each row.
+      epochs: most epochs of each row; 0 = those of its preset.
+      pretraining_epochs: epochs of S3-Rec's pretraining; its authors' choice for LastFM.
+      out: run directories; an interrupted study resumes there.
+      only: names of the rows to train; empty = all.
+    """
+
+    data: str = "s3rec_data.zip"
+    seeds: int = 10
+    epochs: float = 0.0
+    pretraining_epochs: float = 150.0
+    out: str = "runs/miq-table-3"
+    only: tuple[str, ...] = ()
+
+
+def mechanisms() -> dict[str, AttentionConfig]:
+    """Attention of SASRec's and S3-Rec's rows, by the beginning of their names."""
+    base = sasrec_s3rec().encoder
+    softmax: AttentionConfig = base.attention  # type: ignore[attr-defined]
+    miq = MultiItemQueryAttentionConfig(heads=softmax.heads, dropout=softmax.dropout, query_window=WINDOW)
+    return {"": softmax, "MIQ in ": miq}
+
+
+def pretraining_folder(options: Options, prefix: str) -> Path:
+    """Run directory of the pretraining for rows whose names begin with ``prefix``."""
+    return Path(options.out) / ("pretraining-miq" if prefix else "pretraining-softmax")
+
+
+def sections(config: RunConfig, epochs: float) -> dict[str, Any]:
+    """What a preset decides, as sections of a `Variant`; ``epochs`` above 0 replaces its own."""
+    whole = {name: getattr(config, name) for name in ("batches", "encoder", "task", "objective", "optimizer")}
+    kept = {name: getattr(config.training, name) for name in ("evaluate_every", "patience", "metric")}
+    return {**whole, "training": {**kept, "epochs": epochs or config.training.epochs}}
+
+
+def variants(options: Options) -> list[Variant]:
+    """Every encoder with cross-entropy, then with one negative and binary cross-entropy."""
+    bce = {"objective": BinaryCrossEntropyConfig(exclude_seen=True)}
+    rows = [Variant(name, sections(preset(), options.epochs)) for name, preset in PRESETS.items()]
+    plain = sections(sasrec_s3rec(), options.epochs)
+    for prefix, attention in mechanisms().items():
+        chosen = {**plain, "encoder.attention": attention}
+        if prefix:
+            rows.append(Variant(f"{prefix}SASRec", chosen))
+        start = {**plain["training"], "init_from": str(pretraining_folder(options, prefix))}
+        rows.append(Variant(f"{prefix}S3-Rec", {**chosen, "training": start}))
+    return [*rows, *(Variant(f"{row.name} BCE", {**row.sections, **bce}) for row in rows)]
+
+
+def pretrain(options: Options, prefix: str, base: RunConfig, dataset: SequenceDataset) -> None:
+    """Train S3-Rec's first stage for a mechanism, unless it is finished."""
+    folder = pretraining_folder(options, prefix)
+    if (folder / "results.json").exists():
+        return
+    preset = s3rec_pretrain()
+    own = {
+        "training": {"epochs": options.pretraining_epochs, "select": "last"},
+        "encoder.attention": mechanisms()[prefix],
+    }
+    config = apply(base, {**sections(preset, options.pretraining_epochs), **own})
+    fit(dataset, config, folder, resume=(folder / "config.json").exists(), progress=False)
+
+
+def printed_table(result: Mapping[str, Any]) -> str:
+    """Markdown: printed figures beside ours, and the difference as a number of users."""
+    ours = {row["name"]: row["metrics"] for row in result["variants"]}
+    users = result["dataset"]["users"]
+    rows = []
+    for row, source, hits, gain in PRINTED:
+        if row in ours:
+            own = ours[row]["HR@10"]["mean"]
+            gap = f"{(own - hits) * users:+.0f}"
+            numbers = (f"{value:.4f}" for value in (hits, gain, own, ours[row]["NDCG@10"]["mean"]))
+            rows.append([row, source, *numbers, gap])
+    header = ["row", "printed by", "HR@10", "NDCG@10", "HR@10 here", "NDCG@10 here", "users' difference"]
+    return to_markdown(header, rows)
+
+
+def cost_table(result: Mapping[str, Any]) -> str:
+    """Markdown: seconds of an epoch of each row, all seeds together."""
+    rows = [
+        [
+            row["name"],
+            f"{row['training']['epochs']:g}",
+            f"{row['timing']['training_seconds'] / row['training']['epochs']:.2f}",
+        ]
+        for row in result["variants"]
+    ]
+    return to_markdown(["row", "epochs", f"seconds per epoch, {len(result['seeds'])} seed(s)"], rows)
+
+
+def main(options: Options) -> None:
+    """Pretrain, run the study, and write its tables."""
+    rows = variants(options)
+    unknown = set(options.only) - {row.name for row in rows}
+    if unknown:
+        raise SystemExit(
+            f"only: expected some of {', '.join(row.name for row in rows)}; got {sorted(unknown)}"
+        )
+    chosen = [row for row in rows if not options.only or row.name in options.only]
+    archive = options.data.endswith(".zip")
+    dataset = load_dataset("s3rec-lastfm", archive=options.data) if archive else load_dataset(options.data)
+    base = apply(
+        sasrec_s3rec(), {"training": {"seeds": tuple(range(options.seeds)), "checkpoint_seconds": 60.0}}
+    )
+    for prefix in mechanisms():
+        if any(row.name.startswith(f"{prefix}S3-Rec") for row in chosen):
+            pretrain(options, prefix, base, dataset)
+    write = recorder("miq-table-3", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3")
+
+    def record(result: dict[str, Any]) -> None:
+        """Write the record with the printed figures and the costs among its tables."""
+        tables = [result["markdown"], printed_table(result), cost_table(result)]
+        write({**result, "markdown": "\n\n".join(tables)})
+
+    study(base, chosen, dataset, Path(options.out), METRICS, record)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
