@@ -21,6 +21,7 @@ from jaxrec.analysis.compare import compare
 from jaxrec.analysis.protocols import protocols
 from jaxrec.analysis.stability import stability
 from jaxrec.analysis.tables import to_markdown
+from jaxrec.reporting.html import model_label
 from jaxrec.runs import run_names
 
 
@@ -65,7 +66,7 @@ def main(options: Options) -> None:
     trained = [json.loads((Path(run) / "results.json").read_text()) for run in options.runs]
     dataset, names = trained[0]["dataset"], run_names(options.runs)
     models = [
-        f"{name}: {each['config']['encoder']['name']} with {each['config']['attention']['name']} attention, "
+        f"{name}: {model_label(each['config'])}, "
         f"{len(each['seeds'])} seed(s), trained at commit {each['versions'].get('commit', 'unknown')}"
         for name, each in zip(names, trained, strict=True)
     ]

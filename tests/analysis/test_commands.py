@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from experiments.studies import evaluation_studies
 from jaxrec.analysis import stability as stability_module
 from jaxrec.analysis.compare import COMPARISON_FILES
 from jaxrec.analysis.stability import stability
@@ -162,6 +163,25 @@ class TestProtocols:
             "fingerprint",
             "same file",
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["compare", "stability"])
+def test_records_of_studies_name_the_models(runs, monkeypatch, study):
+    written = {}
+    monkeypatch.setattr(
+        evaluation_studies,
+        "write_record",
+        lambda name, result, **parts: written.update({name: (result, parts)}),
+    )
+    chosen = tuple(str(runs[name]) for name in ("a", "b"))
+    evaluation_studies.main(evaluation_studies.Options(study, chosen, "x", commands=("one", "two")))
+    result, parts = written["x"]
+    assert result["models"][0].startswith(
+        "a: transformer (softmax, cross-entropy), 2 seed(s), trained at commit "
+    )
+    assert result["models"][1].endswith("; `two`")
+    assert "NDCG@10" in parts["body"][-1]
 
 
 class TestStability:
