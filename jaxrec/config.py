@@ -43,6 +43,8 @@ class TrainingConfig:
       patience: validations without a new best before training stops; 0 = never stop early.
       select: "best" keeps the parameters of the best validation, "last" those of the last one (for pretraining).
       init_from: directory of a finished run whose best parameters this one starts from; empty = fresh parameters.
+      init_items: of ``init_from``: "same" asks for the same dataset; "match" takes the vectors of items by their original
+        ids, so that the catalogue may have grown or shrunk. Items that the run does not know start fresh.
       chunk_steps: steps in one call of the compiled program at most.
       accumulate_steps: parts into which a step splits its batch, computed one after the other with their gradients summed:
         the activations of one part at a time. The gradient is that of the whole batch, but for dropout and sampled
@@ -63,6 +65,7 @@ class TrainingConfig:
     patience: Annotated[int, Range("[0, inf)")] = 10
     select: Literal["best", "last"] = "best"
     init_from: str = ""
+    init_items: Literal["same", "match"] = "same"
     chunk_steps: Annotated[int, Range("[2, inf)")] = 100
     accumulate_steps: Annotated[int, Range("[1, inf)")] = 1
     feed: Literal["auto", "resident", "streamed"] = "auto"

@@ -6,7 +6,8 @@ Which parameters decay follows from their names, by two conventions that every e
   so). No other parameter may have such a name: what is indexed by positions, distances or times is no kernel, since zero is
   not its neutral value (the positional kernel's U and L and AWRSR's maps start at the identity).
 * an *item table* has a row for each item; it is a parameter ``output_table`` or ``table`` of a module whose name ends in
-  ``items`` (`jaxrec.nn.embedding.ItemEmbedding`), at the top of the encoder's parameters.
+  ``items`` (`jaxrec.nn.embedding.ItemEmbedding`), at the top of the encoder's parameters. Beside it ``content`` and
+  ``known`` come from the dataset and are never trained.
 
 Biases, norms, positions and all else decay with ``decay_on="all"`` alone.
 """
@@ -106,6 +107,20 @@ def decay_mask(params: Any, decay_on: DecayOn) -> Any:
         )
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def trained_mask(params: Any) -> Any:
+    """Return a tree of booleans: which parameters are trained; what the dataset gives is not."""
+
+    def trained(path: tuple[Any, ...], _: Any) -> bool:
+        return not is_frozen([str(getattr(entry, "key", entry)) for entry in path])
+
+    return jax.tree_util.tree_map_with_path(trained, params)
+
+
+def is_frozen(path: list[str]) -> bool:
+    """Return whether the parameter at ``path`` comes from the dataset: an item's vector, and whether training knows it."""
+    return len(path) == 2 and path[0].endswith("items") and path[1] in ("content", "known")
 
 
 def is_kernel(path: list[str]) -> bool:

@@ -19,14 +19,12 @@ from jaxrec.evaluation.ranker import EncoderRanker, RankingData
 from jaxrec.models.base import Encoder
 from jaxrec.sharding import MeshConfig, build_mesh
 from jaxrec.tasks import Task
-from jaxrec.training.run_directory import check_fingerprint, restore_best, run_config
+from jaxrec.training.run_directory import CATALOGUE, check_fingerprint, restore_best, run_config
 from jaxrec.training.setup import ModelSetup, build_task, data_spec, prepare_model
 from jaxrec.training.state import Params
 from jaxrec.training.state_sharding import ParameterSharding
 
-#: Inside a run directory: the items' ids, titles and attributes, without any user.
-CATALOGUE = "catalogue"
-#: Beside it: training interactions of each item.
+#: Beside the catalogue: training interactions of each item.
 ITEM_COUNTS = "item_counts.npy"
 
 

@@ -18,7 +18,7 @@ MODULES = sorted((ROOT / "jaxrec").rglob("*.py"))
 ORDER = [
     *("errors", "files", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
     *("attention", "objectives", "evaluation", "models", "optim", "tasks", "config"),
-    *("training", "runs", "serving", "analysis", "reporting", "interop", "presets", "pretraining"),
+    *("training", "runs", "serving", "analysis", "reporting", "interop", "extend", "presets", "pretraining"),
     *("api", "cli", "__main__"),
 ]
 

@@ -23,6 +23,7 @@ COMMANDS = {
         "answer over HTTP: recommendations, similar items, explanations, and a page to try them",
     ),
     "export": ("export", "write an artefact that answers without the training code, or vectors for an index"),
+    "extend": ("extend", "add new items to a trained run, so that it ranks them"),
     "audit": ("data", "report data issues that affect evaluation: ties, duplicates, leakage"),
     "prepare": ("data", "read a log once and save it as memory-mapped arrays"),
     "datasets": ("data", "list the public datasets: source, licence, citation, archives on disk"),

@@ -41,6 +41,7 @@ class SequenceDataset:
       item_titles: V strings indexed like ``item_ids``, or None.
       attributes: `AttributeTable`, or None.
       meta: name, source and its checksum, every filter applied with counts before and after.
+      item_vectors: float32[V, C], a vector for each item (row i - 1 for item i), or None.
 
     Raises:
       DataError: arrays of the wrong type or length, item ids outside 1..V, or times that run backwards.
@@ -54,6 +55,7 @@ class SequenceDataset:
     item_titles: Sequence[str] | None = None
     attributes: AttributeTable | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    item_vectors: np.ndarray | None = None
     # False only where a saved dataset is opened: its content was checked when it was written, and a scan
     # would read the whole file.
     check_content: dataclasses.InitVar[bool] = True
@@ -94,6 +96,12 @@ class SequenceDataset:
         for name, values, expected, counted in lengths:
             if values is not None and len(values) != expected:
                 raise DataError(f"{name} must have {expected} entries ({counted}), got {len(values)}")
+        vectors = self.item_vectors
+        if vectors is not None and (vectors.dtype != np.float32 or vectors.shape[:-1] != (self.n_items,)):
+            raise DataError(
+                f"item_vectors must be a float32 array [{self.n_items} items, width], got {vectors.dtype} of shape "
+                f"{vectors.shape}"
+            )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
             raise DataError(
                 f"offsets must run from 0 to the {len(self.items)} interactions, "
@@ -150,6 +158,12 @@ class SequenceDataset:
     def n_interactions(self) -> int:
         """N."""
         return len(self.items)
+
+    @property
+    def vector_width(self) -> int:
+        """C, numbers in the vector of an item; 0 without vectors. The catalogue of a run knows C alone."""
+        vectors = self.item_vectors
+        return int(self.meta.get("vector_width", 0)) if vectors is None else int(vectors.shape[1])
 
     @property
     def name(self) -> str:
@@ -240,6 +254,8 @@ def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) ->
         arrays["timestamps"] = dataset.timestamps
     arrays |= string_arrays("user_ids", dataset.user_ids)
     arrays |= dataset.catalogue.arrays()
+    if dataset.item_vectors is not None:
+        arrays["item_vectors"] = np.ascontiguousarray(dataset.item_vectors).reshape(-1)
     meta = {
         **dataset.meta,
         "format": FORMAT,
@@ -259,6 +275,7 @@ def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> 
         )
     catalogue = Catalogue.from_arrays(arrays, meta)
     options = {"source": os.fspath(directory)}
+    vectors = arrays.get("item_vectors")
     dataset = SequenceDataset(
         items=array_of(arrays, "items"),
         offsets=array_of(arrays, "offsets"),
@@ -268,6 +285,7 @@ def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> 
         item_titles=catalogue.titles,
         attributes=catalogue.attributes,
         meta={**meta, LOADED_WITH: {"options": options, "fingerprint": meta["fingerprint"]}},
+        item_vectors=None if vectors is None else vectors.reshape(len(catalogue.ids), -1),
         check_content=verify,
     )
     if verify and dataset.compute_fingerprint() != meta["fingerprint"]:

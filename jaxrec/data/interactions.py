@@ -256,7 +256,7 @@ def apply_filters(log: InteractionLog, filters: Sequence[Filter]) -> Interaction
 
 
 def filter_dataset(dataset: SequenceDataset, filters: Sequence[Filter]) -> SequenceDataset:
-    """Filter a dataset; users and items are numbered anew, titles and attributes follow."""
+    """Filter a dataset; users and items are numbered anew, titles, attributes and vectors follow."""
     log = apply_filters(from_dataset(dataset), filters)
     inherited = ("name", "source", "columns", "time", "order", "license", "steps")
 
@@ -271,9 +271,13 @@ def filter_dataset(dataset: SequenceDataset, filters: Sequence[Filter]) -> Seque
         old = dataset.item_indices(item_ids)
         return AttributeTable.from_lists([[names[a - 1] for a in table.of_item(int(item))] for item in old])
 
-    return to_dataset(
+    filtered = to_dataset(
         log,
         meta={key: dataset.meta[key] for key in inherited if key in dataset.meta},
         titles=titles if dataset.item_titles is not None else None,
         attributes=attributes if dataset.attributes is not None else None,
     )
+    if dataset.item_vectors is None:
+        return filtered
+    vectors = dataset.item_vectors[dataset.item_indices(filtered.item_ids) - 1]
+    return dataclasses.replace(filtered, item_vectors=vectors, check_content=False)

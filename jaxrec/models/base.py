@@ -29,12 +29,15 @@ class EncoderConfig:
       layers: number of layers.
       dropout: rate on the embeddings and on each sublayer.
       dtype: operands of matrix products: "float32" or "bfloat16" (sums stay float32).
+      item_delta: where the dataset has a vector for each item, an item is a linear map of that vector plus a trained
+        change of its own, whose norm is at most this; 0 = no change. Items that training never saw have none.
     """
 
     width: Annotated[int, Range("[1, inf)")] = 64
     layers: Annotated[int, Range("[1, inf)")] = 2
     dropout: Annotated[float, Range("[0, 1)")] = 0.3
     dtype: Literal["float32", "bfloat16"] = "float32"
+    item_delta: Annotated[float, Range("[0, inf)")] = 0.5
 
     def __post_init__(self) -> None:
         """Check every option; a subclass with rules of its own calls this first."""
@@ -43,6 +46,11 @@ class EncoderConfig:
     @property
     def needs_timestamps(self) -> bool:
         """Whether the encoder reads the time of each interaction."""
+        return False
+
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Whether the encoder makes its items of the vectors of the dataset, where it has them."""
         return False
 
     def build(self, spec: DataSpec) -> Encoder:

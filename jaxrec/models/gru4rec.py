@@ -223,6 +223,11 @@ class GRU4RecConfig(EncoderConfig):
         """H in force."""
         return self.hidden_width or self.width
 
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Whether one table serves input and output; see `EncoderConfig`."""
+        return not self.separate_output
+
     def build(self, spec: DataSpec) -> GRU4Rec:
         """Build the encoder for data of these sizes."""
         return GRU4Rec(self, spec)
@@ -261,7 +266,9 @@ class GRU4Rec(Encoder):
             )
         config, dtype = self.config, DTYPES[self.config.dtype]
         kernel_init, table_init = self._initializers()
-        x = ItemEmbedding(self.spec, config.width, table_init, self.shards, name="items")(batch.items)
+        x = ItemEmbedding(self.spec, config.width, table_init, self.shards, config.item_delta, name="items")(
+            batch.items
+        )
         x = Dropout(config.dropout)(x, train).swapaxes(0, 1)
         starts = (is_first(batch.segments) | (batch.segments == 0)).T
         for layer in range(config.layers):

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+from jax import Array
 
 from jaxrec.models.base import Encoder
-from jaxrec.nn.embedding import item_parameter
+from jaxrec.nn.embedding import content_vectors, item_parameter
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Initializer
 
@@ -25,12 +26,35 @@ def declare_output(encoder: Encoder, table_init: Initializer) -> None:
 def output_table(encoder: Encoder, params: Mapping[str, Any]) -> ItemTable:
     """Return the candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
     config: Any = encoder.config
-    vectors = params["output_table"] if config.separate_output else params["items"]["table"]
+    vectors = params["output_table"] if config.separate_output else input_vectors(encoder, params)
     return ItemTable(vectors, params["item_bias"] if config.item_bias else None, encoder.shards)
 
 
+def input_vectors(encoder: Encoder, params: Mapping[str, Any]) -> Array:
+    """Return the vectors float32[V+1, D] of the item embedding."""
+    items: Mapping[str, Array] = params["items"]
+    if not encoder.spec.vector_width:
+        return items["table"]
+    return content_vectors(items, encoder.config.item_delta)
+
+
+def input_count(encoder: Encoder) -> int:
+    """Count the parameters of the item embeddings and of tokens beside the items, with D the width and C that of vectors.
+
+    ``(V + 1 + n_special) D``; with vectors of items ``(V + 1) (C + 1) + C D`` more, and without ``item_delta`` no
+    ``(V + 1) D``.
+    """
+    spec, config = encoder.spec, encoder.config
+    rows, width = spec.n_items + 1, config.width
+    count = (rows + spec.n_special) * width
+    if spec.vector_width:
+        count += rows * (spec.vector_width + 1) + spec.vector_width * width
+        count -= 0 if config.item_delta else rows * width
+    return count
+
+
 def embedding_count(encoder: Encoder) -> int:
-    """Count the parameters of the item embeddings, of tokens beside the items, and of `declare_output`."""
+    """Count the parameters of `input_count` and of `declare_output`."""
     config: Any = encoder.config
-    per_item = config.width * (2 if config.separate_output else 1) + int(config.item_bias)
-    return (encoder.n_items + 1) * per_item + encoder.spec.n_special * int(config.width)
+    per_item = config.width * int(config.separate_output) + int(config.item_bias)
+    return input_count(encoder) + (encoder.n_items + 1) * per_item

@@ -49,6 +49,7 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig
 from jaxrec.models.blocks import zero_padding
+from jaxrec.models.output_table import input_count, input_vectors
 from jaxrec.nn.embedding import ItemEmbedding
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dropout, Initializer, take_positions
@@ -321,6 +322,11 @@ class SRGNNConfig(EncoderConfig):
     dropout: Annotated[float, Range("[0, 1)")] = 0.0
     reading: Literal["prefix", "session", "session-padding-faults"] = "prefix"
 
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Always; see `EncoderConfig`."""
+        return True
+
     def build(self, spec: DataSpec) -> SRGNN:
         """Build the encoder for data of these sizes."""
         return SRGNN(self, spec)
@@ -329,7 +335,8 @@ class SRGNNConfig(EncoderConfig):
 class SRGNN(Encoder):
     """``apply({"params": p}, batch, train, rngs) -> hidden float32[B, L, D]``.
 
-    Parameters: ``(V + 1) D`` for the items, ``n_special * D`` for tokens beside them, ``11 D^2 + 10 D`` for the
+    Parameters: ``(V + 1) D`` for the items (other with item vectors, `jaxrec.models.output_table.input_count`),
+    ``n_special * D`` for tokens beside them, ``11 D^2 + 10 D`` for the
     propagation and ``4 D^2 + 3 D`` for the readout.
     """
 
@@ -379,7 +386,9 @@ class SRGNN(Encoder):
         def init(key: Array, shape: tuple[int, ...], kind: Any = jnp.float32) -> Array:
             return jax.random.uniform(key, shape, kind, -bound, bound)
 
-        x = ItemEmbedding(self.spec, config.width, init, self.shards, name="items")(batch.items)
+        x = ItemEmbedding(self.spec, config.width, init, self.shards, config.item_delta, name="items")(
+            batch.items
+        )
         x = Dropout(config.dropout)(x, train)
         weights = self._weights(init)
         sessions = relate(jnp.asarray(batch.items), jnp.asarray(batch.segments))
@@ -400,9 +409,9 @@ class SRGNN(Encoder):
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """Return the candidates' vectors float32[V+1, D]."""
-        return ItemTable(params["items"]["table"], None, self.shards)
+        return ItemTable(input_vectors(self, params), None, self.shards)
 
     def parameter_count(self) -> int:
         """Count the parameters by the formula in the class docstring."""
         width = self.config.width
-        return (self.n_items + 1 + self.spec.n_special) * width + 15 * width**2 + 13 * width
+        return input_count(self) + 15 * width**2 + 13 * width

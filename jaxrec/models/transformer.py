@@ -113,6 +113,11 @@ class TransformerConfig(AttentiveEncoderConfig):
         """Whether the last states are normalised once more."""
         return self.block != "post-norm" if self.final_norm == "auto" else self.final_norm == "on"
 
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Whether one table serves input and output; see `EncoderConfig`."""
+        return not self.separate_output
+
     def build(self, spec: DataSpec) -> Transformer:
         """Build the encoder for data of these sizes."""
         self.check_spec(spec)
@@ -172,7 +177,9 @@ class Transformer(AttentiveEncoder):
                 "states of padding differ between histories; choose --encoder.padding-keys zero or none, or another "
                 "task"
             )
-        embed = ItemEmbedding(self.spec, config.width, self._table_init(), self.shards, name="items")
+        embed = ItemEmbedding(
+            self.spec, config.width, self._table_init(), self.shards, config.item_delta, name="items"
+        )
         x = embed(batch.items)
         if config.scale_embeddings:
             x = x * config.width**0.5

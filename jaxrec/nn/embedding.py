@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Int
 
 from jaxrec.nn.layers import Initializer
@@ -38,34 +39,83 @@ class ItemEmbedding(nn.Module):
     ``(V + 1 + n_special) * D`` parameters; row 0 is padding, zero and untrained. Tokens beside the items (ids above V)
     have a table of their own, since the items' table is also the candidates'.
 
+    With vectors of the dataset the table holds the changes that items are allowed (`content_vectors`), from zero; beside it
+    are the vectors ``content`` [V+1, C] and ``known`` [V+1], filled from the dataset, and ``content_kernel`` [C, D].
+
     The rows are gathered in float32. Casting the table before the gather would make its gradient accumulate in the
     compute precision, and in bfloat16 a popular item's sum of unit gradients stops at 256.
+
+    Attributes:
+      spec: sizes of the data.
+      width: D.
+      table_init: initialiser of the tables.
+      shards: placement of the item tables on a mesh, or None on one device.
+      delta: largest norm of an item's own change where the dataset has vectors; 0 = no change, and no table.
     """
 
     spec: DataSpec
     width: int
     table_init: Initializer
     shards: ItemShards | None = None
+    delta: float = 0.0
 
     @nn.compact
     def __call__(self, items: Int[Array, ...]) -> Float[Array, "... D"]:
         """Look up the vectors [..., D] of ``items`` int32[...]."""
+        # "fill" answers an id beyond the table with NaN where plain indexing would silently take the last row.
+        take = partial(jnp.take, axis=0, mode="fill") if self.shards is None else self.shards.take
+        n_items, n_special = self.spec.n_items, self.spec.n_special
+        tables, kernel = self._tables()
+
+        def look_up(items: Array) -> Array:
+            rows = {name: take(table, items) for name, table in tables.items()}
+            return rows["table"] if kernel is None else content_vectors({**rows, **kernel}, self.delta)
+
+        if not n_special:
+            return jnp.where((items > 0)[..., None], look_up(items), 0.0)
+        special = self.param("special", self.table_init, (n_special, self.width), jnp.float32)
+        is_item = items <= n_items
+        vectors = look_up(jnp.where(is_item, items, 0))
+        tokens = jnp.take(special, jnp.where(is_item, 0, items - (n_items + 1)), axis=0, mode="fill")
+        vectors = jnp.where(is_item[..., None], vectors, tokens)
+        return jnp.where((items > 0)[..., None], vectors, 0.0)
+
+    def _tables(self) -> tuple[dict[str, Array], dict[str, Array] | None]:
+        """Declare the arrays with a row per item, and the kernel of the dataset's vectors or None."""
 
         def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
             return self.table_init(key, shape, dtype).at[0].set(0.0)
 
-        n_items, n_special = self.spec.n_items, self.spec.n_special
-        table = item_parameter(self, "table", init, n_items, self.shards, self.width)
-        # "fill" answers an id beyond the table with NaN where plain indexing would silently take the last row.
-        take = partial(jnp.take, axis=0, mode="fill") if self.shards is None else self.shards.take
-        if not n_special:
-            return jnp.where((items > 0)[..., None], take(table, items), 0.0)
-        special = self.param("special", self.table_init, (n_special, self.width), jnp.float32)
-        is_item = items <= n_items
-        vectors = take(table, jnp.where(is_item, items, 0))
-        tokens = jnp.take(special, jnp.where(is_item, 0, items - (n_items + 1)), axis=0, mode="fill")
-        vectors = jnp.where(is_item[..., None], vectors, tokens)
-        return jnp.where((items > 0)[..., None], vectors, 0.0)
+        def declare(name: str, init: Initializer, *size: int) -> Array:
+            return item_parameter(self, name, init, self.spec.n_items, self.shards, *size)
+
+        width, vector_width, zeros = self.width, self.spec.vector_width, nn.initializers.zeros_init()
+        if not vector_width:
+            return {"table": declare("table", init, width)}, None
+        tables = {"table": declare("table", zeros, width)} if self.delta else {}
+        # Drawn here, where no dataset is at hand; `jaxrec.training.item_content` puts the dataset's in their place.
+        tables["content"] = declare("content", zeros, vector_width)
+        tables["known"] = declare("known", nn.initializers.ones_init())
+        kernel = self.param("content_kernel", self.table_init, (vector_width, width), jnp.float32)
+        return tables, {"content_kernel": kernel}
+
+
+def content_vectors(params: Mapping[str, Array], delta: float) -> Array:
+    """Vectors float32[..., D] of items: ``content W``, plus for known items a change of norm at most ``delta``.
+
+    Args:
+      params: ``content`` [..., C], ``known`` [...] (1 where training has the item, else 0), ``content_kernel`` [C, D], and
+        with ``delta`` above 0 the changes ``table`` [..., D]; a longer one is shortened to the norm ``delta``.
+      delta: largest norm of a change.
+    """
+    content = lax.stop_gradient(params["content"])
+    vectors = jnp.einsum("...c,cd->...d", content, params["content_kernel"])
+    if not delta:
+        return vectors
+    change, known = params["table"], lax.stop_gradient(params["known"])
+    squares = jnp.sum(jnp.square(change), axis=-1)
+    shortened = delta * lax.rsqrt(jnp.maximum(squares, jnp.float32(delta**2)))
+    return vectors + (known * shortened)[..., None] * change
 
 
 def sinusoids(length: int, width: int) -> Float[Array, "L D"]:

@@ -17,6 +17,7 @@ class DataSpec:
       n_users: U, users of the dataset, with indices 0..U-1.
       n_attributes: A, attributes of items, with ids 1..A; 0 where the dataset has none.
       n_special: tokens beside the items (such as a mask), with ids V+1..V+n_special; they are never candidates.
+      vector_width: C, numbers in the vector that the dataset has for each item; 0 where it has none.
       has_timestamps: whether ``Batch.timestamps`` is given.
     """
 
@@ -26,4 +27,5 @@ class DataSpec:
     n_users: int = 0
     n_attributes: int = 0
     n_special: int = 0
+    vector_width: int = 0
     has_timestamps: bool = False

@@ -210,7 +210,12 @@ def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: Num[np.ndar
         offsets=np.zeros(1, np.int64),
         user_ids=(),
         timestamps=None,
-        meta={"name": dataset.name, "source_fingerprint": dataset.fingerprint},
+        item_vectors=None,  # the checkpoint has them
+        meta={
+            "name": dataset.name,
+            "source_fingerprint": dataset.fingerprint,
+            **({"vector_width": dataset.vector_width} if dataset.vector_width else {}),
+        },
         check_content=True,
     )
     unfinished = run / f"{CATALOGUE}.unfinished"

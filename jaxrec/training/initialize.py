@@ -9,10 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxrec.errors import CheckpointError
-from jaxrec.training.run_directory import restore_best, run_config
+from jaxrec.config import RunConfig
+from jaxrec.data.dataset import SequenceDataset, open_dataset
+from jaxrec.errors import CheckpointError, ConfigError
+from jaxrec.nn.spec import DataSpec
+from jaxrec.optim import is_frozen
+from jaxrec.training.run_directory import CATALOGUE, restore_best, run_config
 from jaxrec.training.setup import TrainingSetup, build_task, data_spec
 from jaxrec.training.state import Params
 from jaxrec.training.trees import flatten, path_name
@@ -34,6 +39,7 @@ class Initialization:
       fresh: names of the arrays that were drawn anew.
       unused: names of the arrays of the source that have no counterpart.
       seeds: seed of the source that each seed of the new run starts from.
+      items: numbers of items that were matched and of those that start fresh, or None where the dataset is the same.
     """
 
     params: Params
@@ -42,12 +48,15 @@ class Initialization:
     fresh: list[str]
     unused: list[str]
     seeds: list[int]
+    items: tuple[int, int] | None = None
 
     def summary(self) -> str:
         """One line for people: what was copied, what is fresh, what was left behind."""
         parts = [
             f"{len(self.copied)} arrays copied from {self.source} (seeds {', '.join(map(str, self.seeds))})"
         ]
+        if self.items is not None:
+            parts.append(f"{self.items[0]} items matched by id, {self.items[1]} new")
         parts += [f"fresh: {', '.join(self.fresh)}"] if self.fresh else []
         parts += [f"not used: {', '.join(self.unused)}"] if self.unused else []
         return "; ".join(parts)
@@ -57,7 +66,8 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
     """Replace the encoder's parameters by the best ones of the run in ``source``.
 
     Args:
-      source: directory of a run of the same dataset with the same encoder; rates of dropout may differ.
+      source: directory of a run with the same encoder; rates of dropout may differ. Of the same dataset, or with
+        ``training.init_items`` "match" of one that shares items.
       params: fresh parameters of the new run, every array with a leading axis of seeds.
       setup: of the new run.
 
@@ -66,21 +76,33 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
       CheckpointError: the run has no usable checkpoint, is of another dataset, or has another encoder; the message
         names the arrays and sizes that differ.
     """
-    saved, _ = run_config(source)
-    task = build_task(saved, data_spec(saved, setup.dataset), setup.mesh)
-    stacked = restore_best(source, task, saved.training.seeds, setup.dataset.fingerprint)
+    saved, record = run_config(source)
+    match = setup.config.training.init_items == "match" and bool(record)
+    catalogue = _catalogue(source) if match else setup.dataset
+    task = build_task(saved, _spec(saved, catalogue, setup), setup.mesh)
+    fingerprint = None if match else setup.dataset.fingerprint
+    stacked = restore_best(source, task, saved.training.seeds, fingerprint)
     old, new = flatten(stacked), flatten(params)
-    copied = [name for name in new if not belongs_to_task(name)]
-    _check_same_encoder(source, old, new)
+    copied = [name for name in new if not belongs_to_task(name) and not is_frozen(name.split("/"))]
+    tables = setup.sharding.parameter_tables() if match else {}
+    _check_same_encoder(source, old, new, tables)
+    rows = _matching_rows(catalogue, setup) if match else None
     saved_seeds = list(saved.training.seeds)
     index = [saved_seeds.index(seed) if seed in saved_seeds else 0 for seed in setup.config.training.seeds]
 
     def merged(stacked: Params, params: Params) -> Params:
-        rows = flatten(stacked)
+        theirs = flatten(stacked)
 
         def pick(path: Any, leaf: Array) -> Array:
             name = path_name(path)
-            return rows[name][jnp.asarray(index)] if name in copied else leaf
+            if name not in copied:
+                return leaf
+            taken = theirs[name][jnp.asarray(index)]
+            if rows is None or name not in tables:
+                return taken
+            place = jnp.asarray(np.pad(rows, (0, leaf.shape[1] - len(rows)), constant_values=-1))
+            mask = (place >= 0).reshape(1, -1, *(1,) * (leaf.ndim - 2))
+            return jnp.where(mask, jnp.take(taken, jnp.maximum(place, 0), axis=1), leaf)
 
         return jax.tree_util.tree_map_with_path(pick, params)
 
@@ -90,17 +112,53 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
         params=jax.jit(merged, out_shardings=place)(stacked, params),
         source=source,
         copied=copied,
-        fresh=[name for name in new if name not in copied],
+        fresh=[name for name in new if name not in copied and not is_frozen(name.split("/"))],
         unused=[name for name in old if name not in new],
         seeds=[saved_seeds[i] for i in index],
+        items=None if rows is None else (int((rows[1:] >= 0).sum()), int((rows[1:] < 0).sum())),
     )
 
 
-def _check_same_encoder(source: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Reject a source whose encoder has other arrays, apart from those of its task."""
+def _catalogue(source: Path) -> SequenceDataset:
+    """Items of a finished run."""
+    if not (source / CATALOGUE).is_dir():
+        raise ConfigError(
+            f"--training.init-items match needs the catalogue of a finished run: got {source} without one; finish it with "
+            f"jaxrec train --workdir {source} --resume"
+        )
+    return open_dataset(source / CATALOGUE)
+
+
+def _spec(saved: RunConfig, catalogue: SequenceDataset, setup: TrainingSetup) -> DataSpec:
+    """Sizes of the source; users and times are those of the new run."""
+    spec = data_spec(saved, catalogue)
+    return dataclasses.replace(spec, n_users=setup.task.spec.n_users, has_timestamps=True)
+
+
+def _matching_rows(catalogue: SequenceDataset, setup: TrainingSetup) -> np.ndarray:
+    """int32[V+1], the row of the source for each item, or -1; row 0 is padding in both.
+
+    Raises:
+      CheckpointError: no item is in both.
+    """
+    rows = catalogue.item_indices(setup.dataset.item_ids).astype(np.int32)
+    if not rows.any():
+        raise CheckpointError(
+            f"--training.init-items match found no item of {setup.dataset.name!r} in the run's catalogue (the first ids "
+            f"are {setup.dataset.item_ids[0]!r} and {catalogue.item_ids[0]!r}): give data with the same ids"
+        )
+    return np.concatenate([np.zeros(1, np.int32), np.where(rows > 0, rows, -1)])
+
+
+def _check_same_encoder(
+    source: Path, old: Mapping[str, Any], new: Mapping[str, Any], tables: Mapping[str, int]
+) -> None:
+    """Reject a source whose encoder has other arrays, apart from those of its task and the length of ``tables``."""
 
     def size(arrays: Mapping[str, Any], name: str) -> str:
-        return "x".join(map(str, arrays[name].shape[1:])) if name in arrays else "absent"
+        if name not in arrays:
+            return "absent"
+        return "x".join(map(str, arrays[name].shape[2 if name in tables else 1 :])) or "number"
 
     names = [name for name in {**new, **old} if not belongs_to_task(name)]
     problems = [

@@ -27,6 +27,7 @@ from jaxrec.training.distributed import decided, highest, is_first
 from jaxrec.training.feed import Chunk, ChunkFeed
 from jaxrec.training.host_state import HostState
 from jaxrec.training.initialize import Initialization, initialize_from
+from jaxrec.training.item_content import with_content
 from jaxrec.training.logging import MetricsLog, ProgressBar, StopRequest
 from jaxrec.training.run_directory import check_record, claim_directory_together, first_parameters, run_lock
 from jaxrec.training.setup import Schedule, TrainingSetup, prepare
@@ -227,6 +228,7 @@ def _begin(
         out_shardings=sharding.shardings(),
     )
     state = make_state(seeds)
+    state = state._replace(params=with_content(state.params, setup.split, sharding))
     best = jax.tree.map(jnp.copy, state.params)
     if store is not None and store.steps():
         check_record(store.record(), config, setup.dataset)

@@ -46,6 +46,8 @@ RESUMABLE = (
 
 #: Folder of a run for the run of its first stage.
 PRETRAINING = "pretraining"
+#: Inside a run directory: the items' ids, titles and attributes, without any user.
+CATALOGUE = "catalogue"
 #: File whose lock the writing process holds.
 LOCK = ".lock"
 _claims: set[Path] = set()

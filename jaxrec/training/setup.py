@@ -22,6 +22,7 @@ from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.ranker import EncoderRanker, RankingData
 from jaxrec.models import DataSpec, Encoder
+from jaxrec.optim import trained_mask
 from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import Resources, Task
 from jaxrec.training.feed import HostLog, RelativeSeconds, device_memory, is_resident
@@ -134,6 +135,11 @@ class TrainingSetup(ModelSetup):
 
 def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> Task:
     """Build the task of a run with its encoder, whose item tables lie on ``mesh``."""
+    if spec.vector_width and not config.encoder.reads_item_vectors:
+        raise ConfigError(
+            "--data.item-vectors needs an encoder that reads them: expected transformer, gru4rec or srgnn, without "
+            f"--encoder.separate-output; got {type(config.encoder).__name__}. Leave the vectors out, or choose another"
+        )
     encoder = config.encoder.build(spec)
     rows_per_group = getattr(getattr(config.encoder, "attention", None), "rows_per_group", 0)
     if mesh is not None and mesh.shape[DATA] > 1 and rows_per_group:
@@ -202,6 +208,8 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
             warnings.warn(message, stacklevel=2)
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(schedule.total_steps)
+    if task.spec.vector_width:
+        optimizer = optax.masked(optimizer, trained_mask)
     # Shapes alone, to reject before any compute what cannot work.
     state = jax.eval_shape(lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0))
     config.objective.build(jax.eval_shape(task.encoder.item_table, state.params))
@@ -226,6 +234,7 @@ def data_spec(config: RunConfig, dataset: SequenceDataset) -> DataSpec:
         n_users=dataset.n_users,
         n_attributes=0 if dataset.attributes is None else dataset.attributes.n_attributes,
         n_special=config.task.n_special,
+        vector_width=dataset.vector_width,
         has_timestamps=dataset.timestamps is not None,
     )
 

@@ -140,6 +140,10 @@ class StateSharding:
             "table_rows": self.task.spec.n_items + 1,
         }
 
+    def parameter_tables(self) -> dict[str, int]:
+        """See `ParameterSharding.tables`."""
+        return ParameterSharding(self.task).tables()
+
     def local_rows(self, batch_size: int) -> slice:
         """Rows of every batch that lie on devices of this process."""
         if self.mesh is None:

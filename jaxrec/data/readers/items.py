@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -51,7 +51,9 @@ def read_items(
     """
     table = config.item_table or None if table is None else table
     attributes = config.item_attributes or None if attributes is None else attributes
-    columns = (config.item_id_column, config.title_column, config.attribute_columns)
+    # A file of vectors has a column of ids, too.
+    id_column = "" if config.item_vectors else config.item_id_column
+    columns = (id_column, config.title_column, config.attribute_columns)
     if table is None and any(columns):
         raise DataError(
             "--data.item-id-column, --data.title-column and --data.attribute-columns need --data.item-table, "
@@ -67,6 +69,54 @@ def read_items(
         else _column_attributes(frame, config)
         if frame is not None and config.attribute_columns
         else None,
+    )
+
+
+class NewItems(NamedTuple):
+    """Rows of a table of items; ``attributes`` and ``similar`` are lists of names, and each is None where it is absent."""
+
+    ids: list[str]
+    titles: list[str] | None
+    attributes: list[list[str]] | None
+    similar: list[list[str]] | None
+
+
+def read_new_items(config: DataConfig, table: Any) -> NewItems:
+    """Read a table of items that a catalogue does not have.
+
+    Args:
+      config: names of its columns.
+      table: a file, or a Polars, pandas or pyarrow table.
+
+    Raises:
+      DataError: a file or column is missing or unusable, there is no item, or an id is empty or given twice.
+    """
+    frame = _open(table, config)
+    ids = [name.strip() for name in _text(frame, _id_column(frame, config), "id")]
+    empty = next((row for row, name in enumerate(ids) if not name), None)
+    if not ids or empty is not None:
+        where = "no row" if empty is None else f"an empty id in row {empty + 1}"
+        raise DataError(f"the table of new items must have an id in every row, got {where}")
+    if len(set(ids)) != len(ids):
+        twice = next(name for row, name in enumerate(ids) if name in ids[:row])
+        raise DataError(f"the table of new items must name each item once, got {twice!r} again")
+
+    def lists(columns: Sequence[str]) -> list[list[str]] | None:
+        if not columns:
+            return None
+        rows: list[list[str]] = [[] for _ in ids]
+        for column in columns:
+            for row, cell in zip(rows, _text(frame, column, "attribute"), strict=True):
+                parts = cell.split(config.attribute_separator) if config.attribute_separator else [cell]
+                row.extend(part.strip() for part in parts if part.strip())
+        return rows
+
+    titles = _titles(frame, config)
+    return NewItems(
+        ids,
+        None if titles is None else list(titles(ids)),
+        lists(config.attribute_columns),
+        lists(["similar"] if "similar" in frame.columns else []),
     )
 
 

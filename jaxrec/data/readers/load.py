@@ -41,6 +41,7 @@ from jaxrec.data.readers.tables import (
 )
 from jaxrec.data.readers.text import TextLayout, read_text
 from jaxrec.data.readers.times import TimeUnit
+from jaxrec.data.readers.vectors import attach_vectors
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.options import Range, option_name, validate
 
@@ -51,7 +52,10 @@ LOADERS = "jaxrec.datasets"
 IN_MEMORY = "(a dataset in memory)"
 
 #: Options that apply to a finished dataset too; the others need a raw log.
-_OF_FINISHED = ("source", "name", "first_of_pair", "filter", "min_interactions", "verify")
+_OF_FINISHED = (
+    *("source", "name", "first_of_pair", "filter", "min_interactions", "verify"),
+    *("item_vectors", "vector_column", "vector_ids", "missing_vectors", "item_id_column"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,11 @@ class DataConfig:
       attribute_columns: its columns of attributes, such as genres.
       attribute_separator: between the attributes of one cell, as in "Crime|Drama"; empty = one attribute per cell.
       item_attributes: a JSON file {item id: [attribute, ...]}, the form of S3-Rec; empty = none.
+      item_vectors: a vector for each item, for encoders that read them: a Parquet file with a column of lists, a .npy file
+        with ``vector_ids``, or "attributes" (1 where an item has an attribute); empty = none.
+      vector_column: of a Parquet file of vectors: the column of lists; empty = the only one.
+      vector_ids: of a .npy file of vectors: a text file with the item id of each row, one per line.
+      missing_vectors: of items without a vector: "error" rejects the data, "zero" gives them zeros.
       archive: of a public dataset: its downloaded files; empty = in the data directory (JAXREC_DATA).
       rule: of a public dataset: the filter of a paper; empty = its first rule.
       other_edition: accept an archive whose checksum is not the published one.
@@ -113,6 +122,10 @@ class DataConfig:
     attribute_columns: tuple[str, ...] = ()
     attribute_separator: str = "|"
     item_attributes: str = ""
+    item_vectors: str = ""
+    vector_column: str = ""
+    vector_ids: str = ""
+    missing_vectors: Literal["error", "zero"] = "error"
     archive: tuple[str, ...] = ()
     rule: str = ""
     other_edition: bool = False
@@ -219,7 +232,7 @@ def load_dataset(
             config = config.replace(**{name: os.fspath(value)})
         elif value is not None:
             tables[name] = value
-    dataset = _load(source, config, tables)
+    dataset = attach_vectors(_load(source, config, tables), config)
     if tables or not isinstance(source, (str, os.PathLike)):
         return dataset
     return dataset.with_meta({LOADED_WITH: {"options": config.changed(), "fingerprint": dataset.fingerprint}})

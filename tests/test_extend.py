@@ -1,0 +1,159 @@
+"""New items in a trained run."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+import jaxrec
+from jaxrec.cli.main import main
+from jaxrec.data import DataConfig, load_dataset
+from jaxrec.errors import DataError
+from jaxrec.extend import extend_run
+from jaxrec.presets import named_config
+from jaxrec.runs import Run
+from jaxrec.training.trees import flatten
+from tests.helpers import replace, small_config, small_dataset
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+GENRES = [["even" if i % 2 == 0 else "odd", f"block-{i // 10}"] for i in range(40)]
+CONFIG = small_config(training={"epochs": 2, "seeds": (0, 1)}, encoder={"item_bias": True})
+
+
+def dataset_with(**options):
+    base = small_dataset()
+    log = {
+        "user_id": np.repeat(base.user_ids.tolist(), base.lengths),
+        "item_id": [base.item_ids[i - 1] for i in base.items],
+        "timestamp": base.timestamps,
+    }
+    genres = {f"i{i}": row for i, row in enumerate(GENRES)}
+    titles = pl.DataFrame({"item_id": list(genres), "title": [f"Item {name}" for name in genres]})
+    return load_dataset(log, item_attributes=genres, item_table=titles, **options)
+
+
+DATASET = dataset_with()
+NEW = pl.DataFrame(
+    {
+        "item_id": ["new-1", "new-2"],
+        "title": ["First", "Second"],
+        "genres": ["even|block-1|strange", "odd"],
+    }
+)
+COLUMNS = DataConfig(attribute_columns=("genres",))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("extend") / "run"
+    jaxrec.fit(DATASET, CONFIG, workdir, progress=False)
+    return Run(workdir, DATASET)
+
+
+@pytest.fixture(scope="module")
+def grown(run, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("grown") / "run"
+    return extend_run(run, NEW, workdir, data=COLUMNS, neighbours=4), Run(workdir)
+
+
+def test_old_rows_stay_to_the_bit_and_new_ones_are_means(run, grown):
+    extension, after = grown
+    before, now = flatten(run.best_params), flatten(after.best_params)
+    assert set(before) == set(now)
+    for name, old in before.items():
+        table = name in ("items/table", "item_bias")
+        np.testing.assert_array_equal(now[name][:, : old.shape[1]] if table else now[name], old)
+        assert now[name].shape[1] == old.shape[1] + (2 if table else 0)
+    close = [after.dataset.item_index(name) for name in extension.neighbours["new-1"]]
+    assert extension.by == "attributes"
+    assert [after.dataset.item_ids[i - 1] for i in close] == ["i10", "i12", "i14", "i16"]
+    np.testing.assert_allclose(
+        now["items/table"][:, -2], before["items/table"][:, np.array(close)].mean(axis=1), atol=1e-7
+    )
+
+
+def test_the_grown_run_ranks_the_new_items(grown):
+    _, after = grown
+    recommender = jaxrec.Recommender.load(after.path)
+    answer = recommender.recommend([["i10", "i12"]], k=42, remove_seen=False)[0]
+    assert {"new-1", "new-2"} <= set(answer.items)
+    assert answer.titles[answer.items.index("new-1")] == "First"
+    assert recommender.recommend([["new-1"]], k=3)[0].unknown == []
+    assert after.results["dataset"]["items"] == DATASET.n_items + 2
+    assert after.results["training"]["steps"] == 0
+    assert after.dataset.attributes.names[-1] == "strange"
+    assert after.dataset.attributes.n_attributes == DATASET.attributes.n_attributes + 1
+    assert after.evaluate("test")[0].metrics["HR@5"] == pytest.approx(
+        after.results["metrics"]["HR@5"]["values"][0]
+    )
+
+
+def test_rows_follow_named_and_close_items(run, grown, tmp_path):
+    named = pl.DataFrame({"item_id": ["n"], "similar": ["i3|i5"]})
+    extension = extend_run(run, named, tmp_path / "named")
+    assert (extension.by, extension.neighbours) == ("similar", {"n": ["i3", "i5"]})
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        ({"item_id": ["i3"], "genres": ["odd"]}, COLUMNS, r"1 of 1 are in the catalogue .* first 'i3'"),
+        ({"item_id": ["n", "n"], "genres": ["odd", "odd"]}, COLUMNS, r"name each item once, got 'n' again"),
+        ({"item_id": ["n"]}, DataConfig(), r"nothing to make the rows of"),
+        ({"item_id": ["n"], "similar": ["i3|x9"]}, DataConfig(), r"for 'n', got the unknown id 'x9'"),
+        ({"item_id": ["n"], "genres": ["strange"]}, COLUMNS, r"item 'n' of --items shares nothing"),
+        ({"item_id": [""], "genres": ["odd"]}, COLUMNS, r"an empty id in row 1"),
+        ({"item_id": ["n"]}, COLUMNS, r"'genres' is not in the item table"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(run, tmp_path, table, options, message):
+    with pytest.raises(DataError, match=message):
+        extend_run(run, pl.DataFrame(table), tmp_path / "out", data=options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_item_vectors_needs_no_neighbours(tmp_path, capsys):
+    dataset = dataset_with(item_vectors="attributes")
+    config = replace(CONFIG, training={"seeds": (0,)}, encoder={"item_bias": False})
+    dataset.save(tmp_path / "data")
+    jaxrec.fit(load_dataset(str(tmp_path / "data")), config, tmp_path / "run", progress=False)
+    rows = [[1.0 if name in ("odd", "block-3") else 0.0 for name in dataset.attributes.names]]
+    pl.DataFrame({"item_id": ["n"], "v": rows}).write_parquet(tmp_path / "v.parquet")
+    (tmp_path / "new.csv").write_text("item_id,title\nn,New\n")
+    words = [
+        "extend",
+        str(tmp_path / "run"),
+        "--items",
+        str(tmp_path / "new.csv"),
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    assert main(words) == 1
+    assert "--data.item-vectors FILE" in capsys.readouterr().err
+    assert main([*words, "--data.item-vectors", str(tmp_path / "v.parquet")]) == 0
+    before, after = Run(tmp_path / "run"), Run(tmp_path / "b")
+    table = np.asarray(after.encoder.item_table(after.params()).vectors)
+    old = np.asarray(before.encoder.item_table(before.params()).vectors)
+    np.testing.assert_array_equal(
+        flatten(after.params())["items/table"][:-1], flatten(before.params())["items/table"]
+    )
+    np.testing.assert_allclose(table[:-1], old, atol=1e-7)
+    twin = dataset.item_index("i31")  # of the same attributes
+    change = np.asarray(after.params()["items"]["table"])[twin]
+    np.testing.assert_allclose(table[-1], old[twin] - change, atol=1e-5)
+    narrow = pl.DataFrame({"item_id": ["n"], "v": [[1.0, 2.0]]})
+    narrow.write_parquet(tmp_path / "narrow.parquet")
+    with pytest.raises(DataError, match=r"vectors of 6 numbers as the run's are, got 2"):
+        extend_run(
+            before,
+            pl.DataFrame({"item_id": ["n"]}),
+            tmp_path / "c",
+            data=DataConfig(item_vectors=str(tmp_path / "narrow.parquet")),
+        )
+    config = named_config(str(tmp_path / "b")).updated(
+        {"training.init_from": str(tmp_path / "b"), "training.init_items": "match", "training.epochs": 1}
+    )
+    assert jaxrec.fit(None, config, progress=False).results["training"]["steps"] > 0
