@@ -18,6 +18,7 @@ from jaxrec.data.readers.vectors import ATTRIBUTES, attribute_vectors, unit_rows
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.reporting.results import write_run
 from jaxrec.runs import Run
+from jaxrec.sharding import MeshConfig
 from jaxrec.training.adopt import adopt
 from jaxrec.training.run_directory import run_lock
 from jaxrec.training.state_sharding import ParameterSharding
@@ -118,6 +119,7 @@ def _config(config: RunConfig, workdir: Path) -> RunConfig:
     return dataclasses.replace(
         config,
         data=DataConfig(source=str(workdir / DATASET)),
+        mesh=MeshConfig(),
         training=dataclasses.replace(config.training, init_from=""),
     )
 
@@ -151,8 +153,8 @@ def _content(
         bare = np.flatnonzero(~vectors.any(axis=1))
         if len(bare):
             raise DataError(
-                f"item {new.ids[int(bare[0])]!r} of --items has no attribute that the run knows, and the run makes its items of "
-                "attributes: name some in the columns that --data.attribute-columns gives"
+                f"item {new.ids[int(bare[0])]!r} of --items has no attribute that the run knows, and the run makes its items "
+                "of attributes: name some in the columns that --data.attribute-columns gives"
             )
         return vectors
     if not data.item_vectors:
@@ -179,10 +181,7 @@ def _neighbours(
 ) -> tuple[By, list[np.ndarray]]:
     """Known items whose mean makes each new row."""
     if by == "auto":
-        if new.similar:
-            by = "similar"
-        else:
-            by = "vectors" if data.item_vectors else "attributes"
+        by = "similar" if new.similar else "vectors" if data.item_vectors else "attributes"
     if by == "similar":
         return by, [_named(old, new, row) for row in range(len(new.ids))]
     if by == "vectors":
@@ -199,7 +198,8 @@ def _neighbours(
     units = unit_rows(table)
     chosen = []
     for row in range(len(new.ids)):
-        closeness = units[: old.n_items] @ units[old.n_items + row]
+        # Rounded, so that equally close items are taken in their order.
+        closeness = np.round(units[: old.n_items] @ units[old.n_items + row], 6)
         if closeness.max() <= 0:
             raise DataError(
                 f"item {new.ids[row]!r} of --items shares nothing with any known item, by {by}: name similar items in a "

@@ -19,7 +19,7 @@ from tests.helpers import replace, small_config, small_dataset
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 GENRES = [["even" if i % 2 == 0 else "odd", f"block-{i // 10}"] for i in range(40)]
-CONFIG = small_config(training={"epochs": 2, "seeds": (0, 1)}, encoder={"item_bias": True})
+CONFIG = small_config(training={"epochs": 2}, encoder={"item_bias": True})
 
 
 def dataset_with(**options):
@@ -90,6 +90,7 @@ def test_the_grown_run_ranks_the_new_items(grown):
     )
 
 
+@pytest.mark.slow
 def test_rows_follow_named_and_close_items(run, grown, tmp_path):
     named = pl.DataFrame({"item_id": ["n"], "similar": ["i3|i5"]})
     extension = extend_run(run, named, tmp_path / "named")
@@ -117,7 +118,7 @@ def test_tables_that_cannot_be_used_are_refused(run, tmp_path, table, options, m
 @pytest.mark.slow
 def test_a_run_of_item_vectors_needs_no_neighbours(tmp_path, capsys):
     dataset = dataset_with(item_vectors="attributes")
-    config = replace(CONFIG, training={"seeds": (0,)}, encoder={"item_bias": False})
+    config = replace(CONFIG, encoder={"item_bias": False})
     dataset.save(tmp_path / "data")
     jaxrec.fit(load_dataset(str(tmp_path / "data")), config, tmp_path / "run", progress=False)
     rows = [[1.0 if name in ("odd", "block-3") else 0.0 for name in dataset.attributes.names]]
