@@ -153,7 +153,7 @@ def _content(
         bare = np.flatnonzero(~vectors.any(axis=1))
         if len(bare):
             raise DataError(
-                f"item {new.ids[int(bare[0])]!r} of --items has no attribute that the run knows, and the run makes its items "
+                f"item {new.ids[int(bare[0])]!r} of --items has no attribute that the run knows, and the run makes items "
                 "of attributes: name some in the columns that --data.attribute-columns gives"
             )
         return vectors

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import group_figures
+from jaxrec.config import NAMED_SECTIONS, RunConfig, from_dict
 from jaxrec.files import write_atomically
+from jaxrec.reporting.advice import next_steps
+from jaxrec.reporting.examples import Example
 from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import FitResult
 
@@ -80,13 +83,21 @@ def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
     return figure
 
 
-def write_page(results: dict[str, Any], figures: list[tuple[str, Path]], directory: Path) -> Path:
+def write_page(
+    results: dict[str, Any],
+    figures: list[tuple[str, Path]],
+    directory: Path,
+    examples: Sequence[Example] = (),
+    titles: bool = True,
+) -> Path:
     """Write one self-contained HTML page and return its path.
 
     Args:
       results: content of ``results.json``.
       figures: caption and file of each figure.
       directory: where ``report.html`` is written.
+      examples: users to show.
+      titles: whether the items have titles.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxrec", "reporting"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -97,8 +108,45 @@ def write_page(results: dict[str, Any], figures: list[tuple[str, Path]], directo
         label=model_label(results["config"]),
         metrics=list(results["metrics"]),
         figures=pictures,
-        config=json.dumps(results["config"], indent=2),
+        examples=list(examples),
+        steps=next_steps(results, directory, titles),
+        options=changed_options(results["config"]),
     )
     path = directory / "report.html"
     write_atomically(path, page)
     return path
+
+
+def changed_options(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Options of a configuration that differ from the default of their class: name, value, default.
+
+    Args:
+      config: as in ``results.json``.
+    """
+    given = from_dict(config)
+    default = RunConfig()
+    rows: list[tuple[str, str, str]] = []
+
+    def compare(section: Any, default: Any, path: str) -> None:
+        if type(section) is not type(default):
+            names = [NAMED_SECTIONS[path].label_of(type(part)) for part in (section, default)]
+            rows.append((f"--{path}", names[0], names[1]))
+            default = type(section)()
+        for field in dataclasses.fields(section):
+            value, usual = getattr(section, field.name), getattr(default, field.name)
+            name = f"{path}.{field.name}"
+            if dataclasses.is_dataclass(value):
+                compare(value, usual, name)
+            elif value != usual:
+                rows.append((f"--{name.replace('_', '-')}", _text(value), _text(usual)))
+
+    for field in dataclasses.fields(given):
+        compare(getattr(given, field.name), getattr(default, field.name), field.name)
+    return rows
+
+
+def _text(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "(none)"
+    return "(empty)" if value == "" else str(value)

@@ -19,6 +19,7 @@ from jaxrec.data.usage import data_usage
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.files import write_atomically
+from jaxrec.reporting.examples import example_users
 from jaxrec.reporting.html import model_label, write_figures, write_page
 from jaxrec.serving.recommender import save_catalogue
 from jaxrec.training.distributed import is_first
@@ -157,7 +158,8 @@ def write_run(fit: FitResult) -> dict[str, Any]:
         save_ranks(fit, fit.workdir / "ranks")
         save_catalogue(fit.setup.dataset, fit.workdir, fit.setup.split.item_counts)
         figures = write_figures(fit, results, fit.workdir)
-        write_page(results, figures, fit.workdir)
+        titles = fit.setup.dataset.item_titles is not None
+        write_page(results, figures, fit.workdir, example_users(fit), titles)
         # Written last and atomically: a results.json implies that all other files are complete.
         write_atomically(fit.workdir / "results.json", json.dumps(results, indent=2) + "\n")
     return results

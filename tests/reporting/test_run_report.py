@@ -1,5 +1,7 @@
 """Outputs of a finished run: results, ranks, figures, page and printed table."""
 
+import dataclasses
+import html
 import json
 import re
 import shutil
@@ -9,10 +11,14 @@ import numpy as np
 import pytest
 
 import jaxrec
+from jaxrec.config import to_dict
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.evaluation.metrics import over_seeds
+from jaxrec.models import GRU4RecConfig
 from jaxrec.reporting import results as results_module
-from jaxrec.reporting.html import model_label
+from jaxrec.reporting.advice import next_steps
+from jaxrec.reporting.examples import example_users
+from jaxrec.reporting.html import changed_options, model_label
 from jaxrec.reporting.results import format_metrics, hardware, versions
 from tests.helpers import small_config, small_dataset
 
@@ -135,3 +141,111 @@ def test_the_commit_is_marked_where_code_differs(tmp_path, monkeypatch):
     assert versions()["commit"] == commit
     (tmp_path / "new.py").write_text("two")
     assert versions()["commit"] == f"{commit}-dirty"
+
+
+def test_page_shows_users_drawn_at_random_with_what_was_held_out(run):
+    examples = example_users(run.fit)
+    page = html.unescape((run.workdir / "report.html").read_text())
+    assert len(examples) == 8
+    evaluation, cases = run.fit.test[0], run.fit.setup.split.cases("test")
+    ranks = {DATASET.user_ids[u]: rank for u, rank in zip(cases.users, evaluation.ranks, strict=True)}
+    recommender = jaxrec.Recommender.load(run.workdir)
+    for example in examples:
+        (target, rank), user = example.targets[0], DATASET.user_ids.tolist().index(example.user)
+        history = DATASET.history(user)[:-1]
+        ids = [DATASET.item_ids[i - 1] for i in history]
+        assert [item.id for item in example.history] == ids[-8:]
+        assert target.id == DATASET.item_ids[DATASET.history(user)[-1] - 1]
+        assert rank == ranks[example.user]
+        assert example.hit == (rank <= 10)
+        assert [item.id for item in example.recommendations] == recommender.recommend([ids], k=10)[0].items
+        assert f"<h3>User {example.user}</h3>" in page
+        assert f'<strong title="{target.id}">{target.label}</strong>, rank {rank}' in page
+    assert f"{sum(e.hit for e in examples)} have a held-out item" in page
+
+
+def test_page_names_options_and_next_steps(run):
+    page = (run.workdir / "report.html").read_text()
+    for option in ("--encoder.width", "--training.seeds", "--batches.max-length"):
+        assert f"<code>{option}</code>" in page
+    assert "--training.metric" not in page, "as by default"
+    assert f"jaxrec evaluate {run.workdir} --breakdown" in page
+
+
+def test_next_steps_follow_from_the_results(tmp_path):
+    results = {
+        "metrics": {"HR@10": {"mean": 0.2}, "NDCG@10": {"mean": 0.1}},
+        "baselines": {"popularity": {"HR@10": 0.1, "NDCG@10": 0.15}},
+        "seeds": [0],
+        "training": {"steps": 40, "best_steps": [40]},
+        "config": {"training": {"select": "best", "epochs": 5.0}, "optimizer": {"schedule": "constant"}},
+    }
+    steps = next_steps(results, tmp_path, titles=False)
+    text = " ".join(f"{step.reason} {step.command}" for step in steps)
+    assert steps[0].reason.startswith("No better than popularity in NDCG@10")
+    assert "--resume --training.epochs 10" in text
+    assert "--seeds 5" in text
+    assert "--data.item-table" in text
+    results["baselines"]["popularity"]["NDCG@10"] = 0.05
+    results |= {"seeds": [0, 1], "training": {"steps": 40, "best_steps": [20, 40]}}
+    results["config"]["training"]["select"] = "last"
+    text = " ".join(step.reason for step in next_steps(results, tmp_path, titles=True))
+    assert "No better" not in text
+    assert "too early" not in text
+    assert "One seed" not in text
+
+
+def test_changed_options_name_classes_and_values():
+    config = small_config(attention={"heads": 2}).updated({"encoder.block": "post-norm"})
+    options = {name: (value, default) for name, value, default in changed_options(to_dict(config))}
+    assert options["--encoder.attention.heads"] == ("2", "1")
+    assert options["--encoder.block"] == ("post-norm", "pre-norm")
+    gru = dataclasses.replace(config, encoder=GRU4RecConfig(hidden_width=16))
+    options = {name: (value, default) for name, value, default in changed_options(to_dict(gru))}
+    assert options["--encoder"] == ("gru4rec", "transformer")
+    assert options["--encoder.hidden-width"] == ("16", "128")
+
+
+@pytest.mark.slow
+def test_page_in_a_browser_on_a_phone_and_in_print(run, tmp_path):
+    browser = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    # A frame, since a headless window is at least 500 pixels wide.
+    shutil.copy(run.workdir / "report.html", tmp_path / "report.html")
+    (tmp_path / "phone.html").write_text(
+        '<iframe src="report.html" style="width:375px;height:800px;border:0"></iframe><script>onload = () => {'
+        "const page = frames[0].document, root = page.documentElement;"
+        "document.body.dataset.width = root.scrollWidth + '/' + frames[0].innerWidth;"
+        "document.body.dataset.users = page.querySelectorAll('.user ol').length;"
+        "document.body.dataset.pictures = [...page.images].filter(i => i.naturalWidth > 0).length;"
+        "document.body.dataset.small = [...page.querySelectorAll('p, li, td')].filter("
+        "e => parseFloat(frames[0].getComputedStyle(e).fontSize) < 12).length}</script>"
+    )
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path}/profile",
+    ]
+
+    def chromium(*words):
+        return subprocess.run(
+            [browser, *flags, *words], capture_output=True, text=True, timeout=120, check=True
+        ).stdout
+
+    dom = chromium("--dump-dom", (tmp_path / "phone.html").as_uri())
+    facts = dict(re.findall(r'data-(\w+)="([^"]*)"', dom))
+    assert facts == {"width": "375/375", "users": "8", "pictures": "3", "small": "0"}
+    chromium(
+        "--no-pdf-header-footer",
+        f"--print-to-pdf={tmp_path / 'page.pdf'}",
+        (tmp_path / "report.html").as_uri(),
+    )
+    pdf = (tmp_path / "page.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12

@@ -1,0 +1,86 @@
+"""Next steps after a run: commands that answer what its results leave open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Step(NamedTuple):
+    """A reason, and the command that follows from it ("" where it is no command)."""
+
+    reason: str
+    command: str
+
+
+def next_steps(results: dict[str, Any], directory: Path, titles: bool) -> list[Step]:
+    """List what to do with a finished run, the most urgent first.
+
+    Args:
+      results: content of ``results.json``.
+      directory: of the run.
+      titles: whether its items have titles.
+    """
+    steps = [*_doubts(results, directory)]
+    steps += [
+        Step(
+            "See for which users and items the model works, and whether it uses the order of interactions.",
+            f"jaxrec evaluate {directory} --breakdown --shuffle both",
+        ),
+        Step(
+            "Recommend for a history of your own.", f"jaxrec recommend {directory} --history ITEM ITEM -k 10"
+        ),
+        Step(
+            "Compare with another run: a paired test over users and seeds.",
+            f"jaxrec compare {directory} OTHER_RUN",
+        ),
+        Step(
+            "Add items that arrived since, without training.",
+            f"jaxrec extend {directory} --items new.csv --out {directory}-grown",
+        ),
+    ]
+    if not titles:
+        steps.append(
+            Step("The items have no titles, so lists show ids: load them with --data.item-table FILE.", "")
+        )
+    return steps
+
+
+def _doubts(results: dict[str, Any], directory: Path) -> list[Step]:
+    """What weakens the numbers of the page."""
+    metric = _metric(results)
+    model = results["metrics"][metric]["mean"]
+    steps = []
+    better = [name for name, values in results["baselines"].items() if values[metric] >= model]
+    if better:
+        steps.append(
+            Step(
+                f"No better than {', '.join(better)} in {metric}: check the data before tuning the model.",
+                "jaxrec audit DATA",
+            )
+        )
+    training = results["config"]["training"]
+    steps_done, best = results["training"]["steps"], results["training"]["best_steps"]
+    if steps_done and training["select"] == "best" and max(best) >= steps_done:
+        epochs = f"{2 * training['epochs']:g}"
+        steps.append(
+            Step(
+                "The last validation was the best one, so training ended too early.",
+                f"jaxrec train --workdir {directory} --resume --training.epochs {epochs}"
+                if results["config"]["optimizer"]["schedule"] == "constant"
+                else f"jaxrec train --preset {directory} --training.epochs {epochs} --workdir {directory}-longer",
+            )
+        )
+    if len(results["seeds"]) == 1:
+        steps.append(
+            Step(
+                "One seed: train five to know the spread.",
+                f"jaxrec train --preset {directory} --seeds 5 --workdir {directory}-five",
+            )
+        )
+    return steps
+
+
+def _metric(results: dict[str, Any]) -> str:
+    names = list(results["metrics"])
+    return next((name for name in ("NDCG@10", *names) if name in names), names[0])
