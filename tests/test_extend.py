@@ -68,6 +68,9 @@ def test_old_rows_stay_to_the_bit_and_new_ones_are_means(run, grown):
         assert now[name].shape[1] == old.shape[1] + (2 if table else 0)
     close = [after.dataset.item_index(name) for name in extension.neighbours["new-1"]]
     assert extension.by == "attributes"
+    assert (
+        "2 items added; the row of each is the mean of similar items, by attributes" in extension.lines()[0]
+    )
     equally_close = {after.dataset.item_index(f"i{i}") for i in (10, 12, 14, 16, 18)}
     assert close == sorted(equally_close)[:4], "in the order of the catalogue"
     np.testing.assert_allclose(

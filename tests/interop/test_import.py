@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import CheckpointError, ConfigError, DataError, RunExistsError
 from jaxrec.interop import FORMATS, ImportOptions, import_checkpoint, read_model, read_torch_file
 from jaxrec.interop.importing import item_rows
+from jaxrec.interop.unpickling import DataUnpickler, Storage
 from jaxrec.models import DataSpec
 from jaxrec.presets import named_config
 from jaxrec.runs import Run
@@ -154,6 +156,9 @@ def test_placeholders_of_a_package_do_nothing(tmp_path):
     zipped(path, b"cos\nsystem\n(S'touch planted'\ntR.")
     model = read_torch_file(FILES / "recbole.pth", inert=("recbole",))
     assert model.extra("config", "final_config_dict", "MODEL_INPUT_TYPE").args == (1,)
+    entries = b"crecbole.x\nThing\n)\x81(K\x01K\x02e(K\x03K\x04u."  # a list and a dict of another package
+    made = DataUnpickler(io.BytesIO(entries), ("recbole",), Storage).load()
+    assert (made.elements, made.get(3)) == ([1, 2], 4)
     with pytest.raises(CheckpointError, match=r"recbole\.config\.configurator\.Config"):
         read_torch_file(FILES / "recbole.pth")
     with pytest.raises(CheckpointError, match=r"os\.system"):

@@ -86,6 +86,7 @@ def test_candidates_are_content_plus_a_bounded_change(run):
 @pytest.mark.parametrize("bound", [0.0, 0.3])
 def test_inputs_and_candidates_share_the_vectors(config, bound):
     encoder = config(width=8, item_delta=bound).build(DataSpec(40, 16, vector_width=6))
+    assert encoder.config.reads_item_vectors
     task = CONFIG.task.build(encoder, CONFIG.objective)
     shapes = jax.eval_shape(lambda: initial_params(task, jnp.uint32(0)))
     generator = np.random.default_rng(0)
