@@ -106,13 +106,14 @@ def extend_run(
     arrays = _grown_arrays(opened, close, content, len(new.ids))
     workdir = Path(workdir)
     config = _config(opened.config, workdir)
-    origin = {"extended": str(opened.path), "items": len(new.ids), "by": by if content is None else "content"}
+    source = by if content is None else "content"
+    origin = {"extended": str(opened.path), "items": len(new.ids), "by": source}
     with run_lock(workdir):
         fit = adopt(config, arrays, dataset, workdir, origin, overwrite)
         save_dataset(dataset, workdir / DATASET)
         results = write_run(fit)
     names = [old.catalogue.original_ids(rows) for rows in close]
-    return Extension(results, list(new.ids), origin["by"], dict(zip(new.ids, names, strict=False)))
+    return Extension(results, list(new.ids), source, dict(zip(new.ids, names, strict=False)))
 
 
 def _config(config: RunConfig, workdir: Path) -> RunConfig:

@@ -15,9 +15,10 @@ from jaxrec.data.dataset import SequenceDataset, save_dataset
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.files import write_atomically
-from jaxrec.runs import CATALOGUE, ITEM_COUNTS, Run
+from jaxrec.runs import ITEM_COUNTS, Run
 from jaxrec.serving.lists import Lists
 from jaxrec.serving.requests import Prepared, Request, RequestReader, requests_of
+from jaxrec.training.run_directory import CATALOGUE
 from jaxrec.training.state import Params
 
 #: Entries of removed items in one call; requests with a list of allowed items remove all others.

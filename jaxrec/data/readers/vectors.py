@@ -155,6 +155,7 @@ def _read_parquet(path: Path, config: DataConfig, option: str) -> tuple[list[str
         required=True,
         option="--data.item-id-column",
     )
+    assert id_column is not None  # required=True
     ids = frame[id_column].cast(pl.String).to_list()
     lists = frame[column]
     lengths = (lists.list.len() if isinstance(frame.schema[column], pl.List) else lists.arr.len()).to_list()
