@@ -44,16 +44,18 @@ class Options:
       threads: threads of both engines.
       train: train some steps from the memory-mapped result of the last file.
       directory: folder of temporary files.
+      joined: files with the output of earlier calls, whose runs join the record; one call of an hour can so be several.
       record: name of the record; empty = none.
       notes: paragraphs for the record.
     """
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     engines: tuple[Engine, ...] = ("polars", "duckdb", "low-memory")
     memory_gib: float = 4.0
     threads: int = 1
     train: bool = False
     directory: str = ""
+    joined: tuple[Path, ...] = ()
     record: str = ""
     notes: tuple[str, ...] = ()
 
@@ -316,7 +318,14 @@ def main() -> None:
         print(json.dumps(outcome))
         return
     options = tyro.cli(Options, description=__doc__)
-    rows, trained = [], None
+    printed = [
+        json.loads(line)
+        for file in options.joined
+        for line in file.read_text().splitlines()
+        if line[:1] == "{"
+    ]
+    rows = [line for line in printed if "engine" in line]
+    trained = next((line for line in printed if "engine" not in line), None)
     for file in options.files:
         for engine in options.engines:
             with tempfile.TemporaryDirectory(dir=options.directory or None) as folder:
@@ -354,8 +363,8 @@ def write(options: Options, rows: list[dict[str, Any]], trained: dict[str, Any] 
     ]
     kept = f"{head['users']:,} users, {head['items']:,} items and {head['interactions']:,} interactions"
     body = [
-        f"{kept} remain in the {K}-core; all rows agree in every item and time. Threads: {options.threads}; DuckDB's limit of "
-        f"memory: {options.memory_gib:g} GiB.",
+        f"{kept} remain in the {K}-core; all runs agree in every item and time. Threads: {options.threads}; limit of "
+        f"memory of DuckDB: {options.memory_gib:g} GiB.",
         to_markdown(table),
     ]
     if trained is not None:
@@ -364,9 +373,9 @@ def write(options: Options, rows: list[dict[str, Any]], trained: dict[str, Any] 
             for key in ("data_mib", "split_peak_rss_mib", "peak_rss_mib", "peak_anonymous_mib")
         )
         body.append(
-            f"From the memory-mapped result ({size}): a temporal split took {trained['split_seconds']:.0f} s, with a peak of "
-            f"{after_split}. Then {trained['steps']} steps of streamed training and the ranking of {trained['test_cases']} test "
-            f"cases had a peak of {peak}, of which {anonymous} were no pages of files."
+            f"From the memory-mapped result ({size}): a temporal split took {trained['split_seconds']:.0f} s, with a peak "
+            f"of {after_split}. Then {trained['steps']} steps of streamed training and the ranking of "
+            f"{trained['test_cases']} test cases had a peak of {peak}, of which {anonymous} were no pages of files."
         )
     write_record(
         options.record,

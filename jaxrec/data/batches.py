@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxrec.errors import ConfigError
 from jaxrec.options import Range, validate
 
 PositionOrigin = Literal["start", "end"]
@@ -54,6 +55,9 @@ class BatchConfig:
       targets: train on all time steps, or on the last of each sequence only.
       prefixes_per_sequence: in prefix mode, prefixes of each sequence that an epoch draws; 0 = all.
       max_segments: most sequences in one row.
+      shares: equal parts of the log, user after user, from which the rows of every batch come in equal numbers, the first
+        rows from the first share. Of several processes each then reads its own shares only. It changes the batches, so it
+        belongs to the run, whatever the number of processes; a share that ends early repeats rows until the longest ends.
     """
 
     mode: Literal["packed", "padded", "prefix"] = "packed"
@@ -64,10 +68,15 @@ class BatchConfig:
     targets: Literal["all", "last"] = "all"
     prefixes_per_sequence: Annotated[int, Range("[0, inf)")] = 0
     max_segments: Annotated[int, Range("[1, inf)")] = 32
+    shares: Annotated[int, Range("[1, inf)")] = 1
 
     def __post_init__(self) -> None:
         """Check each option."""
         validate(self, "batches")
+        if self.batch_size % self.shares:
+            raise ConfigError(
+                f"--batches.batch-size must be a multiple of --batches.shares, got {self.batch_size} and {self.shares}"
+            )
 
     @property
     def last_only(self) -> bool:

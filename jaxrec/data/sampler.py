@@ -73,7 +73,8 @@ class Position(NamedTuple):
 class RowStream:
     """Endless rows: each epoch holds every sequence once, in an order that (seed, epoch) alone determine.
 
-    A batch may straddle two epochs, so that every batch is full and every chunk of steps has the same shape.
+    A batch may straddle two epochs, so that every batch is full and every chunk of steps has the same shape. With several
+    shares (`BatchConfig`) an epoch is whole batches, and shares that end early repeat rows.
 
     Args:
       starts: int64[U], start of each user's training part of the log.
@@ -98,6 +99,7 @@ class RowStream:
                 "no training sequence: expected at least one user with two training interactions, got none; "
                 "lower the filters or hold out fewer interactions"
             )
+        self._members = self._of_shares(starts, stops)
         self._plans: dict[int, Packing] = {}
         lengths = self._sequences.lengths
         first = self._plan(0)
@@ -126,20 +128,60 @@ class RowStream:
         with self._lock:
             if epoch in self._plans:
                 return self._plans[epoch]
-            config = self.config
-            generator = np.random.default_rng([self.seed, epoch])
-            order = generator.permutation(len(self._sequences.starts))
-            if config.mode == "prefix" and config.prefixes_per_sequence:
-                order = self._draw_prefixes(order)
-            if config.mode == "padded":
-                plan = Packing(order, np.arange(len(order) + 1))
+            if self._members is None:
+                generator = np.random.default_rng([self.seed, epoch])
+                plan = self._pack(generator.permutation(len(self._sequences.starts)), generator)
             else:
-                packed = best_fit(self._sequences.lengths[order], config.max_length, config.max_segments)
-                packed = packed.select(generator.permutation(len(packed.offsets) - 1))
-                plan = packed._replace(members=order[packed.members].astype(packed.members.dtype))
+                plan = self._pack_shares(self._members, epoch)
             self._plans = {e: planned for e, planned in self._plans.items() if abs(e - epoch) == 1}
             self._plans[epoch] = plan
             return plan
+
+    def _pack(self, order: np.ndarray, generator: np.random.Generator) -> Packing:
+        """Put sequences, in a random order, into rows in a random order."""
+        config = self.config
+        if config.mode == "prefix" and config.prefixes_per_sequence:
+            order = self._draw_prefixes(order)
+        if config.mode == "padded":
+            return Packing(order, np.arange(len(order) + 1))
+        packed = best_fit(self._sequences.lengths[order], config.max_length, config.max_segments)
+        packed = packed.select(generator.permutation(len(packed.offsets) - 1))
+        return packed._replace(members=order[packed.members].astype(packed.members.dtype))
+
+    def _of_shares(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray] | None:
+        """Sequences of each share of the log, or None where there is one share."""
+        shares = self.config.shares
+        if shares == 1:
+            return None
+        share = starts[self._sequences.users] * shares // max(1, int(stops[-1]))
+        members = [np.flatnonzero(share == number) for number in range(shares)]
+        empty = [number for number, mine in enumerate(members) if not len(mine)]
+        if empty:
+            raise DataError(
+                f"--batches.shares {shares} leaves share {empty[0]} without a training sequence: choose fewer shares"
+            )
+        return members
+
+    def _pack_shares(self, members: list[np.ndarray], epoch: int) -> Packing:
+        """Pack each share by itself, and lay out whole batches with as many rows of every share."""
+        part = self.config.batch_size // len(members)
+        packings = []
+        for number, mine in enumerate(members):
+            generator = np.random.default_rng([self.seed, epoch, number])
+            packings.append(self._pack(generator.permutation(mine), generator))
+        counts = [len(packing.offsets) - 1 for packing in packings]
+        batches = -(-max(counts) // part)
+        before = np.cumsum([0, *counts[:-1]])
+        rows = [
+            first + np.arange(batches * part).reshape(batches, part) % count
+            for first, count in zip(before, counts, strict=True)
+        ]
+        sizes = np.concatenate([np.diff(packing.offsets) for packing in packings])
+        whole = Packing(
+            np.concatenate([packing.members for packing in packings]),
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+        )
+        return whole.select(np.stack(rows, axis=1).reshape(-1))
 
     def _draw_prefixes(self, order: np.ndarray) -> np.ndarray:
         """The first few prefixes of each user in a random order: a draw without replacement."""
@@ -147,7 +189,7 @@ class RowStream:
         users = self._sequences.users[by_user]
         first = np.searchsorted(users, users)
         sample = by_user[np.arange(len(users)) - first < self.config.prefixes_per_sequence]
-        rank = np.empty(len(order), np.int64)
+        rank = np.empty(len(self._sequences.starts), np.int64)
         rank[order] = np.arange(len(order))
         return sample[np.argsort(rank[sample])]
 

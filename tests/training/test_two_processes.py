@@ -10,8 +10,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 
+from jaxrec.data import prepare_in_blocks
 from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.logging import read_metrics
 from tests.helpers import small_dataset
@@ -159,6 +161,30 @@ def test_two_processes_are_one(tmp_path):
     assert [status for status, _, _ in refused] == [1, 1]
     assert "is not empty: expected a new or empty directory" in refused[0][2]
     assert "the first process refused the run directory" in refused[1][2]
+
+
+def test_two_processes_train_from_a_partitioned_log(tmp_path):
+    """Written by DuckDB in parts, prepared part by part, and read by each process in its share: like one process."""
+    pytest.importorskip("duckdb")
+    from data_prep.partition import Options, partition
+
+    place = Workplace(tmp_path)
+    dataset = small_dataset()
+    log = {
+        "user_id": np.repeat(list(dataset.user_ids), dataset.lengths),
+        "item_id": [dataset.item_ids[item - 1] for item in dataset.items],
+        "timestamp": dataset.timestamps,
+    }
+    pl.DataFrame(log).write_parquet(tmp_path / "log.parquet")
+    partition(Options(log=str(tmp_path / "log.parquet"), out=tmp_path / "parts", parts=4))
+    shutil.rmtree(tmp_path / "data")
+    assert prepare_in_blocks(tmp_path / "parts", tmp_path / "data", rows=100).n_users == dataset.n_users
+    shares = ["--batches.shares", 2, "--training.feed", "streamed"]
+    single = place.alone([*place.train("single", 3), *shares])
+    pair = place.together([*place.train("pair", 3), *shares])
+    assert_close(place.state("single"), place.state("pair"))
+    assert pair["metrics"] == single["metrics"]
+    assert pair["training"] == single["training"]
 
 
 def test_a_process_that_never_joins_is_told_in_words(tmp_path):
