@@ -349,23 +349,32 @@ def main() -> None:
 def write(options: Options, rows: list[dict[str, Any]], trained: dict[str, Any] | None) -> None:
     """Write the record."""
     head = rows[0]
+    header = [
+        "engine",
+        "format",
+        "seconds",
+        "CPU seconds",
+        "rows kept per second",
+        "peak RSS, GiB",
+        "no file pages",
+        "disk, GiB",
+    ]
     table = [
-        {
-            "engine": row["engine"],
-            "format": row["format"],
-            "seconds": number(row["seconds"]),
-            "rows kept per second": number(row["interactions"] / row["seconds"]),
-            "peak RSS, GiB": number(row["peak_rss_mib"] / 1024),
-            "of it anonymous": number(row["peak_anonymous_mib"] / 1024),
-            "peak disk, GiB": number(row["peak_disk_mib"] / 1024),
-        }
+        [
+            row["engine"],
+            row["format"],
+            number(row["seconds"]),
+            number(row["cpu_seconds"]),
+            number(row["interactions"] / row["seconds"]),
+            *(f"{row[key] / 1024:.2f}" for key in ("peak_rss_mib", "peak_anonymous_mib", "peak_disk_mib")),
+        ]
         for row in rows
     ]
     kept = f"{head['users']:,} users, {head['items']:,} items and {head['interactions']:,} interactions"
     body = [
         f"{kept} remain in the {K}-core; all runs agree in every item and time. Threads: {options.threads}; limit of "
         f"memory of DuckDB: {options.memory_gib:g} GiB.",
-        to_markdown(table),
+        to_markdown(header, table),
     ]
     if trained is not None:
         size, after_split, peak, anonymous = (
