@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from jaxrec.attention.cache import CacheStep
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
 from jaxrec.nn.layers import Initializer
@@ -44,6 +45,8 @@ class AttentionContext:
         None; see `AttentionConfig.front_tokens`.
       padding: [1, 1, D], the state of every position of padding as this layer's attention reads it, where padding takes
         part as keys (`jaxrec.attention.padding_keys`), or None.
+      cache: which columns are computed, where rows grow by one position at a time (`jaxrec.attention.cache`); the arrays
+        above are then those of the whole rows.
       mask: "causal" (a position sees its own sequence up to itself) or "bidirectional" (all of its sequence).
         Static: not a leaf of the pytree.
     """
@@ -54,6 +57,7 @@ class AttentionContext:
     shared: Any = None
     tokens: Array | None = None
     padding: Array | None = None
+    cache: CacheStep | None = None
     mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -169,6 +173,14 @@ class AttentionConfig(abc.ABC):
     def advice(self, lengths: np.ndarray) -> list[str]:
         """Warnings about options that do not suit training histories of these lengths int[N]; none by default."""
         return []
+
+    def cache_obstacle(self, spec: AttentionSpec) -> str | None:
+        """Reason why a new position cannot be computed from stored arrays of those before it, or None if it can.
+
+        A mechanism whose module stores them (`jaxrec.attention.cache.remember`) overrides this. Positions that count from
+        the end of a growing sequence are the encoder's concern: ``spec.position_origin`` is "start" where they are fixed.
+        """
+        return f"{type(self).__name__} keeps nothing of earlier positions"
 
     @abc.abstractmethod
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:

@@ -81,6 +81,10 @@ class PointwiseAttentionConfig(AttentionConfig):
     default_positions: ClassVar[str] = "none"
     paper: ClassVar[str] = "Zhai et al., Actions Speak Louder than Words (HSTU), ICML 2024 (arXiv 2402.17152)"
 
+    def cache_obstacle(self, spec: AttentionSpec) -> str | None:
+        """None: keys and values of earlier positions stay what they are."""
+        return None
+
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build `PointwiseAttention`."""
         return PointwiseAttention(self, spec, name=name)
@@ -128,7 +132,7 @@ class PointwiseAttention(AttentionModule):
             table = self.param(
                 "distance_bias", nn.initializers.normal(0.02), (heads, spec.max_length), jnp.float32
             )
-            bias = table[:, np.abs(offsets(x.shape[1]))][None]
+            bias = table[:, np.abs(offsets(context.segments.shape[1]))][None]
         formula = partial(pointwise_attention, max_length=spec.max_length, dtype=dtype)
         attended = self.attend(formula, (q, k, v), context, train, bias=bias)
         norm = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")

@@ -117,6 +117,13 @@ class KernelAttentionConfig(AttentionConfig):
                 stacklevel=2,
             )
 
+    def cache_obstacle(self, spec: AttentionSpec) -> str | None:
+        """None but for factors whose rows are positions that count from a moving end."""
+        indexed = [kind for kind in (self.upper, self.lower) if kind in ("full", "banded")]
+        if spec.position_origin == "start" or not indexed:
+            return None
+        return f"the rows of the kernel's {indexed[0]} factor count from the newest interaction, so every one adds a shift"
+
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build `KernelAttention`."""
         return KernelAttention(self, spec, name=name)
@@ -224,8 +231,11 @@ def toeplitz(kernel: Float[Array, "*lead n"], length: int) -> Float[Array, "*lea
 
 
 def mixing_weights(
-    structure: Structure, kernel: Float[Array, "H1 ..."], positions: Int[Array, "B L"]
-) -> Float[Array, "B1 H1 L L"]:
+    structure: Structure,
+    kernel: Float[Array, "H1 ..."],
+    positions: Int[Array, "B L"],
+    query_positions: Int[Array, "B S"] | None = None,
+) -> Float[Array, "B1 H1 S L"]:
     """Weight of the earlier position (last axis) in the mixture at the later one; not yet masked.
 
     Args:
@@ -234,53 +244,66 @@ def mixing_weights(
       positions: int32[B, L], indices of the "full" and "banded" factors. Counted from the start, their row p is
         the p-th interaction of a sequence; from the end, the one p before its newest, whatever the sequence's
         length. A pair is looked up by its greater and its smaller index, so both ways need the same triangle.
+      query_positions: int32[B, S], columns of the later position; None = all L.
 
     Returns:
-      float32[1 or B, 1 or H, L, L].
+      float32[1 or B, 1 or H, L, L], or [B, 1 or H, S, L].
     """
     length = positions.shape[1]
     if structure == "toeplitz":
-        return toeplitz(kernel, length)[None]
-    apart = np.maximum(offsets(length), 0)
-    later, earlier = positions[:, :, None], positions[:, None, :]
+        weights = toeplitz(kernel, length)[None]
+        return weights if query_positions is None else weights[:, :, query_positions[0]]
+    apart: Any = np.maximum(offsets(length), 0)
+    chosen = positions
+    if query_positions is not None:
+        chosen = jnp.take_along_axis(positions, query_positions, axis=1)
+        apart = jnp.asarray(apart)[query_positions[0]]
+    later, earlier = chosen[:, :, None], positions[:, None, :]
     if structure == "full":
         high, low = jnp.maximum(later, earlier), jnp.minimum(later, earlier)
         return jnp.moveaxis(kernel[:, high * (high + 1) // 2 + low], 0, 1)
     band = kernel.shape[2]
-    near = jnp.asarray(np.minimum(apart, band - 1))[None]
+    near = jnp.minimum(jnp.asarray(apart), band - 1)[None]
     return jnp.where(jnp.asarray(apart < band)[None, None], jnp.moveaxis(kernel[:, later, near], 0, 1), 0.0)
+
+
+def take_columns(x: Float[Array, "B L H d"], query_positions: Int[Array, "B S"]) -> Float[Array, "B S H d"]:
+    """``x`` at ``query_positions``."""
+    return jnp.take_along_axis(x, query_positions[:, :, None, None], axis=1)
 
 
 def mix(
     x: Float[Array, "B L H d"],
-    weights: Float[Array, "#B #H L L"],
-    allowed: Bool[Array, "B 1 L L"],
+    weights: Float[Array, "#B #H S L"],
+    allowed: Bool[Array, "B 1 S L"],
     dtype: Any,
     count: int = 1,
-) -> Float[Array, "B L H d"]:
+) -> Float[Array, "B S H d"]:
     """Replace each position by a weighted sum of the earlier ones of its sequence, and of itself.
 
     Args:
       x: [B, L, H, d].
-      weights: [1 or B, 1 or H, L, L], from `mixing_weights`.
-      allowed: the causal mask, bool[B, 1, L, L].
+      weights: [1 or B, 1 or H, L, L], from `mixing_weights`; or [.., 1, L] for one position.
+      allowed: the causal mask, bool[B, 1, L, L], or [B, 1, 1, L].
       dtype: precision of the operands of products.
       count: number of stretches of time (`jaxrec.attention.functional.stretches`); changes nothing.
 
     Returns:
-      [B, L, H, d].
+      [B, L, H, d], or [B, 1, H, d].
     """
     flat = weights.shape[1] == 1
     source = merge_heads(x) if flat else x
     outs = []
-    for start, stop in stretches(x.shape[1], count):
+    one = weights.shape[2] == 1
+    for start, stop in [(0, x.shape[1])] if one else stretches(x.shape[1], count):
         part = (slice(None), slice(None), slice(start, stop), slice(stop))
         masked = jnp.where(allowed[part], weights[part], 0.0)
         if flat:
             outs.append(einsum("bjk,bke->bje", masked[:, 0], source[:, :stop], dtype))
         else:
             outs.append(einsum("bhjk,bkhd->bjhd", masked, source[:, :stop], dtype))
-    return (outs[0] if count == 1 else jnp.concatenate(outs, axis=1)).reshape(x.shape)
+    mixed = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
+    return mixed.reshape(x.shape[0], -1, *x.shape[2:])
 
 
 class KernelAttention(AttentionModule):
@@ -318,14 +341,16 @@ class KernelAttention(AttentionModule):
         }
 
         def mixed(name: str, structure: Structure, x: Array, inputs: AttentionInputs, count: int) -> Array:
+            queries = inputs.query_positions
             if structure == "identity":
-                return x
+                return x if queries is None else take_columns(x, queries)
             weights = (
                 by_distance[name]
-                if structure == "toeplitz"
-                else mixing_weights(structure, kernels[name], inputs.positions)
+                if structure == "toeplitz" and queries is None
+                else mixing_weights(structure, kernels[name], inputs.positions, queries)
             )
-            return mix(x, weights, allowed_positions(inputs.segments)[:, None], dtype, count)
+            allowed = allowed_positions(inputs.segments, query_positions=queries)
+            return mix(x, weights, allowed[:, None], dtype, count)
 
         def mix_all(inputs: AttentionInputs, count: int) -> tuple[Array, Array, Array]:
             q, k, v = inputs.arrays

@@ -43,6 +43,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
+from jaxrec.attention.cache import new_positions, remember
 from jaxrec.attention.functional import (
     attend_in_stretches,
     drop_weights,
@@ -69,16 +70,16 @@ QueryLevel = Literal["mean", "last", "pooled", "sum", "none"]
 
 
 def query_position_attention(
-    x: Float[Array, "B L D"],
+    x: Float[Array, "B S D"],
     kernel: Float[Array, "D D"],
     shift: Float[Array, " D"],
     keys: Keys,
-    bias: Float[Array, "#B #H L L"] | float,
-    mask: Bool[Array, "#B 1 L L"],
+    bias: Float[Array, "#B #H S L"] | float,
+    mask: Bool[Array, "#B 1 S L"],
     dropout: Callable[[Array], Array] = keep_all,
     rotate: Callable[[Array], Array] = lambda q: q,
     dtype: Any = jnp.float32,
-) -> tuple[Float[Array, "B L H d"], Float[Array, "B H L keys"]]:
+) -> tuple[Float[Array, "B S H d"], Float[Array, "B H S keys"]]:
     """The answers o_j of ONE query position j at every time: ``softmax(mask(X_j W_j K^T / sqrt(d))) V``.
 
     Args:
@@ -258,6 +259,10 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
             f"average history, here {tenth}"
         ]
 
+    def cache_obstacle(self, spec: AttentionSpec) -> str | None:
+        """None: a new window needs the inputs, keys and values of earlier positions as they are."""
+        return None
+
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build `MultiItemQueryAttention`."""
         return MultiItemQueryAttention(self, spec, name=name)
@@ -379,6 +384,33 @@ def slide_window(
     return jnp.stack(slots, axis=2)
 
 
+def recent_columns(query_positions: Int[Array, "B 1"], window: int) -> Int[Array, "B m"]:
+    """The columns int32[B, m] of the window that ends at ``query_positions`` int32[B, 1]; < 0 before the row."""
+    return query_positions + jnp.arange(1 - window, 1, dtype=jnp.int32)[None]
+
+
+def recent(
+    x: Float[Array, "B L D"], query_positions: Int[Array, "B 1"] | None, window: int
+) -> Float[Array, "B S D"]:
+    """The window [B, m, D] of ``x`` [B, L, D] that ends at ``query_positions``, zero before the row; None takes all."""
+    if query_positions is None:
+        return x
+    columns = recent_columns(query_positions, window)
+    taken = jnp.take_along_axis(x, jnp.maximum(columns, 0)[:, :, None], axis=1)
+    return jnp.where((columns >= 0)[:, :, None], taken, 0.0)
+
+
+def place_windows(
+    items: Float[Array, "B L m D"], dummies: Float[Array, "E m D"], inputs: AttentionInputs
+) -> Float[Array, "B S m D"]:
+    """`slide_window` at all times [B, L, m, D], or from the items of one window at its end [B, 1, m, D]."""
+    index = index_from_start(inputs.segments)
+    if inputs.query_positions is None:
+        return slide_window(items, dummies, index)
+    columns = jnp.maximum(recent_columns(inputs.query_positions, items.shape[1]), 0)
+    return slide_window(items, dummies, jnp.take_along_axis(index, columns, axis=1))[:, -1:]
+
+
 def answer_spread(answers: Float[Array, "B L m D"]) -> Float[Array, "B L"]:
     """Spread of the m answers, a measure of uncertainty in [0, 1]: float32[B, L] from [B, L, m, D].
 
@@ -422,6 +454,7 @@ class MultiItemQueryAttention(AttentionModule):
         dummy_k, dummy_v = None, None
         if config.dummies_as_keys and window > 1:
             dummy_k, dummy_v = (split_heads(part, heads) for part in jnp.split(pair(dummies), 2, axis=-1))
+        new = new_positions(context.cache, batch)
         n_keys = length + (0 if dummy_k is None else window - 1)
         keep, probability = self.keep_mask((batch, heads, length * window, n_keys), train)
         level_maps = self._query_level_maps() if config.query_level != "none" else None
@@ -442,8 +475,14 @@ class MultiItemQueryAttention(AttentionModule):
                 "dummy_share": early.astype(jnp.float32) / window,
             }
 
-        arrays = (x if queries is None else queries, terms.rotate(k), v)
-        inputs = AttentionInputs.of(arrays, context, keep)
+        source, k, v = remember(
+            self,
+            context.cache,
+            sources=x if queries is None else queries,
+            keys=terms.rotate(k, new),
+            values=v,
+        )
+        inputs = AttentionInputs.of((recent(source, new, window), k, v), context, keep, new)
         attended = self.over_rows(core, inputs, heads * window * length * length)
         return OutputProjection(self.spec, name="output")(attended)
 
@@ -474,20 +513,19 @@ class MultiItemQueryAttention(AttentionModule):
     ) -> tuple[Array, Array]:
         """Map `query_position_attention` over the query positions: [B, L, m, H, d] and [B, H, m, L, keys]."""
         del count  # Each query position is one attention over the whole row.
-        window, length = self.config.slots, source.shape[1]
+        window = self.config.slots
         extended = jnp.repeat(source[:, :, None], window, axis=2)
-        items = slide_window(
-            extended, jnp.repeat(dummies[:, None], window, axis=1), index_from_start(inputs.segments)
-        )
+        items = place_windows(extended, jnp.repeat(dummies[:, None], window, axis=1), inputs)
+        rotate = partial(terms.rotate, query_positions=inputs.query_positions)
         bias, mask = terms.bias(inputs), inputs.allowed()
         keep = inputs.keep
         if keep is not None:
-            keep = keep.reshape(*keep.shape[:2], length, window, keep.shape[-1])
+            keep = keep.reshape(*keep.shape[:2], -1, window, keep.shape[-1])
 
         def answer(x: Array, kernel: Array, shift: Array, keep: Array | None) -> tuple[Array, Array]:
             dropout = partial(drop_weights, keep=keep, probability=probability)
             return query_position_attention(
-                x, kernel, shift, keys, bias, mask, dropout, terms.rotate, self.spec.dtype
+                x, kernel, shift, keys, bias, mask, dropout, rotate, self.spec.dtype
             )
 
         slots = (2, 0, 0, None if keep is None else 3)
@@ -510,21 +548,20 @@ class MultiItemQueryAttention(AttentionModule):
         that each product is one matrix product per row and head.
         """
         window, heads, dtype = self.config.slots, self.config.heads, self.spec.dtype
-        batch, length, width = source.shape
-        placed = slide_window(
-            apply_slot_maps(source, maps, dtype),
-            apply_slot_maps(dummies, maps, dtype),
-            index_from_start(inputs.segments),
+        placed = place_windows(
+            apply_slot_maps(source, maps, dtype), apply_slot_maps(dummies, maps, dtype), inputs
         )
         q = split_heads(placed, heads)
-        flat = (batch, length * window, heads, width // heads)
+        batch, length = q.shape[:2]
+        flat = (batch, length * window, heads, q.shape[-1])
+        rotate = partial(terms.rotate, query_positions=inputs.query_positions)
         bias, mask = terms.bias(inputs), inputs.allowed()
         if isinstance(bias, Array):
             bias = jnp.repeat(bias, window, axis=2)
         k, v, bias, mask = keys.with_dummies(q.reshape(flat), bias, jnp.repeat(mask, window, axis=2), dtype)
         answers, weights = attend_in_stretches(
             partial(softmax_attention, dtype=dtype),
-            jax.vmap(terms.rotate, 2, 2)(q).reshape(flat),
+            jax.vmap(rotate, 2, 2)(q).reshape(flat),
             k,
             v,
             bias,

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask, allowed_positions
+from jaxrec.attention.cache import new_positions, remember
 from jaxrec.attention.functional import attend_in_stretches, merge_heads, split_heads, stretch_count
 from jaxrec.attention.positions import POSITIONS, ScoreBias, interval_bias, rotate
 from jaxrec.nn.layers import Dense, dropout_mask
@@ -85,6 +86,7 @@ class AttentionInputs:
       positions: int32[B, L].
       timestamps: int32[B, L] or None.
       keep: the weights that dropout keeps, bool of their shape, or None for all.
+      query_positions: int32[B, S], columns of the queries, or None for all L.
       mask: "causal" or "bidirectional".
     """
 
@@ -93,18 +95,31 @@ class AttentionInputs:
     positions: Array
     timestamps: Array | None
     keep: Array | None
+    query_positions: Array | None = None
     mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
 
     @classmethod
     def of(
-        cls, arrays: tuple[Array, ...], context: AttentionContext, keep: Array | None = None
+        cls,
+        arrays: tuple[Array, ...],
+        context: AttentionContext,
+        keep: Array | None = None,
+        query_positions: Array | None = None,
     ) -> AttentionInputs:
         """The inputs for all rows of a batch."""
-        return cls(arrays, context.segments, context.positions, context.timestamps, keep, context.mask)
+        return cls(
+            arrays,
+            context.segments,
+            context.positions,
+            context.timestamps,
+            keep,
+            query_positions,
+            context.mask,
+        )
 
-    def allowed(self) -> Bool[Array, "B 1 L L"]:
-        """The mask bool[B, 1, L, L], with an axis for heads."""
-        return allowed_positions(self.segments, self.mask)[:, None]
+    def allowed(self) -> Bool[Array, "B 1 S L"]:
+        """The mask bool[B, 1, L, L], with an axis for heads, or [B, 1, S, L]."""
+        return allowed_positions(self.segments, self.mask, self.query_positions)[:, None]
 
 
 def automatic_rows_per_group(rows: int, scores_per_row: int, backend: str, devices: int) -> int:
@@ -139,13 +154,21 @@ def map_rows(function: Callable[[Any], Any], rows_per_group: int, rows: Any) -> 
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, last)
 
 
+def query_rows(bias: Array | float, query_positions: Array | None) -> Array | float:
+    """Take the rows of a bias [1 or B, H, L, L] at ``query_positions`` int32[B, S]: [B, H, S, L]; None takes all."""
+    if query_positions is None or not isinstance(bias, Array):
+        return bias
+    return jnp.take_along_axis(bias, query_positions[:, None, :, None], axis=2)
+
+
 class PositionTerms(NamedTuple):
     """A position scheme inside one layer's attention.
 
     Attributes:
       rotate: ``(x [B, L, H, d], query_positions=None) -> x``, rotated where the scheme does so; with
         ``query_positions`` int32[B, S], x is [B, S, H, d].
-      bias: ``AttentionInputs -> [1 or B, 1 or H, L, L]``, or 0.0 without a bias.
+      bias: ``AttentionInputs -> [1 or B, 1 or H, L, L]``, or [B, 1 or H, S, L] for its ``query_positions``; 0.0 without a
+        bias.
     """
 
     rotate: Callable[..., Array]
@@ -180,8 +203,10 @@ class AttentionModule(nn.Module):
 
         def bias_of(inputs: AttentionInputs) -> Array | float:
             if table is not None:
-                return interval_bias(scheme, table, inputs.timestamps, inputs.segments)
-            return 0.0 if bias is None else bias[None]
+                return interval_bias(
+                    scheme, table, inputs.timestamps, inputs.segments, inputs.query_positions
+                )
+            return 0.0 if bias is None else query_rows(bias[None], inputs.query_positions)
 
         return PositionTerms(turn, bias_of)
 
@@ -193,19 +218,21 @@ class AttentionModule(nn.Module):
         train: bool,
         *,
         query_positions: Int[Array, "B S"] | None = None,
-        bias: Float[Array, "1 H L L"] | float = 0.0,
+        bias: Float[Array, "1 H columns columns"] | float = 0.0,
         mix: Callable[[AttentionInputs, int], tuple[Array, Array, Array]] | None = None,
     ) -> Float[Array, "B S D"]:
         """Apply a formula to a batch, in groups of rows and stretches of time, and sow its weights.
 
         Args:
           formula: ``(q, k, v, bias, mask, dropout) -> (out, weights)``.
-          qkv: queries, keys and values [B, L, H, d]; with ``query_positions`` the queries are [B, S, H, d].
+          qkv: queries, keys and values [B, L, H, d]; with ``query_positions`` the queries are [B, S, H, d]. Where the row
+            grows, those of the columns that are computed now.
           context: of the batch.
           train: whether weights are dropped.
           query_positions: int32[B, S], in evaluation; None = all positions.
           bias: [1, H, L, L] added to that of the position scheme, or 0.0.
-          mix: ``(inputs, stretches) -> (q, k, v)``, a change of queries, keys and values inside each group.
+          mix: ``(inputs, stretches) -> (q, k, v)``, a change of queries, keys and values inside each group. With
+            ``inputs.query_positions`` of one new column it gets all keys and values and returns those of that column.
 
         Returns:
           [B, L, D], or [B, S, D].
@@ -213,14 +240,16 @@ class AttentionModule(nn.Module):
         terms = self.position_terms(context)
         q, k, v = qkv
         batch, length, heads, _ = k.shape
-        arrays = (terms.rotate(q, query_positions), terms.rotate(k), v)
+        new = new_positions(context.cache, batch)
+        query_positions = query_positions if new is None else new
+        arrays = (terms.rotate(q, query_positions), terms.rotate(k, new), v)
+        if context.cache is not None:
+            arrays, mix = self._remembered(arrays, context, new, mix), None
         if query_positions is not None:
-            inputs = AttentionInputs.of(arrays, context)
-            scores_bias = terms.bias(inputs) + bias
-            if isinstance(scores_bias, Array):
-                scores_bias = jnp.take_along_axis(scores_bias, query_positions[:, None, :, None], axis=2)
-            q, k, v = arrays if mix is None else mix(inputs, 1)
-            out, _ = formula(q, k, v, scores_bias, context.allowed(query_positions)[:, None])
+            inputs = AttentionInputs.of(arrays, context, query_positions=query_positions)
+            scores_bias = terms.bias(inputs) + query_rows(bias, query_positions)
+            q, k, v = arrays if mix is None else mix(AttentionInputs.of(arrays, context), 1)
+            out, _ = formula(q, k, v, scores_bias, inputs.allowed())
             return merge_heads(out)
         keep, probability = self.keep_mask((batch, heads, length, length), train)
 
@@ -241,6 +270,22 @@ class AttentionModule(nn.Module):
 
         inputs = AttentionInputs.of(arrays, context, keep)
         return merge_heads(self.over_rows(core, inputs, heads * length * length))
+
+    def _remembered(
+        self,
+        arrays: tuple[Array, Array, Array],
+        context: AttentionContext,
+        new: Array | None,
+        mix: Callable[[AttentionInputs, int], tuple[Array, Array, Array]] | None,
+    ) -> tuple[Array, Array, Array]:
+        """Queries, and the keys and values of all columns so far, mixed; what is new is stored."""
+        q, k, v = arrays
+        k, v = remember(self, context.cache, keys=k, values=v)
+        if mix is None:
+            return q, k, v
+        q, k, v = mix(AttentionInputs.of((q, k, v), context, query_positions=new), 1)
+        k, v = remember(self, context.cache, mixed_keys=k, mixed_values=v)
+        return q, k, v
 
     def over_rows(
         self,

@@ -196,7 +196,8 @@ def interval_bias(
     table: Float[Array, "H1 buckets"],
     timestamps: Int[Array, "B L"] | None,
     segments: Int[Array, "B L"],
-) -> Float[Array, "B H1 L L"]:
+    query_positions: Int[Array, "B S"] | None = None,
+) -> Float[Array, "B H1 S L"]:
     """Bias of the scores from the seconds between query and key.
 
     Args:
@@ -204,9 +205,10 @@ def interval_bias(
       table: float32[H or 1, buckets].
       timestamps: int32[B, L], seconds, or None.
       segments: int32[B, L].
+      query_positions: int32[B, S], columns of the queries; None = all L.
 
     Returns:
-      float32[B, H or 1, L, L].
+      float32[B, H or 1, L, L], or [B, H or 1, S, L].
 
     Raises:
       DataError: there are no timestamps.
@@ -218,6 +220,8 @@ def interval_bias(
         )
     hstu = scheme == "hstu-time"
     query_times = question_times(timestamps, segments) if hstu else timestamps
+    if query_positions is not None:
+        query_times = jnp.take_along_axis(query_times, query_positions, axis=1)
     seconds = jnp.abs(query_times[:, :, None] - timestamps[:, None, :])
     buckets = question_buckets(seconds) if hstu else interval_buckets(seconds)
     return jnp.moveaxis(table[:, buckets], 0, 1)

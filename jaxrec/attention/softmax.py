@@ -62,6 +62,10 @@ class SoftmaxAttentionConfig(AttentionConfig):
     reads_padding: ClassVar[bool] = True
     paper: ClassVar[str] = "Vaswani et al., Attention Is All You Need, 2017 (arXiv 1706.03762)"
 
+    def cache_obstacle(self, spec: AttentionSpec) -> str | None:
+        """None: keys and values of earlier positions stay what they are."""
+        return None
+
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build `SoftmaxAttention`."""
         return SoftmaxAttention(self, spec, name=name)

@@ -64,6 +64,10 @@ class UniformAttentionConfig(AttentionConfig):
                 f"choose 'learned', 'sinusoidal' or 'none'"
             )
 
+    def cache_obstacle(self, spec: AttentionSpec) -> str | None:
+        """None: values of earlier positions stay what they are."""
+        return None
+
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build `UniformAttention`."""
         return UniformAttention(self, spec, name=name)

@@ -28,6 +28,7 @@ from jaxtyping import Float
 
 from jaxrec.attention.awrsr import RefinementConfig, RefinementMaps, refine
 from jaxrec.attention.base import SECTION, AttentionContext, AttentionSpec
+from jaxrec.attention.cache import new_positions, remember
 from jaxrec.attention.functional import (
     drop_weights,
     elu_plus_one,
@@ -111,6 +112,10 @@ class WassersteinAttentionConfig(RefinementConfig):
                 "'learned', 'relative-bias', 'alibi' or 'time-interval'"
             )
 
+    def cache_obstacle(self, spec: AttentionSpec) -> str | None:
+        """None for STOSA's own attention; a refinement keeps nothing."""
+        return None if self.variant == "none" else super().cache_obstacle(spec)
+
     def build(self, spec: AttentionSpec, name: str | None = None) -> nn.Module:
         """Build `WassersteinAttention`."""
         return WassersteinAttention(self, spec, name=name)
@@ -180,7 +185,8 @@ class WassersteinAttention(AttentionModule):
 
         q = jnp.concatenate([mean_q, standard_deviation(cov_q)], axis=-1)
         k = jnp.concatenate([mean_k, standard_deviation(cov_k)], axis=-1)
-        inputs = AttentionInputs.of((q, k, mean_v, cov_v), context, keep)
+        stored = remember(self, context.cache, keys=k, means=mean_v, covariances=cov_v)
+        inputs = AttentionInputs.of((q, *stored), context, keep, new_positions(context.cache, batch))
         attended = self.over_rows(core, inputs, heads * length * length)
         out_mean = OutputProjection(half, name="mean_output")(attended[..., : half.width])
         out_covariance = OutputProjection(half, name="covariance_output")(attended[..., half.width :])

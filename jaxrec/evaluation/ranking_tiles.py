@@ -235,6 +235,15 @@ def _first(scores: Array, ids: Array, k: int, seed: int) -> _Lists:
     return best, jnp.where(best > _MINUS_INFINITY, items, 0)
 
 
+def best_items(scores: Array, k: int, tie_seed: int) -> tuple[Array, Array]:
+    """Scores [R, K] and items int32[R, K] of the k best columns of ``scores`` [R, V+1], in the order of lists.
+
+    Columns of -inf are no candidates; where no candidate is left, the item is 0.
+    """
+    ids = jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
+    return _first(scores, jnp.broadcast_to(ids, scores.shape), k, tie_seed)
+
+
 def _top_k(scores: Array, k: int) -> tuple[Array, Array]:
     """`lax.top_k` behind barriers, one for each result.
 

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask
+from jaxrec.attention.cache import CacheStep
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
 from jaxrec.data.batches import Batch
@@ -81,12 +82,28 @@ class AttentiveEncoder(Encoder):
         """Settings that every layer passes to its attention module."""
         raise NotImplementedError(f"{type(self).__name__} must define attention_spec()")
 
-    def attention_context(self, batch: Batch, shape: AttentionSpec, mask: Mask) -> AttentionContext:
+    def cache_obstacle(self, planned: bool = False) -> str | None:
+        """Positions at the input that move with the end of a history, or the attention's reason; see `Encoder`."""
+        shape = self.attention_spec()
+        if planned:
+            shape = dataclasses.replace(shape, position_origin="start")
+        if self.has_additive_positions and shape.position_origin == "end":
+            return (
+                f"{self.positions} positions count from the newest interaction (--batches.position-origin end), so every "
+                "new one changes the input of all others"
+            )
+        return self.attention.cache_obstacle(shape)
+
+    def attention_context(
+        self, batch: Batch, shape: AttentionSpec, mask: Mask, cache: CacheStep | None = None
+    ) -> AttentionContext:
         """Per-position metadata for the attention modules, with what the layers share; call once per forward pass."""
         self.attention.check(shape)
         shared_module: Any = self.attention.build_shared(shape, name="shared_attention")
         shared = None if shared_module is None else shared_module()
-        return AttentionContext(batch.positions, batch.segments, batch.timestamps, shared, mask=mask)
+        return AttentionContext(
+            batch.positions, batch.segments, batch.timestamps, shared, cache=cache, mask=mask
+        )
 
 
 def tokens_context(tokens: Float[Array, "1 P D"]) -> AttentionContext:

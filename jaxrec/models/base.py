@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxrec.attention.base import Mask
+from jaxrec.attention.cache import CacheStep
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.nn.item_table import ItemTable
@@ -122,6 +123,19 @@ class Encoder(nn.Module):
                 "leave query_positions out"
             )
 
+    def cache_obstacle(self, planned: bool = False) -> str | None:
+        """Reason why a row cannot grow by one position from stored arrays of the earlier ones, or None if it can.
+
+        An encoder for which it is None takes ``cache``, a `jaxrec.attention.cache.CacheStep`, in ``__call__``, under a
+        causal mask and outside training. With a column it computes the states [B, 1, D] of this one from a batch of whole
+        rows [B, T], of which later columns are not read; every sequence then ends at the column. States equal those of
+        the rows so far, up to rounding.
+
+        Args:
+          planned: whether positions that count from the end count from a planned end, which does not move as rows grow.
+        """
+        return f"the encoder {type(self).__name__} computes all positions of a history together"
+
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """Return the candidates' table, from the encoder's parameters."""
         raise NotImplementedError(f"{type(self).__name__} must define item_table(params)")
@@ -129,3 +143,9 @@ class Encoder(nn.Module):
     def parameter_count(self) -> int:
         """Count the parameters by the formula in the class docstring."""
         raise NotImplementedError(f"{type(self).__name__} must define parameter_count()")
+
+
+def current_columns(batch: Batch, cache: CacheStep | None) -> tuple[Array, Array, Array]:
+    """Items, positions and segments of the columns that are computed now: [B, L], or [B, 1] each."""
+    arrays = (batch.items, batch.positions, batch.segments)
+    return arrays if cache is None else tuple(map(cache.current, arrays))  # type: ignore[return-value]

@@ -32,9 +32,10 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import Mask
+from jaxrec.attention.cache import CacheStep
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig
+from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig, current_columns
 from jaxrec.models.blocks import zero_padding
 from jaxrec.models.output_table import declare_output, embedding_count, output_table
 from jaxrec.nn.embedding import ItemEmbedding
@@ -164,8 +165,10 @@ class GatedRecurrentUnit(nn.Module):
     unroll: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "L B I"], starts: Bool[Array, "L B"]) -> Float[Array, "L B H"]:
-        """Compute the states at all times."""
+    def __call__(
+        self, x: Float[Array, "L B I"], starts: Bool[Array, "L B"], cache: CacheStep | None = None
+    ) -> Float[Array, "L B H"]:
+        """Compute the states at all times; with a ``cache``, store the last, or continue from it by one time."""
         width = self.hidden_width
         inputs = tuple(
             Dense(width, self.use_bias, self.kernel_init, self.dtype, name=f"{gate}_input")(x)
@@ -175,7 +178,17 @@ class GatedRecurrentUnit(nn.Module):
         bias = jnp.zeros((width,), jnp.float32)
         if self.use_bias:
             bias = self.param("recurrent_bias", nn.initializers.zeros_init(), (width,), jnp.float32)
-        return gated_recurrence(inputs, kernel, bias, starts, self.dtype, self.unroll)
+        if cache is None:
+            return gated_recurrence(inputs, kernel, bias, starts, self.dtype, self.unroll)
+        stored = self.variable("cache", "cached_state", jnp.zeros, (x.shape[1], width), jnp.float32)
+        if cache.column is None:
+            states = gated_recurrence(inputs, kernel, bias, starts, self.dtype, self.unroll)
+        else:
+            before = jnp.where(starts[0][:, None], 0.0, stored.value)
+            now = tuple(part[0] for part in inputs)
+            states = _step(now, before, kernel.astype(self.dtype), bias, self.dtype)[0][None]
+        stored.value = states[-1]
+        return states
 
 
 @ENCODERS.register("gru4rec")
@@ -249,6 +262,10 @@ class GRU4Rec(Encoder):
             return (nn.initializers.normal(self.config.init_scale),) * 2
         return nn.initializers.xavier_uniform(), nn.initializers.xavier_normal()
 
+    def cache_obstacle(self, planned: bool = False) -> str | None:
+        """None: the states of the units are all that is needed of the past."""
+        return None
+
     @nn.compact
     def __call__(
         self,
@@ -256,6 +273,7 @@ class GRU4Rec(Encoder):
         train: bool = False,
         query_positions: Int[Array, "B S"] | None = None,
         mask: Mask = "causal",
+        cache: CacheStep | None = None,
     ) -> Float[Array, "B S D"]:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
@@ -266,17 +284,19 @@ class GRU4Rec(Encoder):
             )
         config, dtype = self.config, DTYPES[self.config.dtype]
         kernel_init, table_init = self._initializers()
+        items, _, segments = current_columns(batch, cache)
         x = ItemEmbedding(self.spec, config.width, table_init, self.shards, config.item_delta, name="items")(
-            batch.items
+            items
         )
         x = Dropout(config.dropout)(x, train).swapaxes(0, 1)
-        starts = (is_first(batch.segments) | (batch.segments == 0)).T
+        starts = is_first(batch.segments) | (batch.segments == 0)
+        starts = (starts if cache is None else cache.current(starts)).T
         for layer in range(config.layers):
             unit = GatedRecurrentUnit(
                 config.state_width, config.unit_bias, kernel_init, dtype, config.unroll, name=f"layer_{layer}"
             )
-            x = Dropout(config.hidden_dropout)(unit(x, starts), train)
-        hidden, segments = x.swapaxes(0, 1), batch.segments
+            x = Dropout(config.hidden_dropout)(unit(x, starts, cache), train)
+        hidden = x.swapaxes(0, 1)
         if query_positions is not None:
             hidden = take_positions(hidden, query_positions)
             segments = jnp.take_along_axis(segments, query_positions, axis=1)

@@ -30,12 +30,13 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask
+from jaxrec.attention.cache import CacheStep
 from jaxrec.attention.functional import elu_plus_one, standard_deviation
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig
-from jaxrec.models.base import ENCODERS
+from jaxrec.models.base import ENCODERS, current_columns
 from jaxrec.models.blocks import zero_padding
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
 from jaxrec.nn.item_table import EuclideanItemTable, ItemTable
@@ -165,14 +166,16 @@ class STOSA(AttentiveEncoder):
         train: bool = False,
         query_positions: Int[Array, "B S"] | None = None,
         mask: Mask = "causal",
+        cache: CacheStep | None = None,
     ) -> Float[Array, "B S D"]:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
         config, shape = self.config, self.attention_spec()
+        items, positions, segments = current_columns(batch, cache)
         streams, norms = [], stream_norms(config, "norm")
         for name in STREAMS:
             embed = ItemEmbedding(self.spec, config.width, self._init(), self.shards, name=f"{name}_items")
-            x = embed(batch.items)
+            x = embed(items)
             if self.has_additive_positions:
                 x = x + PositionEmbedding(
                     self.max_length,
@@ -180,19 +183,19 @@ class STOSA(AttentiveEncoder):
                     self.positions == "learned",
                     self._init(),
                     name=f"{name}_positions",
-                )(batch.positions)
+                )(positions)
             streams.append(Dropout(config.dropout)(norms[name](x), train))
         x = jnp.concatenate([jax.nn.elu(streams[0]), elu_plus_one(streams[1])], axis=-1)
-        x = zero_padding(x, batch.segments)
+        x = zero_padding(x, segments)
 
-        context = self.attention_context(batch, shape, mask)
+        context = self.attention_context(batch, shape, mask, cache)
         for layer in range(config.layers):
             block = GaussianBlock(config, self.attention, shape, name=f"layer_{layer}")
-            x = zero_padding(block(x, context, train), batch.segments)
+            x = zero_padding(block(x, context, train), segments)
         hidden = jnp.concatenate(
             [x[..., : config.width], standard_deviation(x[..., config.width :])], axis=-1
         )
-        hidden = zero_padding(hidden, batch.segments)
+        hidden = zero_padding(hidden, segments)
         return hidden if query_positions is None else take_positions(hidden, query_positions)
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:

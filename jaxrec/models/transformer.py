@@ -16,11 +16,12 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxrec.attention.base import AttentionSpec, Mask
+from jaxrec.attention.cache import CacheStep
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig, padding_context, tokens_context
-from jaxrec.models.base import ENCODERS
+from jaxrec.models.base import ENCODERS, current_columns
 from jaxrec.models.blocks import Block, zero_padding
 from jaxrec.models.output_table import declare_output, embedding_count, output_table
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
@@ -160,6 +161,12 @@ class Transformer(AttentiveEncoder):
             return nn.initializers.normal(self.config.init_scale)
         return nn.initializers.xavier_normal()
 
+    def cache_obstacle(self, planned: bool = False) -> str | None:
+        """Padding as keys, or what attention and positions say; see `Encoder`."""
+        if self.config.padding_keys != "none":
+            return "padding takes part as keys (--encoder.padding-keys), and every interaction takes the place of some"
+        return super().cache_obstacle(planned)
+
     @nn.compact
     def __call__(
         self,
@@ -167,6 +174,7 @@ class Transformer(AttentiveEncoder):
         train: bool = False,
         query_positions: Int[Array, "B S"] | None = None,
         mask: Mask = "causal",
+        cache: CacheStep | None = None,
     ) -> Float[Array, "B S D"]:
         """Compute hidden states; see `Encoder`."""
         self.check_call(train, query_positions)
@@ -180,7 +188,8 @@ class Transformer(AttentiveEncoder):
         embed = ItemEmbedding(
             self.spec, config.width, self._table_init(), self.shards, config.item_delta, name="items"
         )
-        x = embed(batch.items)
+        items, positions, segments = current_columns(batch, cache)
+        x = embed(items)
         if config.scale_embeddings:
             x = x * config.width**0.5
         if self.has_additive_positions:
@@ -190,17 +199,16 @@ class Transformer(AttentiveEncoder):
                 self.positions == "learned",
                 self._table_init(),
                 name="positions",
-            )(batch.positions)
+            )(positions)
         padding = None if config.padding_keys == "none" else jnp.zeros((1, 1, config.width), x.dtype)
         if config.embedding_norm:
             embedding_norm = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")
             x = embedding_norm(x)
             padding = embedding_norm(padding) if config.padding_keys == "propagated" else padding
-        x = zero_padding(Dropout(config.dropout)(x, train), batch.segments)
+        x = zero_padding(Dropout(config.dropout)(x, train), segments)
 
-        context = self.attention_context(batch, shape, mask)
-        block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
-        segments = batch.segments
+        context = self.attention_context(batch, shape, mask, cache)
+        block = nn.remat(Block, static_argnums=(3,)) if config.remat and cache is None else Block
         tokens = self.attention.front_tokens(context)
         for layer in range(config.layers):
             last = layer == config.layers - 1
