@@ -1,27 +1,63 @@
-"""Next-item prediction: every position is trained to rank the item that follows it."""
+"""Next-item prediction: every position is trained to rank the item that follows it.
+
+With ``exposure`` above 0 the encoder also meets its own predictions while it trains, as it does when it generates
+(scheduled sampling; Bengio et al., NeurIPS 2015, arXiv 1506.03099). All positions are trained at once, so there are two
+passes (Mihaylova and Martins, ACL 2019, arXiv 1906.07651; Duckworth et al. 2019, arXiv 1906.04331): the first, without
+dropout and without a gradient, reads the true items and predicts each next one; then a share of the inputs is replaced by
+what was predicted for them, and the second pass is trained on the true targets. A prediction is made from true items, so
+what is fed back is one step of generation, not a whole sequence of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
-from jax import Array
-from jaxtyping import Float
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
 
 from jaxrec.data.batches import Batch
+from jaxrec.errors import ConfigError
 from jaxrec.models.base import Encoder
+from jaxrec.nn.item_table import ItemTable
+from jaxrec.nn.segments import is_first
 from jaxrec.objectives import LossInputs, ObjectiveConfig, SamplingInputs
+from jaxrec.options import Range
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
+
+#: Of the keys of a step: keeps the draws of exposure apart from dropout and negatives.
+_EXPOSURE_STREAM = 11
 
 
 @TASKS.register("next-item")
 @dataclasses.dataclass(frozen=True)
 class NextItemConfig(TaskConfig):
-    """Predict the next item at every position that has a target; the objective of the run is the loss."""
+    """Predict the next item at every position that has a target; the objective of the run is the loss.
+
+    Attributes:
+      exposure: probability that an input is replaced by what the model predicts in its place (scheduled sampling); the first
+        interaction of a sequence never is. A step with it takes one more forward pass and the scores of all items.
+      exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item).
+    """
+
+    exposure: Annotated[float, Range("[0, 1]")] = 0.0
+    exposure_choice: Literal["sample", "greedy"] = "sample"
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        super().__post_init__()
+        if self.exposure_choice != "sample" and not self.exposure:
+            raise ConfigError(
+                f"--task.exposure-choice {self.exposure_choice} has nothing to choose: expected --task.exposure above 0, "
+                "got 0; set it, or leave the choice out"
+            )
 
     def build(self, encoder: Encoder, objective: ObjectiveConfig) -> NextItem:
         """Build the task."""
+        if self.exposure:
+            return ExposedNextItem(encoder, objective, self)
         return NextItem(encoder, objective)
 
 
@@ -35,6 +71,61 @@ class NextItem(Task):
         dropout_key, objective_key = jax.random.split(key)
         hidden = self.encoder.apply({"params": params}, batch, True, rngs={"dropout": dropout_key})
         return item_loss(self, params, hidden, batch, objective_key, resources)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExposedNextItem(NextItem):
+    """The same after a share of the inputs became predictions.
+
+    Attributes:
+      config: share and choice.
+    """
+
+    config: NextItemConfig
+
+    def loss(self, params: Any, batch: Batch, key: Array, resources: Resources) -> tuple[Array, Array]:
+        """Compute the objective; see `Task.loss`."""
+        exposed = self.expose(params, batch, jax.random.fold_in(key, _EXPOSURE_STREAM))
+        return super().loss(params, exposed, key, resources)
+
+    def expose(self, params: Any, batch: Batch, key: Array) -> Batch:
+        """Replace inputs by predictions, each with the probability ``exposure``."""
+        place_key, item_key = jax.random.split(key)
+        fixed = lax.stop_gradient(params)
+        hidden = self.encoder.apply({"params": fixed}, batch, False)
+        draws = item_key if self.config.exposure_choice == "sample" else None
+        predicted = predict(hidden[:, :-1], self.encoder.item_table(fixed), draws)
+        predicted = jnp.pad(predicted, ((0, 0), (1, 0)))
+        chosen = jax.random.uniform(place_key, batch.items.shape) < self.config.exposure
+        chosen = chosen & (batch.segments > 0) & ~is_first(batch.segments)
+        return batch._replace(items=jnp.where(chosen, predicted, batch.items))
+
+
+def predict(hidden: Float[Array, "B L D"], table: ItemTable, key: Array | None) -> Int[Array, "B L"]:
+    """Items int32[B, L] that follow the states [B, L, D]: a draw from the softmax of their scores, or the best.
+
+    One column at a time, so that the scores of [B, V] items are in memory.
+
+    Args:
+      hidden: states.
+      table: the candidates.
+      key: of the draws; None takes the best items.
+    """
+    rows = table.vectors.shape[0]
+    item = jnp.arange(rows, dtype=jnp.int32)[None]
+    candidate = (item >= 1) & (item <= table.n_items)
+
+    def of_column(column: tuple[Array, Array]) -> Array:
+        states, number = column
+        scores = lax.dot_general(states, table.vectors, (((1,), (1,)), ((), ())))
+        scores = scores if table.bias is None else scores + table.bias[None]
+        if key is not None:
+            noise = jax.random.gumbel(jax.random.fold_in(key, number), scores.shape, jnp.float32)
+            scores = scores + noise
+        return jnp.argmax(jnp.where(candidate, scores, -jnp.inf), axis=1).astype(jnp.int32)
+
+    numbers = jnp.arange(hidden.shape[1], dtype=jnp.int32)
+    return lax.map(of_column, (hidden.swapaxes(0, 1), numbers)).T
 
 
 def item_loss(

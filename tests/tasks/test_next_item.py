@@ -1,0 +1,122 @@
+"""Exposure to own predictions in training: the loss against an oracle, which inputs are replaced, and by what."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.errors import ConfigError
+from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.tasks import NextItem, NextItemConfig, Resources
+from tests.models.cases import random_parameters
+from tests.models.oracles import float64, transformer
+from tests.tasks.data import V, toy_batch, toy_encoder
+
+HISTORIES = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5], [8]]
+ROWS = [[0], [1, 2], [3]]
+
+
+def task(**options):
+    return NextItemConfig(**options).build(toy_encoder(), CrossEntropyConfig())
+
+
+def batch_with_targets():
+    """Each position's target is the next item of its sequence; the last one's is item 7."""
+    batch = toy_batch(HISTORIES, ROWS)
+    targets = np.zeros(batch.items.shape, np.int32)
+    for r, members in enumerate(ROWS):
+        column = 0
+        for member in members:
+            values = [*HISTORIES[member][1:], 7]
+            targets[r, column : column + len(values)] = values
+            column += len(values)
+    return batch._replace(targets=jnp.asarray(targets), weights=jnp.asarray((targets > 0).astype(np.float32)))
+
+
+def scores(encoder, exact, items):
+    """float64[n, V] of the items after each prefix."""
+    return transformer(encoder, exact, np.asarray(items), "causal") @ exact["items"]["table"][1 : V + 1].T
+
+
+def oracle_inputs(encoder, exact, items):
+    """A sequence whose items, but for the first, are the best after the true items before them."""
+    best = scores(encoder, exact, items).argmax(axis=1) + 1
+    return [items[0], *best[:-1].tolist()]
+
+
+def test_loss_of_fully_exposed_inputs_is_that_of_the_definition():
+    """Every input but the first of a sequence is the greedy prediction from true items; targets stay."""
+    exposed = task(exposure=1.0, exposure_choice="greedy")
+    batch, encoder = batch_with_targets(), exposed.encoder
+    params = random_parameters(encoder, batch)
+    total, weight = jax.jit(exposed.loss)(params, batch, jax.random.key(0), Resources())
+    exact, expected, changed = float64(params), 0.0, 0
+    for history in HISTORIES:
+        inputs = oracle_inputs(encoder, exact, history)
+        changed += inputs != history
+        for logits, target in zip(scores(encoder, exact, inputs), [*history[1:], 7], strict=True):
+            expected += np.log(np.exp(logits).sum()) - logits[target - 1]
+    assert changed
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+    assert float(weight) == sum(map(len, HISTORIES))
+
+
+def test_exposure_is_off_unless_asked_for():
+    assert type(task()) is NextItem
+    with pytest.raises(ConfigError, match=r"expected --task\.exposure above 0, got 0"):
+        NextItemConfig(exposure_choice="greedy")
+
+
+def test_places_and_items_are_drawn_as_they_should():
+    """The share of replaced inputs is ``exposure``, and their items follow the softmax after the true items before them."""
+    exposed = task(exposure=0.4)
+    batch, encoder, n = batch_with_targets(), exposed.encoder, 4000
+    params = random_parameters(encoder, batch)
+    keys = jax.random.split(jax.random.key(5), n)
+    out = jax.jit(jax.vmap(lambda key: exposed.expose(params, batch, key)))(keys)
+    drawn, true = np.asarray(out.items), np.asarray(batch.items)
+    np.testing.assert_array_equal(out.targets[0], batch.targets)
+    exact = float64(params)
+    for r, members in enumerate(ROWS):
+        column = 0
+        for member in members:
+            history = HISTORIES[member]
+            assert (drawn[:, r, column] == history[0]).all(), "the first interaction stays"
+            logits = scores(encoder, exact, history)
+            softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            for place in range(1, len(history)):
+                expected = 0.4 * np.concatenate([[0.0], softmax[place - 1]])
+                expected[history[place]] += 0.6
+                share = np.bincount(drawn[:, r, column + place], minlength=V + 1)[: V + 1] / n
+                assert (np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / n) + 1e-3).all()
+            column += len(history)
+        assert (drawn[:, r, column:] == 0).all()
+    assert true.max() <= V
+
+
+@pytest.mark.slow
+def test_predictions_take_no_gradient():
+    """The derivative is that of the loss with the replaced inputs held fixed."""
+    exposed, plain = task(exposure=1.0, exposure_choice="greedy"), task()
+    batch = batch_with_targets()
+    params = random_parameters(exposed.encoder, batch)
+    key = jax.random.key(1)
+    fixed = exposed.expose(params, batch, key)
+
+    def gradient(task, batch):
+        return jax.jit(jax.grad(lambda p: task.loss(p, batch, key, Resources())[0]))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        gradient(exposed, batch),
+        gradient(plain, fixed),
+    )
+
+
+def test_refusals():
+    with pytest.raises(ConfigError, match=r"--task\.exposure must be a finite number in \[0, 1\]; got 1.5"):
+        NextItemConfig(exposure=1.5)
+    with pytest.raises(
+        ConfigError, match=r"--task\.exposure-choice must be one of sample, greedy; got 'beam'"
+    ):
+        NextItemConfig(exposure_choice="beam")
