@@ -9,6 +9,8 @@ import tyro
 
 from jaxrec.cli.common import emit, parse, read_ids
 from jaxrec.errors import ConfigError
+from jaxrec.serving import Recommender
+from jaxrec.serving.generation import GREEDY, GenerationConfig
 
 _RUN = tyro.conf.arg(help="run directory")
 _SEED = tyro.conf.arg(help="which of the run's models; default: the first")
@@ -45,6 +47,13 @@ class Recommend:
     allow_attributes: Annotated[
         tuple[str, ...] | None, tyro.conf.arg(help="only items with one of these attributes are candidates")
     ] = None
+    steps: Annotated[
+        int,
+        tyro.conf.arg(
+            help="generate a sequence: append the answer to the history and ask again, so many times"
+        ),
+    ] = 0
+    generation: Annotated[GenerationConfig, tyro.conf.arg(help="choice of generated items")] = GREEDY
     out: Annotated[str, tyro.conf.arg(help="directory of Parquet parts to write, as in recs.parquet")] = ""
     resume: Annotated[bool, tyro.conf.arg(help="continue --out where an interrupted command left it")] = False
     users_per_part: Annotated[int, tyro.conf.arg(help="users of a part, which are in memory at once")] = 8192
@@ -63,6 +72,10 @@ def recommend(arguments: list[str]) -> int:
             "expected one of --history ITEMS, --histories FILE and --all-users, got "
             + ("none of them" if not any(modes) else "several")
         )
+    if options.steps and options.history is None:
+        raise ConfigError("--steps belongs to --history, got --all-users or --histories")
+    if options.generation != GREEDY and not options.steps:
+        raise ConfigError("--generation.* chooses the items of --steps: expected --steps of 1 or more, got 0")
     return _recommend_one(options) if options.history is not None else _recommend_many(options)
 
 
@@ -74,10 +87,12 @@ def _recommend_one(options: Recommend) -> int:
         )
 
     from jaxrec.compilation import enable_compilation_cache
-    from jaxrec.serving import Recommender, Request
+    from jaxrec.serving import Request
 
     enable_compilation_cache()
     recommender = Recommender.load(options.run, options.seed)
+    if options.steps:
+        return _generate(options, recommender)
     request = Request(
         options.history or (),
         options.k,
@@ -103,6 +118,42 @@ def _recommend_one(options: Recommend) -> int:
             file=sys.stderr,
         )
     emit(dataclasses.asdict(answer), _item_lines(answer.items, answer.titles, answer.scores), options.json)
+    return 0
+
+
+def _generate(options: Recommend, recommender: Recommender) -> int:
+    """Answer with a sequence of ``options.steps`` items."""
+    if options.k != Recommend.k:
+        raise ConfigError(
+            f"-k is the length of a list of next items and --steps that of a sequence: got -k {options.k}"
+        )
+    answer = recommender.generate(
+        [list(options.history or ())],
+        options.steps,
+        options.generation,
+        remove_seen=False if options.keep_seen else None,
+        timestamps=None if options.timestamps is None else [options.timestamps],
+        exclude=read_ids(options.exclude) if options.exclude else (),
+        allow=read_ids(options.allow) if options.allow else None,
+        exclude_attributes=options.exclude_attributes,
+        allow_attributes=options.allow_attributes,
+    )[0]
+    titles = answer.titles or [""] * len(answer.items)
+    lines = [
+        f"{step:>3}  {item:<12} {title}  ({score:.3f}, log-probability {probability:.3f})"
+        for step, (item, title, score, probability) in enumerate(
+            zip(answer.items, titles, answer.scores, answer.log_probabilities, strict=True), start=1
+        )
+    ]
+    lines += [f"{beam.log_probability:9.3f}  {' '.join(beam.items)}" for beam in answer.beams or ()]
+    if answer.unknown:
+        print(f"jaxrec: ignored unknown items: {', '.join(answer.unknown)}", file=sys.stderr)
+    if answer.popular:
+        print(
+            "jaxrec: no item of the history is known; the first item was chosen by popularity",
+            file=sys.stderr,
+        )
+    emit(dataclasses.asdict(answer), "\n".join(lines), options.json)
     return 0
 
 
@@ -181,7 +232,6 @@ def similar(arguments: list[str]) -> int:
     options = parse(Similar, arguments, "similar")
 
     from jaxrec.compilation import enable_compilation_cache
-    from jaxrec.serving import Recommender
     from jaxrec.serving.similar import SimilarItems
 
     enable_compilation_cache()
@@ -211,7 +261,6 @@ def explain(arguments: list[str]) -> int:
     options = parse(Explain, arguments, "explain")
 
     from jaxrec.compilation import enable_compilation_cache
-    from jaxrec.serving import Recommender
     from jaxrec.serving.explain import explain as explain_item
 
     enable_compilation_cache()

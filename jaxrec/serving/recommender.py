@@ -16,8 +16,10 @@ from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.files import write_atomically
 from jaxrec.runs import ITEM_COUNTS, Run
+from jaxrec.serving.generation import GREEDY, GenerationConfig, generate
 from jaxrec.serving.lists import Lists
 from jaxrec.serving.requests import Prepared, Request, RequestReader, requests_of
+from jaxrec.serving.sequences import GeneratedSequence, sequence_of
 from jaxrec.training.run_directory import CATALOGUE
 from jaxrec.training.state import Params
 
@@ -123,6 +125,47 @@ class Recommender:
             allow_attributes=allow_attributes,
         )
         return self.answer(requests)
+
+    def generate(
+        self,
+        histories: Sequence[Iterable[Any]],
+        steps: int,
+        config: GenerationConfig = GREEDY,
+        *,
+        repeats: bool | Sequence[bool] | None = None,
+        **options: Any,
+    ) -> list[GeneratedSequence]:
+        """Generate a sequence of next items after each history; see `jaxrec.serving.generation`.
+
+        Args:
+          histories: as in `recommend`.
+          steps: items to generate.
+          config: how they are chosen.
+          repeats: whether an item may come again in the sequence, one value or one per history; None = where items of the
+            history may.
+          **options: ``remove_seen``, ``timestamps`` and the filters of `recommend`, which hold at every step. What is
+            generated has the time of the newest interaction.
+
+        Raises:
+          ConfigError: ``steps`` is below 1, or options that cannot work for this model.
+          DataError: as in `recommend`.
+        """
+        requests = requests_of(histories, k=1, **options)
+        prepared = self.prepare(requests)
+        if not prepared:
+            return []
+        read = histories_of_requests(prepared)
+        default = self.config.evaluation.remove_seen
+        if repeats is None:
+            repeats = [not (default if r.remove_seen is None else r.remove_seen) for r in requests]
+        generated = generate(
+            self.ranker, read, steps, config, exclude=self.removed(prepared), repeats=repeats
+        )
+        known = self.ranker.item_counts is not None
+        return [
+            sequence_of(generated, row, self.items, request.unknown, known and not len(request.known))
+            for row, request in enumerate(prepared)
+        ]
 
     def answer(self, requests: Sequence[Request]) -> list[Recommendation]:
         """Answer requests that may differ in every field, in one batch; see `recommend`."""

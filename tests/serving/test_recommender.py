@@ -19,6 +19,7 @@ from jaxrec.serving import Recommender
 from jaxrec.serving.recommender import save_catalogue
 from jaxrec.serving.requests import Request, RequestReader
 from tests.helpers import small_config, small_dataset
+from tests.runs import jaxrec as command
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -360,3 +361,47 @@ def test_catalogue_holds_items_and_no_users(tmp_path):
     assert list(kept.item_ids) == list(DATASET.item_ids)
     assert kept.meta["source_fingerprint"] == DATASET.fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == [CATALOGUE, ITEM_COUNTS]
+
+
+def test_generated_sequences_are_recommendations_asked_again(run, tmp_path):
+    """Each item is the best of `recommend` after what was generated before it, under the same filters."""
+    recommender = Recommender.load(run.workdir)
+    histories = [["i1", "?", "i3"], ["i7"], []]
+    exclude, allow = ["i2", "i9"], [f"i{i}" for i in range(1, 30)]
+    answers = recommender.generate(histories, 3, exclude=exclude, allow=allow)
+    for history, answer in zip(histories, answers, strict=True):
+        grown = list(history)
+        for step, item in enumerate(answer.items):
+            again = recommender.recommend([grown], k=1, exclude=exclude, allow=allow)[0]
+            assert again.items == [item]
+            if not (answer.popular and step == 0):
+                assert again.scores[0] == pytest.approx(answer.scores[step], rel=1e-5, abs=1e-5)
+            grown.append(item)
+        assert len(answer.items) == 3
+        assert answer.titles == [f"Item {item[1:]}" for item in answer.items]
+    assert [answer.unknown for answer in answers] == [["?"], [], []]
+    assert [answer.popular for answer in answers] == [False, False, True]
+    few = recommender.generate([["i1"]], 3, allow=["i4", "i5"])[0]
+    assert sorted(few.items) == ["i4", "i5"]
+    same = recommender.generate([["i1"]], 3, allow=["i4"], remove_seen=False)[0]
+    assert same.items == ["i4"] * 3
+    once = recommender.generate([["i1"]], 3, allow=["i4"], remove_seen=False, repeats=False)[0]
+    assert once.items == ["i4"]
+    (tmp_path / "allow").write_text("i4\ni5\ni6\n")
+    line = ("recommend", run.workdir, "--history", "i1", "--steps", 3, "--allow", tmp_path / "allow")
+    beams = command(*line, "--generation.method", "beam", "--generation.beams", 2, "--json").json
+    assert len(beams["beams"]) == 2
+    assert beams["beams"][0]["items"] == beams["items"]
+    assert beams["beams"][0]["log_probability"] >= beams["beams"][1]["log_probability"]
+    assert beams["beams"][0]["log_probability"] == pytest.approx(sum(beams["log_probabilities"]), abs=1e-5)
+    assert len(command(*line).out.splitlines()) == 3
+    for options, message in (
+        (("-k", 3), "-k is the length of a list"),
+        (("--steps", -1), "--steps must be an integer of at least 1, got -1"),
+        (("--steps", 0, "--generation.window", "planned"), "--generation.* chooses the items of --steps"),
+    ):
+        outcome = command(*line, *options)
+        assert outcome.status == 1
+        assert message in outcome.err
+    with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
+        recommender.generate([["i1"]], 2, top=3)

@@ -1,0 +1,289 @@
+"""Sequences of next items: the model's own answer is appended to the history, and asked for again.
+
+What the encoder reads at step s is the history with the s - 1 items generated before it. ``window`` says which part:
+
+- "sliding": its last L interactions, as if ``recommend`` were called again. Histories that grow beyond L lose their oldest
+  interaction at each step, which changes every state, so they are read again.
+- "planned": the whole sequence of history and steps is laid out ahead. The history is cut to L - steps + 1 interactions, and
+  positions that count from the end count from the end of the plan. That is another question than the model answers in its
+  evaluation, but the one that its inner positions answered in packed training.
+
+States of earlier positions are kept and not computed again where this is exact: if the encoder allows it
+(`jaxrec.models.base.Encoder.cache_obstacle`), if the history has room to grow, and if no positions move, as those do that
+count from a sliding end (``--batches.position-origin end``). Everything else is read again at every step, in one compiled
+program too, and with the same results up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.encode import Forward
+from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.ranker import EncoderRanker
+from jaxrec.evaluation.seen import SeenItems, as_seen
+from jaxrec.options import Range, validate
+from jaxrec.serving.rollout import Program, Prompts, Scoring, roll_out
+
+#: Histories of one batch at most, and scores that it holds at most.
+ROWS = 128
+SCORES = 1 << 22
+#: Histories are grouped by length, into rows of the longest one's columns, half of them, a quarter, and so on, but no
+#: narrower than so many columns: each width is compiled.
+LEAST_WIDTH = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """Choice of each next item.
+
+    Attributes:
+      method: greedy (the best item), sample (a draw from the softmax of the scores) or beam (the sequences with the greatest
+        product of probabilities that a beam search finds).
+      temperature: sample: scores are divided by it before the softmax; near 0 is greedy.
+      top_k: sample: draw among so many best items; 0 = among all.
+      beams: beam: sequences under way, all of which are returned.
+      window: sliding (the last L interactions at each step, as if recommend were called again) or planned (the sequence of
+        history and steps is laid out ahead, so that no position moves and nothing is computed twice).
+      cache: auto (keep states of earlier positions where that is exact) or off (read the whole history at each step).
+      seed: sample: of the draws.
+    """
+
+    method: Literal["greedy", "sample", "beam"] = "greedy"
+    temperature: Annotated[float, Range("(0, inf)")] = 1.0
+    top_k: Annotated[int, Range("[0, inf)")] = 0
+    beams: Annotated[int, Range("[1, inf)")] = 5
+    window: Literal["sliding", "planned"] = "sliding"
+    cache: Literal["auto", "off"] = "auto"
+    seed: Annotated[int, Range("[0, inf)")] = 0
+
+    def __post_init__(self) -> None:
+        """Check every option, and that none is without effect."""
+        validate(self, "generation")
+        owners = {"temperature": "sample", "top_k": "sample", "seed": "sample", "beams": "beam"}
+        for field in dataclasses.fields(self):
+            owner = owners.get(field.name, self.method)
+            value = getattr(self, field.name)
+            if owner != self.method and value != field.default:
+                option = field.name.replace("_", "-")
+                raise ConfigError(
+                    f"--generation.{option} {value} belongs to --generation.method {owner}, got {self.method}; choose "
+                    f"that method, or leave {option} out"
+                )
+
+
+#: The best item at each step.
+GREEDY = GenerationConfig()
+
+
+class Generated(NamedTuple):
+    """Sequences of G items after each of E histories, W of them each, best first (W = 1 but for beams).
+
+    Attributes:
+      items: int32[E, W, G], 0 once no candidate is left.
+      scores: float32[E, W, G], score of each item at its step, as ``recommend`` would give it; for the first item after an
+        empty history ``log(1 + training interactions)``.
+      log_probabilities: float32[E, W, G], of each item in the softmax of the candidates' scores; 0 where there is none.
+      entropies: float32[E, W, G], nats, of that softmax.
+      ranks: int32[E, G], rank of each step's target among the candidates, or None.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    log_probabilities: np.ndarray
+    entropies: np.ndarray
+    ranks: np.ndarray | None = None
+
+
+def generate(
+    ranker: EncoderRanker,
+    histories: Histories,
+    steps: int,
+    config: GenerationConfig = GREEDY,
+    *,
+    exclude: SeenItems | None = None,
+    repeats: Any = False,
+    targets: np.ndarray | None = None,
+    forced: bool = False,
+) -> Generated:
+    """Generate sequences of next items.
+
+    The answer to a history does not depend on the others of the call, up to rounding; draws follow from the seed and the
+    number of the history.
+
+    Args:
+      ranker: the model.
+      histories: E histories.
+      steps: G, at least 1.
+      config: how items are chosen.
+      exclude: items that are no candidates, at any step.
+      repeats: whether an item may occur twice in a generated sequence: one bool, or bool[E].
+      targets: int[E, G], 1..V: the item whose rank at each step is wanted; not for beams.
+      forced: append the target, not the chosen item, after each step (teacher forcing).
+
+    Raises:
+      ConfigError: options that cannot work for this model.
+      DataError: targets of another form.
+    """
+    forward = ranker.forward
+    if not isinstance(forward, Forward) or ranker.mesh is not None or ranker.table.vectors is None:
+        raise ConfigError(
+            "generate needs the ranker of an encoder on one device; open the run without --mesh"
+        )
+    _check(ranker, steps, config)
+    targets = _checked_targets(ranker, targets, (len(histories), steps), config, forced)
+    seen = as_seen(exclude, len(histories), ranker.n_items)
+    allowed = np.broadcast_to(np.asarray(repeats, bool), (len(histories),))
+    planned = config.window == "planned"
+    longest = ranker.encoding.longest_history
+    lengths = np.minimum(histories.lengths, longest - (steps - 1 if planned else 0)).astype(np.int64)
+    may_cache = config.cache == "auto" and cache_obstacle(ranker, config) is None
+    fits = lengths + steps - 1 <= longest
+    beams = config.beams if config.method == "beam" else 1
+    scoring = Scoring(
+        ranker.table.vectors,
+        ranker.table.bias,
+        None if ranker.item_counts is None else jnp.asarray(ranker.item_counts, jnp.float32),
+        jnp.float32(config.temperature),
+        jax.random.key(config.seed),
+    )
+    out = _empty(len(histories), beams, steps, targets is not None)
+    for cached in (True, False):
+        chosen = np.flatnonzero((fits & may_cache) == cached)
+        program = Program(
+            forward, steps, config.method, config.top_k, beams, cached, planned, longest,
+            ranker.encoding.position_origin, ranker.table.tie_seed, forced,
+        )  # fmt: skip
+        widest = longest - steps + 1 if cached else longest
+        most = max(1, min(ROWS, SCORES // ((ranker.n_items + 1) * beams)))
+        for rows, width in _batches(chosen, lengths, widest, most):
+            size = min(most, 1 << (len(rows) - 1).bit_length())
+            prompts = _prompts(histories, rows, lengths, width, size)
+            prompts = prompts._replace(
+                excluded=_excluded(seen, rows, size),
+                repeats=np.pad(allowed[rows], (0, size - len(rows))),
+                targets=None if targets is None else _padded(targets[rows], size, fill=1),
+            )
+            done = jax.device_get(roll_out(program, ranker.params, prompts, scoring))
+            for whole, part in zip(out, done, strict=True):
+                if whole is not None:
+                    whole[rows] = part[: len(rows)]
+    return out
+
+
+def cache_obstacle(ranker: EncoderRanker, config: GenerationConfig = GREEDY) -> str | None:
+    """Reason why every step reads the whole history again, or None where that is not needed."""
+    forward = ranker.forward
+    if not isinstance(forward, Forward) or forward.mask != "causal" or forward.query_token is not None:
+        return "the model reads histories in both directions, so that every item changes all states"
+    encoder: Any = forward.encoder
+    reason: str | None = encoder.cache_obstacle(config.window == "planned")
+    return reason
+
+
+def _check(ranker: EncoderRanker, steps: Any, config: GenerationConfig) -> None:
+    longest = ranker.encoding.longest_history
+    integer = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not integer or steps < 1:
+        raise ConfigError(f"--steps must be an integer of at least 1, got {steps!r}")
+    if config.window == "planned" and steps > longest:
+        raise ConfigError(
+            f"--generation.window planned needs room for all steps beside one interaction: expected at most {longest} "
+            f"steps, the longest history of the model, got {steps}; choose fewer, or --generation.window sliding"
+        )
+    for option, value, belongs in (
+        ("beams", config.beams, config.method == "beam"),
+        ("top-k", config.top_k, config.method == "sample"),
+    ):
+        if belongs and value > ranker.n_items:
+            raise ConfigError(
+                f"--generation.{option} must be at most the catalogue's {ranker.n_items} items, got {value}"
+            )
+
+
+def _checked_targets(
+    ranker: EncoderRanker, targets: Any, shape: tuple[int, int], config: GenerationConfig, forced: bool
+) -> np.ndarray | None:
+    if targets is None:
+        if forced:
+            raise ConfigError("forced needs targets, the items to append: expected int[E, G], got None")
+        return None
+    if config.method == "beam":
+        raise ConfigError("targets are ranked along one sequence: expected method greedy or sample, got beam")
+    targets = np.asarray(targets, np.int32)
+    inside = not targets.size or (targets.min() >= 1 and targets.max() <= ranker.n_items)
+    if targets.shape != shape or not inside:
+        raise DataError(
+            f"targets must be items from 1 to {ranker.n_items} of shape {shape}, got shape {targets.shape}"
+        )
+    return targets
+
+
+def _empty(count: int, beams: int, steps: int, ranked: bool) -> Generated:
+    size = (count, beams, steps)
+    scores, log_probabilities, entropies = (np.zeros(size, np.float32) for _ in range(3))
+    ranks = np.zeros((count, steps), np.int32) if ranked else None
+    return Generated(np.zeros(size, np.int32), scores, log_probabilities, entropies, ranks)
+
+
+def _batches(
+    chosen: np.ndarray, lengths: np.ndarray, widest: int, most: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows of each batch with the width of its columns: few widths, so that few programs are compiled."""
+    order = chosen[np.argsort(lengths[chosen], kind="stable")]
+    widths = [widest]
+    while widths[0] >= 2 * LEAST_WIDTH:
+        widths.insert(0, -(-widths[0] // 2))
+    group = np.searchsorted(widths, lengths[order])
+    for number, width in enumerate(widths):
+        rows = order[group == number]
+        for start in range(0, len(rows), most):
+            yield rows[start : start + most], width
+
+
+def _padded(values: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
+    extra = [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)]
+    return np.pad(values, extra, constant_values=fill)
+
+
+def _prompts(histories: Histories, rows: np.ndarray, lengths: np.ndarray, width: int, size: int) -> Prompts:
+    """The last interactions of the histories ``rows``, each ending at the last of ``width`` columns."""
+    place = np.asarray(histories.stops)[rows][:, None] - width + np.arange(width)
+    real = np.arange(width)[None] >= width - lengths[rows][:, None]
+    place = np.where(real, place, 0)
+    users = np.zeros(len(rows), np.int32) if histories.users is None else np.asarray(histories.users)[rows]
+
+    def taken(log: Any) -> np.ndarray:
+        values = np.asarray(log)
+        if not len(values):
+            return np.zeros((size, width), np.int32)
+        return _padded(np.where(real, values[place], 0).astype(np.int32), size)
+
+    return Prompts(
+        taken(histories.items),
+        None if histories.timestamps is None else taken(histories.timestamps),
+        _padded(users.astype(np.int32), size),
+        _padded(lengths[rows].astype(np.int32), size),
+        _padded(rows.astype(np.int32), size),
+        np.zeros((2, 0), np.int32),
+        np.zeros(size, bool),
+        None,
+    )
+
+
+def _excluded(seen: SeenItems, rows: np.ndarray, size: int) -> np.ndarray:
+    """int32[2, X], rows and items to leave out; X is a power of two, and padding names a row that does not exist."""
+    part = seen.select(rows)
+    count = len(part.items)
+    width = 1 << max(count - 1, 63).bit_length()
+    out = np.full((2, width), size, np.int32)
+    out[0, :count], out[1] = part.row_numbers(), 0
+    out[1, :count] = part.items
+    return out

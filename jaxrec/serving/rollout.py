@@ -1,0 +1,390 @@
+"""The compiled part of generation: a batch of histories is read once and grows by an item at a time, in one program.
+
+Two ways of reading give the same states up to rounding. *Cached*: the encoder stores what new positions need of earlier
+ones (`jaxrec.models.base.Encoder.cache_obstacle`). *Re-encoded*: every step reads the whole history again, which any encoder
+can do. Rows end at the same column, so that new items of all rows go to one column.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxrec.attention.cache import CacheStep
+from jaxrec.data.batches import Batch, PositionOrigin
+from jaxrec.evaluation.encode import Forward
+from jaxrec.evaluation.metrics import MISSED
+from jaxrec.evaluation.ranking_tiles import best_items
+from jaxrec.evaluation.tie_order import tie_keys
+
+_MINUS_INFINITY = -float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Static settings of a compiled rollout.
+
+    Attributes:
+      forward: the encoder, and how it is asked for a next item.
+      steps: G, items to generate.
+      method: "greedy", "sample" or "beam".
+      top_k: of "sample": draw among so many best items; 0 = all.
+      beams: W, sequences under way of each history; 1 but for "beam".
+      cached: whether the encoder keeps what it has computed.
+      planned: whether positions that count from the end count from that of the planned sequence.
+      longest: interactions of a history that the encoder reads at most.
+      position_origin: what positions count from.
+      tie_seed: order of items with equal scores.
+      forced: feed back the targets in place of the chosen items.
+    """
+
+    forward: Forward
+    steps: int
+    method: Literal["greedy", "sample", "beam"]
+    top_k: int
+    beams: int
+    cached: bool
+    planned: bool
+    longest: int
+    position_origin: PositionOrigin
+    tie_seed: int
+    forced: bool
+
+
+class Prompts(NamedTuple):
+    """Histories of one batch, each ending at the last column, and what each may be answered with.
+
+    Attributes:
+      items: int32[B, P], 0 = before the history.
+      timestamps: int32[B, P], or None.
+      users: int32[B].
+      lengths: int32[B].
+      numbers: int32[B], which history of the request it is: what its random draws follow from.
+      excluded: int32[2, X], rows and items that are no candidates; padding has row B.
+      repeats: bool[B], whether a generated item stays a candidate.
+      targets: int32[B, G], items to rank at each step, or None.
+    """
+
+    items: Any
+    timestamps: Any
+    users: Any
+    lengths: Any
+    numbers: Any
+    excluded: Any
+    repeats: Any
+    targets: Any
+
+
+class Scoring(NamedTuple):
+    """What states are scored against.
+
+    Attributes:
+      vectors: float32[V+1, D].
+      bias: float32[V+1].
+      item_counts: float32[V+1], training interactions, whose logarithm answers empty histories; None = by the biases.
+      temperature: float32 scalar.
+      key: of the random draws.
+    """
+
+    vectors: Array
+    bias: Array
+    item_counts: Array | None
+    temperature: Array
+    key: Array
+
+
+class Steps(NamedTuple):
+    """What happened at each step: [B, W, G] each, but ``ranks`` int32[B, G] or None."""
+
+    items: Array
+    scores: Array
+    log_probabilities: Array
+    entropies: Array
+    ranks: Array | None = None
+
+
+class _Rows(NamedTuple):
+    """Rows under way; [R, ...] each, R = B or B W.
+
+    Attributes:
+      items: int32[R, columns].
+      timestamps: int32[R, columns] or None.
+      users: int32[R].
+      lengths: int32[R], interactions that the rows hold.
+      blocked: bool[R, V+1], items that are no candidates.
+      repeats: bool[R].
+      cache: of the encoder, {} if re-encoded.
+    """
+
+    items: Array
+    timestamps: Array | None
+    users: Array
+    lengths: Array
+    blocked: Array
+    repeats: Array
+    cache: Any
+
+
+@partial(jax.jit, static_argnames="program")
+def roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> Steps:
+    """Generate ``program.steps`` items after each history."""
+    rows, hidden = _read(program, params, prompts, scoring)
+    scores = _masked(rows, _first_scores(hidden, prompts, scoring))
+    if program.method == "beam":
+        return _beam_search(program, params, rows, scores, scoring)
+    return _one_sequence(program, params, prompts, rows, scores, scoring)
+
+
+def _one_sequence(
+    program: Program, params: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
+) -> Steps:
+    """Greedy choices or draws, one sequence for each history."""
+    keys = jax.vmap(partial(jax.random.fold_in, scoring.key))(prompts.numbers)
+
+    def choose(rows: _Rows, scores: Array, step: Array) -> tuple[_Rows, Array, Steps]:
+        chosen = _choose(program, scores, jax.vmap(jax.random.fold_in, (0, None))(keys, step), scoring)
+        measured, ranks, fed = _measured(scores, chosen), None, chosen
+        if prompts.targets is not None:
+            target = lax.dynamic_slice_in_dim(prompts.targets, step, 1, axis=1)[:, 0]
+            ranks = _rank(scores, target, program.tie_seed)
+            fed = target if program.forced else chosen
+        return _block(rows, fed), fed, measured._replace(ranks=ranks)
+
+    def advance(carry: tuple[_Rows, Array], step: Array) -> tuple[tuple[_Rows, Array], Steps]:
+        rows, fed = carry
+        rows, hidden = _extend(program, params, rows, fed, step)
+        rows, fed, measured = choose(rows, _masked(rows, _scores(hidden, scoring)), step)
+        return (rows, fed), measured
+
+    rows, fed, first = choose(rows, scores, jnp.int32(0))
+    numbers = jnp.arange(1, program.steps, dtype=jnp.int32)
+    _, others = lax.scan(advance, (rows, fed), numbers)
+    whole = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]).swapaxes(0, 1), first, others)
+    ranks = whole.ranks
+    return jax.tree.map(lambda x: x[:, None], whole._replace(ranks=None))._replace(ranks=ranks)
+
+
+def _beam_search(program: Program, params: Any, rows: _Rows, scores: Array, scoring: Scoring) -> Steps:
+    """The W sequences with the greatest sums of log-probabilities that a beam of W finds."""
+    beams, steps, batch = program.beams, program.steps, scores.shape[0]
+
+    def measured(scores: Array, items: Array) -> Steps:
+        """Of W items [R, W] of each row."""
+        columns = [_measured(scores, items[:, w]) for w in range(beams)]
+        return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *columns)
+
+    _, items = best_items(scores, beams, program.tie_seed)
+    first = measured(scores, items)
+    totals = jnp.where(items > 0, first.log_probabilities, _MINUS_INFINITY)
+    rows = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), rows)
+    rows = _block(rows, items.reshape(-1))
+    # [B, W, G] each, filled step by step, so that histories of beams move with them.
+    history = jax.tree.map(lambda x: jnp.zeros((*x.shape, steps), x.dtype).at[..., 0].set(x), first)
+
+    def advance(carry: tuple[_Rows, Array, Array, Steps], step: Array) -> tuple[Any, None]:
+        rows, last, totals, history = carry
+        rows, hidden = _extend(program, params, rows, last.reshape(-1), step)
+        scores = _masked(rows, _scores(hidden, scoring))
+        _, items = best_items(scores, beams, program.tie_seed)
+        new = jax.tree.map(lambda x: x.reshape(batch, beams, beams), measured(scores, items))
+        each = jnp.where(new.items > 0, totals[:, :, None] + new.log_probabilities, _MINUS_INFINITY)
+        best, place = lax.top_k(each.reshape(batch, -1), beams)
+        # Where no candidate is left for any sequence of a history, all stay as they are.
+        over = (best == _MINUS_INFINITY).all(axis=1, keepdims=True)
+        own = jnp.broadcast_to(jnp.arange(beams, dtype=jnp.int32)[None], place.shape)
+        parent = jnp.where(over, own, place // beams)
+        totals = jnp.where(over, totals, best)
+
+        def of_parents(x: Array) -> Array:
+            return jnp.take_along_axis(x, parent.reshape(*parent.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+        def chosen(x: Array) -> Array:
+            return jnp.take_along_axis(x.reshape(batch, -1), place, axis=1)
+
+        now = jax.tree.map(chosen, new)
+        now = now._replace(items=jnp.where(over | (best == _MINUS_INFINITY), 0, now.items))
+        history = jax.tree.map(lambda past, x: of_parents(past).at[..., step].set(x), history, now)
+        rows = jax.tree.map(
+            lambda x: of_parents(x.reshape(batch, beams, *x.shape[1:])).reshape(x.shape), rows
+        )
+        return (_block(rows, now.items.reshape(-1)), now.items, totals, history), None
+
+    carry, _ = lax.scan(advance, (rows, items, totals, history), jnp.arange(1, steps, dtype=jnp.int32))
+    _, _, totals, history = carry
+    # A beam without a sequence of its own, for want of candidates, holds leftovers.
+    empty = (totals == _MINUS_INFINITY)[:, :, None]
+    return history._replace(items=jnp.where(empty, 0, history.items))
+
+
+def _choose(program: Program, scores: Array, keys: Array, scoring: Scoring) -> Array:
+    """int32[R], the next item of each row; 0 where no candidate is left."""
+    if program.method == "sample" and program.top_k == 0:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], jnp.float32))(keys)
+        return jnp.argmax(scores / scoring.temperature + noise, axis=1).astype(jnp.int32)
+    if program.method == "sample":
+        best, items = best_items(scores, program.top_k, program.tie_seed)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, best.shape[1:], jnp.float32))(keys)
+        place = jnp.argmax(best / scoring.temperature + noise, axis=1, keepdims=True)
+        return jnp.take_along_axis(items, place, axis=1)[:, 0]
+    best = scores.max(axis=1, keepdims=True)
+    keys_of_items = tie_keys(jnp.arange(scores.shape[1], dtype=jnp.int32), program.tie_seed, jnp)
+    last = jnp.uint32(0xFFFFFFFF)
+    chosen = jnp.argmin(jnp.where(scores == best, keys_of_items[None], last), axis=1).astype(jnp.int32)
+    return jnp.where(best[:, 0] > _MINUS_INFINITY, chosen, 0)
+
+
+def _measured(scores: Array, items: Array) -> Steps:
+    """Score and log-probability of the items int32[R], and entropy of the softmax over the candidates, in nats."""
+    candidate = scores > _MINUS_INFINITY
+    best = jnp.where(candidate, scores, jnp.finfo(jnp.float32).min).max(axis=1, keepdims=True)
+    shifted = jnp.where(candidate, scores - best, 0.0)
+    weights = jnp.where(candidate, jnp.exp(shifted), 0.0)
+    total = jnp.maximum(weights.sum(axis=1), 1.0)  # the best candidate alone has 1
+    entropy = jnp.log(total) - (weights * shifted).sum(axis=1) / total
+    score = jnp.take_along_axis(scores, items[:, None], axis=1)[:, 0]
+    log_probability = jnp.where(items > 0, score - best[:, 0] - jnp.log(total), 0.0)
+    return Steps(items, jnp.where(items > 0, score, _MINUS_INFINITY), log_probability, entropy)
+
+
+def _rank(scores: Array, targets: Array, tie_seed: int) -> Array:
+    """int32[R], the rank of each row's target among the candidates; `MISSED` where it is none."""
+    score = jnp.take_along_axis(scores, targets[:, None], axis=1)
+    items = jnp.arange(scores.shape[1], dtype=jnp.int32)
+    lower = tie_keys(items, tie_seed, jnp)[None] < tie_keys(targets, tie_seed, jnp)[:, None]
+    ahead = (scores > score) | ((scores == score) & lower)
+    rank = 1 + ahead.sum(axis=1, dtype=jnp.int32)
+    return jnp.where(score[:, 0] > _MINUS_INFINITY, rank, MISSED)
+
+
+def _block(rows: _Rows, items: Array) -> _Rows:
+    """Take the items int32[R] just fed out of the candidates, where they may not repeat."""
+    numbers = jnp.arange(items.shape[0], dtype=jnp.int32)
+    now = rows.blocked[numbers, items] | ~rows.repeats
+    return rows._replace(blocked=rows.blocked.at[numbers, items].set(now))
+
+
+def _scores(hidden: Array, scoring: Scoring) -> Array:
+    product = lax.dot_general(
+        hidden.astype(jnp.float32),
+        scoring.vectors,
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return product + scoring.bias[None]
+
+
+def _first_scores(hidden: Array, prompts: Prompts, scoring: Scoring) -> Array:
+    scores = _scores(hidden, scoring)
+    if scoring.item_counts is None:
+        return scores
+    return jnp.where((prompts.lengths == 0)[:, None], jnp.log1p(scoring.item_counts)[None], scores)
+
+
+def _masked(rows: _Rows, scores: Array) -> Array:
+    return jnp.where(rows.blocked, _MINUS_INFINITY, scores)
+
+
+def _read(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> tuple[_Rows, Array]:
+    """Rows that hold the histories, and the states [B, D] at their ends."""
+    count, width = prompts.items.shape
+    excluded_rows, excluded_items = prompts.excluded
+    blocked = jnp.zeros((count, scoring.bias.shape[0]), bool).at[:, 0].set(True)
+    blocked = blocked.at[excluded_rows, excluded_items].set(True, mode="drop")
+    extra = program.steps - 1
+    if program.cached:
+        # New columns on the right; a new interaction has the time of the newest known one.
+        padding, edge = ((0, 0), (0, extra)), prompts.timestamps
+        items = jnp.pad(prompts.items, padding)
+        times = None if edge is None else jnp.pad(edge, padding, mode="edge")
+    else:
+        # Rows move to the left as they grow, and what moves out of L columns is forgotten.
+        room = min(extra, max(0, program.longest - width))
+        padding = ((0, 0), (room, 0))
+        items = jnp.pad(prompts.items, padding)
+        times = None if prompts.timestamps is None else jnp.pad(prompts.timestamps, padding)
+    rows = _Rows(items, times, prompts.users, prompts.lengths, blocked, prompts.repeats, {})
+    if not program.cached:
+        return rows, _encode(program, params, rows, 0)
+    batch = jax.tree.map(lambda x: x[:, :width], _growing_batch(program, rows, width))
+    last = jnp.full((count, 1), width - 1, jnp.int32)
+    cache = CacheStep(width + extra)
+    hidden, variables = _apply(program, {"params": params}, batch, last, cache)
+    return rows._replace(cache=variables), hidden[:, 0]
+
+
+def _extend(program: Program, params: Any, rows: _Rows, items: Array, step: Array) -> tuple[_Rows, Array]:
+    """Append an item to every row, and compute the states [R, D] at the new ends."""
+    if not program.cached:
+        append = partial(jnp.concatenate, axis=1)
+        times = rows.timestamps
+        rows = rows._replace(
+            items=append([rows.items[:, 1:], items[:, None]]),
+            timestamps=None if times is None else append([times[:, 1:], times[:, -1:]]),
+            lengths=jnp.minimum(rows.lengths + 1, rows.items.shape[1]),
+        )
+        return rows, _encode(program, params, rows, step)
+    width = rows.items.shape[1] - (program.steps - 1)
+    column = width + step - 1
+    rows = rows._replace(items=lax.dynamic_update_slice_in_dim(rows.items, items[:, None], column, axis=1))
+    batch = _growing_batch(program, rows, width)
+    cache = CacheStep(rows.items.shape[1], column)
+    hidden, variables = _apply(program, {"params": params, **rows.cache}, batch, None, cache)
+    return rows._replace(cache=variables), hidden[:, 0]
+
+
+def _apply(
+    program: Program, variables: Any, batch: Batch, query_positions: Array | None, cache: CacheStep
+) -> tuple[Array, Any]:
+    encoder: Any = program.forward.encoder
+    return encoder.apply(variables, batch, False, query_positions, cache=cache, mutable=["cache"])
+
+
+def _growing_batch(program: Program, rows: _Rows, width: int) -> Batch:
+    """Rows of ``width`` columns for histories, which end there, and columns for what is generated."""
+    column = jnp.arange(rows.items.shape[1], dtype=jnp.int32)[None]
+    real = column >= width - rows.lengths[:, None]
+    from_start = column - (width - rows.lengths[:, None])
+    index = from_start if program.position_origin == "start" else rows.items.shape[1] - 1 - column
+    return _batch(rows.items, index, real, rows)
+
+
+def _encode(program: Program, params: Any, rows: _Rows, step: Array | int) -> Array:
+    """States [R, D] of rows that end at the last column, by the encoder's forward pass alone."""
+    items, lengths, times = rows.items, rows.lengths[:, None], rows.timestamps
+    token = program.forward.query_token
+    if token is not None:
+        # The token asks for the next item; its time is that of the newest interaction.
+        number = jnp.int32(program.forward.encoder.spec.n_items + 1 + token)
+        items = jnp.concatenate([items, jnp.full((items.shape[0], 1), number)], axis=1)
+        times = None if times is None else jnp.concatenate([times, times[:, -1:]], axis=1)
+        lengths = jnp.where(lengths > 0, lengths + 1, 0)
+    width = items.shape[1]
+    column = jnp.arange(width, dtype=jnp.int32)[None]
+    real = column >= width - lengths
+    index = column - (width - lengths)
+    if program.position_origin == "end":
+        to_come = program.steps - 1 - jnp.int32(step) if program.planned else jnp.int32(0)
+        index = width - 1 - column + to_come
+    batch = _batch(items, index, real, rows._replace(timestamps=times))
+    last = jnp.full((items.shape[0], 1), width - 1, jnp.int32)
+    return program.forward(params, batch, last)[:, 0]
+
+
+def _batch(items: Array, index: Array, real: Array, rows: _Rows) -> Batch:
+    index = jnp.broadcast_to(index, items.shape)
+    nothing = jnp.zeros(items.shape, jnp.int32)
+    return Batch(
+        items=jnp.where(real, items, 0),
+        positions=jnp.where(real, index, 0),
+        segments=real.astype(jnp.int32),
+        targets=nothing,
+        weights=nothing.astype(jnp.float32),
+        timestamps=rows.timestamps,
+        users=jnp.where(real, rows.users[:, None], -1),
+    )
