@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxrec.cli.common import emit, parse
+from jaxrec.errors import ConfigError
 
 
 def evaluate(arguments: list[str]) -> int:
     """Run ``jaxrec evaluate``; return the exit status."""
     from jaxrec.config import load_config
+    from jaxrec.serving.generation import GenerationConfig
     from jaxrec.sharding import MeshConfig
     from jaxrec.training.distributed import DistributedConfig, is_first, join
 
@@ -47,6 +49,16 @@ def evaluate(arguments: list[str]) -> int:
         out: Annotated[
             str, tyro.conf.arg(help="directory for tables and figures of shuffle, retie and breakdown")
         ] = ""
+        steps: Annotated[
+            int,
+            tyro.conf.arg(
+                help="also generate so many items after each history and measure every step; needs a split that holds "
+                "out as many, such as leave-last-n"
+            ),
+        ] = 0
+        generation: Annotated[GenerationConfig, tyro.conf.arg(help="choice of generated items")] = (
+            GenerationConfig()
+        )
         mesh: MeshConfig = MeshConfig()
         distributed: Annotated[DistributedConfig, tyro.conf.arg(help="how this process joins others")] = (
             DistributedConfig()
@@ -57,19 +69,32 @@ def evaluate(arguments: list[str]) -> int:
     join(options.distributed)
 
     from jaxrec.analysis.checks import Checks
+    from jaxrec.analysis.generation import generation_figure, generation_quality
+    from jaxrec.analysis.tables import to_markdown, write_tables
     from jaxrec.api import evaluate
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.reporting.results import format_metrics
+    from jaxrec.runs import Run
 
     enable_compilation_cache()
+    if options.steps < 0:
+        raise ConfigError(f"--steps must be at least 0, got {options.steps}")
+    if options.generation != GenerationConfig() and not options.steps:
+        raise ConfigError("--generation.* chooses the items of --steps: expected --steps of 1 or more, got 0")
     config = load_config(Path(options.run) / "config.json")
     if options.data:
         config = dataclasses.replace(config, data=config.data.moved(options.data))
     checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric)
+    dataset = config.data.load()
+    quality = None
+    if options.steps:
+        quality = generation_quality(
+            Run(options.run, dataset), options.steps, options.generation, options.split
+        )
     result = evaluate(
         options.run,
         options.split,
-        config.data.load(),
+        dataset,
         options.list_metrics_k or None,
         options.mesh,
         checks,
@@ -83,5 +108,13 @@ def evaluate(arguments: list[str]) -> int:
         spread = "" if value["sd"] is None else f" ± {value['sd']:.4f}"
         message += f"\n{name}: {value['mean']:.4f}{spread}"
     message += f"\n\n{tables}" if tables else ""
+    if quality is not None:
+        result["generation"] = quality.to_dict()
+        message += f"\n\n{to_markdown(*quality.rows())}\n{to_markdown(*quality.whole_rows())}"
+        if options.out:
+            tables = [quality.rows(), quality.whole_rows()]
+            write_tables(
+                options.out, "generation", tables, {"generation.png": generation_figure({"model": quality})}
+            )
     emit(result, message, options.json)
     return 0
