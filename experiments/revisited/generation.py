@@ -1,0 +1,187 @@
+"""E2: what a model loses when it feeds back its own predictions, and whether training with them helps.
+
+    python -m experiments.revisited.generation
+    python -m experiments.revisited.generation --steps 5 --data path/to/LastFM.txt --out runs/generation-lastfm
+
+The last ``steps`` items of each user are held out (leave-last-n). Every variant trains with the same budget and seeds, and
+generates ``steps`` items after each history: `jaxrec.analysis.generation` has the measures. Writes
+``experiments/results/generation-STEPS_<dataset>.{md,json,png}``; an interrupted study resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments.record import RESULTS, command_line, dataset_line, write_record
+from experiments.variants import StudyOptions, Variant, study
+from jaxrec.analysis.figures import save_figure
+from jaxrec.analysis.generation import GenerationQuality, generation_figure, generation_quality
+from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
+from jaxrec.analysis.tables import to_markdown
+from jaxrec.data import load_dataset
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.models import GRU4RecConfig
+from jaxrec.presets import sasrec
+from jaxrec.runs import Run
+from jaxrec.serving.generation import GREEDY, GenerationConfig
+from jaxrec.tasks import NextItemConfig
+
+#: How items are chosen, by the name in the tables.
+CHOICES = {
+    "greedy": GREEDY,
+    "planned": GenerationConfig(window="planned"),
+    "draws": GenerationConfig("sample", top_k=50),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(StudyOptions):
+    """Measure generated sequences.
+
+    Attributes:
+      steps: items held out of each user, and generated.
+      exposures: shares of inputs that training replaces by predictions.
+    """
+
+    steps: int = 5
+    exposures: tuple[float, ...] = (0.1, 0.25)
+    out: str = "runs/generation"
+
+
+def variants(options: Options) -> list[Variant]:
+    """SASRec as preset first, then other positions, exposure to predictions, and a recurrent encoder."""
+    exposed = [
+        Variant(f"exposure {share:g}", {"task": NextItemConfig(exposure=share)})
+        for share in options.exposures
+    ]
+    return [
+        Variant("from the end", {}),
+        Variant("from the start", {"batches": {"position_origin": "start"}}),
+        Variant("rotary", {"encoder": {"positions": "rotary"}}),
+        *exposed,
+        Variant("gru4rec", {"encoder": GRU4RecConfig()}),
+    ]
+
+
+def main(options: Options) -> None:
+    """Train, generate, and write the record."""
+    dataset = load_dataset(options.data)
+    base = sasrec().updated(
+        {
+            "data.source": options.data,
+            "split.strategy": "leave-last-n",
+            "split.n": options.steps,
+            "training.seeds": tuple(range(options.seeds)),
+            "training.epochs": options.epochs,
+            "training.patience": options.patience,
+        }
+    )
+    chosen = [each for each in variants(options) if not options.only or each.name in options.only]
+    trained = study(base, chosen, dataset, Path(options.out))
+    record(options, trained, measure(options, chosen, dataset), dataset.name)
+
+
+def measure(
+    options: Options, chosen: list[Variant], dataset: SequenceDataset
+) -> dict[str, dict[str, GenerationQuality]]:
+    """{variant: {choice: quality}} of the trained variants."""
+    out: dict[str, dict[str, GenerationQuality]] = {}
+    for variant in chosen:
+        run = Run(Path(options.out) / variant.name.replace(" ", "-"), dataset)
+        out[variant.name] = {
+            name: generation_quality(run, options.steps, choice) for name, choice in CHOICES.items()
+        }
+    return out
+
+
+def comparisons(qualities: dict[str, dict[str, GenerationQuality]]) -> list[dict[str, Any]]:
+    """Paired differences over users and seeds, corrected over all of them (Holm).
+
+    Of each variant: own items against true ones (mean NDCG@10 over the steps), and the generated sequence against one list
+    of the same length (recall). Of each variant against the first: both after own items.
+    """
+    pairs: list[tuple[str, np.ndarray, np.ndarray]] = []
+    first = next(iter(qualities.values()))["greedy"].values
+    for name, by_choice in qualities.items():
+        values = by_choice["greedy"].values
+        pairs.append((f"{name}: own less true items, NDCG@10", values["true 10"], values["own 10"]))
+        pairs.append((f"{name}: sequence less one list, recall", values["list recall"], values["recall"]))
+    for name, by_choice in itertools.islice(qualities.items(), 1, None):
+        values = by_choice["greedy"].values
+        pairs.append((f"{name} less the first variant, own NDCG@10", first["own 10"], values["own 10"]))
+        pairs.append((f"{name} less the first variant, recall", first["recall"], values["recall"]))
+    effects = [paired_bootstrap(a, b) for _, a, b in pairs]
+    corrected = holm([effect.p_value for effect in effects])
+    return [
+        {
+            "comparison": name,
+            **effect._asdict(),
+            "p_holm": float(p),
+            "detectable": minimal_detectable_difference(a, b),
+        }
+        for (name, a, b), effect, p in zip(pairs, effects, corrected, strict=True)
+    ]
+
+
+def record(
+    options: Options,
+    trained: dict[str, Any],
+    qualities: dict[str, dict[str, GenerationQuality]],
+    dataset: str,
+) -> None:
+    """Write tables, figure and everything measured."""
+    name = f"generation-{options.steps}_{dataset.lower().replace(' ', '-')}"
+    tests = comparisons(qualities)
+    tables = []
+    for variant, by_choice in qualities.items():
+        for choice, quality in by_choice.items():
+            steps, whole = to_markdown(*quality.rows()), to_markdown(*quality.whole_rows())
+            tables.append(f"**{variant}, {choice}**\n\n{steps}\n\n{whole}")
+    differences = to_markdown(
+        ["difference", "mean", "95 % interval", "p (Holm)", "detectable"],
+        [
+            [
+                each["comparison"],
+                f"{each['difference']:+.4f}",
+                f"{each['low']:+.4f} to {each['high']:+.4f}",
+                f"{each['p_holm']:.3f}",
+                f"{each['detectable']:.4f}",
+            ]
+            for each in tests
+        ],
+    )
+    write_record(
+        name,
+        {
+            **{
+                key: trained[key] for key in ("dataset", "split", "protocol", "seeds", "versions", "hardware")
+            },
+            "trained": [
+                {key: row[key] for key in ("name", "metrics", "training")} for row in trained["variants"]
+            ],
+            "generation": {
+                variant: {choice: quality.to_dict() for choice, quality in by_choice.items()}
+                for variant, by_choice in qualities.items()
+            },
+            "differences": tests,
+        },
+        title=f"Generated sequences of {options.steps} items on {dataset}",
+        command=command_line("experiments.revisited.generation"),
+        body=[
+            f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}. Seeds {trained['seeds']}.",
+            differences,
+            *tables,
+        ],
+    )
+    greedy = {variant: by_choice["greedy"] for variant, by_choice in qualities.items()}
+    save_figure(generation_figure(greedy), RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
