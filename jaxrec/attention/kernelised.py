@@ -244,7 +244,7 @@ def mixing_weights(
       positions: int32[B, L], indices of the "full" and "banded" factors. Counted from the start, their row p is
         the p-th interaction of a sequence; from the end, the one p before its newest, whatever the sequence's
         length. A pair is looked up by its greater and its smaller index, so both ways need the same triangle.
-      query_positions: int32[B, S], columns of the later position; None = all L.
+      query_positions: int32[B, S], columns of the later position, the same in every row; None = all L.
 
     Returns:
       float32[1 or B, 1 or H, L, L], or [B, 1 or H, S, L].

@@ -119,6 +119,7 @@ def test_what_grows_and_what_does_not():
     assert {line.mechanism for line in VARIANTS} == set(ATTENTION)
 
 
+@pytest.mark.slow
 def test_planned_positions_from_the_end_grow_as_whole_rows_do():
     """With the end fixed in advance, the positions of the whole row are those of the plan."""
     case = next(case for case in CASES if case.name == "post-norm")
