@@ -160,8 +160,11 @@ class Lists:
         if len(histories) <= REQUESTS:
             length = LEAST_K * rounded_up(-(-k // LEAST_K), STEP)
         end = np.full(len(padded) - len(histories), removed.offsets[-1], np.int64)
+        states = np.array(ranker.encode(padded))
+        # Zero states would give all items one score, and ties are slow to order.
+        states[len(histories) :] = states[0]
         lists = top_k(
-            ranker.encode(padded),
+            states,
             ranker.table,
             min(length, ranker.n_items),
             SeenItems(np.concatenate([removed.offsets, end]), removed.items),
