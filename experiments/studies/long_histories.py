@@ -3,7 +3,7 @@
     python -m experiments.studies.long_histories --data LastFM.txt
 
 Rows end at the newest interaction ("last") or cover the whole history in consecutive windows ("windows"); positions count
-from the end or from the start of a row. All four see the same number of epochs; windows have more targets in each.
+from the end or from the start of a row. All four have the same most epochs; windows have more targets in each.
 
 Writes ``experiments/results/long-histories_<dataset>.{md,json}`` after each row; until all are done, it says which are
 missing.
@@ -24,9 +24,13 @@ class Options(StudyOptions):
 
     Attributes:
       max_length: L, items of a row.
+      learning_rate: the same for all.
+      dropout: the same for all.
     """
 
     max_length: int = 50
+    learning_rate: float = 1e-3
+    dropout: float = 0.5
     patience: int = 10
     epochs: float = 100.0
     out: str = "runs/long-histories"
@@ -46,7 +50,11 @@ def variants(max_length: int) -> list[Variant]:
 
 def main(options: Options) -> None:
     """Run the study and write its tables."""
-    options.conduct("long-histories", variants(options.max_length))
+    shared = {
+        "optimizer": {"learning_rate": options.learning_rate},
+        "encoder": {"dropout": options.dropout},
+    }
+    options.conduct("long-histories", variants(options.max_length), shared)
 
 
 if __name__ == "__main__":
