@@ -51,8 +51,8 @@ def tables_of(options: Options) -> tuple[dict[str, Any], str]:
     out = options.figures or None
     if options.study == "protocols":
         (run,) = options.runs
-        study = protocols(run, out=out)
-        return {"protocols": study.results}, to_markdown(*study.rows())
+        evaluations = protocols(run, out=out)
+        return {"protocols": evaluations.results}, to_markdown(*evaluations.rows())
     if options.study == "compare":
         comparison = compare(options.runs, out=out)
         return {**dataclasses.asdict(comparison), "limits": comparison.limits()}, comparison.to_markdown()
