@@ -12,6 +12,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -75,7 +76,7 @@ def measure(run: Run, number: int) -> list[dict[str, Any]]:
     """One row per layer and moment, each statistic with its value per seed."""
     batch = test_histories(run, number)
     moments = {
-        "before": [statistics(run, initial_params(run.task, np.uint32(seed)), batch) for seed in run.seeds],
+        "before": [statistics(run, initial_params(run.task, jnp.uint32(seed)), batch) for seed in run.seeds],
         "after": [statistics(run, run.params(seed), batch) for seed in run.seeds],
     }
     return [

@@ -120,8 +120,11 @@ def predict(hidden: Float[Array, "B L D"], table: ItemTable, key: Array | None) 
         scores = lax.dot_general(states, table.vectors, (((1,), (1,)), ((), ())))
         scores = scores if table.bias is None else scores + table.bias[None]
         if key is not None:
-            noise = jax.random.gumbel(jax.random.fold_in(key, number), scores.shape, jnp.float32)
-            scores = scores + noise
+            # Drawn for the items alone: a mesh adds rows to the table, and the draws must not depend on it.
+            noise = jax.random.gumbel(
+                jax.random.fold_in(key, number), (len(states), table.n_items), jnp.float32
+            )
+            scores = scores + jnp.pad(noise, ((0, 0), (1, rows - 1 - table.n_items)))
         return jnp.argmax(jnp.where(candidate, scores, -jnp.inf), axis=1).astype(jnp.int32)
 
     numbers = jnp.arange(hidden.shape[1], dtype=jnp.int32)

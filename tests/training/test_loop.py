@@ -4,6 +4,7 @@ import threading
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -193,7 +194,7 @@ def test_packed_and_padded_batches_have_the_same_gradient():
     from jaxrec.training.step import batch_loss
 
     setup = prepare(small_config(encoder={"dropout": 0.0}), DATASET)
-    state = initial_state(setup.task, setup.optimizer, np.uint32(0))
+    state = initial_state(setup.task, setup.optimizer, jnp.uint32(0))
     sequences = training_sequences(setup.split.train_starts, setup.split.train_stops, 16)
 
     def loss_and_gradient(rows):
