@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxrec.presets import PRESETS
     from jaxrec.runs import Run
     from jaxrec.serving import Recommender
+    from jaxrec.tuning import tune
 
 # Loaded on first use: the data tools then need no JAX, and `jaxrec --help` answers at once.
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "fit": "jaxrec.api",
     "load_dataset": "jaxrec.data",
     "split_dataset": "jaxrec.data",
+    "tune": "jaxrec.tuning",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "fit",
     "load_dataset",
     "split_dataset",
+    "tune",
 ]
 
 

@@ -43,6 +43,17 @@ class Range:
         return f"in {self.text}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Values of an option that are worth a search, beside its `Range`: ``Annotated[float, Search("log:1e-4:1e-2")]``.
+
+    Attributes:
+      text: ``LOW:HIGH``, ``log:LOW:HIGH``, or choices separated by commas (`jaxrec.tuning.space`).
+    """
+
+    text: str
+
+
 def option_name(section: str, field: str) -> str:
     """Return the option of the command line that sets ``field`` of ``section`` ("" = of the command itself).
 

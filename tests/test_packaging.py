@@ -19,7 +19,7 @@ ORDER = [
     *("errors", "files", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
     *("attention", "objectives", "evaluation", "models", "optim", "tasks", "config"),
     *("training", "runs", "serving", "analysis", "reporting", "interop", "extend", "presets", "pretraining"),
-    *("api", "cli", "__main__"),
+    *("api", "tuning", "cli", "__main__"),
 ]
 
 
@@ -112,6 +112,7 @@ def test_everything_imported_is_declared():
         "ray",
         "usearch",
         "flatbuffers",
+        "optuna",
     }  # extras
     provided = importlib.metadata.packages_distributions()
     for path in MODULES:

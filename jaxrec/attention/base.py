@@ -18,7 +18,7 @@ from jaxrec.attention.cache import CacheStep
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
 from jaxrec.nn.layers import Initializer
-from jaxrec.options import Range, option_name, validate
+from jaxrec.options import Range, Search, option_name, validate
 
 XAVIER_UNIFORM: Initializer = nn.initializers.xavier_uniform()
 
@@ -134,8 +134,8 @@ class AttentionConfig(abc.ABC):
         device, all rows at once elsewhere. Results do not depend on it.
     """
 
-    heads: Annotated[int, Range("[1, inf)")] = 1
-    dropout: Annotated[float, Range("[0, 1)")] = 0.0
+    heads: Annotated[int, Range("[1, inf)"), Search("1,2,4")] = 1
+    dropout: Annotated[float, Range("[0, 1)"), Search("0:0.5")] = 0.0
     rows_per_group: Annotated[int, Range("[0, inf)")] = 0
 
     #: Position scheme used when the encoder's is "auto".

@@ -64,7 +64,7 @@ from jaxrec.attention.softmax import softmax_attention
 from jaxrec.errors import ConfigError
 from jaxrec.nn.layers import Dense
 from jaxrec.nn.precision import einsum, matmul
-from jaxrec.options import Range, option_name
+from jaxrec.options import Range, Search, option_name
 
 QueryLevel = Literal["mean", "last", "pooled", "sum", "none"]
 
@@ -211,7 +211,7 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
         `query_position_attention` over them. The results are equal; "fused" is faster.
     """
 
-    query_window: Annotated[int, Range("[1, inf)")] = 5
+    query_window: Annotated[int, Range("[1, inf)"), Search("2,3,5,10")] = 5
     query_level: QueryLevel = "mean"
     printed_window: bool = False
     dummies_as_keys: bool = False

@@ -13,6 +13,7 @@ from jaxrec.errors import Interrupted, JaxrecError
 #: Command -> (module of `jaxrec.cli` that holds a function of that name, or of that in `FUNCTIONS`, one line of help).
 COMMANDS = {
     "train": ("train", "train on interactions, rank the held-out targets, write a run directory"),
+    "tune": ("tune", "search options by validation, several processes on one study, and rank the best trial"),
     "evaluate": ("evaluate", "rank the held-out targets of a saved run again"),
     "recommend": ("recommend", "recommend the next items for a history, or for all users, from a saved run"),
     "similar": ("recommend", "list the items closest to one in the item table of a saved run"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from jaxrec.errors import ConfigError
-from jaxrec.options import Range, validate
+from jaxrec.options import Range, Search, validate
 
 PositionOrigin = Literal["start", "end"]
 
@@ -61,7 +61,7 @@ class BatchConfig:
     """
 
     mode: Literal["packed", "padded", "prefix"] = "packed"
-    batch_size: Annotated[int, Range("[1, inf)")] = 64
+    batch_size: Annotated[int, Range("[1, inf)"), Search("32,64,128,256")] = 64
     max_length: Annotated[int, Range("[1, inf)")] = 50
     position_origin: PositionOrigin = "start"
     long_histories: Literal["last", "windows"] = "last"

@@ -16,7 +16,7 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.spec import DataSpec
-from jaxrec.options import Range, validate
+from jaxrec.options import Range, Search, validate
 from jaxrec.registry import Registry
 from jaxrec.sharding import ItemShards
 
@@ -34,9 +34,9 @@ class EncoderConfig:
         change of its own, whose norm is at most this; 0 = no change. Items that training never saw have none.
     """
 
-    width: Annotated[int, Range("[1, inf)")] = 64
-    layers: Annotated[int, Range("[1, inf)")] = 2
-    dropout: Annotated[float, Range("[0, 1)")] = 0.3
+    width: Annotated[int, Range("[1, inf)"), Search("32,64,128")] = 64
+    layers: Annotated[int, Range("[1, inf)"), Search("1:3")] = 2
+    dropout: Annotated[float, Range("[0, 1)"), Search("0:0.6")] = 0.3
     dtype: Literal["float32", "bfloat16"] = "float32"
     item_delta: Annotated[float, Range("[0, inf)")] = 0.5
 

@@ -44,7 +44,7 @@ from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.segments import is_first
 from jaxrec.nn.spec import DataSpec
-from jaxrec.options import Range
+from jaxrec.options import Range, Search
 
 #: Input products of the reset gate, the update gate and the candidate, each float32[L, B, H].
 Inputs = tuple[Array, Array, Array]
@@ -210,9 +210,9 @@ class GRU4RecConfig(EncoderConfig):
       unroll: steps of time per iteration of the compiled loop; results do not depend on it.
     """
 
-    layers: Annotated[int, Range("[1, inf)")] = 1
-    dropout: Annotated[float, Range("[0, 1)")] = 0.5
-    hidden_width: Annotated[int, Range("[0, inf)")] = 128
+    layers: Annotated[int, Range("[1, inf)"), Search("1:2")] = 1
+    dropout: Annotated[float, Range("[0, 1)"), Search("0:0.6")] = 0.5
+    hidden_width: Annotated[int, Range("[0, inf)"), Search("64,128,256")] = 128
     projection: bool = True
     unit_bias: bool = False
     hidden_dropout: Annotated[float, Range("[0, 1)")] = 0.0

@@ -56,7 +56,7 @@ from jaxrec.nn.layers import Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES, einsum, matmul
 from jaxrec.nn.segments import first_index, is_last
 from jaxrec.nn.spec import DataSpec
-from jaxrec.options import Range
+from jaxrec.options import Range, Search
 
 
 class Affine(NamedTuple):
@@ -318,8 +318,8 @@ class SRGNNConfig(EncoderConfig):
         padding); see the module's docstring.
     """
 
-    layers: Annotated[int, Range("[1, inf)")] = 1
-    dropout: Annotated[float, Range("[0, 1)")] = 0.0
+    layers: Annotated[int, Range("[1, inf)"), Search("1:3")] = 1
+    dropout: Annotated[float, Range("[0, 1)"), Search("0:0.6")] = 0.0
     reading: Literal["prefix", "session", "session-padding-faults"] = "prefix"
 
     @property

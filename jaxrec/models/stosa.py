@@ -43,7 +43,7 @@ from jaxrec.nn.item_table import EuclideanItemTable, ItemTable
 from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.spec import DataSpec
-from jaxrec.options import Range
+from jaxrec.options import Range, Search
 
 STREAMS = ("mean", "covariance")
 
@@ -65,7 +65,7 @@ class STOSAConfig(AttentiveEncoderConfig):
       legacy_input_means: let no layer change the means, as in the authors' code.
     """
 
-    layers: Annotated[int, Range("[1, inf)")] = 1
+    layers: Annotated[int, Range("[1, inf)"), Search("1:3")] = 1
     attention: AttentionConfig = WassersteinAttentionConfig()
     ffn_width: Annotated[int, Range("[0, inf)")] = 0
     init_mean: float = 0.01

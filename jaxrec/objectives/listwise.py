@@ -16,7 +16,7 @@ from jaxrec.nn.precision import matmul
 from jaxrec.objectives.base import LossInputs, LossSums, ObjectiveConfig
 from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores, scored_positions, sum_over_chunks
 from jaxrec.objectives.samplers import training_shares
-from jaxrec.options import Range
+from jaxrec.options import Range, Search
 from jaxrec.sharding import equally_varying
 
 
@@ -44,7 +44,7 @@ class SampledSoftmaxConfig(SampledObjectiveConfig):
       log_q: False leaves the scores as they are, as in Klenitskiy & Vasilev (RecSys 2023).
     """
 
-    n_negatives: Annotated[int, Range("[1, inf)")] = 256
+    n_negatives: Annotated[int, Range("[1, inf)"), Search("log:16:1024")] = 256
     sampler: str = "popularity"
     alpha: Annotated[float, Range("[0, inf)")] = 1.0
     shared: bool = True

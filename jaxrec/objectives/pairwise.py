@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jaxrec.errors import ConfigError
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores
-from jaxrec.options import Range
+from jaxrec.options import Range, Search
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class BPRMaxConfig(SampledObjectiveConfig):
       regularisation: λ.
     """
 
-    n_negatives: Annotated[int, Range("[1, inf)")] = 100
+    n_negatives: Annotated[int, Range("[1, inf)"), Search("log:16:1024")] = 100
     regularisation: Annotated[float, Range("[0, inf)")] = 1.0
 
     def position_losses(self, scores: Scores) -> Float[Array, " c"]:
@@ -95,7 +95,7 @@ class TOP1MaxConfig(SampledObjectiveConfig):
     Hidasi & Karatzoglou, CIKM 2018.
     """
 
-    n_negatives: Annotated[int, Range("[1, inf)")] = 100
+    n_negatives: Annotated[int, Range("[1, inf)"), Search("log:16:1024")] = 100
 
     def position_losses(self, scores: Scores) -> Float[Array, " c"]:
         """Return the loss of each of c positions."""

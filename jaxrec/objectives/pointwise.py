@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores
-from jaxrec.options import Range
+from jaxrec.options import Range, Search
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GeneralizedBinaryCrossEntropyConfig(SampledObjectiveConfig):
       calibration: t.
     """
 
-    n_negatives: Annotated[int, Range("[1, inf)")] = 256
+    n_negatives: Annotated[int, Range("[1, inf)"), Search("log:16:1024")] = 256
     calibration: Annotated[float, Range("[0, 1]")] = 0.75
 
     def position_losses(self, scores: Scores) -> Float[Array, " c"]:

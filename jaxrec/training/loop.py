@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ class FitResult:
     Attributes:
       setup: data, encoder and configuration.
       params: best parameters by the validation metric, every array with a leading axis of seeds.
-      valid: one `Evaluation` per seed.
-      test: one `Evaluation` per seed.
+      valid: one `Evaluation` per seed; none where the run was not ranked.
+      test: one `Evaluation` per seed; none where the run was not ranked.
       host_state: best steps and timing.
       workdir: the run directory, or None.
       steps: training steps done.
@@ -62,6 +63,26 @@ class FitResult:
         return self.setup.sharding.seed_params(self.params, index)
 
 
+class Validation(NamedTuple):
+    """A validation of a run, for whoever follows it.
+
+    Attributes:
+      number: 1, 2, ...
+      step: training steps done.
+      scores: validation metric of each seed.
+      finished: whether it is the last of the run.
+    """
+
+    number: int
+    step: int
+    scores: list[float]
+    finished: bool
+
+
+def _ignore(validation: Validation) -> None:
+    """Nothing follows the run."""
+
+
 def _keep_best(improved: jax.Array, params: Params, best: Params) -> Params:
     """For each seed the present parameters where they improved, else the best so far."""
     return jax.tree.map(
@@ -77,6 +98,8 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    on_validation: Callable[[Validation], None] = _ignore,
+    rank: bool = True,
 ) -> FitResult:
     """Train one model per seed and rank the held-out targets with the best parameters of each.
 
@@ -87,6 +110,8 @@ def train(
       resume: continue the run in ``workdir``, to the same bits as if it had not been interrupted.
       overwrite: delete a run that is already in ``workdir``.
       progress: show a progress bar on standard error.
+      on_validation: called after every validation; an error that it raises ends the run, which can be resumed.
+      rank: rank the held-out targets at the end. Without it no test target is looked at.
 
     Raises:
       RunExistsError: ``workdir`` holds a run, and neither ``resume`` nor ``overwrite`` is set.
@@ -97,7 +122,16 @@ def train(
     if workdir is not None:
         check_importable(config)
     with run_lock(None if workdir is None else Path(workdir)):
-        return _train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
+        return _train(
+            config,
+            dataset,
+            workdir,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            on_validation=on_validation,
+            rank=rank,
+        )
 
 
 @dataclasses.dataclass
@@ -118,6 +152,8 @@ def _train(
     resume: bool,
     overwrite: bool,
     progress: bool,
+    on_validation: Callable[[Validation], None],
+    rank: bool,
 ) -> FitResult:
     """`train` in a run directory that no other process writes to."""
     # ---- the run directory, rejected before any compute
@@ -178,7 +214,7 @@ def _train(
                 _report(metrics_log, bar, metrics, run.step, schedule, seconds, chunk.waited_seconds)
 
                 # ---- validation, early stopping, best parameters
-                if run.step % (schedule.chunk_steps * schedule.chunks_per_evaluation) == 0:
+                if run.step % schedule.evaluation_steps == 0:
                     started = time.perf_counter()
                     scores = [
                         float(evaluation.metrics[config.metric])
@@ -197,6 +233,9 @@ def _train(
                     if decided(due or finished):
                         _save(store, run, setup, score)
                         last_saved = time.monotonic()
+                    on_validation(
+                        Validation(run.step // schedule.evaluation_steps, run.step, scores, finished)
+                    )
 
                 # ---- a signal: save the state and say how to continue
                 number = highest(stop.signal_number or 0)
@@ -212,7 +251,8 @@ def _train(
 
     # ---- held-out targets, with each seed's best parameters
     started = time.perf_counter()
-    valid, test = _evaluate(setup, run.best, "valid"), _evaluate(setup, run.best, "test")
+    valid = _evaluate(setup, run.best, "valid") if rank else []
+    test = _evaluate(setup, run.best, "test") if rank else []
     host_state.evaluation_seconds += time.perf_counter() - started
     return FitResult(setup, run.best, valid, test, host_state, directory, run.step)
 

@@ -49,7 +49,12 @@ class Schedule:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run, if it does not stop early."""
-        return self.chunk_steps * self.chunks_per_evaluation * self.evaluations
+        return self.evaluation_steps * self.evaluations
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Steps from one validation to the next."""
+        return self.chunk_steps * self.chunks_per_evaluation
 
 
 def schedule_steps(config: RunConfig, rows_per_epoch: int) -> Schedule:

@@ -1,0 +1,162 @@
+"""`jaxrec tune`."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from typing import Annotated, Any
+
+import tyro
+
+from jaxrec.cli.common import emit, parse, value_of
+from jaxrec.cli.help import Option, page
+from jaxrec.cli.train import aliases_resolved, base_config
+from jaxrec.config import NAMED_SECTIONS, RunConfig, section_label
+from jaxrec.errors import ConfigError, Interrupted
+from jaxrec.registry import load_plugins
+
+#: Options of the command beside those of a run: name, type, default, help.
+_OPTIONS: list[tuple[str, type, Any, str]] = [
+    ("preset", str, "sasrec", "configuration of the first trial, or a run directory to take it from"),
+    ("out", str, "", "directory of the study; the same command goes on with one that was interrupted"),
+    ("budget", int, 40, "trials of the whole study, those of earlier calls and of other processes included"),
+    (
+        "pruner",
+        str,
+        "median",
+        "median: stop trials that lag behind at a validation; none: train all to their end",
+    ),
+    ("seed", int, 0, "of the draws; --training.seeds and --seeds are those of every trial's models"),
+    (
+        "oracle",
+        bool,
+        False,
+        "rank the test targets of every complete trial too, to show what choosing by them would give",
+    ),
+    ("print_space", bool, False, "print the space as a file for --space, and end"),
+    ("plugin", str, "", "modules that register parts of your own, separated by commas"),
+    ("quiet", bool, False, "no line per trial"),
+    ("no_compile_cache", bool, False, "neither read nor write compiled programs in ~/.cache/jaxrec"),
+    ("json", bool, False, "print the result as one JSON object on the last line"),
+]
+
+
+def tune(arguments: list[str]) -> int:
+    """Run ``jaxrec tune``; return the exit status."""
+    file, changes, arguments = space_options(aliases_resolved(arguments))
+    load_plugins(tuple(filter(None, value_of("plugin", arguments, "").split(","))))
+    if {"-h", "--help"} & set(arguments):
+        print(_help_page())
+        return 0
+    base = base_config(arguments)
+    named = {path: section_label(base, path) for path in NAMED_SECTIONS if section_label(base, path)}
+    options: list[tuple[str, Any, Any]] = [
+        ("config", Annotated[RunConfig, tyro.conf.arg(name="")], base),
+        *((name, kind, default) for name, kind, default, _ in _OPTIONS),
+        ("source", Annotated[str, tyro.conf.arg(name="data")], base.data.source),
+        ("init_from", str, base.training.init_from),
+        ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
+        *(
+            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], name)
+            for path, name in named.items()
+        ),
+    ]
+    fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
+    form = dataclasses.make_dataclass("Tune", fields, frozen=True)
+    request: Any = parse(form, arguments, "tune")
+    config: RunConfig = request.config
+    given = {"data.source": request.source, "training.init_from": request.init_from}
+    defaults = {"data.source": base.data.source, "training.init_from": base.training.init_from}
+    config = config.updated({path: value for path, value in given.items() if value != defaults[path]})
+    if request.n_seeds != len(config.training.seeds):
+        config = config.updated({"training.seeds": tuple(range(request.n_seeds))})
+    return _run(request, config, file, changes)
+
+
+def _run(request: Any, config: RunConfig, file: str, changes: dict[str, str]) -> int:
+    from jaxrec.compilation import enable_compilation_cache
+    from jaxrec.tuning.api import tune as tune_study
+    from jaxrec.tuning.space import search_space, to_toml
+
+    space = search_space(config, file or None, changes)
+    if request.print_space:
+        emit({"space": to_toml(space)}, to_toml(space).rstrip(), request.json)
+        return 0
+    if not request.no_compile_cache:
+        enable_compilation_cache()
+    try:
+        result = tune_study(
+            None,
+            config,
+            request.out,
+            budget=request.budget,
+            space=space,
+            pruner=request.pruner,
+            seed=request.seed,
+            oracle=request.oracle,
+            progress=not request.quiet,
+        )
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        raise Interrupted(
+            f"stopped by {number.name}; finished trials are saved, continue with the same command", number
+        ) from None
+    text = result.to_markdown()
+    if result.test is not None:
+        text += f"\neverything is in {result.directory}: table.md, figure.png, results.json, trials/\n"
+        text += f"next: open {result.workdir / 'report.html'}"
+    emit(result.to_dict(), text, request.json)
+    return 0
+
+
+def space_options(arguments: list[str]) -> tuple[str, dict[str, str], list[str]]:
+    """Return the file after ``--space``, {option: dimension} of every ``--space.OPTION``, and the other arguments.
+
+    Raises:
+      ConfigError: one of them has no value.
+    """
+    file, changes, others = "", {}, []
+    words = iter(arguments)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name != "--space" and not name.startswith("--space."):
+            others.append(word)
+            continue
+        value = value if sign else next(words, "")
+        if not value or value.startswith("--"):
+            dimension = "LOW:HIGH, log:LOW:HIGH, choices separated by commas, or fixed"
+            expected = "a TOML or JSON file" if name == "--space" else dimension
+            raise ConfigError(f"{name} needs a value: expected {expected}; got {value or 'none'}")
+        if name == "--space":
+            file = value
+        else:
+            changes[name.removeprefix("--space.")] = value
+    return file, changes, others
+
+
+def _help_page() -> str:
+    rows = [
+        Option(
+            f"--{name.replace('_', '-')}", {bool: "", str: "TEXT", int: "INT"}[kind], text, str(default or "")
+        )
+        for name, kind, default, text in _OPTIONS
+    ]
+    space = [
+        Option("--space", "FILE", "TOML or JSON file of options to search, in place of the declared ones"),
+        Option(
+            "--space.OPTION",
+            "LOW:HIGH | log:LOW:HIGH | A,B,C | fixed",
+            "search an option as well, or otherwise, or not, as in --space.optimizer.learning-rate log:1e-4:1e-2",
+        ),
+    ]
+    source = Option("--data", "TEXT", "as in jaxrec train", "movietweetings")
+    return "\n".join(
+        [
+            "usage: jaxrec tune --out DIRECTORY [OPTIONS]",
+            page(
+                "jaxrec tune: search options by the validation metric, the preset first, and rank the test targets of the "
+                "best trial. Takes every option of a run as well (jaxrec train --help-all).",
+                [("command", [source, *rows]), ("space", space)],
+            ),
+        ]
+    )
