@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from jaxrec.analysis.figures import COLOURS, save_figure
 from jaxrec.analysis.tables import to_markdown
@@ -60,8 +61,8 @@ class Oracle:
         return (
             f"ORACLE, no result of a method: the largest test {metric} of the {len(self.tests)} complete trials is "
             f"{values['maximum']:.4f} (trial {self.best}), {self.gap:+.4f} against the one that validation chose; "
-            f"they spread from {values['minimum']:.4f} to {values['maximum']:.4f}{spread}. It was chosen by the test data that it is "
-            "measured on."
+            f"they spread from {values['minimum']:.4f} to {values['maximum']:.4f}{spread}. It was chosen by the test data "
+            "that it is measured on."
         )
 
 
@@ -179,7 +180,7 @@ class TuningResult:
             scores = [trial.score for trial in chosen]
             places: list[list[Any]] = [[trial.number for trial in chosen]]
             places += [[trial.options[path] for trial in chosen] for path in paths]
-            for axis, place in zip(axes, places, strict=False):
+            for axis, place in zip(axes, places if chosen else [], strict=False):
                 place = [
                     x if isinstance(x, (int, float)) and not isinstance(x, bool) else str(x) for x in place
                 ]
@@ -190,6 +191,7 @@ class TuningResult:
             [trial.number for trial in complete], best, where="post", color=COLOURS[0], label="best so far"
         )
         axes[0].set_xlabel("trial")
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].legend(fontsize=7)
         for axis, path in zip(axes[1:], paths, strict=False):
             axis.set_xlabel(path.replace("_", "-"), fontsize=8)
@@ -198,6 +200,9 @@ class TuningResult:
                 values
             ):
                 axis.set_xscale("log")
+                axis.xaxis.set_minor_formatter(NullFormatter())
+            elif all(isinstance(value, int) for value in values):
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in axes[1 + len(paths) :]:
             axis.set_axis_off()
         figure.supylabel(f"validation {self.metric}")

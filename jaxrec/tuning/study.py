@@ -336,9 +336,7 @@ class Study:
         trial = next(trial for trial in self.trials() if trial.number == number)
         score = "" if trial.score is None else f", valid {self.config.metric} {trial.score:.4f}"
         options = ", ".join(
-            f"{path.rpartition('.')[2]} {value:.4g}"
-            if isinstance(value, float)
-            else f"{path.rpartition('.')[2]} {value}"
+            f"{path.replace('_', '-')} {f'{value:.4g}' if isinstance(value, float) else value}"
             for path, value in trial.options.items()
         )
         return f"trial {trial.name} of {self.options.budget} {trial.state}{score}  ({options})"

@@ -1,0 +1,252 @@
+"""Studies: the defaults first, nothing twice, one trial a process, and what is refused."""
+
+import multiprocessing
+import signal
+
+import numpy as np
+import pytest
+
+from jaxrec.errors import ConfigError, Interrupted, NonFiniteError, RunExistsError
+from jaxrec.training.loop import Validation
+from jaxrec.training.run_directory import run_lock
+from jaxrec.tuning import study as module
+from jaxrec.tuning.space import search_space
+from jaxrec.tuning.study import StudyOptions, import_optuna, open_study
+from tests.helpers import small_config, small_dataset
+
+
+class Host:
+    """Part of a trained run that a study reads."""
+
+    def __init__(self, best):
+        self.best = best
+
+
+class Fitted:
+    def __init__(self, best):
+        self.host_state = Host(best)
+
+
+class Trainer:
+    """In place of training: the score is the closeness of beta1 to 0.5, at three validations."""
+
+    def __init__(self):
+        self.trained = []
+        self.stop_at = None
+
+    def __call__(self, config, dataset, folder, *, resume, progress, on_validation, rank):
+        assert not rank
+        assert not progress
+        beta1 = config.optimizer.beta1
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        for number in (1, 2, 3):
+            if self.stop_at == (len(self.trained), number):
+                self.stop_at = None
+                raise Interrupted("stopped", signal.SIGTERM)
+            if beta1 > 0.97:
+                raise NonFiniteError("the loss is not finite")
+            score = (1 - abs(beta1 - 0.5)) * number / 3
+            on_validation(Validation(number, number * 10, [score, score], number == 3))
+        self.trained.append((folder.name, resume, beta1))
+        return Fitted([score, score])
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    trainer = Trainer()
+    monkeypatch.setattr(module, "train", trainer)
+    return trainer
+
+
+DATASET, CONFIG = small_dataset(n_users=8), small_config()
+
+
+def opened(folder, space, budget, **options):
+    return open_study(
+        folder, CONFIG, search_space(CONFIG, space), DATASET, StudyOptions(budget=budget, **options)
+    )
+
+
+def test_defaults_first_then_draws_and_nothing_twice(tmp_path, trainer):
+    with opened(tmp_path / "a", {"optimizer.beta1": "0.1:0.9"}, 4) as study:
+        study.run(progress=False)
+        trials = study.trials()
+    assert trials[0].options == {"optimizer.beta1": CONFIG.optimizer.beta1}
+    assert [trial.default for trial in trials] == [True, False, False, False]
+    assert [trial.state for trial in trials] == ["complete"] * 4
+    assert trials[1].scores.keys() == {1, 2, 3}
+    assert trials[1].score == pytest.approx(1 - abs(trials[1].options["optimizer.beta1"] - 0.5))
+    with opened(tmp_path / "a", {"optimizer.beta1": "0.1:0.9"}, 4) as study:
+        study.run()
+    assert len(trainer.trained) == 4
+
+
+def test_interrupted_trial_is_resumed_and_the_draws_are_the_same(tmp_path, trainer):
+    space = {"optimizer.beta1": "0.1:0.9"}
+    with opened(tmp_path / "whole", space, 5) as study:
+        study.run(progress=False)
+        whole = study.trials()
+    trainer.trained.clear()
+    trainer.stop_at = (2, 2)
+    with (
+        pytest.raises(Interrupted, match="trial 002, whose state is saved"),
+        opened(tmp_path / "cut", space, 5) as study,
+    ):
+        study.run(progress=False)
+    with opened(tmp_path / "cut", space, 5) as study:
+        assert [trial.state for trial in study.trials()] == ["complete", "complete", "running"]
+        study.run(progress=False)
+        assert study.trials() == whole
+    assert [(name, resume) for name, resume, _ in trainer.trained] == [
+        ("000", False), ("001", False), ("002", True), ("003", False), ("004", False)
+    ]  # fmt: skip
+
+
+def test_process_that_died_before_training_leaves_nothing_behind(tmp_path, trainer):
+    """Half a directory, or a trial without options."""
+    space = {"optimizer.beta1": [0.2, 0.4, 0.6]}
+    with opened(tmp_path / "a", space, 3) as study:
+        study._study.ask({})
+        trial = study._study.ask(study._distributions)
+        (tmp_path / "a/trials/001/checkpoints").mkdir(parents=True)
+        (tmp_path / "a/trials/001/.config.json.1.tmp").write_text("{")
+        study.run(progress=False)
+        assert [t.number for t in study.trials()] == [1, 2, 3]
+        assert study.trials()[0].options == trial.params
+        assert any(t.default for t in study.trials())
+    assert not (tmp_path / "a/trials/001/.config.json.1.tmp").exists()
+
+
+def test_trial_of_a_living_process_is_left_alone(tmp_path, trainer):
+    with opened(tmp_path / "a", {"optimizer.beta1": "0.1:0.9"}, 3) as study:
+        other = study._study.ask(study._distributions)
+        holder = multiprocessing.get_context("spawn")
+        ready, leave = holder.Event(), holder.Event()
+        process = holder.Process(
+            target=hold, args=(tmp_path / "a/trials" / f"{other.number:03d}", ready, leave)
+        )
+        process.start()
+        assert ready.wait(60)
+        try:
+            study.run(progress=False)
+            states = [trial.state for trial in study.trials()]
+        finally:
+            leave.set()
+            process.join()
+        assert states == ["running", "complete", "complete"]
+        study.run(progress=False)
+        assert [trial.state for trial in study.trials()] == ["complete"] * 3
+
+
+def hold(folder, ready, leave):
+    with run_lock(folder):
+        ready.set()
+        leave.wait(60)
+
+
+def test_a_small_space_is_searched_to_its_end_without_repeats(tmp_path, trainer):
+    space = {"optimizer.beta1": [0.2, 0.4], "encoder.layers": "1:2"}
+    with opened(tmp_path / "a", space, 6) as study:  # 3 values of beta1 with the default
+        study.run(progress=False)
+        trials = study.trials()
+    assert len({tuple(trial.options.values()) for trial in trials}) == len(trials) == 6
+
+
+def test_impossible_combinations_cost_nothing(tmp_path, trainer):
+    space = {"encoder.attention.heads": [1, 3], "optimizer.beta1": [0.2, 0.4]}
+    with opened(tmp_path / "a", space, 5) as study:  # width 16 takes no 3 heads: 3 of 6 points
+        study.run(progress=False)
+        assert sorted(trial.options["optimizer.beta1"] for trial in study.trials()) == [0.2, 0.4, 0.9]
+        assert {trial.options["encoder.attention.heads"] for trial in study.trials()} == {1}
+
+
+def test_lagging_trials_are_pruned_and_failed_ones_are_not_repeated(tmp_path, trainer, capsys):
+    with opened(tmp_path / "a", {"optimizer.beta1": [0.98, *np.linspace(0.05, 0.85, 15)]}, 16) as study:
+        study.run()
+        trials = study.trials()
+        assert study.path(trials[3]) == tmp_path / "a/trials" / trials[3].name
+    states = [trial.state for trial in trials]
+    assert len(trials) == 16
+    assert states.count("pruned") > 1
+    failed = [trial for trial in trials if trial.state == "failed"]
+    assert all(trial.options["optimizer.beta1"] == 0.98 and "finite" in trial.reason for trial in failed)
+    best = max(trial.score for trial in trials if trial.state == "complete")
+    assert all(trial.score < best for trial in trials if trial.state == "pruned")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 16
+    assert lines[0] == "trial 000 of 16 complete, valid NDCG@10 0.6000  (optimizer.beta1 0.9)"
+    trainer.trained.clear()
+    with opened(
+        tmp_path / "b", {"optimizer.beta1": list(np.linspace(0.05, 0.85, 15))}, 15, pruner="none"
+    ) as study:
+        study.run(progress=False)
+        assert {trial.state for trial in study.trials()} == {"complete"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (0, ["--budget must be an integer at least 1; got 0"]),
+        (9, ["at most the 3 points of the space; got 9"]),
+    ],
+)
+def test_impossible_budget(tmp_path, budget, words):
+    with pytest.raises(ConfigError) as error, opened(tmp_path / "a", {"optimizer.beta1": [0.2, 0.4]}, budget):
+        pass
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_belongs_to_another_study_is_refused(tmp_path, trainer):
+    space = {"optimizer.beta1": [0.2, 0.4]}
+    with opened(tmp_path / "a", space, 3) as study:
+        study.run(progress=False)
+    before = (tmp_path / "a/study.json").read_text()
+    other = search_space(CONFIG, {"optimizer.beta1": [0.2, 0.5]})
+    options = StudyOptions(budget=3)
+    cases = [
+        (
+            CONFIG,
+            search_space(CONFIG, space),
+            small_dataset(n_users=9),
+            "a study of another dataset: expected 'walks'",
+        ),
+        (
+            CONFIG.updated({"encoder.width": 8}),
+            search_space(CONFIG, space),
+            DATASET,
+            "encoder.width: has 16, got 8",
+        ),
+        (
+            CONFIG,
+            other,
+            DATASET,
+            "a study of another space: optimizer.beta1: has [0.9, 0.2, 0.4], got [0.9, 0.2, 0.5]",
+        ),
+    ]
+    for config, dimensions, dataset, words in cases:
+        with (
+            pytest.raises(ConfigError) as error,
+            open_study(tmp_path / "a", config, dimensions, dataset, options),
+        ):
+            pass
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "a/study.json").read_text() == before
+    with pytest.raises(ConfigError, match="at least the 3 trials"), opened(tmp_path / "a", space, 2) as study:
+        study.run(progress=False)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/letter.txt").write_text("")
+    with pytest.raises(RunExistsError, match="files but no study"), opened(tmp_path / "b", space, 2):
+        pass
+    (tmp_path / "a/study.json").write_text("[")
+    with pytest.raises(ConfigError, match="is damaged"), opened(tmp_path / "a", space, 3):
+        pass
+
+
+def test_without_optuna(monkeypatch):
+    assert import_optuna().__name__ == "optuna"
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'jaxrec\[tune\]'"):
+        import_optuna()
