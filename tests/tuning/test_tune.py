@@ -146,9 +146,18 @@ def test_test_targets_change_nothing_but_the_final_ranks(tmp_path, dataset, conf
     assert valid[0] == valid[1]
 
 
-def command(folder, out):
+def command(folder, out, budget):
     words = ["tune", "--data", folder / "log.csv", "--preset", "smoke", "--quiet", "--json", "--out", out]
-    words += ["--batches.batch-size", 4, "--batches.max-length", 16, "--training.epochs", 12, "--budget", 3]
+    words += [
+        "--batches.batch-size",
+        4,
+        "--batches.max-length",
+        16,
+        "--training.epochs",
+        8,
+        "--budget",
+        budget,
+    ]
     words += ["--training.checkpoint-seconds", 0, "--space", folder / "space.toml", "--evaluation.ks", 5, 10]
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
@@ -172,7 +181,7 @@ def finished(process):
 
 @pytest.mark.slow
 def test_killed_study_goes_on_without_training_twice(folder):
-    process = command(folder, folder / "killed")
+    process = command(folder, folder / "killed", 2)
     log = folder / "killed/trials/001/log.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("valid") >= 2):
@@ -181,16 +190,16 @@ def test_killed_study_goes_on_without_training_twice(folder):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     first = (folder / "killed/trials/000/log.jsonl").read_bytes()
-    killed = finished(command(folder, folder / "killed"))
+    killed = finished(command(folder, folder / "killed", 2))
     assert (folder / "killed/trials/000/log.jsonl").read_bytes() == first
-    whole = finished(command(folder, folder / "whole"))
+    whole = finished(command(folder, folder / "whole", 2))
     assert [trial["scores"] for trial in killed["trials"]] == [trial["scores"] for trial in whole["trials"]]
     assert killed["best"]["test"] == whole["best"]["test"]
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_budget(folder):
-    processes = [command(folder, folder / "shared") for _ in range(2)]
+    processes = [command(folder, folder / "shared", 3) for _ in range(2)]
     results = [finished(process) for process in processes]
     last = json.loads((folder / "shared/results.json").read_text())
     assert last["counts"]["complete"] + last["counts"]["pruned"] == 3
