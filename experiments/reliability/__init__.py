@@ -1,0 +1,1 @@
+"""Reliability campaign: killed runs, bad inputs, damaged files, exhausted disks and descriptors."""
