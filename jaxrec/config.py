@@ -354,6 +354,10 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}; expected the config.json of a run"
+        ) from None
 
 
 def config_hash(config: RunConfig) -> str:

@@ -7,6 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from jaxrec.errors import ConfigError
+
+
+def as_path(value: object, name: str) -> Path:
+    """``value`` as a path.
+
+    Args:
+      value: text or a path.
+      name: of the argument, for the message.
+
+    Raises:
+      ConfigError: it is of another type, or holds a character that no path has.
+    """
+    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
+        raise ConfigError(f"{name} must be a path; got {value!r:.80}")
+    return Path(value)
+
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write ``path`` under a temporary name beside it, flush it to the disk, and rename it.

@@ -16,6 +16,7 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.evaluation.ranker import EncoderRanker, RankingData
+from jaxrec.files import as_path
 from jaxrec.models.base import Encoder
 from jaxrec.sharding import MeshConfig, build_mesh
 from jaxrec.tasks import Task
@@ -49,7 +50,7 @@ class Run:
         Raises:
           ConfigError: no run there, or its configuration was changed after training.
         """
-        self.path = Path(path)
+        self.path = as_path(path, "the run directory")
         self.config, self._record = run_config(self.path)
         self._mesh = MeshConfig() if mesh is None else mesh
         self._dataset = dataset

@@ -37,7 +37,8 @@ def test_record_names_a_command_that_exists(name):
     text = path.read_text() if path.exists() else (FOLDER / "results" / f"{name}.md").read_text()
     modules = set(re.findall(r"python -m (experiments[\w.]*)", text))
     for module in modules:
-        assert (FOLDER.parent / f"{module.replace('.', '/')}.py").exists(), module
+        path_of_module = FOLDER.parent / module.replace(".", "/")
+        assert path_of_module.with_suffix(".py").exists() or (path_of_module / "__main__.py").exists(), module
     assert modules or "jaxrec train" in text
     if path.exists():
         record = json.loads(text)

@@ -35,12 +35,70 @@ from jaxrec.config import RunConfig, to_dict
 #: Seconds after which a call counts as a hang.
 SECONDS = 10.0
 #: Values that no one means, as text.
-WORDS = ["", " ", "nan", "inf", "-inf", "-1", "0", "1e308", "1e-320", "9223372036854775808", "-9223372036854775809"]
-WORDS += ["340282366920938463463374607431768211456", "1.5", "true", "null", "[]", "{}", "../../x", "/dev/null"]
-WORDS += ["a" * 5000, "\u202eabc", "\x00", "\ud7ff", "'; DROP TABLE x", "${HOME}", "%s%n", "__import__('os')", "💥"]
+WORDS = [
+    "",
+    " ",
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "0",
+    "1e308",
+    "1e-320",
+    "9223372036854775808",
+    "-9223372036854775809",
+]
+WORDS += [
+    "340282366920938463463374607431768211456",
+    "1.5",
+    "true",
+    "null",
+    "[]",
+    "{}",
+    "../../x",
+    "/dev/null",
+]
+WORDS += [
+    "a" * 5000,
+    "\u202eabc",
+    "\x00",
+    "\ud7ff",
+    "'; DROP TABLE x",
+    "${HOME}",
+    "%s%n",
+    "__import__('os')",
+    "💥",
+]
 #: The same for JSON and Python arguments.
-VALUES: list[Any] = [None, True, False, -1, 0, 1, 2**31, 2**63, -(2**70), 1.5, float("nan"), float("inf"), "", "7"]
-VALUES += [[], {}, [1, [2]], {"a": {"b": None}}, "x" * 3000, [None] * 3, 1e308, "\ud7ff", [[[[]]]], b"\xff", ()]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    -(2**70),
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "7",
+]
+VALUES += [
+    [],
+    {},
+    [1, [2]],
+    {"a": {"b": None}},
+    "x" * 3000,
+    [None] * 3,
+    1e308,
+    "\ud7ff",
+    [[[[]]]],
+    b"\xff",
+    (),
+]
 
 
 class Case(NamedTuple):
@@ -166,7 +224,9 @@ def _odd_columns(rng: random.Random, frame: pl.DataFrame) -> tuple[str, bytes]:
 
 def _table_case(rng: random.Random, folder: Path, base: Base) -> Case:
     frame = table(walks())
-    way = rng.choice(["same", "damaged", "damaged", "values", "values", "columns", "suffix", "pickle", "path"])
+    way = rng.choice(
+        ["same", "damaged", "damaged", "values", "values", "columns", "suffix", "pickle", "path"]
+    )
     right = must = None
     if way in ("same", "damaged", "suffix"):
         name, content = _same_log(rng, frame)
@@ -294,7 +354,9 @@ def _edited_json(rng: random.Random, text: str) -> bytes:
 
 def _npy_changed(rng: random.Random, path: Path, canary: Path) -> str:
     """Damage an array file; return how."""
-    way = rng.choice(["flip", "flip", "cut", "values", "dtype", "shape", "pickle", "npz", "absent", "fifo", "link"])
+    way = rng.choice(
+        ["flip", "flip", "cut", "values", "dtype", "shape", "pickle", "npz", "absent", "fifo", "link"]
+    )
     if way in ("flip", "cut"):
         path.write_bytes((_flip if way == "flip" else _cut)(rng, path.read_bytes()))
         return way
@@ -308,7 +370,10 @@ def _npy_changed(rng: random.Random, path: Path, canary: Path) -> str:
     elif way == "dtype":
         np.save(path, array.astype(rng.choice(["<f8", "<i2", "<u8", "<U3", "?", ">i4"])))
     elif way == "shape":
-        np.save(path, rng.choice([array[:0], array[:-1], array[None], array[::-1], np.concatenate([array, array])]))
+        np.save(
+            path,
+            rng.choice([array[:0], array[:-1], array[None], array[::-1], np.concatenate([array, array])]),
+        )
     elif way == "pickle":
         np.save(path, np.array([Planted(canary)], object), allow_pickle=True)
     elif way == "npz":
@@ -354,7 +419,12 @@ def _run_case(rng: random.Random, folder: Path, base: Base) -> Case:
     run = folder / "run"
     shutil.copytree(base.folder / "run", run)
     part = rng.choice(["results", "ranks", "catalogue", "checkpoint"])
-    patterns = {"results": "results.json", "ranks": "ranks/*", "catalogue": "catalogue/*", "checkpoint": "checkpoints/**/*"}
+    patterns = {
+        "results": "results.json",
+        "ranks": "ranks/*",
+        "catalogue": "catalogue/*",
+        "checkpoint": "checkpoints/**/*",
+    }
     files = sorted(path for path in run.glob(patterns[part]) if path.is_file())
     path = rng.choice(files)
     if rng.random() < 0.15:
@@ -489,8 +559,13 @@ def _python_case(rng: random.Random, folder: Path, base: Base) -> Case:
     fields = [key for key in _flat(to_dict(RunConfig())) if not key.endswith(".name")]
     frame = table(walks()).head(60).to_dict(as_series=False)
     column = rng.choice(list(frame))
-    broken = {**frame, column: rng.choice([value, [value] * 60, frame[column][:30], [value, *frame[column][1:]]])}
-    option = rng.choice(["min_interactions", "time_unit", "separator", "filter", "min_rating", "item_attributes"])
+    broken = {
+        **frame,
+        column: rng.choice([value, [value] * 60, frame[column][:30], [value, *frame[column][1:]]]),
+    }
+    option = rng.choice(
+        ["min_interactions", "time_unit", "separator", "filter", "min_rating", "item_attributes"]
+    )
     calls: dict[str, Callable[[], Any]] = {
         "load_dataset(source)": lambda: load_dataset(value),
         "load_dataset(columns)": lambda: load_dataset(broken),
@@ -503,7 +578,9 @@ def _python_case(rng: random.Random, folder: Path, base: Base) -> Case:
     }
     if base.recommended is not None:
         model = _recommender(base.folder / "run")
-        calls["recommend(history)"] = lambda: model.recommend([rng.choice([value, [value], [*HISTORY, value]])], k=3)
+        calls["recommend(history)"] = lambda: model.recommend(
+            [rng.choice([value, [value], [*HISTORY, value]])], k=3
+        )
         calls["recommend(k)"] = lambda: model.recommend([HISTORY], k=value)
         calls["recommend(timestamps)"] = lambda: model.recommend([HISTORY], k=3, timestamps=[value, other])
         calls["recommend(exclude)"] = lambda: model.recommend([HISTORY], k=3, exclude=value)

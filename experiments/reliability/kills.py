@@ -33,9 +33,35 @@ from jaxrec.training.checkpoint import CheckpointReader
 
 #: Seconds after which a process that was not killed counts as stuck.
 PATIENCE = 180.0
-_TWO_STAGES = ["--preset", "s3rec-two-stage", "--quiet", "--json", "--batches.max-length", "8", "--encoder.width", "8"]
-_TWO_STAGES += ["--encoder.layers", "1", "--encoder.ffn-width", "8", "--batches.batch-size", "8", "--training.epochs"]
-_TWO_STAGES += ["4", "--training.checkpoint-seconds", "0", "--training.metric", "NDCG@10", "--evaluation.ks", "5", "10"]
+_TWO_STAGES = [
+    "--preset",
+    "s3rec-two-stage",
+    "--quiet",
+    "--json",
+    "--batches.max-length",
+    "8",
+    "--encoder.width",
+    "8",
+]
+_TWO_STAGES += [
+    "--encoder.layers",
+    "1",
+    "--encoder.ffn-width",
+    "8",
+    "--batches.batch-size",
+    "8",
+    "--training.epochs",
+]
+_TWO_STAGES += [
+    "4",
+    "--training.checkpoint-seconds",
+    "0",
+    "--training.metric",
+    "NDCG@10",
+    "--evaluation.ks",
+    "5",
+    "10",
+]
 _TWO_STAGES += ["--pretraining.options", "training.epochs=3", "training.evaluate-every=1"]
 _TWO_STAGES += ["batches.prefixes-per-sequence=4", "batches.batch-size=16", "training.chunk-steps=4"]
 _LONG = [*SMALL, "--training.epochs", "8"]
@@ -121,7 +147,9 @@ def contents(run: Path) -> dict[str, str]:
         stage = results.parent
         name = str(stage.relative_to(run))
         for key, value in _arrays(stage).items():
-            found[f"{name}/{key}"] = hashlib.sha256(repr((value.dtype, value.shape)).encode() + value.tobytes()).hexdigest()
+            found[f"{name}/{key}"] = hashlib.sha256(
+                repr((value.dtype, value.shape)).encode() + value.tobytes()
+            ).hexdigest()
         kept = json.loads(results.read_text())
         for key in ("timing", "workdir", "versions", "hardware", "config"):
             kept.pop(key, None)
@@ -178,7 +206,9 @@ def uninterrupted(name: str, folder: Path, data: Path) -> Whole:
         status = ended(train(run, data, configuration), 600)
         seconds = time.monotonic() - started
         if status != 0:
-            raise RuntimeError(f"the uninterrupted run {name!r} failed: {run.with_suffix('.out').read_text()[-400:]}")
+            raise RuntimeError(
+                f"the uninterrupted run {name!r} failed: {run.with_suffix('.out').read_text()[-400:]}"
+            )
         found.append(compared(run, configuration.devices))
     if not found[0] or found[0] != found[1] or len(found[0]) < 20:
         raise RuntimeError(f"two uninterrupted runs {name!r} differ: nothing to compare with")
@@ -204,7 +234,9 @@ def _seen(run: Path, trigger: str) -> bool:
     return not trigger or any(run.glob(trigger)) or any(run.glob(f"pretraining/{trigger}"))
 
 
-def killed_run(seed: int, number: int, folder: Path, wholes: dict[str, Whole], limit: int) -> tuple[list[str], Trial]:
+def killed_run(
+    seed: int, number: int, folder: Path, wholes: dict[str, Whole], limit: int
+) -> tuple[list[str], Trial]:
     """Kill one run again and again, resume it until it ends, and compare.
 
     Returns:
@@ -242,9 +274,13 @@ def killed_run(seed: int, number: int, folder: Path, wholes: dict[str, Whole], l
     found = compared(run, configuration.devices)
     if found is None:
         return phases, Trial(number, name, "wrong", f"{phases}: {_tail(run)}", len(phases))
-    different = sorted(key for key in whole.contents.keys() | found.keys() if whole.contents.get(key) != found.get(key))
+    different = sorted(
+        key for key in whole.contents.keys() | found.keys() if whole.contents.get(key) != found.get(key)
+    )
     if different:
-        return phases, Trial(number, name, "wrong", f"{phases}: {len(different)} differ: {different[:4]}", len(phases))
+        return phases, Trial(
+            number, name, "wrong", f"{phases}: {len(different)} differ: {different[:4]}", len(phases)
+        )
     return phases, Trial(number, name, "resumed", json.dumps(phases), len(phases))
 
 
@@ -254,7 +290,13 @@ def _tail(run: Path) -> str:
 
 
 def kills(
-    seed: int, count: int, seconds: float, work: Path, log: TrialLog, names: tuple[str, ...] = (), limit: int = 5
+    seed: int,
+    count: int,
+    seconds: float,
+    work: Path,
+    log: TrialLog,
+    names: tuple[str, ...] = (),
+    limit: int = 5,
 ) -> None:
     """Kill runs until ``count`` kills are in the log or the time is over.
 

@@ -196,7 +196,12 @@ class TrialLog:
 
 
 def run_trials(
-    target: Callable[[int, Path], Trial], log: TrialLog, count: int, seconds: float, work: Path, share: int = 400
+    target: Callable[[int, Path], Trial],
+    log: TrialLog,
+    count: int,
+    seconds: float,
+    work: Path,
+    share: int = 400,
 ) -> None:
     """Do the trials that the log lacks, in worker processes that are replaced after ``share`` trials.
 

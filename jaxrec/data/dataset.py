@@ -22,6 +22,7 @@ from jaxrec.data.catalogue import (
 )
 from jaxrec.data.storage import read_arrays, write_arrays
 from jaxrec.errors import DataError
+from jaxrec.files import as_path
 
 FORMAT = "jaxrec.SequenceDataset"
 
@@ -267,7 +268,7 @@ def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) ->
 
 def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
     """Open a saved dataset; see `SequenceDataset.load`."""
-    path = Path(directory)
+    path = as_path(directory, "the directory of a dataset")
     arrays, meta = read_arrays(path, (FORMAT,), "give the directory that SequenceDataset.save wrote")
     if "fingerprint" not in meta:
         raise DataError(
