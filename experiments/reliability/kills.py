@@ -7,6 +7,7 @@ then at work within a tenth of a second, so nearly all kills hit the run rather 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -21,16 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Imported here so that the forked processes find them imported.
-import jaxrec.api
-import jaxrec.cli.train
-import jaxrec.reporting.examples
-import jaxrec.reporting.html
 from experiments.reliability.base import SMALL
 from experiments.reliability.trials import Trial, TrialLog
 from jaxrec.cli.main import main
 from jaxrec.training.checkpoint import CheckpointReader
 
+#: Imported by this process, so that the forked ones find them imported.
+for _name in ("api", "cli.train", "reporting.examples", "reporting.html", "training.loop"):
+    importlib.import_module(f"jaxrec.{_name}")
 #: Seconds after which a process that was not killed counts as stuck.
 PATIENCE = 180.0
 _TWO_STAGES = [
