@@ -1,0 +1,89 @@
+"""Short form of the reliability campaign: the first bad inputs of its generator, and runs that are killed."""
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from experiments.reliability import inputs, kills
+from experiments.reliability.base import cache_environment
+from experiments.reliability.trials import BROKEN, HELD, Answer, Trial, TrialLog, call, command
+from jaxrec.config import load_config
+from jaxrec.data import SequenceDataset
+from jaxrec.errors import JaxrecError
+from jaxrec.runs import Run
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def test_bad_inputs_end_in_words_or_in_the_right_answer(tmp_path):
+    outcomes = set()
+    for number in range(60):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        trial = inputs.trial(1, tmp_path / "base", False, number, folder)
+        assert trial.outcome in HELD, trial
+        outcomes.add(trial.outcome)
+    assert {"refused", "same"} <= outcomes
+
+
+def test_the_judge_sees_failures():
+    def late():
+        time.sleep(5)
+
+    assert call(lambda: 1 / 0).problem == "raw error"
+    assert call(late, 0.1).problem == "hang"
+    assert call(partial(Run, 7)).problem == ""
+    case = inputs.Case("x", command, right={"a": 1})
+    assert inputs.judged(Answer(0, {"a": 2}, "", ""), case)[0] == "wrong"
+    assert inputs.judged(Answer(0, {"a": 1}, "", ""), case)[0] == "same"
+    assert inputs.judged(Answer(0, None, "", ""), case._replace(must="refused"))[0] == "wrong"
+    assert not set(BROKEN) & set(HELD)
+
+
+def test_the_log_continues_behind_a_cut_line(tmp_path):
+    log = TrialLog(tmp_path / "log.jsonl")
+    log.add(Trial(0, "a", "refused"))
+    with log.path.open("ab") as file:
+        file.write(b'\n{"number": 1, "ki')
+    log.add(Trial(2, "b", "same"))
+    assert [trial.number for trial in log.read()] == [0, 2]
+
+
+@pytest.mark.parametrize("value", [None, 1.5, [1], "a\0b"])
+def test_paths_of_other_types_are_refused(value):
+    for function in (Run, SequenceDataset.load):
+        with pytest.raises(JaxrecError, match="must be a path"):
+            function(value)
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(JaxrecError, match="cannot be read: File name too long"):
+        load_config(tmp_path / ("x" * 3000) / "config.json")
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+    """In a process of its own: what forks must not have started JAX's backend."""
+
+    script = (
+        "from pathlib import Path; from experiments.reliability import kills; "
+        "from experiments.reliability.trials import TrialLog; folder = Path('FOLDER'); "
+        "log = TrialLog(folder / 'log.jsonl'); kills.kills(3, 4, 60, folder, log, ('packed',)); "
+        "trials = log.read(); assert trials and all(t.outcome == 'resumed' for t in trials), trials"
+    ).replace("FOLDER", str(tmp_path))
+
+    environment = {**os.environ, **cache_environment(tmp_path / "compiled")}
+    environment.pop("XLA_FLAGS", None)
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        check=True,
+        timeout=400,
+    )
+    assert kills.phases_of(TrialLog(tmp_path / "log.jsonl").read())
