@@ -170,7 +170,7 @@ def _arrays(run: Path) -> dict[str, np.ndarray]:
     for path in sorted((run / "ranks").glob("*.npz")):
         with np.load(path) as file:
             arrays.update({f"{path.stem}/{name}": file[name] for name in file.files})
-    arrays["step"] = np.int64(step)
+    arrays["step"] = np.asarray(step, np.int64)
     return arrays
 
 
