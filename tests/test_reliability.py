@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def test_bad_inputs_end_in_words_or_in_the_right_answer(tmp_path):
     outcomes = set()
-    for number in range(20):
+    for number in range(60):
         folder = tmp_path / str(number)
         folder.mkdir()
         trial = inputs.trial(1, tmp_path / "base", False, number, folder)
