@@ -53,8 +53,9 @@ class TestFormats:
             assert histories(load_dataset(tmp_path / "log.csv", encoding=encoding)) == {"1": ["é"]}
             (tmp_path / "log.txt").write_bytes("1 é\n".encode(encoding))
             assert histories(load_dataset(tmp_path / "log.txt", encoding=encoding)) == {"1": ["é"]}
-        with pytest.raises(DataError, match=r"--data\.encoding 'klingon' is unknown"):
-            load_dataset(tmp_path / "log.csv", encoding="klingon")
+        for name in ("log.csv", "log.txt"):
+            with pytest.raises(DataError, match=r"--data\.encoding 'klingon' is unknown"):
+                load_dataset(tmp_path / name, encoding="klingon")
 
     def test_rating_threshold(self, tmp_path):
         frame = pl.DataFrame({"user": [1, 1, 1, 2], "item": list("abcd"), "stars": ["4", "3.5", "", "5"]})

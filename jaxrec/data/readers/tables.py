@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import gzip
@@ -121,6 +122,17 @@ def reading(subject: str) -> Iterator[None]:
         raise DataError(f"{subject} cannot be read as a table: {first_line(error)}") from None
 
 
+def check_encoding(encoding: str) -> str:
+    """Return the name of an encoding, or raise `DataError` where Python does not know it."""
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise DataError(
+            f"--data.encoding {encoding!r} is unknown: expected a name such as utf-8, latin-1 or utf-16"
+        ) from None
+    return encoding
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text; those of Polars go on with advice on its own arguments."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -179,12 +191,7 @@ def _is_utf8(encoding: str) -> bool:
 def _simplify(path: Path, separator: str, encoding: str) -> tuple[io.BytesIO, str]:
     """UTF-8 text whose fields are separated by one byte, and that byte."""
     raw = path.read_bytes()
-    try:
-        content = (gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw).decode(encoding)
-    except LookupError:
-        raise DataError(
-            f"--data.encoding {encoding!r} is unknown: expected a name such as utf-8, latin-1 or utf-16"
-        ) from None
+    content = (gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw).decode(check_encoding(encoding))
     if len(separator.encode()) > 1:
         stand_in = next((c for c in _STAND_INS if c not in content), None)
         if stand_in is None:

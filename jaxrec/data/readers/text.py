@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from jaxrec.data.readers.tables import TextFormat, first_line, reading, scan_delimited
+from jaxrec.data.readers.tables import TextFormat, check_encoding, first_line, reading, scan_delimited
 from jaxrec.errors import DataError
 
 TextLayout = Literal["auto", "pairs", "sequences"]
@@ -23,6 +23,7 @@ _SAMPLE = 10_000
 
 def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOBase:
     """Open a text file, unpacked on the way where its name ends in ``.gz``."""
+    check_encoding(encoding)
     if path.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(path, "rb"), encoding=encoding)
     return open(path, encoding=encoding)
