@@ -99,7 +99,7 @@ def pretraining_folder(options: Options, prefix: str) -> Path:
 
 
 def sections(config: RunConfig, epochs: float) -> dict[str, Any]:
-    """What a preset decides, as sections of a `Variant`; ``epochs`` above 0 replaces its own."""
+    """Decisions of a preset, as sections of a `Variant`; ``epochs`` above 0 replaces its own."""
     whole = {name: getattr(config, name) for name in ("batches", "encoder", "task", "objective", "optimizer")}
     kept = {name: getattr(config.training, name) for name in ("evaluate_every", "patience", "metric")}
     return {**whole, "training": {**kept, "epochs": epochs or config.training.epochs}}

@@ -1,4 +1,4 @@
-"""What the trials start from: a small log, its saved form, a finished run, and their right answers."""
+"""Starting points of the trials: a small log, its saved form, a finished run, and their right answers."""
 
 from __future__ import annotations
 

@@ -332,7 +332,7 @@ def kills(
 
 
 def phases_of(trials: list[Trial]) -> dict[str, int]:
-    """How many kills fell into each phase."""
+    """Number of kills in each phase."""
     counts: dict[str, Any] = {}
     for trial in trials:
         if trial.outcome == "resumed":

@@ -56,7 +56,7 @@ def _small_disk(folder: Path, kibibytes: int) -> bool:
 
 
 def _ended_in_words(status: int | None, output: Path) -> str:
-    """What is wrong with a failed command's end; empty = nothing."""
+    """Fault in the end of a failed command; empty = none."""
     text = output.read_text(errors="replace") if output.exists() else ""
     if status is None:
         return "no end"

@@ -141,7 +141,7 @@ def _refuse(constant: str) -> None:
 
 @contextlib.contextmanager
 def native_errors() -> Iterator[io.StringIO]:
-    """What is written to descriptor 2 itself, filled in at the end."""
+    """Text written to descriptor 2 itself, filled in at the end."""
     text = io.StringIO()
     with tempfile.TemporaryFile() as file:
         kept = os.dup(2)

@@ -24,6 +24,21 @@ def aliases_resolved(arguments: list[str]) -> list[str]:
     return [re.sub(r"^--attention(?=$|[.=])", "--encoder.attention", argument) for argument in arguments]
 
 
+def configuration_fields(base: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Fields (name, type, default) of a command that configures a run: its options, their short forms, the named parts."""
+    named = {path: section_label(base, path) for path in NAMED_SECTIONS if section_label(base, path)}
+    return [
+        ("config", Annotated[RunConfig, tyro.conf.arg(name="")], base),
+        ("source", Annotated[str, tyro.conf.arg(name="data")], base.data.source),
+        ("init_from", str, base.training.init_from),
+        ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
+        *(
+            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], name)
+            for path, name in named.items()
+        ),
+    ]
+
+
 def base_config(arguments: list[str]) -> RunConfig:
     """Return the configuration that the options of ``jaxrec train`` start from: preset, saved run, chosen classes.
 
@@ -62,17 +77,9 @@ def train(arguments: list[str]) -> int:
     if {"-h", "--help", "--help-all"} & set(arguments):
         print(help_page(base, everything="--help-all" in arguments))
         return 0
-    named = {path: section_label(base, path) for path in NAMED_SECTIONS if section_label(base, path)}
     options: list[tuple[str, Any, Any]] = [
-        ("config", Annotated[RunConfig, tyro.conf.arg(name="")], base),
+        *configuration_fields(base),
         *((name.replace("-", "_"), kind, default) for name, kind, default, _ in _COMMAND_OPTIONS),
-        ("source", Annotated[str, tyro.conf.arg(name="data")], base.data.source),
-        ("init_from", str, base.training.init_from),
-        ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
-        *(
-            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], name)
-            for path, name in named.items()
-        ),
         ("distributed", DistributedConfig, DistributedConfig()),
     ]
     fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from jaxrec.cli.common import emit, parse, value_of
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config
-from jaxrec.config import NAMED_SECTIONS, RunConfig, section_label
+from jaxrec.cli.train import aliases_resolved, base_config, configuration_fields
+from jaxrec.config import RunConfig
 from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.registry import load_plugins
 
@@ -49,17 +47,9 @@ def tune(arguments: list[str]) -> int:
         print(_help_page())
         return 0
     base = base_config(arguments)
-    named = {path: section_label(base, path) for path in NAMED_SECTIONS if section_label(base, path)}
     options: list[tuple[str, Any, Any]] = [
-        ("config", Annotated[RunConfig, tyro.conf.arg(name="")], base),
+        *configuration_fields(base),
         *((name, kind, default) for name, kind, default, _ in _OPTIONS),
-        ("source", Annotated[str, tyro.conf.arg(name="data")], base.data.source),
-        ("init_from", str, base.training.init_from),
-        ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
-        *(
-            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], name)
-            for path, name in named.items()
-        ),
     ]
     fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
     form = dataclasses.make_dataclass("Tune", fields, frozen=True)
