@@ -7,6 +7,7 @@ import pytest
 
 import jaxrec
 from jaxrec.analysis.generation import (
+    GenerationQuality,
     first_targets,
     generation_figure,
     generation_quality,
@@ -163,3 +164,20 @@ def test_command_line(run, tmp_path):
         outcome = command(*base, *options)
         assert outcome.status == 1
         assert message in outcome.err
+
+
+def test_tables_and_record_have_every_step_and_seed():
+    by_step = {"own HR@10": np.array([[0.25, 0.5, 0.0], [0.75, 0.5, 0.0]])}
+    quality = GenerationQuality(G, 4, by_step, {"recall": np.array([0.25, 0.5])}, {}, None)
+    header, rows = quality.rows()
+    assert header == ["measure", "step 1", "step 2", "step 3"]
+    assert rows == [["own HR@10", "0.5000 ± 0.3536", "0.5000 ± 0.0000", "0.0000 ± 0.0000"]]
+    assert quality.whole_rows()[1] == [["recall", "0.3750 ± 0.1768"]]
+    record = quality.to_dict()
+    assert (record["steps"], record["cases"]) == (G, 4)
+    assert [step["values"] for step in record["by_step"]["own HR@10"]] == [
+        [0.25, 0.75],
+        [0.5, 0.5],
+        [0.0, 0.0],
+    ]
+    assert record["whole"]["recall"]["mean"] == 0.375

@@ -22,10 +22,22 @@ from jaxrec.attention import (
     WassersteinAttentionConfig,
 )
 from jaxrec.attention.functional import index_from_start
-from jaxrec.attention.kernelised import kernel_matrices, kernelised_attention, mix, mixing_weights
+from jaxrec.attention.kernelised import (
+    kernel_matrices,
+    kernelised_attention,
+    mix,
+    mixing_weights,
+    take_columns,
+)
 from jaxrec.attention.miq import QueryWindow, answer_spread, apply_slot_maps, slide_window
 from jaxrec.attention.module import Projections
-from jaxrec.attention.positions import interval_bias, interval_buckets, question_buckets, question_times
+from jaxrec.attention.positions import (
+    alibi_slopes,
+    interval_bias,
+    interval_buckets,
+    question_buckets,
+    question_times,
+)
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
 from jaxrec.nn.layers import Dense
 from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SPEC, X, applied, initialised
@@ -418,3 +430,16 @@ def test_distances_do_not_depend_on_what_positions_count_from():
     starts = CONTEXT.positions
     for distance in (starts[:, :, None] - starts[:, None, :], ends[:, None, :] - ends[:, :, None]):
         np.testing.assert_array_equal(jnp.where(real, distance, 0), jnp.where(real, columns, 0))
+
+
+def test_slopes_for_eight_heads_are_those_that_the_paper_prints():
+    np.testing.assert_allclose(
+        alibi_slopes(8), [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
+    )
+
+
+def test_chosen_columns_are_those_of_each_row():
+    x = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32)
+    positions = np.array([[4, 0], [2, 2]], np.int32)
+    expected = np.stack([np.stack([x[b, p] for p in positions[b]]) for b in range(2)])
+    np.testing.assert_array_equal(take_columns(x, jnp.asarray(positions)), expected)

@@ -214,6 +214,7 @@ def test_plan_cuts_runs_into_equal_chunks():
     )
     plan = schedule_steps(config, rows_per_epoch=105)
     assert (plan.chunk_steps, plan.chunks_per_evaluation) == (7, 3)
+    assert plan.evaluation_steps == 21
     assert plan.evaluations * 21 == plan.total_steps == 105
     assert schedule_steps(config, rows_per_epoch=1).chunk_steps == 2, "a loop of one trip rounds differently"
 
