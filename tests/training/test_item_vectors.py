@@ -134,6 +134,18 @@ def test_the_dataset_s_arrays_have_no_moments_and_do_not_decay():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("data", "item"), [(2, 1), (2, 2)])
+def test_a_mesh_trains_and_ranks_the_same(run, data, item):
+    config = replace(CONFIG, mesh={"data": data, "item": item})
+    fitted = jaxrec.fit(DATASET, config, progress=False)
+    ours, theirs = (flatten(jax.tree.map(np.asarray, tree)) for tree in (fitted.fit.params, run.params()))
+    for name, one in theirs.items():
+        if not name.endswith("projections/bias"):  # a bias of all keys has a gradient of rounding alone
+            np.testing.assert_allclose(ours[name][0][: len(one)], one, atol=2e-4, err_msg=name)
+    assert fitted.metrics == pytest.approx({m: s["mean"] for m, s in run.results["metrics"].items()}, abs=0.05)
+
+
+@pytest.mark.slow
 def test_a_cold_item_follows_its_vector(run, tmp_path):
     """The item that training never saw has the vector of another: the two are ranked beside each other."""
     twin = DATASET.item_index("i7")
