@@ -142,7 +142,9 @@ def test_a_mesh_trains_and_ranks_the_same(run, data, item):
     for name, one in theirs.items():
         if not name.endswith("projections/bias"):  # a bias of all keys has a gradient of rounding alone
             np.testing.assert_allclose(ours[name][0][: len(one)], one, atol=2e-4, err_msg=name)
-    assert fitted.metrics == pytest.approx({m: s["mean"] for m, s in run.results["metrics"].items()}, abs=0.05)
+    assert fitted.metrics == pytest.approx(
+        {m: s["mean"] for m, s in run.results["metrics"].items()}, abs=0.05
+    )
 
 
 @pytest.mark.slow
