@@ -63,6 +63,29 @@ class ImportedModel:
     assumed: list[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerNames:
+    """What a code calls the tensors of its layers; "*" is the number of the layer.
+
+    Attributes:
+      attention_norm: layer norm of the attention.
+      attention: a ``torch.nn.MultiheadAttention``, or the maps to queries, keys and values.
+      output: affine map after separate projections; "" = none.
+      feed_forward_norm: layer norm of the feed-forward network.
+      inner: first affine map of the feed-forward network.
+      outer: second.
+      convolution: whether the maps of the feed-forward network are convolutions of kernel size 1.
+    """
+
+    attention_norm: str
+    attention: str | tuple[str, str, str]
+    feed_forward_norm: str
+    inner: str
+    outer: str
+    output: str = ""
+    convolution: bool = False
+
+
 class Reader:
     """Takes tensors out of a file one by one, and says which one does not fit.
 
@@ -152,6 +175,35 @@ class Reader:
         self.params[f"{ours}/projections/kernel"] = np.ascontiguousarray(kernel.T)
         self.take(f"{ours}/projections/bias", f"{name}.in_proj_bias", 3 * width)
         self.dense(f"{ours}/output/dense", f"{name}.out_proj", width, width)
+
+    def layers(self, names: LayerNames, width: int) -> tuple[int, int]:
+        """Take all layers, each an attention and a feed-forward network with their norms.
+
+        Returns:
+          Number of layers, and features inside the feed-forward networks.
+        """
+        pattern = re.escape(names.attention_norm).replace(r"\*", r"(\d+)")
+        count = self.count(pattern + r"\..*")
+        kernel = (None, width, 1) if names.convolution else (None, width)
+        hidden = self.shape(f"{names.inner}.weight".replace("*", "0"), *kernel)[0]
+        for layer in range(count):
+
+            def theirs(name: str, number: str = str(layer)) -> str:
+                return name.replace("*", number)
+
+            ours = f"layer_{layer}"
+            self.norm(f"{ours}/attention_norm", theirs(names.attention_norm), width)
+            if isinstance(names.attention, str):
+                self.torch_attention(f"{ours}/attention", theirs(names.attention), width)
+            else:
+                self.projections(f"{ours}/attention/projections", tuple(map(theirs, names.attention)), width)
+            if names.output:
+                self.dense(f"{ours}/attention/output/dense", theirs(names.output), width, width)
+            self.norm(f"{ours}/feed_forward_norm", theirs(names.feed_forward_norm), width)
+            maps = f"{ours}/feed_forward"
+            self.dense(f"{maps}/inner", theirs(names.inner), width, hidden, names.convolution)
+            self.dense(f"{maps}/outer", theirs(names.outer), hidden, width, names.convolution)
+        return count, hidden
 
     def leave(self, pattern: str, reason: str) -> None:
         """Leave the tensors whose names ``pattern`` matches, for a reason."""

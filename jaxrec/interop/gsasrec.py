@@ -10,10 +10,24 @@ from jaxrec.interop.formats import (
     CheckpointFormat,
     ImportedModel,
     ImportOptions,
+    LayerNames,
     Reader,
     from_newest,
 )
 from jaxrec.models import TransformerConfig
+
+_BLOCK = "transformer_blocks.*"
+_LAYERS = LayerNames(
+    attention_norm=f"{_BLOCK}.first_norm",
+    attention=(
+        f"{_BLOCK}.multihead_attention.query_proj",
+        f"{_BLOCK}.multihead_attention.key_proj",
+        f"{_BLOCK}.multihead_attention.val_proj",
+    ),
+    feed_forward_norm=f"{_BLOCK}.second_norm",
+    inner=f"{_BLOCK}.dense1",
+    outer=f"{_BLOCK}.dense2",
+)
 
 
 @FORMATS.register("gsasrec")
@@ -31,16 +45,7 @@ class GSASRecPyTorch(CheckpointFormat):
         reader.params["items/table"] = table
         places = reader.take("positions/table", "position_embedding.weight", None, width)
         reader.params["positions/table"] = from_newest(places)
-        layers = reader.count(r"transformer_blocks\.(\d+)\..*")
-        inner = reader.shape("transformer_blocks.0.dense1.weight", None, width)[0]
-        for layer in range(layers):
-            ours, theirs = f"layer_{layer}", f"transformer_blocks.{layer}"
-            reader.norm(f"{ours}/attention_norm", f"{theirs}.first_norm", width)
-            names = tuple(f"{theirs}.multihead_attention.{part}_proj" for part in ("query", "key", "val"))
-            reader.projections(f"{ours}/attention/projections", names, width)
-            reader.norm(f"{ours}/feed_forward_norm", f"{theirs}.second_norm", width)
-            reader.dense(f"{ours}/feed_forward/inner", f"{theirs}.dense1", width, inner)
-            reader.dense(f"{ours}/feed_forward/outer", f"{theirs}.dense2", inner, width)
+        layers, inner = reader.layers(_LAYERS, width)
         reader.norm("final_norm", "seq_norm", width)
         reader.finish()
         dropout = float(reader.setting("dropout", options.dropout, None, 0.1))

@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import ClassVar
 
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
-from jaxrec.interop.formats import FORMATS, CheckpointFormat, ImportedModel, ImportOptions, Reader
+from jaxrec.interop.formats import FORMATS, CheckpointFormat, ImportedModel, ImportOptions, LayerNames, Reader
 from jaxrec.models import TransformerConfig
 
 _ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "swish": "silu"}
+
+
+_LAYER = "trm_encoder.layer.*"
+_ATTENTION = f"{_LAYER}.multi_head_attention"
+_LAYERS = LayerNames(
+    attention_norm=f"{_ATTENTION}.LayerNorm",
+    attention=(f"{_ATTENTION}.query", f"{_ATTENTION}.key", f"{_ATTENTION}.value"),
+    output=f"{_ATTENTION}.dense",
+    feed_forward_norm=f"{_LAYER}.feed_forward.LayerNorm",
+    inner=f"{_LAYER}.feed_forward.dense_1",
+    outer=f"{_LAYER}.feed_forward.dense_2",
+)
 
 
 @FORMATS.register("recbole")
@@ -29,18 +41,7 @@ class RecBoleSASRec(CheckpointFormat):
         reader.take("items/table", "item_embedding.weight", rows, width)
         places = reader.take("positions/table", "position_embedding.weight", None, width)
         reader.norm("embedding_norm", "LayerNorm", width)
-        layers = reader.count(r"trm_encoder\.layer\.(\d+)\..*")
-        inner = reader.shape("trm_encoder.layer.0.feed_forward.dense_1.weight", None, width)[0]
-        for layer in range(layers):
-            ours, theirs = f"layer_{layer}", f"trm_encoder.layer.{layer}"
-            attention = f"{theirs}.multi_head_attention"
-            names = tuple(f"{attention}.{part}" for part in ("query", "key", "value"))
-            reader.projections(f"{ours}/attention/projections", names, width)
-            reader.dense(f"{ours}/attention/output/dense", f"{attention}.dense", width, width)
-            reader.norm(f"{ours}/attention_norm", f"{attention}.LayerNorm", width)
-            reader.dense(f"{ours}/feed_forward/inner", f"{theirs}.feed_forward.dense_1", width, inner)
-            reader.dense(f"{ours}/feed_forward/outer", f"{theirs}.feed_forward.dense_2", inner, width)
-            reader.norm(f"{ours}/feed_forward_norm", f"{theirs}.feed_forward.LayerNorm", width)
+        layers, inner = reader.layers(_LAYERS, width)
         reader.finish()
         activation = setting("hidden_act")
         activation_name = _ACTIVATIONS.get(activation) if isinstance(activation, str) else None

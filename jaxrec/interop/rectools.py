@@ -6,11 +6,21 @@ from typing import Any, ClassVar
 
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
 from jaxrec.errors import CheckpointError
-from jaxrec.interop.formats import FORMATS, CheckpointFormat, ImportedModel, ImportOptions, Reader
+from jaxrec.interop.formats import FORMATS, CheckpointFormat, ImportedModel, ImportOptions, LayerNames, Reader
 from jaxrec.interop.unpickling import NumpyArray
 from jaxrec.models import TransformerConfig
 
 _LOSSES = {"softmax": "cross-entropy", "BCE": "bce", "gBCE": "gbce", "sampled_softmax": "sampled-softmax"}
+
+
+_BLOCK = "transformer_layers.transformer_blocks.*"
+_LAYERS = LayerNames(
+    attention_norm=f"{_BLOCK}.q_layer_norm",
+    attention=f"{_BLOCK}.multi_head_attn",
+    feed_forward_norm=f"{_BLOCK}.ff_layer_norm",
+    inner=f"{_BLOCK}.feed_forward.ff_linear_1",
+    outer=f"{_BLOCK}.feed_forward.ff_linear_2",
+)
 
 
 @FORMATS.register("rectools")
@@ -31,14 +41,7 @@ class RecToolsSASRec(CheckpointFormat):
         rows, width = reader.shape(table, None, None)
         reader.take("items/table", table, rows, width)
         places = reader.take("positions/table", "pos_encoding_layer.pos_emb.weight", None, width)
-        layers = reader.count(r"transformer_layers\.transformer_blocks\.(\d+)\..*")
-        for layer in range(layers):
-            ours, theirs = f"layer_{layer}", f"transformer_layers.transformer_blocks.{layer}"
-            reader.norm(f"{ours}/attention_norm", f"{theirs}.q_layer_norm", width)
-            reader.torch_attention(f"{ours}/attention", f"{theirs}.multi_head_attn", width)
-            reader.norm(f"{ours}/feed_forward_norm", f"{theirs}.ff_layer_norm", width)
-            reader.dense(f"{ours}/feed_forward/inner", f"{theirs}.feed_forward.ff_linear_1", width, width)
-            reader.dense(f"{ours}/feed_forward/outer", f"{theirs}.feed_forward.ff_linear_2", width, width)
+        layers, inner = reader.layers(_LAYERS, width)
         reader.norm("final_norm", "transformer_layers.last_layernorm", width)
         reader.finish()
         if setting("use_causal_attn") is False:
@@ -56,6 +59,7 @@ class RecToolsSASRec(CheckpointFormat):
             ),
             positions="learned",
             block="original",
+            ffn_width=inner,
             activation=reader.setting("activation", options.activation, "relu", "relu"),
             output_projection="on",
             final_norm="on",

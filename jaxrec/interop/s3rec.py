@@ -10,10 +10,21 @@ from jaxrec.interop.formats import (
     CheckpointFormat,
     ImportedModel,
     ImportOptions,
+    LayerNames,
     Reader,
     from_newest,
 )
 from jaxrec.models import TransformerConfig
+
+_LAYER = "item_encoder.layer.*"
+_LAYERS = LayerNames(
+    attention_norm=f"{_LAYER}.attention.LayerNorm",
+    attention=(f"{_LAYER}.attention.query", f"{_LAYER}.attention.key", f"{_LAYER}.attention.value"),
+    output=f"{_LAYER}.attention.dense",
+    feed_forward_norm=f"{_LAYER}.intermediate.LayerNorm",
+    inner=f"{_LAYER}.intermediate.dense_1",
+    outer=f"{_LAYER}.intermediate.dense_2",
+)
 
 
 @FORMATS.register("s3rec")
@@ -30,17 +41,7 @@ class S3RecPyTorch(CheckpointFormat):
         places = reader.take("positions/table", "position_embeddings.weight", None, width)
         reader.params["positions/table"] = from_newest(places)
         reader.norm("embedding_norm", "LayerNorm", width)
-        layers = reader.count(r"item_encoder\.layer\.(\d+)\..*")
-        inner = reader.shape("item_encoder.layer.0.intermediate.dense_1.weight", None, width)[0]
-        for layer in range(layers):
-            ours, theirs = f"layer_{layer}", f"item_encoder.layer.{layer}"
-            heads = tuple(f"{theirs}.attention.{part}" for part in ("query", "key", "value"))
-            reader.projections(f"{ours}/attention/projections", heads, width)
-            reader.dense(f"{ours}/attention/output/dense", f"{theirs}.attention.dense", width, width)
-            reader.norm(f"{ours}/attention_norm", f"{theirs}.attention.LayerNorm", width)
-            reader.dense(f"{ours}/feed_forward/inner", f"{theirs}.intermediate.dense_1", width, inner)
-            reader.dense(f"{ours}/feed_forward/outer", f"{theirs}.intermediate.dense_2", inner, width)
-            reader.norm(f"{ours}/feed_forward_norm", f"{theirs}.intermediate.LayerNorm", width)
+        layers, inner = reader.layers(_LAYERS, width)
         reader.leave(r"attribute_embeddings\.weight", "vectors of attributes, which only pretraining reads")
         reader.leave(r"(aap|mip|map|sp)_norm\.(weight|bias)", "a map of a pretraining loss")
         reader.finish()

@@ -11,10 +11,20 @@ from jaxrec.interop.formats import (
     CheckpointFormat,
     ImportedModel,
     ImportOptions,
+    LayerNames,
     Reader,
     from_newest,
 )
 from jaxrec.models import TransformerConfig
+
+_LAYERS = LayerNames(
+    attention_norm="attention_layernorms.*",
+    attention="attention_layers.*",
+    feed_forward_norm="forward_layernorms.*",
+    inner="forward_layers.*.conv1",
+    outer="forward_layers.*.conv2",
+    convolution=True,
+)
 
 
 @FORMATS.register("sasrec-pytorch")
@@ -46,15 +56,7 @@ class SASRecPyTorch(CheckpointFormat):
                     )
             reader.params["positions/table"] = places[1:]
         reader.params["positions/table"] = from_newest(reader.params["positions/table"])
-        layers = reader.count(r"attention_layers\.(\d+)\..*")
-        for layer in range(layers):
-            ours = f"layer_{layer}"
-            reader.norm(f"{ours}/attention_norm", f"attention_layernorms.{layer}", width)
-            reader.torch_attention(f"{ours}/attention", f"attention_layers.{layer}", width)
-            reader.norm(f"{ours}/feed_forward_norm", f"forward_layernorms.{layer}", width)
-            for inner, name in (("inner", "conv1"), ("outer", "conv2")):
-                target = f"{ours}/feed_forward/{inner}"
-                reader.dense(target, f"forward_layers.{layer}.{name}", width, width, convolution=True)
+        layers, inner = reader.layers(_LAYERS, width)
         reader.norm("final_norm", "last_layernorm", width)
         reader.finish()
         block = {"2020": "original", "2024": "post-norm", "2024-norm-first": "pre-norm"}[variant]
@@ -65,6 +67,7 @@ class SASRecPyTorch(CheckpointFormat):
             dropout=dropout,
             attention=SoftmaxAttentionConfig(heads=reader.heads(options, None, 1, width), dropout=dropout),
             positions="learned",
+            ffn_width=inner,
             block=block,  # type: ignore[arg-type]
             activation=reader.setting("activation", options.activation, None, "relu"),
             output_projection="on",
