@@ -10,7 +10,7 @@ from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
 from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.config import RunConfig, to_dict
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.readers.load import DataConfig
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds

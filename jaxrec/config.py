@@ -13,7 +13,7 @@ from jaxrec.attention import ATTENTION
 from jaxrec.attention.base import AttentionConfig
 from jaxrec.data import batches, splits
 from jaxrec.data.batches import BatchConfig
-from jaxrec.data.readers.load import DataConfig
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.config import EvaluationConfig

@@ -12,8 +12,8 @@ import numpy as np
 from jaxrec.config import RunConfig
 from jaxrec.data.catalogue import AttributeTable, StringArray
 from jaxrec.data.dataset import SequenceDataset, save_dataset
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.items import NewItems, read_new_items
-from jaxrec.data.readers.load import DataConfig
 from jaxrec.data.readers.vectors import ATTRIBUTES, attribute_vectors, unit_rows, vectors_of
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.reporting.results import write_run

@@ -8,7 +8,7 @@ import pytest
 import jaxrec
 from jaxrec.attention import ATTENTION
 from jaxrec.config import load_config
-from jaxrec.data.readers.load import IN_MEMORY
+from jaxrec.data.readers.config import IN_MEMORY
 from jaxrec.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from jaxrec.models import ENCODERS
 from jaxrec.objectives import OBJECTIVES

@@ -106,10 +106,12 @@ def test_evaluation_builds_nothing_for_training(copy, monkeypatch):
 
 
 def test_recommending_loads_no_interactions(copy, monkeypatch):
-    from jaxrec.data.readers.load import DataConfig
+    from jaxrec.training import setup
 
-    monkeypatch.setattr(DataConfig, "load", lambda self: pytest.fail("the dataset was loaded"))
+    monkeypatch.setattr(setup, "load_dataset", lambda *_: pytest.fail("the dataset was loaded"))
     assert Recommender.load(copy).recommend([["i1"]], k=3)
+    with pytest.raises(pytest.fail.Exception, match="was loaded"):
+        Run(copy).dataset  # noqa: B018
 
 
 def test_evaluation_reports_the_mesh_of_the_run(trained):

@@ -61,7 +61,9 @@ def _measure(options: Options, objective: str, queue: Any) -> None:
         steps=options.steps,
     )
     config = training_speed.configuration(chosen)
-    dataset = config.data.load()
+    from jaxrec.data import load_dataset
+
+    dataset = load_dataset(config.data)
     trial = training_speed.Trial(chosen, config.batches.mode, dataset)
     for _ in range(options.rounds):
         trial.round()

@@ -150,7 +150,9 @@ class Trial:
 
 
 def _peak(options: Options, mode: str, queue: Any) -> None:
-    Trial(options, mode, configuration(options).data.load())
+    from jaxrec.data import load_dataset
+
+    Trial(options, mode, load_dataset(configuration(options).data))
     queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -169,7 +171,9 @@ def main(options: Options) -> dict[str, Any]:
     """Run both modes in turn."""
     mode = configuration(options).batches.mode
     peaks = {name: peak_rss_mib(options, name) for name in {mode, "padded"}}
-    dataset = configuration(options).data.load()
+    from jaxrec.data import load_dataset
+
+    dataset = load_dataset(configuration(options).data)
     trials = {name: Trial(options, name, dataset) for name in dict.fromkeys((mode, "padded"))}
     for _ in range(options.rounds):
         for trial in trials.values():

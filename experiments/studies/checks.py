@@ -18,6 +18,7 @@ import tyro
 from experiments.record import command_line, dataset_line, write_record
 from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
+from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.baselines import baseline_rankers, evaluate_baselines
 from jaxrec.reporting.html import model_label
@@ -51,7 +52,7 @@ def _dataset(options: Options) -> SequenceDataset | None:
     """The dataset at another path, read with the options stored in the run."""
     if not options.data:
         return None
-    return dataclasses.replace(Run(options.run).config.data, source=options.data).load()
+    return load_dataset(options.data, Run(options.run).config.data)
 
 
 def main(options: Options) -> None:

@@ -23,6 +23,7 @@ from jaxrec.analysis.tables import mean_and_deviation, new_directory, to_latex, 
 from jaxrec.attention import POSITIONS
 from jaxrec.config import to_dict
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import DataError
 from jaxrec.evaluation.evaluate import Evaluation
@@ -395,7 +396,7 @@ def compare(
     comparison = dataclasses.replace(comparison, warnings=setting_warnings(facts))
     if out is not None:
         config = opened[0].config
-        dataset = config.data.load() if dataset is None else dataset
+        dataset = load_dataset(config.data) if dataset is None else dataset
         fingerprint = ranks[0].meta["fingerprint"]
         if dataset.fingerprint != fingerprint:
             raise DataError(

@@ -149,8 +149,9 @@ def _moved(runs: Sequence[str], source: str) -> Any:
         return None
 
     from jaxrec.config import load_config
+    from jaxrec.data import load_dataset
 
-    return load_config(Path(runs[0]) / "config.json").data.moved(source).load()
+    return load_dataset(load_config(Path(runs[0]) / "config.json").data.moved(source))
 
 
 @dataclasses.dataclass(frozen=True)

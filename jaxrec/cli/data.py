@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxrec.cli.common import emit, parse
-from jaxrec.data.readers.load import DataConfig
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.errors import DataError
 

@@ -82,7 +82,10 @@ def _sizes(options: Any) -> Any:
             )
         users = options.users or max(1, options.interactions // options.config.batches.max_length)
         return DataSizes(options.items, options.interactions, users, options.timestamps)
-    dataset = dataclasses.replace(options.config.data, source=options.source).load()
+
+    from jaxrec.data import load_dataset
+
+    dataset = load_dataset(options.source, options.config.data)
     attributes = 0 if dataset.attributes is None else dataset.attributes.n_attributes
     has_times = dataset.timestamps is not None
     return DataSizes(dataset.n_items, dataset.n_interactions, dataset.n_users, has_times, attributes)

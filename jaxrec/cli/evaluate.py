@@ -73,6 +73,7 @@ def evaluate(arguments: list[str]) -> int:
     from jaxrec.analysis.tables import to_markdown, write_tables
     from jaxrec.api import evaluate
     from jaxrec.compilation import enable_compilation_cache
+    from jaxrec.data import load_dataset
     from jaxrec.reporting.results import format_metrics
     from jaxrec.runs import Run
 
@@ -85,7 +86,7 @@ def evaluate(arguments: list[str]) -> int:
     if options.data:
         config = dataclasses.replace(config, data=config.data.moved(options.data))
     checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric)
-    dataset = config.data.load()
+    dataset = load_dataset(config.data)
     quality = None
     if options.steps:
         quality = generation_quality(

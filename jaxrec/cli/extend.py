@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxrec.cli.common import emit, parse
-from jaxrec.data.readers.load import DataConfig
+from jaxrec.data.readers.config import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)

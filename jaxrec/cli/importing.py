@@ -10,7 +10,7 @@ import tyro
 
 from jaxrec.cli.common import emit, parse, read_ids
 from jaxrec.config import RunConfig
-from jaxrec.data.readers.load import DataConfig
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.evaluation.config import EvaluationConfig
 

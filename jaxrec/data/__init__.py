@@ -6,7 +6,8 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.interactions import FirstOfPair, KCore, OnePass, filter_dataset
 from jaxrec.data.named import DATASETS, PublicDataset, RawDataset, public_dataset
 from jaxrec.data.readers.blocks import prepare_in_blocks
-from jaxrec.data.readers.load import DataConfig, load_dataset
+from jaxrec.data.readers.config import DataConfig
+from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.sequentiality import Sequentiality, sequentiality
 from jaxrec.data.splits import EvaluationCases, Split, SplitConfig, split_dataset
 from jaxrec.data.usage import DataUsage, data_usage

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.load import load_dataset
 from jaxrec.errors import DataError
 from jaxrec.interop.formats import FORMATS, ImportedModel, ImportOptions, Reader
 from jaxrec.interop.torch_files import read_torch_file
@@ -117,7 +118,7 @@ def import_checkpoint(
       RunExistsError: ``workdir`` holds a run.
     """
     model = read_model(file, format_name, options)
-    dataset = config.data.load() if dataset is None else dataset
+    dataset = load_dataset(config.data) if dataset is None else dataset
     rows = item_rows(model, format_name, dataset, item_ids)
     config = dataclasses.replace(
         config,

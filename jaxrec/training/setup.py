@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
 from jaxrec.errors import ConfigError, DataError
@@ -169,7 +170,7 @@ def prepare_model(
       DataError: the data lack what the configuration asks for.
       ConfigError: the configuration contradicts itself or the devices.
     """
-    dataset = config.data.load() if dataset is None else dataset
+    dataset = load_dataset(config.data) if dataset is None else dataset
     part = config.batches.batch_size // config.training.accumulate_steps
     mesh = build_mesh(config.mesh, part, dataset.n_items)
     if max(config.evaluation.ks) > dataset.n_items:
@@ -200,7 +201,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
       DataError: the data lack what the configuration asks for.
       ConfigError: the configuration contradicts itself or the devices.
     """
-    dataset = config.data.load() if dataset is None else dataset
+    dataset = load_dataset(config.data) if dataset is None else dataset
     resident = is_resident(config.training, config.objective, dataset)
     model = prepare_model(config, dataset, resident)
     split, task, timestamps = model.split, model.task, model.timestamps

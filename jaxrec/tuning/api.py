@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jaxrec.config import RunConfig, check_importable
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.readers.load import DataConfig
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.errors import ConfigError
 from jaxrec.presets import named_config
 from jaxrec.reporting.results import write_run

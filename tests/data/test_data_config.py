@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from jaxrec.data import DataConfig, SequenceDataset, load_dataset
-from jaxrec.data.readers.load import IN_MEMORY
+from jaxrec.data.readers.config import IN_MEMORY
 from jaxrec.errors import ConfigError, DataError
 from tests.runs import jaxrec
 
@@ -163,10 +163,12 @@ class TestTrueSource:
         config = DataConfig.of(data)
         assert config.source == str(tmp_path / "own.csv")
         assert config.item_table == str(tmp_path / "items.csv")
-        again = config.load()
+        again = load_dataset(config)
         assert again.fingerprint == data.fingerprint
         assert list(again.item_titles) == ["", "One"]
         assert DataConfig(**json.loads(json.dumps(config.changed()))) == config
+        with pytest.raises(ConfigError, match="takes one DataConfig"):
+            load_dataset(config, config)
 
     def test_of_bundled_and_saved_datasets(self, tmp_path):
         assert DataConfig.of(load_dataset("movietweetings")) == DataConfig()
@@ -183,16 +185,16 @@ class TestTrueSource:
         config = DataConfig.of(load_dataset(table, name="mine"))
         assert config == DataConfig(source=IN_MEMORY, name="mine")
         with pytest.raises(DataError, match="trained on the dataset 'mine' that a script held in memory"):
-            config.load()
+            load_dataset(config)
 
     def test_the_same_data_at_another_place(self, tmp_path):
         """A run on a raw file is evaluated with its prepared form, whose columns need no names."""
         (tmp_path / "own.csv").write_text("who;item\nx;1\nx;2\n")
         config = DataConfig.of(load_dataset(tmp_path / "own.csv", separator=";", user_column="who"))
-        config.load().save(tmp_path / "d")
-        assert config.moved(str(tmp_path / "d")).load().fingerprint == config.load().fingerprint
+        load_dataset(config).save(tmp_path / "d")
+        assert load_dataset(config.moved(str(tmp_path / "d"))).fingerprint == load_dataset(config).fingerprint
         (tmp_path / "own.csv").rename(tmp_path / "elsewhere.csv")
-        assert config.moved(str(tmp_path / "elsewhere.csv")).load().n_interactions == 2
+        assert load_dataset(config.moved(str(tmp_path / "elsewhere.csv"))).n_interactions == 2
 
     def test_a_changed_dataset_forgets_its_source(self):
         data = load_dataset("movietweetings")

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import jaxrec
+from jaxrec.data import load_dataset
 from jaxrec.data.catalogue import AttributeTable
 from jaxrec.serving import Recommender
 from tests.helpers import small_config, small_dataset
@@ -26,7 +27,7 @@ def served(tmp_path_factory):
     config = small_config(training={"epochs": 1})
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder / "data")))
     with jax.numpy_dtype_promotion("standard"):
-        jaxrec.fit(config.data.load(), config, folder / "run", progress=False)
+        jaxrec.fit(load_dataset(config.data), config, folder / "run", progress=False)
     return folder / "run"
 
 

@@ -20,7 +20,8 @@ import polars as pl
 from jaxrec.data.catalogue import StringArray
 from jaxrec.data.dataset import LOADED_WITH, SequenceDataset, open_dataset
 from jaxrec.data.interactions import FirstOfPair, InteractionLog, KCore, OnePass, order_note, stable_order
-from jaxrec.data.readers.load import DataConfig, RawLog, items_of, meta_of, open_finished, open_raw
+from jaxrec.data.readers.config import DataConfig
+from jaxrec.data.readers.load import RawLog, items_of, meta_of, open_finished, open_raw
 from jaxrec.data.readers.log import NO_TIMES, choose_columns, clean_ids, no_rows, parse_ratings
 from jaxrec.data.readers.tables import reading
 from jaxrec.data.readers.times import parse_times

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.tables import (
     TextFormat,
     find_column,
@@ -21,9 +22,6 @@ from jaxrec.data.readers.tables import (
     scan_table,
 )
 from jaxrec.errors import DataError
-
-if TYPE_CHECKING:
-    from jaxrec.data.readers.load import DataConfig
 
 _TITLES = ("title", "name", "itemname", "movietitle", "itemtitle")
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from jaxrec.data.catalogue import StringArray
 from jaxrec.data.interactions import InteractionLog
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.tables import find_column, plain_name, reading
 from jaxrec.data.readers.times import parse_times
 from jaxrec.errors import DataError
-
-if TYPE_CHECKING:
-    from jaxrec.data.readers.load import DataConfig
 
 #: Entry of ``meta["time"]`` of a log without times.
 NO_TIMES = {"unit": None, "assumed": "no time column: the order of the rows is the order"}

@@ -6,18 +6,15 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.tables import find_column, is_file, reading
 from jaxrec.errors import DataError
-
-if TYPE_CHECKING:
-    from jaxrec.data.dataset import SequenceDataset
-    from jaxrec.data.readers.load import DataConfig
 
 #: Value of ``data.item_vectors`` that makes vectors of the attributes.
 ATTRIBUTES = "attributes"
