@@ -1,4 +1,4 @@
-"""`jaxrec audit`, `jaxrec prepare` and `jaxrec datasets`."""
+"""`jaxrec audit`, `jaxrec prepare`, `jaxrec transpose` and `jaxrec datasets`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import tyro
 from jaxrec.cli.common import emit, parse
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
+from jaxrec.data.transposed import LAST
 from jaxrec.errors import DataError
 
 if TYPE_CHECKING:
@@ -158,6 +159,48 @@ def prepare(arguments: list[str]) -> int:
         f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions saved in "
         f"{options.out}; {'with' if details['titles'] else 'without'} titles, {details['attributes']:,} attributes",
         *(f"warning: {warning}" for warning in dataset.meta.get("warnings", ())),
+        f"next: jaxrec train --data {options.out}",
+    ]
+    emit(summary, "\n".join(lines), options.json)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Transpose:
+    """Save the transposed log: of each item its training users, oldest first, to train a next-user model on."""
+
+    source: Annotated[str, tyro.conf.Positional, _SOURCE]
+    data: Annotated[DataConfig, _OPTIONS] = DataConfig()
+    split: Annotated[SplitConfig, tyro.conf.arg(help="whose training part is transposed")] = SplitConfig()
+    last: Annotated[int, tyro.conf.arg(help="newest users of an item to keep; 0 = all")] = LAST
+    out: Annotated[str, tyro.conf.arg(help="directory to write; must be new or empty")] = "transposed"
+    json: Annotated[bool, tyro.conf.arg(help="print the summary as one JSON object")] = False
+
+
+def transpose(arguments: list[str]) -> int:
+    """Run `jaxrec transpose`."""
+    options = parse(Transpose, _with_section(arguments), "transpose")
+
+    from jaxrec.analysis.tables import to_markdown
+    from jaxrec.data import load_dataset, split_dataset
+    from jaxrec.data.transposed import reverse_coverage, transposed
+
+    split = split_dataset(load_dataset(options.source, options.data), options.split)
+    dataset = transposed(split, options.last)
+    dataset.save(options.out)
+    coverage = reverse_coverage(split, options.last)
+    summary = {
+        "directory": options.out,
+        "fingerprint": dataset.fingerprint,
+        **dataset.counts,
+        "coverage": coverage.to_dict(),
+    }
+    lines = [
+        f"{dataset.n_users:,} items as sequences of {dataset.n_items:,} users, {dataset.n_interactions:,} interactions "
+        f"saved in {options.out}",
+        *coverage.lines(),
+        "",
+        to_markdown(*coverage.rows()),
         f"next: jaxrec train --data {options.out}",
     ]
     emit(summary, "\n".join(lines), options.json)

@@ -10,6 +10,7 @@ from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.sequentiality import Sequentiality, sequentiality
 from jaxrec.data.splits import EvaluationCases, Split, SplitConfig, split_dataset
+from jaxrec.data.transposed import ReverseCoverage, reverse_coverage, transposed
 from jaxrec.data.usage import DataUsage, data_usage
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "OnePass",
     "PublicDataset",
     "RawDataset",
+    "ReverseCoverage",
     "SequenceDataset",
     "Sequentiality",
     "Split",
@@ -35,6 +37,8 @@ __all__ = [
     "load_dataset",
     "prepare_in_blocks",
     "public_dataset",
+    "reverse_coverage",
     "sequentiality",
     "split_dataset",
+    "transposed",
 ]
