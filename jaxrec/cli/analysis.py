@@ -84,6 +84,58 @@ def leaderboard(arguments: list[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Rank by a next-item run, by a next-user run on the transposed log, and by both, weighted by validation."""
+
+    items: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run on the log")]
+    users: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="USER-RUN", help="run on the log that jaxrec transpose saved"),
+    ]
+    split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part to rank")] = "test"
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(help="metrics to compare")] = ("HR@10", "NDCG@10")
+    metric: Annotated[str, tyro.conf.arg(help="that chooses the weight; default: the validation metric")] = ""
+    scale: Annotated[
+        Literal["z-score", "log-softmax"], tyro.conf.arg(help="common scale of both models' scores, per user")
+    ] = "z-score"
+    popularity: Annotated[
+        float,
+        tyro.conf.arg(help="weight of an item's log share of interactions in the next-user model; 1 = Bayes"),
+    ] = 0.0
+    out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and figures; default: none")] = ""
+    data: Data = ""
+    user_data: Annotated[str, tyro.conf.arg(help="override the dataset path stored in USER-RUN")] = ""
+    json: Json = False
+
+
+def ensemble(arguments: list[str]) -> int:
+    """Run ``jaxrec ensemble RUN USER-RUN``; return the exit status."""
+    options = parse(Ensemble, arguments, "ensemble")
+
+    from jaxrec.analysis.duality import measure_duality
+    from jaxrec.compilation import enable_compilation_cache
+    from jaxrec.runs import Run
+
+    enable_compilation_cache()
+    result = measure_duality(
+        Run(options.items, _moved((options.items,), options.data)),
+        Run(options.users, _moved((options.users,), options.user_data)),
+        options.split,
+        metric=options.metric,
+        scale=options.scale,
+        popularity=options.popularity,
+    )
+    if options.out:
+        result.write(options.out, options.metrics)
+    differences = [
+        dataclasses.asdict(difference) for difference in result.compare(options.metrics).differences
+    ]
+    emit({**result.to_dict(), "differences": differences}, result.to_markdown(options.metrics), options.json)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Protocols:
     """Evaluate one run under every protocol in use, one choice changed at a time."""
 

@@ -162,7 +162,9 @@ class EncoderRanker:
 class Scorer(Protocol):
     """Scores of all items after a history, computed outside the encoder."""
 
-    n_items: int
+    @property
+    def n_items(self) -> int:
+        """V."""
 
     def scores(self, histories: Histories) -> np.ndarray:
         """float32[R, V+1]; column 0 belongs to no item."""
