@@ -110,10 +110,11 @@ def decay_mask(params: Any, decay_on: DecayOn) -> Any:
 
 
 def trained_mask(params: Any) -> Any:
-    """Return a tree of booleans: which parameters are trained; what the dataset gives is not."""
+    """Return a tree of booleans: which parameters are trained; what the dataset gives and a task remembers is not."""
 
     def trained(path: tuple[Any, ...], _: Any) -> bool:
-        return not is_frozen([str(getattr(entry, "key", entry)) for entry in path])
+        names = [str(getattr(entry, "key", entry)) for entry in path]
+        return not (is_frozen(names) or is_remembered(names))
 
     return jax.tree_util.tree_map_with_path(trained, params)
 
@@ -121,6 +122,11 @@ def trained_mask(params: Any) -> Any:
 def is_frozen(path: list[str]) -> bool:
     """Return whether the parameter at ``path`` comes from the dataset: an item's vector, and whether training knows it."""
     return len(path) == 2 and path[0].endswith("items") and path[1] in ("content", "known")
+
+
+def is_remembered(path: list[str]) -> bool:
+    """Return whether the parameter at ``path`` is what a task remembers of earlier batches."""
+    return path[:2] == ["task", "memory"]
 
 
 def is_kernel(path: list[str]) -> bool:

@@ -152,7 +152,12 @@ class Run:
         if self._has_data:
             return self.setup.task
         mesh = build_mesh(self._mesh, 0, self.catalogue.n_items)
-        spec = dataclasses.replace(data_spec(self.config, self.catalogue), has_timestamps=True)
+        spec = dataclasses.replace(
+            data_spec(self.config, self.catalogue),
+            has_timestamps=True,
+            # Sizes what a task remembers; catalogues of other tasks may lack it.
+            n_users=int(self.catalogue.meta.get("users", self.catalogue.n_users)),
+        )
         return build_task(self.config, spec, mesh)
 
     @property

@@ -81,7 +81,7 @@ SLOW = re.compile(
     r"|serving/test_recommender.py::test_time_interval_models"
     r"|attention/test_stretches.py::\w+\[(?!(softmax|miq))"
     r"|models/test_objectives.py::\w+\[(?!(cross-entropy|bpr-pvn)-)"
-    r"|tasks/test_training.py::test_(held_out|training_items|streamed|resumed|mesh|fine_tuning|loss_falls\[exposure)"
+    r"|tasks/test_training.py::test_(held_out|training_items|streamed|resumed|mesh|fine_tuning|loss_falls\[(exposure|consistency))"
     r"|training/test_run_directory.py::test_(other_paths_work|a_second_process|signals)"
     r"|training/test_initialize.py::test_(interrupted|other_dropout|another_encoder\w+\[sections[12])"
     r"|evaluation/test_scoring.py::test_(lists_of_many_ties\w*\[(?!0-None|12345-shape2)|a_mesh_gives\w+\[shape[0134])"

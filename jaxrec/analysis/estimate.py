@@ -272,13 +272,14 @@ def _resources(config: RunConfig, sizes: DataSizes, resident: bool) -> Resources
     def of(length: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((length,), dtype)
 
-    seen = config.objective.needs_seen
+    seen, newest = config.objective.needs_seen, config.task.users_per_item
     return Resources(
         items=of(sizes.interactions) if resident else None,
         timestamps=of(sizes.interactions) if resident and sizes.timestamps else None,
         item_counts=of(sizes.items + 1, jnp.float32),
         seen_items=of(sizes.interactions) if seen else None,
         seen_offsets=of(sizes.users + 1) if seen else None,
+        item_users=jax.ShapeDtypeStruct((sizes.items + 1, newest), jnp.int32) if newest else None,  # type: ignore[arg-type]
     )
 
 

@@ -258,6 +258,7 @@ def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: Num[np.ndar
         meta={
             "name": dataset.name,
             "source_fingerprint": dataset.fingerprint,
+            "users": dataset.n_users,
             **({"vector_width": dataset.vector_width} if dataset.vector_width else {}),
         },
         check_content=True,

@@ -16,6 +16,9 @@ from jaxrec.objectives import ObjectiveConfig
 from jaxrec.options import validate
 from jaxrec.registry import Registry
 
+#: Name, among the task's parameters, of those that no gradient moves (`Task.remember`).
+MEMORY = "memory"
+
 
 class Resources(NamedTuple):
     """Arrays that stay on the device for a whole run.
@@ -27,6 +30,8 @@ class Resources(NamedTuple):
       seen_items: int32[N], each user's training items in ascending order, or None where nothing asks for them.
       seen_offsets: int32[U+1], user u's items are ``seen_items[seen_offsets[u]:seen_offsets[u+1]]``, or None.
       attributes: int32[V+1, M], attributes of each item (1..A), 0 = none, or None where nothing asks for them.
+      item_users: int32[V+1, K], indices of the newest training users of each item, newest first, -1 = none; or None where
+        nothing asks for them.
     """
 
     items: Int[Array, " N"] | None = None
@@ -35,6 +40,7 @@ class Resources(NamedTuple):
     seen_items: Int[Array, " N"] | None = None
     seen_offsets: Int[Array, " U1"] | None = None
     attributes: Int[Array, "V1 M"] | None = None
+    item_users: Int[Array, "V1 K"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,11 @@ class TaskConfig:
     def needs_attributes(self) -> bool:
         """Whether ``Resources.attributes`` must be given."""
         return False
+
+    @property
+    def users_per_item(self) -> int:
+        """Newest training users of each item that ``Resources.item_users`` must hold; 0 = it is not read."""
+        return 0
 
     def build(self, encoder: Encoder, objective: ObjectiveConfig) -> Task:
         """Build the task for an encoder, whose ``spec`` holds the sizes of the data.
@@ -92,8 +103,21 @@ class Task:
         return self.encoder.spec
 
     def init(self, key: Array) -> dict[str, Any]:
-        """Initialise the parameters that the task owns beside the encoder's, kept under ``params["task"]``; {} = none."""
+        """Initialise the parameters that the task owns beside the encoder's, kept under ``params["task"]``; {} = none.
+
+        Those under `MEMORY` are not trained: `remember` alone changes them, and `loss` must not send a gradient there.
+        """
         return {}
+
+    def remember(self, params: Any, batch: Batch, resources: Resources) -> Any:
+        """Return the parameters with what the task keeps of a batch, before the step's gradient; as they are here.
+
+        Args:
+          params: the encoder's parameters, with the task's under "task".
+          batch: arrays [B, L], before `prepare`.
+          resources: see `Resources`.
+        """
+        return params
 
     def prepare(self, batch: Batch, key: Array, resources: Resources) -> Any:
         """Mask items, crop, or add views; the identity here. What is returned is given to `loss`."""

@@ -18,6 +18,7 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
+from jaxrec.data.transposed import item_user_rows
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
@@ -25,7 +26,7 @@ from jaxrec.evaluation.ranker import EncoderRanker, RankingData
 from jaxrec.models import DataSpec, Encoder
 from jaxrec.optim import trained_mask
 from jaxrec.sharding import DATA, build_mesh
-from jaxrec.tasks import Resources, Task
+from jaxrec.tasks import MEMORY, Resources, Task
 from jaxrec.training.feed import HostLog, RelativeSeconds, device_memory, is_resident
 from jaxrec.training.state import Params, initial_state
 from jaxrec.training.state_sharding import StateSharding, on_mesh
@@ -214,7 +215,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
             warnings.warn(message, stacklevel=2)
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(schedule.total_steps)
-    if task.spec.vector_width:
+    if task.spec.vector_width or MEMORY in jax.eval_shape(task.init, jax.random.key(0)):
         optimizer = optax.masked(optimizer, trained_mask)
     # Shapes alone, to reject before any compute what cannot work.
     state = jax.eval_shape(lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0))
@@ -247,7 +248,7 @@ def data_spec(config: RunConfig, dataset: SequenceDataset) -> DataSpec:
 
 def device_resources(config: RunConfig, split: Split, timestamps: Any, resident: bool) -> Resources:
     """Arrays on the device: those that samplers need, and the log if it is resident."""
-    items = split.dataset.items
+    items, newest = split.dataset.items, config.task.users_per_item
     seen: dict[str, Any] = {}
     if config.objective.needs_seen:
         mask = split.training_mask
@@ -267,6 +268,7 @@ def device_resources(config: RunConfig, split: Split, timestamps: Any, resident:
         timestamps=jnp.asarray(timestamps) if resident and timestamps is not None else None,
         item_counts=jnp.asarray(split.item_counts, jnp.float32),
         attributes=attribute_rows(split.dataset) if config.task.needs_attributes else None,
+        item_users=jnp.asarray(item_user_rows(split, newest)) if newest else None,
         **seen,
     )
 

@@ -57,6 +57,7 @@ def train_step(
       The state after the step, and the step's metrics.
     """
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    before = task.remember(state.params, batch, resources)
 
     def mean_loss(params: Params) -> tuple[Array, Array]:
         total, weight = batch_loss(task, params, batch, key, resources)
@@ -67,23 +68,23 @@ def train_step(
         own_key = jax.random.fold_in(key, number)
         value = jax.value_and_grad(
             lambda params: batch_loss(task, params, rows, own_key, resources), has_aux=True
-        )(state.params)
+        )(before)
         return jax.tree.map(jnp.add, sums, value), None
 
     if accumulate_steps == 1:
-        (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(before)
     else:
         # Sums over the parts, divided once: a mean of means would give targets of sparse parts more weight. Part i has
         # rows i, i + k, ...: a contiguous share of the rows, as a device of a mesh holds, then has some of each part.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = jnp.zeros((), jnp.float32)
-        start = ((zero, zero), jax.tree.map(jnp.zeros_like, state.params))
+        start = ((zero, zero), jax.tree.map(jnp.zeros_like, before))
         numbers = jnp.arange(accumulate_steps, dtype=jnp.int32)
         ((loss, weight), gradients), _ = lax.scan(one_part, start, (parts, numbers))
         share = 1.0 / jnp.maximum(weight, 1.0)
         loss, gradients = loss * share, jax.tree.map(lambda x: x * share, gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, before)
+    params = optax.apply_updates(before, updates)
     metrics = StepMetrics(loss, weight, optax.tree.norm(gradients))
     return TrainState(state.step + 1, state.seed, params, opt_state), metrics
 

@@ -16,7 +16,7 @@ from jaxrec.attention import (
 )
 from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.sharding import MeshConfig
-from jaxrec.tasks import MaskedItemConfig, NextItemConfig, S3RecConfig
+from jaxrec.tasks import ConsistencyConfig, MaskedItemConfig, NextItemConfig, S3RecConfig
 from jaxrec.training import loop
 from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
@@ -29,6 +29,7 @@ DATASET = described_dataset(n_users=30)
 TASKS = {
     "masked-item": {"task": MaskedItemConfig()},
     "exposure": {"task": NextItemConfig(exposure=0.5)},
+    "consistency": {"task": ConsistencyConfig(weight=1.0, stop="none", newest=5, items_per_step=16)},
     "s3rec": {"task": S3RecConfig(), "batches.mode": "prefix", "batches.prefixes_per_sequence": 4},
 }
 
