@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """An artefact that answers without the training code or, with --vectors, item and user vectors for a vector index."""
+    """An artefact that answers without the training code; with --onnx a model for ONNX Runtime, with --vectors vectors."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
     out: Annotated[str, tyro.conf.arg(help="directory to write; must not exist")]
     platforms: Annotated[
         tuple[str, ...], tyro.conf.arg(help="platforms of the artefact: some of cpu, cuda and tpu")
     ] = ("cpu", "cuda", "tpu")
+    onnx: Annotated[
+        bool, tyro.conf.arg(help="write model.onnx and catalogue.json instead, for ONNX Runtime")
+    ] = False
+    rows: Annotated[
+        int | None, tyro.conf.arg(help="with --onnx: histories of one call; default: any number")
+    ] = None
     vectors: Annotated[
         bool,
         tyro.conf.arg(
@@ -48,6 +54,10 @@ def export(arguments: list[str]) -> int:
     options = parse(Export, arguments, "export")
     if (options.users or options.index) and not options.vectors:
         raise ConfigError("--users and --index belong to --vectors: give that, too")
+    if options.onnx and options.vectors:
+        raise ConfigError("--onnx and --vectors write different things: choose one of them")
+    if options.rows is not None and (not options.onnx or options.rows < 1):
+        raise ConfigError(f"--rows belongs to --onnx and must be at least 1, got {options.rows}")
 
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.serving import Recommender
@@ -56,6 +66,17 @@ def export(arguments: list[str]) -> int:
     recommender = Recommender.load(options.run, options.seed)
     if options.vectors:
         _export_vectors(options, recommender)
+        return 0
+    if options.onnx:
+        from jaxrec.serving.onnx import export_onnx
+
+        summary = export_onnx(recommender, options.out, options.rows)
+        emit(
+            summary,
+            f"{options.out}: {summary['items']:,} items, {summary['operations']} operations; scores within "
+            f"{summary['largest_difference']:.1e} of the run's",
+            options.json,
+        )
         return 0
 
     from jaxrec.serving.export import export_run

@@ -126,7 +126,7 @@ def _programs(
 
     def state(weights: list[Array], items: Array, size: Array, times: Array) -> Array:
         """float32[D] of one history: int32[L] items and times, of which the first ``size`` are real."""
-        batch, last = _row(items, size, times if with_times else None, encoding)
+        batch, last = history_batch(items[None], size[None], times[None] if with_times else None, encoding)
         params = jax.tree.unflatten(structure, weights)
         return forward(params, batch, last)[0, 0].astype(jnp.float32)
 
@@ -150,24 +150,36 @@ def _programs(
     }
 
 
-def _row(items: Array, size: Array, times: Array | None, encoding: Any) -> tuple[Batch, Array]:
-    """A batch of one history at the start of its row, and the position whose state scores the next item."""
-    column = jnp.arange(encoding.max_length, dtype=jnp.int32)
+def history_batch(items: Array, sizes: Array, times: Array | None, encoding: Any) -> tuple[Batch, Array]:
+    """Put histories at the start of their rows.
+
+    Args:
+      items: int32[B, L], oldest first.
+      sizes: int32[B], how many of each row are real.
+      times: int32[B, L], or None.
+      encoding: of the ranker: maximum length, origin of positions, and token of the question.
+
+    Returns:
+      The batch, and int32[B, 1], the position of each row whose state scores the next item.
+    """
+    column = jnp.arange(encoding.max_length, dtype=jnp.int32)[None]
+    size = sizes[:, None]
     if encoding.query_token is not None:
         items = jnp.where(column == size, jnp.int32(encoding.query_token), items)
         if times is not None:
-            newest = times[jnp.maximum(size - 1, 0)]
+            newest = jnp.take_along_axis(times, jnp.maximum(size - 1, 0), axis=1)
             times = jnp.where(column == size, newest, times)
         size = size + 1
     real = column < size
     positions = column if encoding.position_origin == "start" else size - 1 - column
+    zeros = jnp.zeros_like(items)
     batch = Batch(
-        items=jnp.where(real, items, 0)[None],
-        positions=jnp.where(real, positions, 0)[None],
-        segments=real.astype(jnp.int32)[None],
-        targets=jnp.zeros_like(column)[None],
-        weights=jnp.zeros(column.shape, jnp.float32)[None],
-        timestamps=None if times is None else jnp.where(real, times, 0)[None],
-        users=jnp.where(real, 0, -1).astype(jnp.int32)[None],
+        items=jnp.where(real, items, 0),
+        positions=jnp.where(real, positions, 0),
+        segments=real.astype(jnp.int32),
+        targets=zeros,
+        weights=zeros.astype(jnp.float32),
+        timestamps=None if times is None else jnp.where(real, times, 0),
+        users=jnp.where(real, 0, -1).astype(jnp.int32),
     )
-    return batch, jnp.maximum(size - 1, 0)[None, None]
+    return batch, jnp.maximum(size - 1, 0)
