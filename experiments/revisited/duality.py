@@ -52,7 +52,7 @@ class Options(StudyOptions):
     """
 
     weights: tuple[float, ...] = (0.01, 0.1, 1.0)
-    others: tuple[str, ...] = ("users",)
+    others: tuple[str, ...] = ("users", "none")
     last: int = 50
     out: str = "runs/duality"
 
@@ -102,6 +102,11 @@ def main(options: Options) -> None:
     dataset = load_dataset(options.data)
     out = Path(options.out)
     every = variants(options)
+    unknown = set(options.only) - {each.name for each in every}
+    if unknown:
+        raise SystemExit(
+            f"only: expected some of {', '.join(each.name for each in every)}; got {sorted(unknown)}"
+        )
     chosen = [each for each in every if not options.only or each.name in options.only or each is every[0]]
     trained = study(base_config(options), chosen, dataset, out)
     runs = {each.name: Run(out / each.name.replace(" ", "-"), dataset) for each in chosen}

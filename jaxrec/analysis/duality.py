@@ -296,5 +296,6 @@ def draw_coverage(axes: Any, coverage: ReverseCoverage) -> None:
     axes.set_xticks(np.arange(len(tiers)), [f"{tier.name}\n({tier.items})" for tier in tiers], fontsize=8)
     axes.set_xlabel("training interactions of the item (number of items)")
     axes.set_ylabel("share")
-    axes.set_ylim(0, 1.05)
-    axes.legend(fontsize=8)
+    axes.set_ylim(0, 1.4)
+    axes.set_yticks(np.arange(0, 1.1, 0.2))
+    axes.legend(fontsize=8, loc="upper left")

@@ -23,7 +23,7 @@ from jaxrec.evaluation.ranking import ROW_CHUNK, rank_targets, score_table
 Scale = Literal["z-score", "log-softmax"]
 
 #: Weights of the second scorer among which validation chooses.
-WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
+WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
