@@ -141,6 +141,11 @@ class RunConfig:
                 f"--training.metric must be one of {', '.join(metrics)} (for --evaluation.ks {' '.join(map(str, ks))}); "
                 f"got {self.training.metric!r}"
             )
+        if self.optimizer.user_decay and not self.encoder.needs_users:
+            raise ConfigError(
+                f"--optimizer.user-decay {self.optimizer.user_decay} has no vectors of users to act on: expected an encoder "
+                "with them, got one without; choose --encoder.user added, prefix or film, or leave the option out"
+            )
         if self.pretraining.preset and self.training.init_from:
             raise ConfigError(
                 f"--pretraining.preset {self.pretraining.preset} and --init-from {self.training.init_from} exclude each "

@@ -8,6 +8,8 @@ Which parameters decay follows from their names, by two conventions that every e
 * an *item table* has a row for each item; it is a parameter ``output_table`` or ``table`` of a module whose name ends in
   ``items`` (`jaxrec.nn.embedding.ItemEmbedding`), at the top of the encoder's parameters. Beside it ``content`` and
   ``known`` come from the dataset and are never trained.
+* the *table of users* is ``users/table`` (`jaxrec.models.users.UserVectors`), and has a decay of its own, ``user_decay``;
+  ``users/known`` comes from the dataset.
 
 Biases, norms, positions and all else decay with ``decay_on="all"`` alone.
 """
@@ -41,6 +43,7 @@ class OptimizerConfig:
       weight_decay: every step, decaying parameters shrink by this times the learning rate. The decay is decoupled from the
         gradient in all three algorithms (Loshchilov & Hutter, ICLR 2019): neither moments nor momentum see it.
       decay_on: parameters that decay: "kernels", "kernels-and-items" or "all" (see the module's docstring).
+      user_decay: the same for the vectors of users (``encoder.user``), beside what ``decay_on`` says of them.
       clip_norm: scale gradients down to this global norm; 0 = never.
     """
 
@@ -54,6 +57,7 @@ class OptimizerConfig:
     epsilon: Annotated[float, Range("(0, inf)")] = 1e-8
     weight_decay: Annotated[float, Range("[0, inf)"), Search("0,0.001,0.01,0.1")] = 0.0
     decay_on: DecayOn = "kernels"
+    user_decay: Annotated[float, Range("[0, inf)")] = 0.0
     clip_norm: Annotated[float, Range("[0, inf)")] = 0.0
 
     def __post_init__(self) -> None:
@@ -86,9 +90,11 @@ class OptimizerConfig:
         decay = optax.add_decayed_weights(
             self.weight_decay, mask=lambda params: decay_mask(params, self.decay_on)
         )
+        user_decay = optax.add_decayed_weights(self.user_decay, mask=user_mask)
         update = optax.chain(
             direction,
             *([decay] if self.weight_decay else []),
+            *([user_decay] if self.user_decay else []),
             optax.scale_by_learning_rate(self.learning_rate_schedule(steps)),
         )
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
@@ -109,6 +115,15 @@ def decay_mask(params: Any, decay_on: DecayOn) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def user_mask(params: Any) -> Any:
+    """Return a tree of booleans: which parameters are vectors of users."""
+
+    def of_users(path: tuple[Any, ...], _: Any) -> bool:
+        return [str(getattr(entry, "key", entry)) for entry in path] == ["users", "table"]
+
+    return jax.tree_util.tree_map_with_path(of_users, params)
+
+
 def trained_mask(params: Any) -> Any:
     """Return a tree of booleans: which parameters are trained; what the dataset gives and a task remembers is not."""
 
@@ -120,8 +135,9 @@ def trained_mask(params: Any) -> Any:
 
 
 def is_frozen(path: list[str]) -> bool:
-    """Return whether the parameter at ``path`` comes from the dataset: an item's vector, and whether training knows it."""
-    return len(path) == 2 and path[0].endswith("items") and path[1] in ("content", "known")
+    """Return whether the dataset gives the parameter at ``path``: vectors of items, and items and users of training."""
+    of_items = len(path) == 2 and path[0].endswith("items") and path[1] in ("content", "known")
+    return of_items or path == ["users", "known"]
 
 
 def is_remembered(path: list[str]) -> bool:

@@ -94,7 +94,7 @@ class Run:
 
     @functools.cached_property
     def catalogue(self) -> SequenceDataset:
-        """Ids, titles and attributes of the items, without any user.
+        """Ids, titles and attributes of the items; without users, or with their ids alone where the model reads them.
 
         Raises:
           ConfigError: the run is not finished.

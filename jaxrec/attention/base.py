@@ -45,6 +45,8 @@ class AttentionContext:
         None; see `AttentionConfig.front_tokens`.
       padding: [1, 1, D], the state of every position of padding as this layer's attention reads it, where padding takes
         part as keys (`jaxrec.attention.padding_keys`), or None.
+      prefix: [B, L, D], the state of the token in front of each sequence as this layer's attention reads it, at the column
+        of the sequence's first position (`jaxrec.attention.prefix_keys`), or None.
       cache: which columns are computed, where rows grow by one position at a time (`jaxrec.attention.cache`); the arrays
         above are then those of the whole rows.
       mask: "causal" (a position sees its own sequence up to itself) or "bidirectional" (all of its sequence).
@@ -57,6 +59,7 @@ class AttentionContext:
     shared: Any = None
     tokens: Array | None = None
     padding: Array | None = None
+    prefix: Array | None = None
     cache: CacheStep | None = None
     mask: Mask = dataclasses.field(default="causal", metadata={"static": True})
 
@@ -144,6 +147,8 @@ class AttentionConfig(abc.ABC):
     selects_positions: ClassVar[bool] = False
     #: Whether the module reads ``AttentionContext.padding``.
     reads_padding: ClassVar[bool] = False
+    #: Whether the module reads ``AttentionContext.prefix``.
+    reads_prefix: ClassVar[bool] = False
     #: Source of the mechanism, for listings.
     paper: ClassVar[str] = ""
 

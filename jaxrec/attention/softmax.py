@@ -23,6 +23,7 @@ from jaxrec.attention.module import (
     projection_count,
 )
 from jaxrec.attention.padding_keys import extend_keys, keep_padding, padding_counts
+from jaxrec.attention.prefix_keys import with_prefix
 from jaxrec.nn.precision import einsum
 
 
@@ -60,6 +61,7 @@ class SoftmaxAttentionConfig(AttentionConfig):
 
     selects_positions: ClassVar[bool] = True
     reads_padding: ClassVar[bool] = True
+    reads_prefix: ClassVar[bool] = True
     paper: ClassVar[str] = "Vaswani et al., Attention Is All You Need, 2017 (arXiv 1706.03762)"
 
     def cache_obstacle(self, spec: AttentionSpec) -> str | None:
@@ -81,7 +83,7 @@ class SoftmaxAttention(AttentionModule):
 
     Parameters: ``3 (D^2 + D)``, ``D^2 + D`` more with an output projection, and those of the position scheme
     (`jaxrec.attention.positions.PositionScheme`). Sows ``attention_weights`` float32[B, H, L, L], and where padding
-    takes part as keys ``padding_weights`` float32[B, H, L], its share.
+    takes part as keys ``padding_weights`` float32[B, H, L], its share; ``prefix_weights`` likewise.
     """
 
     @nn.compact
@@ -96,13 +98,46 @@ class SoftmaxAttention(AttentionModule):
         """Attend; see `AttentionConfig.build` for the arguments."""
         project = Projections(self.config.heads, self.spec, name="projections")
         qkv = project(x, queries)
-        if context.padding is None:
+        if context.prefix is not None:
+            _, prefix_k, prefix_v = project(context.prefix, None)
+            attended = self._attend_with_prefix(qkv, (prefix_k, prefix_v), context, train, query_positions)
+        elif context.padding is None:
             formula = partial(softmax_attention, dtype=self.spec.dtype)
             attended = self.attend(formula, qkv, context, train, query_positions=query_positions)
         else:
             _, padding_k, padding_v = project(context.padding, None)
             attended = self._attend_with_padding(qkv, (padding_k, padding_v), context, train, query_positions)
         return OutputProjection(self.spec, name="output")(attended)
+
+    def _attend_with_prefix(
+        self,
+        qkv: tuple[Array, Array, Array],
+        prefix: tuple[Array, Array],
+        context: AttentionContext,
+        train: bool,
+        query_positions: Array | None,
+    ) -> Array:
+        """`attend` with one more key for each sequence; positions play no part in the scores."""
+        formula = partial(softmax_attention, dtype=self.spec.dtype)
+        batch, length, heads, _ = qkv[1].shape
+        if query_positions is not None:
+            q, k, v = qkv
+            mask = context.allowed(query_positions)[:, None]
+            k, v, mask = with_prefix(k, v, *prefix, context.segments, mask, query_positions)
+            return merge_heads(formula(q, k, v, 0.0, mask)[0])
+        keep, probability = self.keep_mask((batch, heads, length, 2 * length), train)
+
+        def core(inputs: AttentionInputs, count: int) -> tuple[Array, dict[str, Array]]:
+            q, k, v, *front = inputs.arrays
+            k, v, mask = with_prefix(k, v, front[0], front[1], inputs.segments, inputs.allowed(), None)
+            out, weights = attend_in_stretches(
+                formula, q, k, v, 0.0, mask, keep=inputs.keep, probability=probability, count=count
+            )
+            share = weights[..., :length].sum(axis=-1)
+            return out, {"attention_weights": weights[..., length:], "prefix_weights": share}
+
+        inputs = AttentionInputs.of((*qkv, *prefix), context, keep)
+        return merge_heads(self.over_rows(core, inputs, 2 * heads * length * length))
 
     def _attend_with_padding(
         self,

@@ -26,6 +26,12 @@ class Recommend:
     timestamps: Annotated[
         tuple[int, ...] | None, tyro.conf.arg(help="seconds since 1970 of each item of --history")
     ] = None
+    user: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="original id of the user of --history, for models with --encoder.user; default: a new user"
+        ),
+    ] = None
     all_users: Annotated[bool, tyro.conf.arg(help="rank for every user of the run's dataset, into --out")] = (
         False
     )
@@ -74,6 +80,10 @@ def recommend(arguments: list[str]) -> int:
         )
     if options.steps and options.history is None:
         raise ConfigError("--steps belongs to --history, got --all-users or --histories")
+    if options.user is not None and options.history is None:
+        raise ConfigError(
+            "--user belongs to --history: got --all-users, which names every user, or --histories, whose file does"
+        )
     if options.generation != GREEDY and not options.steps:
         raise ConfigError("--generation.* chooses the items of --steps: expected --steps of 1 or more, got 0")
     return _recommend_one(options) if options.history is not None else _recommend_many(options)
@@ -102,8 +112,10 @@ def _recommend_one(options: Recommend) -> int:
         allow=read_ids(options.allow) if options.allow else None,
         exclude_attributes=options.exclude_attributes,
         allow_attributes=options.allow_attributes,
+        user=options.user,
     )
     answer = recommender.answer([request])[0]
+    _note_new_user(options.user, answer.known_user)
     if answer.unknown:
         print(f"jaxrec: ignored unknown items: {', '.join(answer.unknown)}", file=sys.stderr)
     if answer.popular:
@@ -119,6 +131,12 @@ def _recommend_one(options: Recommend) -> int:
         )
     emit(dataclasses.asdict(answer), _item_lines(answer.items, answer.titles, answer.scores), options.json)
     return 0
+
+
+def _note_new_user(user: str | None, known: bool | None) -> None:
+    """Say on standard error that the model has no vector of a user that was named."""
+    if user is not None and known is False:
+        print(f"jaxrec: training had no user {user!r}; answered as a new user", file=sys.stderr)
 
 
 def _generate(options: Recommend, recommender: Recommender) -> int:
@@ -137,6 +155,7 @@ def _generate(options: Recommend, recommender: Recommender) -> int:
         allow=read_ids(options.allow) if options.allow else None,
         exclude_attributes=options.exclude_attributes,
         allow_attributes=options.allow_attributes,
+        user=options.user,
     )[0]
     titles = answer.titles or [""] * len(answer.items)
     lines = [
@@ -252,6 +271,12 @@ class Explain:
     timestamps: Annotated[
         tuple[int, ...] | None, tyro.conf.arg(help="seconds since 1970 of each item of --history")
     ] = None
+    user: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="original id of the user of --history, for models with --encoder.user; default: a new user"
+        ),
+    ] = None
     seed: Annotated[int | None, _SEED] = None
     json: Annotated[bool, _JSON] = False
 
@@ -265,7 +290,9 @@ def explain(arguments: list[str]) -> int:
 
     enable_compilation_cache()
     recommender = Recommender.load(options.run, options.seed)
-    answer = explain_item(recommender, options.history, options.item or None, options.timestamps)
+    answer = explain_item(
+        recommender, options.history, options.item or None, options.timestamps, options.user
+    )
     lines = [f"{answer.item} {answer.title or ''}  score {answer.score:.3f}, rank {answer.rank}", ""]
     lines.append("change of the score, and rank without it:")
     lines += [

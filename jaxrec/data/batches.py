@@ -26,7 +26,7 @@ class Batch(NamedTuple):
       targets: the item to predict, 0 = none here.
       weights: weight of the target in the loss, 0 where there is none.
       timestamps: seconds since the dataset's first event, or None.
-      users: index of the user, -1 on padding.
+      users: index of the user; -1 on padding, and where the user is new or not named.
     """
 
     items: Any

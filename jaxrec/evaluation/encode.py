@@ -131,7 +131,9 @@ def encode_histories(
     if options.query_token is not None:
         lengths = np.where(lengths > 0, lengths + 1, 0)
     owners = (
-        np.zeros(len(starts), np.int32) if histories.users is None else np.asarray(histories.users, np.int32)
+        np.full(len(starts), -1, np.int32)
+        if histories.users is None
+        else np.asarray(histories.users, np.int32)
     )
     packed = _pack_histories(first, lengths, owners, full, max_length, options.least_slots)
     # Few histories make a smaller batch and a short log, each a power of two: few programs for calls of many

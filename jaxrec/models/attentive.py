@@ -116,3 +116,9 @@ def padding_context() -> AttentionContext:
     """The context of one position of padding, which sees padding alone: however many there are, their mean is its own."""
     zero = jnp.zeros((1, 1), jnp.int32)
     return AttentionContext(zero, jnp.ones_like(zero), zero)
+
+
+def prefix_context(rows: int) -> AttentionContext:
+    """The context of tokens that see themselves alone, each in a row of its own."""
+    index = jnp.zeros((rows, 1), jnp.int32)
+    return AttentionContext(index, jnp.ones_like(index), index)

@@ -50,6 +50,11 @@ class EncoderConfig:
         return False
 
     @property
+    def needs_users(self) -> bool:
+        """Whether the encoder reads whose history it is; runs of such an encoder save the ids of their users."""
+        return False
+
+    @property
     def reads_item_vectors(self) -> bool:
         """Whether the encoder makes its items of the vectors of the dataset, where it has them."""
         return False

@@ -125,6 +125,8 @@ class Block(nn.Module):
             context = dataclasses.replace(context, tokens=attention_norm(context.tokens))
         if context.padding is not None and self.arrangement not in ("original", "post-norm"):
             context = dataclasses.replace(context, padding=attention_norm(context.padding))
+        if context.prefix is not None and self.arrangement not in ("original", "post-norm"):
+            context = dataclasses.replace(context, prefix=attention_norm(context.prefix))
         if self.arrangement == "original":
             queries = attention_norm(x)
             x = select(queries) + attend(x, queries)

@@ -19,14 +19,21 @@ from jaxrec.attention.base import AttentionSpec, Mask
 from jaxrec.attention.cache import CacheStep
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.data.batches import Batch
-from jaxrec.errors import ConfigError
-from jaxrec.models.attentive import AttentiveEncoder, AttentiveEncoderConfig, padding_context, tokens_context
+from jaxrec.errors import ConfigError, DataError
+from jaxrec.models.attentive import (
+    AttentiveEncoder,
+    AttentiveEncoderConfig,
+    padding_context,
+    prefix_context,
+    tokens_context,
+)
 from jaxrec.models.base import ENCODERS, current_columns
 from jaxrec.models.blocks import Block, zero_padding
 from jaxrec.models.output_table import declare_output, embedding_count, output_table
+from jaxrec.models.users import UserOptions, UserVectors, modulated, user_count, user_input
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.layers import Dropout, Initializer
+from jaxrec.nn.layers import Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.spec import DataSpec
 from jaxrec.options import Range
@@ -34,7 +41,7 @@ from jaxrec.options import Range
 
 @ENCODERS.register("transformer", "sasrec")
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig(AttentiveEncoderConfig):
+class TransformerConfig(UserOptions, AttentiveEncoderConfig):
     """A causal transformer over item embeddings whose output is scored against those embeddings.
 
     Attributes:
@@ -79,6 +86,9 @@ class TransformerConfig(AttentiveEncoderConfig):
     def __post_init__(self) -> None:
         """Check every option."""
         super().__post_init__()
+        self.check_user_options()
+        if self.user == "prefix":
+            self._check_prefix()
         if self.block == "attention-only" and self.ffn_width:
             raise ConfigError(
                 "--encoder.ffn-width has nothing to act on in block 'attention-only', which has no feed-forward "
@@ -86,6 +96,26 @@ class TransformerConfig(AttentiveEncoderConfig):
             )
         if self.padding_keys != "none":
             self._check_padding_keys()
+
+    def _check_prefix(self) -> None:
+        """Refuse what a token without a position has no meaning for."""
+        scheme = self.position_scheme
+        if not self.attention.reads_prefix:
+            raise ConfigError(
+                "--encoder.user prefix works with attention 'softmax' alone: got "
+                f"{type(self.attention).__name__}; choose --attention softmax, or --encoder.user added or film"
+            )
+        if not POSITIONS[scheme].additive and scheme != "none":
+            raise ConfigError(
+                "--encoder.user prefix puts a token without a position in front of each sequence: expected positions "
+                f"outside the attention, got --encoder.positions {scheme}; choose 'learned', 'sinusoidal' or 'none', or "
+                "--encoder.user added or film"
+            )
+        if self.padding_keys != "none":
+            raise ConfigError(
+                f"--encoder.user prefix and --encoder.padding-keys {self.padding_keys} exclude each other: both put keys "
+                "in front of a sequence; leave one out"
+            )
 
     def _check_padding_keys(self) -> None:
         """Refuse what padding as keys has no exact meaning for."""
@@ -115,6 +145,11 @@ class TransformerConfig(AttentiveEncoderConfig):
         return self.block != "post-norm" if self.final_norm == "auto" else self.final_norm == "on"
 
     @property
+    def needs_users(self) -> bool:
+        """Whether there is a vector for each user; see `EncoderConfig`."""
+        return self.user != "none"
+
+    @property
     def reads_item_vectors(self) -> bool:
         """Whether one table serves input and output; see `EncoderConfig`."""
         return not self.separate_output
@@ -122,6 +157,7 @@ class TransformerConfig(AttentiveEncoderConfig):
     def build(self, spec: DataSpec) -> Transformer:
         """Build the encoder for data of these sizes."""
         self.check_spec(spec)
+        self.check_users(spec)
         encoder = Transformer(self, spec)
         self.attention.check(encoder.attention_spec())
         return encoder
@@ -132,9 +168,10 @@ class Transformer(AttentiveEncoder):
 
     Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
     ``n_special * D`` for tokens beside the items, ``max_length * D`` for learned positions, ``2 D`` for the embedding
-    norm and for the final norm where there is one, what the attention shares between layers, and for each layer the
-    attention's own, ``2 D`` for each of two norms and ``2 D F + F + D`` for a feed-forward width F. "attention-only" has
-    one norm and no feed-forward network; "gated" has two gates of ``D^2 + D`` more.
+    norm and for the final norm where there is one, those of users (`jaxrec.models.users.user_count`), what the attention
+    shares between layers, and for each layer the attention's own, ``2 D`` for each of two norms and ``2 D F + F + D`` for a
+    feed-forward width F. "attention-only" has one norm and no feed-forward network; "gated" has two gates of ``D^2 + D``
+    more.
     """
 
     config: TransformerConfig
@@ -165,6 +202,8 @@ class Transformer(AttentiveEncoder):
         """Padding as keys, or what attention and positions say; see `Encoder`."""
         if self.config.padding_keys != "none":
             return "padding takes part as keys (--encoder.padding-keys), and every interaction takes the place of some"
+        if self.config.user == "prefix":
+            return "the token of the user (--encoder.user prefix) is not kept between positions"
         return super().cache_obstacle(planned)
 
     @nn.compact
@@ -200,11 +239,18 @@ class Transformer(AttentiveEncoder):
                 self._table_init(),
                 name="positions",
             )(positions)
+        vectors = self._user_vectors(batch, train, cache)
+        prefix = None
+        if vectors is not None and config.user != "film":
+            mapped = user_input(config, vectors, config.width, shape.kernel_init, shape.dtype)
+            x, prefix = (x + mapped, None) if config.user == "added" else (x, mapped)
         padding = None if config.padding_keys == "none" else jnp.zeros((1, 1, config.width), x.dtype)
         if config.embedding_norm:
             embedding_norm = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")
             x = embedding_norm(x)
             padding = embedding_norm(padding) if config.padding_keys == "propagated" else padding
+            prefix = None if prefix is None else embedding_norm(prefix)
+        prefix = None if prefix is None else Dropout(config.dropout)(prefix, train)
         x = zero_padding(Dropout(config.dropout)(x, train), segments)
 
         context = self.attention_context(batch, shape, mask, cache)
@@ -223,18 +269,44 @@ class Transformer(AttentiveEncoder):
                 config.norm_epsilon,
                 name=f"layer_{layer}",
             )
-            x = apply_block(x, dataclasses.replace(context, tokens=tokens, padding=padding), train, queries)
+            states = dataclasses.replace(context, tokens=tokens, padding=padding, prefix=prefix)
+            x = apply_block(x, states, train, queries)
             if config.padding_keys == "propagated" and not last:
                 padding = apply_block(padding, padding_context(), False)
             if tokens is not None and not last:
                 tokens = apply_block(tokens, tokens_context(tokens), train)
+            if prefix is not None and not last:
+                alone = prefix.reshape(-1, 1, config.width)
+                prefix = apply_block(alone, prefix_context(len(alone)), train).reshape(prefix.shape)
             segments = segments if queries is None else jnp.take_along_axis(segments, queries, axis=1)
             x = zero_padding(x, segments)
         if config.has_final_norm:
             epsilon = config.final_norm_epsilon or config.norm_epsilon
             x = zero_padding(nn.LayerNorm(epsilon=epsilon, name="final_norm")(x), segments)
+        if vectors is not None and config.user == "film":
+            vectors = vectors if query_positions is None else take_positions(vectors, query_positions)
+            x = zero_padding(modulated(x, vectors, shape.kernel_init, shape.dtype), segments)
         declare_output(self, self._table_init())
         return x
+
+    def _user_vectors(
+        self, batch: Batch, train: bool, cache: CacheStep | None
+    ) -> Float[Array, "B L W"] | None:
+        """The vector of each position's user, or None without vectors of users."""
+        config = self.config
+        if config.user == "none":
+            return None
+        if batch.users is None:
+            raise DataError(
+                f"--encoder.user {config.user} reads whose history it is: expected Batch.users int32[B, L], got None"
+            )
+        look_up = UserVectors(
+            config, self.spec.n_users, config.user_width or config.width, self._table_init(), name="users"
+        )
+        users, segments = batch.users, batch.segments
+        if cache is not None:
+            users, segments = cache.current(users), cache.current(segments)
+        return look_up(users, segments, train)
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """The candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
@@ -255,6 +327,7 @@ class Transformer(AttentiveEncoder):
             embedding_count(self)
             + (self.max_length * width if self.positions == "learned" else 0)
             + 2 * width * (int(config.embedding_norm) + int(config.has_final_norm))
+            + user_count(config, self.spec, width)
             + self.attention.shared_parameter_count(shape)
             + config.layers * layer
         )

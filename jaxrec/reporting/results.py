@@ -156,7 +156,9 @@ def write_run(fit: FitResult) -> dict[str, Any]:
     results = results_of(fit)
     if fit.workdir is not None and is_first():
         save_ranks(fit, fit.workdir / "ranks")
-        save_catalogue(fit.setup.dataset, fit.workdir, fit.setup.split.item_counts)
+        setup = fit.setup
+        with_users = setup.config.encoder.needs_users
+        save_catalogue(setup.dataset, fit.workdir, setup.split.item_counts, with_users)
         figures = write_figures(fit, results, fit.workdir)
         titles = fit.setup.dataset.item_titles is not None
         write_page(results, figures, fit.workdir, example_users(fit), titles)

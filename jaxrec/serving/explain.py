@@ -11,7 +11,7 @@ import numpy as np
 from jaxrec.errors import DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.serving.recommender import Recommender
-from jaxrec.serving.requests import Request
+from jaxrec.serving.requests import Prepared, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,7 @@ def explain(
     history: Sequence[Any],
     item: Any = None,
     timestamps: Sequence[int] | None = None,
+    user: Any = None,
 ) -> Explanation:
     """Score an item with the history and without each of its interactions, in one batch.
 
@@ -70,11 +71,12 @@ def explain(
       history: original item ids, oldest first; unknown ones are ignored.
       item: original id of the item to explain; None = the first of the recommended list.
       timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
+      user: original id of the user, for models that read whose history it is.
 
     Raises:
       DataError: no item of the history is known, or ``item`` is not in the catalogue.
     """
-    request = recommender.prepare([Request(history, 1, timestamps=timestamps)])[0]
+    request = recommender.prepare([Request(history, 1, timestamps=timestamps, user=user)])[0]
     known = request.known
     if not len(known):
         raise DataError(
@@ -88,7 +90,7 @@ def explain(
         if not target:
             raise DataError(f"item must be an id of the catalogue, got {str(item)!r}")
     read = np.arange(max(0, len(known) - recommender.ranker.encoding.longest_history), len(known))
-    scores, ranks = recommender.lists.score_and_rank(_with_and_without(known, request.times, read), target)
+    scores, ranks = recommender.lists.score_and_rank(_with_and_without(request, read), target)
     items, titles = recommender.items.item_ids, recommender.items.item_titles
     places = np.flatnonzero(recommender.items.item_indices(list(history)))
     reasons = [
@@ -107,8 +109,9 @@ def explain(
     )
 
 
-def _with_and_without(known: np.ndarray, times: np.ndarray | None, read: np.ndarray) -> Histories:
+def _with_and_without(request: Prepared, read: np.ndarray) -> Histories:
     """The whole history, then the history without each of the interactions ``read``."""
+    known, times = request.known, request.times
     whole = np.arange(len(known))
     index = np.concatenate([whole, *(np.delete(whole, left_out) for left_out in read)])
     lengths = np.concatenate([[len(known)], np.full(len(read), len(known) - 1)])
@@ -116,4 +119,4 @@ def _with_and_without(known: np.ndarray, times: np.ndarray | None, read: np.ndar
     pad = np.zeros(1, np.int32)  # a log is never empty
     log = np.concatenate([known[index], pad]).astype(np.int32)
     flat = None if times is None else np.concatenate([times[index], pad]).astype(np.int32)
-    return Histories(log, offsets[:-1], offsets[1:], flat)
+    return Histories(log, offsets[:-1], offsets[1:], flat, np.full(len(lengths), request.user, np.int32))

@@ -180,6 +180,6 @@ def history_batch(items: Array, sizes: Array, times: Array | None, encoding: Any
         targets=zeros,
         weights=zeros.astype(jnp.float32),
         timestamps=None if times is None else jnp.where(real, times, 0),
-        users=jnp.where(real, 0, -1).astype(jnp.int32),
+        users=jnp.full_like(zeros, -1),
     )
     return batch, jnp.maximum(size - 1, 0)

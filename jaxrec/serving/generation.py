@@ -258,7 +258,7 @@ def _prompts(histories: Histories, rows: np.ndarray, lengths: np.ndarray, width:
     place = np.asarray(histories.stops)[rows][:, None] - width + np.arange(width)
     real = np.arange(width)[None] >= width - lengths[rows][:, None]
     place = np.where(real, place, 0)
-    users = np.zeros(len(rows), np.int32) if histories.users is None else np.asarray(histories.users)[rows]
+    users = np.full(len(rows), -1) if histories.users is None else np.asarray(histories.users)[rows]
 
     def taken(log: Any) -> np.ndarray:
         values = np.asarray(log)

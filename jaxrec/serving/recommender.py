@@ -38,6 +38,8 @@ class Recommendation:
       unknown: ids of the history that are not in the catalogue; they were ignored.
       popular: whether no item of the history is known, so that these are the items with the most training
         interactions, whose numbers are the scores.
+      known_user: whether the model has a vector of the user that was named, so that the list is that user's own; None for
+        a model that does not read whose history it is.
     """
 
     items: list[str]
@@ -45,6 +47,7 @@ class Recommendation:
     scores: list[float]
     unknown: list[str]
     popular: bool = False
+    known_user: bool | None = None
 
 
 class Recommender:
@@ -71,8 +74,11 @@ class Recommender:
         self.encoder = run.encoder
         self.ranker = run.ranker(seed)
         self.needs_times = self.config.encoder.needs_timestamps
+        self.needs_users = self.config.encoder.needs_users
         self.lists = Lists(self.ranker)
-        self._reader = RequestReader(self.items, self.config.evaluation.remove_seen, self.needs_times)
+        self._reader = RequestReader(
+            self.items, self.config.evaluation.remove_seen, self.needs_times, self.needs_users
+        )
 
     @property
     def params(self) -> Params:
@@ -84,7 +90,7 @@ class Recommender:
         """The model of a run directory; see `Recommender`."""
         return cls(Run(run), seed)
 
-    def recommend(
+    def recommend(  # noqa: PLR0913 - a keyword for each field of a request
         self,
         histories: Sequence[Iterable[Any]],
         k: int | Sequence[int] = 10,
@@ -95,6 +101,7 @@ class Recommender:
         allow: Iterable[Any] | None = None,
         exclude_attributes: Iterable[Any] = (),
         allow_attributes: Iterable[Any] | None = None,
+        user: Any = None,
     ) -> list[Recommendation]:
         """Recommend the best next items for each history; ``k`` and every filter may differ per history.
 
@@ -109,6 +116,8 @@ class Recommender:
           allow: the only candidates, likewise; a list is shorter than ``k`` where fewer are left.
           exclude_attributes: items with one of these attributes are no candidates, likewise.
           allow_attributes: only items with one of these attributes are candidates, likewise.
+          user: original id of the user, one per history, for models that read whose history it is (``encoder.user``);
+            None, or an id that training did not have, is answered as a new user.
 
         Raises:
           ConfigError: ``k`` is no integer from 1 to the catalogue.
@@ -123,6 +132,7 @@ class Recommender:
             allow=allow,
             exclude_attributes=exclude_attributes,
             allow_attributes=allow_attributes,
+            user=user,
         )
         return self.answer(requests)
 
@@ -143,8 +153,8 @@ class Recommender:
           config: how they are chosen.
           repeats: whether an item may come again in the sequence, one value or one per history; None = where items of the
             history may.
-          **options: ``remove_seen``, ``timestamps`` and the filters of `recommend`, which hold at every step. What is
-            generated has the time of the newest interaction.
+          **options: ``remove_seen``, ``timestamps``, ``user`` and the filters of `recommend`, which hold at every step. What
+            is generated has the time of the newest interaction.
 
         Raises:
           ConfigError: ``steps`` is below 1, or options that cannot work for this model.
@@ -192,9 +202,15 @@ class Recommender:
                 lists.scores[row, : request.k],
                 request.unknown,
                 self.ranker.item_counts is not None and not len(request.known),
+                self._knows(request.user) if self.needs_users else None,
             )
             for row, request in enumerate(prepared)
         ]
+
+    def _knows(self, user: int) -> bool:
+        """Whether the model has a trained vector of the user with this index."""
+        marks = self.params.get("users", {}).get("known")
+        return user >= 0 and (marks is None or bool(marks[user] > 0))
 
     def removed(self, prepared: Sequence[Prepared]) -> SeenItems:
         """Items that are no candidates of each request: those removed, and all but those allowed."""
@@ -211,7 +227,12 @@ class Recommender:
         return SeenItems(offsets, np.concatenate(parts))
 
     def _answer(
-        self, best: Int[np.ndarray, " K"], scores: Float[np.ndarray, " K"], unknown: list[str], popular: bool
+        self,
+        best: Int[np.ndarray, " K"],
+        scores: Float[np.ndarray, " K"],
+        unknown: list[str],
+        popular: bool,
+        known_user: bool | None,
     ) -> Recommendation:
         real = best > 0
         indices = best[real] - 1
@@ -222,6 +243,7 @@ class Recommender:
             scores=[float(score) for score in scores[real]],
             unknown=unknown,
             popular=popular,
+            known_user=known_user,
         )
 
 
@@ -232,10 +254,13 @@ def histories_of_requests(prepared: Sequence[Prepared]) -> Histories:
     times = None
     if prepared[0].times is not None:
         times = np.concatenate([*(request.times for request in prepared), np.zeros(1, np.int32)])  # type: ignore[list-item]
-    return Histories(log.astype(np.int32), offsets[:-1], offsets[1:], times)
+    users = np.array([request.user for request in prepared], np.int32)
+    return Histories(log.astype(np.int32), offsets[:-1], offsets[1:], times, users)
 
 
-def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: Num[np.ndarray, " V1"]) -> None:
+def save_catalogue(
+    dataset: SequenceDataset, run: Path, item_counts: Num[np.ndarray, " V1"], with_users: bool = False
+) -> None:
     """Save the items of ``dataset`` in the run directory, so that the run answers without the interactions.
 
     The directory appears whole or not at all: a process may be killed while it writes.
@@ -244,15 +269,17 @@ def save_catalogue(dataset: SequenceDataset, run: Path, item_counts: Num[np.ndar
       dataset: of the run.
       run: its directory.
       item_counts: int[V+1], training interactions of each item, whose order answers empty histories.
+      with_users: save the ids of the users, too, for a model that reads whose history it is.
     """
     write_atomically(run / ITEM_COUNTS, lambda file: np.save(file, np.asarray(item_counts, np.int64)))
     if (run / CATALOGUE / "meta.json").exists():
         return
+    user_ids = dataset.user_ids if with_users else ()
     items_only = dataclasses.replace(
         dataset,
         items=np.zeros(0, np.int32),
-        offsets=np.zeros(1, np.int64),
-        user_ids=(),
+        offsets=np.zeros(len(user_ids) + 1, np.int64),
+        user_ids=user_ids,
         timestamps=None,
         item_vectors=None,  # the checkpoint has them
         meta={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ class Request:
       allow: ids of the only candidates; None = all items.
       exclude_attributes: items with one of these attributes are no candidates.
       allow_attributes: only items with one of these attributes are candidates; None = all items.
+      user: original id of the user, for models that read whose history it is; None, or an id that training did not have,
+        = a new user.
     """
 
     history: Sequence[Any]
@@ -36,6 +39,7 @@ class Request:
     allow: Iterable[Any] | None = None
     exclude_attributes: Iterable[str] = ()
     allow_attributes: Iterable[str] | None = None
+    user: Any = None
 
 
 class Prepared(NamedTuple):
@@ -48,6 +52,7 @@ class Prepared(NamedTuple):
       allowed: int32[a], the only candidates, or None.
       k: length of the list.
       unknown: ids of the history that the catalogue lacks.
+      user: index of the user, -1 = a new one.
     """
 
     known: np.ndarray
@@ -56,6 +61,7 @@ class Prepared(NamedTuple):
     allowed: np.ndarray | None
     k: int
     unknown: list[str]
+    user: int = -1
 
 
 class RequestReader:
@@ -65,10 +71,14 @@ class RequestReader:
       items: the catalogue.
       remove_seen: what None in a request means.
       needs_times: whether the model reads the time of each interaction.
+      needs_users: whether it reads whose history it is; the catalogue then has the ids of the users.
     """
 
-    def __init__(self, items: SequenceDataset, remove_seen: bool, needs_times: bool):
+    def __init__(
+        self, items: SequenceDataset, remove_seen: bool, needs_times: bool, needs_users: bool = False
+    ):
         self.items, self.remove_seen, self.needs_times = items, remove_seen, needs_times
+        self.needs_users = needs_users
         self._with_attribute: dict[str, np.ndarray] = {}
 
     def read(self, requests: Sequence[Request]) -> list[Prepared]:
@@ -124,7 +134,27 @@ class RequestReader:
         if not self.needs_times:
             times = None
         unknown = [name for name, number in zip(names, numbers, strict=True) if number == 0]
-        return Prepared(known, times, np.concatenate(removed), allowed, k, unknown)
+        user = self._user(request.user)
+        return Prepared(known, times, np.concatenate(removed), allowed, k, unknown, user)
+
+    @functools.cached_property
+    def _users(self) -> dict[str, int]:
+        """Index of each user that the model knows."""
+        names = self.items.user_ids if self.needs_users else ()
+        return {str(name): index for index, name in enumerate(names)}
+
+    def _user(self, user: Any) -> int:
+        """The index of a user, -1 for a new one."""
+        if user is None:
+            return -1
+        if isinstance(user, (bytes, list, tuple, set, dict, float)):
+            raise DataError(f"user must be an id of a user, or one per history, got {user!r}")
+        if not self.needs_users:
+            raise DataError(
+                f"user names whose history it is, and this model does not read that: got {user!r}; leave user out, or "
+                "train with --encoder.user"
+            )
+        return self._users.get(str(user), -1)
 
     def _length(self, k: Any) -> int:
         integer = isinstance(k, (int, np.integer)) and not isinstance(k, (bool, np.bool_))
@@ -238,15 +268,18 @@ def requests_of(histories: Any, **options: Any) -> list[Request]:
     ]
 
 
+#: Fields that hold one value for each history, with the error and the noun of a message.
+_ONE_EACH = {"k": (ConfigError, "number"), "remove_seen": (DataError, "value"), "user": (DataError, "id")}
+
+
 def _per_history(name: str, value: Any, count: int) -> Sequence[Any]:
     if name == "timestamps":
         return _timestamps_per_history(value, count)
-    if name in ("k", "remove_seen"):
+    if name in _ONE_EACH:
         if not _is_list(value):
             return [value] * count
         if len(value) != count:
-            kind = ConfigError if name == "k" else DataError
-            noun = "number" if name == "k" else "value"
+            kind, noun = _ONE_EACH[name]
             raise kind(f"{name} must have one {noun} for each of the {count} histories, got {len(value)}")
         return list(value)
     if value is None or not _is_collection(value):

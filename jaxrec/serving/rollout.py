@@ -62,7 +62,7 @@ class Prompts(NamedTuple):
     Attributes:
       items: int32[B, P], 0 = before the history.
       timestamps: int32[B, P], or None.
-      users: int32[B].
+      users: int32[B], index of the user, -1 = a new one.
       lengths: int32[B].
       numbers: int32[B], which history of the request it is: what its random draws follow from.
       excluded: int32[2, X], rows and items that are no candidates; padding has row B.

@@ -17,8 +17,8 @@ from jaxrec.serving.requests import Prepared, Request
 from jaxrec.serving.similar import SimilarItems
 from jaxrec.serving.user_state import Interaction, UserState
 
-#: Fields of a request for a list.
-FIELDS = tuple(field.name for field in dataclasses.fields(Request))
+#: Fields of a request for a list, beside "user".
+FIELDS = tuple(field.name for field in dataclasses.fields(Request) if field.name != "user")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Service:
         check_fields(body, ("user", *FIELDS))
         request = self._request(body)
         if "user" in body:
-            request = await self._with_state(body["user"], request)
+            request = await self._of_user(body["user"], request, "history" in body)
         elif "history" not in body:
             raise HttpError(400, "expected a field history (a list of item ids) or user, got neither")
         prepared = (await asyncio.to_thread(self.recommender.prepare, [request]))[0]
@@ -141,6 +141,13 @@ class Service:
         if "k" not in values:
             values["k"] = min(10, self.recommender.items.n_items)
         return Request(**values)
+
+    async def _of_user(self, user: Any, request: Request, has_history: bool) -> Request:
+        """The request with what the server knows of the user: the last interactions, and who it is."""
+        reads_users = self.recommender.needs_users
+        if self.state is not None or not (reads_users and has_history):
+            request = await self._with_state(user, request)
+        return dataclasses.replace(request, user=self._user(user)) if reads_users else request
 
     async def _with_state(self, user: Any, request: Request) -> Request:
         """The request with the user's last interactions before its own history."""
@@ -192,11 +199,11 @@ class Service:
         return dataclasses.asdict(answers[0])
 
     async def explain(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Answer ``{"history": [...], "item": "..."}``."""
-        check_fields(body, ("history", "item", "timestamps"))
+        """Answer ``{"history": [...], "item": "..."}``, with ``"user"`` for a model that reads whose history it is."""
+        check_fields(body, ("history", "item", "timestamps", "user"))
         request = self._request({name: body.get(name) for name in ("history", "timestamps")})
         answer: Explanation = await self.batcher.in_thread(
-            explain, self.recommender, request.history, body.get("item"), request.timestamps
+            explain, self.recommender, request.history, body.get("item"), request.timestamps, body.get("user")
         )
         return dataclasses.asdict(answer)
 

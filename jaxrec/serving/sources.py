@@ -91,7 +91,8 @@ class LogSource:
         items = np.asarray(self.dataset.items[first:last], np.int32)
         times = None if self._times is None else self._times[slice(first, last)]
         offsets = bounds - first
-        histories = Histories(items, offsets[:-1], offsets[1:], times)
+        numbers = np.arange(start, start + len(offsets) - 1, dtype=np.int32)
+        histories = Histories(items, offsets[:-1], offsets[1:], times, numbers)
         users = [str(user) for user in self.dataset.user_ids[start:stop]]
         removed = (
             SeenItems(offsets, items) if self.remove_seen else SeenItems(np.zeros_like(offsets), items[:0])
@@ -187,6 +188,8 @@ class FileSource:
             )
         options: dict[str, Any] = {"k": self.k, "remove_seen": self.remove_seen}
         options |= {name: row[name] for name in OPTIONS if row.get(name) is not None}
+        if self.recommender.needs_users:
+            options["user"] = row.get("user")
         return Request(row["history"] if row["history"] is not None else [], **options)
 
     def _parquet_rows(self, start: int, stop: int) -> list[dict[str, Any]]:

@@ -6,6 +6,10 @@ passes (Mihaylova and Martins, ACL 2019, arXiv 1906.07651; Duckworth et al. 2019
 dropout and without a gradient, reads the true items and predicts each next one; then a share of the inputs is replaced by
 what was predicted for them, and the second pass is trained on the true targets. A prediction is made from true items, so
 what is fed back is one step of generation, not a whole sequence of them.
+
+With ``item_swap`` above 0 items are exchanged for random ones as in SSE-PT's published code (Wu et al., RecSys 2020;
+stochastic shared embeddings, NeurIPS 2019, arXiv 1905.10630): a swapped interaction is the random item both as an input and
+as the target of the interaction before it, and its own target is another random item.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import Encoder
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.segments import is_first
+from jaxrec.nn.segments import is_first, is_last
 from jaxrec.objectives import LossInputs, ObjectiveConfig, SamplingInputs
 from jaxrec.options import Range
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
@@ -40,10 +44,12 @@ class NextItemConfig(TaskConfig):
       exposure: probability that an input is replaced by what the model predicts in its place (scheduled sampling); the first
         interaction of a sequence never is. A step with it takes one more forward pass and the scores of all items.
       exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item).
+      item_swap: probability that an interaction is exchanged for a random item, as an input and as a target (SSE-PT).
     """
 
     exposure: Annotated[float, Range("[0, 1]")] = 0.0
     exposure_choice: Literal["sample", "greedy"] = "sample"
+    item_swap: Annotated[float, Range("[0, 1)")] = 0.0
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -58,6 +64,8 @@ class NextItemConfig(TaskConfig):
         """Build the task."""
         if self.exposure:
             return ExposedNextItem(encoder, objective, self)
+        if self.item_swap:
+            return SwappedNextItem(encoder, objective, self)
         return NextItem(encoder, objective)
 
 
@@ -74,14 +82,40 @@ class NextItem(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExposedNextItem(NextItem):
-    """The same after a share of the inputs became predictions.
+class SwappedNextItem(NextItem):
+    """The same after a share of the interactions was exchanged for random items.
+
+    Attributes:
+      config: the share.
+    """
+
+    config: NextItemConfig
+
+    def prepare(self, batch: Batch, key: Array, resources: Resources) -> Batch:
+        """Exchange interactions; see the module's docstring."""
+        if not self.config.item_swap:
+            return batch
+        place_key, item_key, target_key = jax.random.split(key, 3)
+        shape, n_items = batch.items.shape, self.spec.n_items
+
+        def random_items(key: Array) -> Array:
+            return jax.random.randint(key, shape, 1, n_items + 1, jnp.int32)
+
+        swapped = (jax.random.uniform(place_key, shape) < self.config.item_swap) & (batch.segments > 0)
+        items = jnp.where(swapped, random_items(item_key), batch.items)
+        continues = (batch.segments > 0) & ~is_last(batch.segments)
+        targets = jnp.where(continues, jnp.pad(items[:, 1:], ((0, 0), (0, 1))), batch.targets)
+        targets = jnp.where(swapped, random_items(target_key), targets)
+        return batch._replace(items=items, targets=jnp.where(batch.targets > 0, targets, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExposedNextItem(SwappedNextItem):
+    """The same after a share of the inputs became predictions, too.
 
     Attributes:
       config: share and choice.
     """
-
-    config: NextItemConfig
 
     def loss(self, params: Any, batch: Batch, key: Array, resources: Resources) -> tuple[Array, Array]:
         """Compute the objective; see `Task.loss`."""

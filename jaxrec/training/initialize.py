@@ -22,6 +22,9 @@ from jaxrec.training.setup import TrainingSetup, build_task, data_spec
 from jaxrec.training.state import Params
 from jaxrec.training.trees import flatten, path_name
 
+#: Vectors of users, matched by their ids where the data is another.
+USERS = "users/table"
+
 
 def belongs_to_task(name: str) -> bool:
     """Tell whether a parameter is the task's rather than the encoder's: its heads, and tokens beside the items."""
@@ -85,8 +88,11 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
     old, new = flatten(stacked), flatten(params)
     copied = [name for name in new if not belongs_to_task(name) and not is_frozen(name.split("/"))]
     tables = setup.sharding.parameter_tables() if match else {}
-    _check_same_encoder(source, old, new, tables)
+    _check_same_encoder(source, old, new, {**tables, USERS: 1} if match else {})
     rows = _matching_rows(catalogue, setup) if match else None
+    rows_of = {} if rows is None else dict.fromkeys(tables, rows)
+    if match and USERS in new:
+        rows_of[USERS] = _matching_users(catalogue, setup)
     saved_seeds = list(saved.training.seeds)
     index = [saved_seeds.index(seed) if seed in saved_seeds else 0 for seed in setup.config.training.seeds]
 
@@ -98,9 +104,12 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
             if name not in copied:
                 return leaf
             taken = theirs[name][jnp.asarray(index)]
-            if rows is None or name not in tables:
+            if name not in rows_of:
                 return taken
-            place = jnp.asarray(np.pad(rows, (0, leaf.shape[1] - len(rows)), constant_values=-1))
+            source_rows = rows_of[name]
+            place = jnp.asarray(
+                np.pad(source_rows, (0, leaf.shape[1] - len(source_rows)), constant_values=-1)
+            )
             mask = (place >= 0).reshape(1, -1, *(1,) * (leaf.ndim - 2))
             return jnp.where(mask, jnp.take(taken, jnp.maximum(place, 0), axis=1), leaf)
 
@@ -130,9 +139,8 @@ def _catalogue(source: Path) -> SequenceDataset:
 
 
 def _spec(saved: RunConfig, catalogue: SequenceDataset, setup: TrainingSetup) -> DataSpec:
-    """Sizes of the source; users and times are those of the new run."""
-    spec = data_spec(saved, catalogue)
-    return dataclasses.replace(spec, n_users=setup.task.spec.n_users, has_timestamps=True)
+    """Sizes of the source; times are those of the new run."""
+    return dataclasses.replace(data_spec(saved, catalogue), has_timestamps=True)
 
 
 def _matching_rows(catalogue: SequenceDataset, setup: TrainingSetup) -> np.ndarray:
@@ -150,6 +158,12 @@ def _matching_rows(catalogue: SequenceDataset, setup: TrainingSetup) -> np.ndarr
     return np.concatenate([np.zeros(1, np.int32), np.where(rows > 0, rows, -1)])
 
 
+def _matching_users(catalogue: SequenceDataset, setup: TrainingSetup) -> np.ndarray:
+    """int32[U], the row of the source for each user, by original id, or -1."""
+    numbers = {str(name): row for row, name in enumerate(catalogue.user_ids)}
+    return np.array([numbers.get(str(name), -1) for name in setup.dataset.user_ids], np.int32)
+
+
 def _check_same_encoder(
     source: Path, old: Mapping[str, Any], new: Mapping[str, Any], tables: Mapping[str, int]
 ) -> None:
@@ -160,7 +174,9 @@ def _check_same_encoder(
             return "absent"
         return "x".join(map(str, arrays[name].shape[2 if name in tables else 1 :])) or "number"
 
-    names = [name for name in {**new, **old} if not belongs_to_task(name)]
+    frozen = (name for name in {**new, **old} if is_frozen(name.split("/")) and name.startswith("users/"))
+    left_out = set(frozen) if tables else set()
+    names = [name for name in {**new, **old} if not belongs_to_task(name) and name not in left_out]
     problems = [
         f"{name}: saved {size(old, name)}, needed {size(new, name)}"
         for name in names

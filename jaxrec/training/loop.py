@@ -268,7 +268,7 @@ def _begin(
         out_shardings=sharding.shardings(),
     )
     state = make_state(seeds)
-    state = state._replace(params=with_content(state.params, setup.split, sharding))
+    state = state._replace(params=with_content(state.params, setup.split, sharding, setup.known_users))
     best = jax.tree.map(jnp.copy, state.params)
     if store is not None and store.steps():
         check_record(store.record(), config, setup.dataset)

@@ -130,6 +130,7 @@ class TrainingSetup(ModelSetup):
       resources: arrays that stay on the device.
       host_log: the log of a streamed run, or None where it is resident.
       sharding: placement of the training state.
+      known_users: bool[U], users with a training sequence.
     """
 
     optimizer: optax.GradientTransformation
@@ -138,6 +139,7 @@ class TrainingSetup(ModelSetup):
     resources: Resources
     host_log: HostLog | None
     sharding: StateSharding
+    known_users: np.ndarray
 
 
 def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> Task:
@@ -215,7 +217,8 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
             warnings.warn(message, stacklevel=2)
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = config.optimizer.build(schedule.total_steps)
-    if task.spec.vector_width or MEMORY in jax.eval_shape(task.init, jax.random.key(0)):
+    has_memory = MEMORY in jax.eval_shape(task.init, jax.random.key(0))
+    if task.spec.vector_width or config.encoder.needs_users or has_memory:
         optimizer = optax.masked(optimizer, trained_mask)
     # Shapes alone, to reject before any compute what cannot work.
     state = jax.eval_shape(lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0))
@@ -229,6 +232,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
         resources=sharding.resources(device_resources(config, split, timestamps, resident)),
         host_log=None if resident else HostLog(np.asarray(dataset.items), timestamps),
         sharding=sharding,
+        known_users=stops - split.train_starts > 1,
     )
 
 

@@ -13,6 +13,8 @@ from jaxrec.models import ENCODERS, EncoderConfig
 from jaxrec.nn.spec import DataSpec
 
 V, L, D = 9, 6, 4
+#: Users of the data.
+U = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Case:
 
     @property
     def spec(self) -> DataSpec:
-        return DataSpec(V, L, self.origin, n_special=self.n_special)
+        return DataSpec(V, L, self.origin, n_users=U, n_special=self.n_special)
 
     def __str__(self) -> str:
         return self.name
@@ -111,6 +113,32 @@ CASES = (
         padding_keys="propagated",
     ),
     transformer("bert4rec", mask="bidirectional", n_special=1, block="post-norm", ffn_width=8),
+    transformer(
+        "user-added",
+        origin="end",
+        block="post-norm",
+        embedding_norm=True,
+        activation="relu",
+        user="added",
+        user_width=3,
+        user_dropout=0.2,
+        user_unknown=0.3,
+    ),
+    transformer("user-added-at-full-width", layers=1, user="added", user_swap=0.5),
+    transformer("user-prefix", user="prefix", layers=3, user_swap=0.2),
+    transformer(
+        "user-prefix-original",
+        origin="end",
+        block="original",
+        output_projection="on",
+        activation="relu",
+        embedding_norm=True,
+        user="prefix",
+        user_width=2,
+        remat=True,
+    ),
+    transformer("user-prefix-post-norm", block="post-norm", user="prefix", user_unknown=0.2),
+    transformer("user-film", origin="end", block="gated", user="film", user_width=5, user_dropout=0.3),
     Case("stosa", "stosa", {"init_scale": 0.5, "attention": WassersteinAttentionConfig(heads=2)}),
     Case(
         "stosa-end",
@@ -181,10 +209,16 @@ def sequence(case, name):
     return items
 
 
+def user_of(items):
+    """Whose sequence it is: by its first item, so that later items can change; -1 = a new user."""
+    return items[0] % (U + 1) - 1
+
+
 def batch_of(case, rows, length=L):
     """A batch of the given rows, each a list of (column, items)."""
     shape = (len(rows), length)
     items, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
+    users = np.full(shape, -1, np.int32)
     for r, content in enumerate(rows):
         for number, (column, values) in enumerate(content):
             place = slice(column, column + len(values))
@@ -192,7 +226,9 @@ def batch_of(case, rows, length=L):
             count = np.arange(len(values))
             positions[r, place] = count if case.origin == "start" else count[::-1]
             segments[r, place] = number + 1
-    return Batch(items, positions, segments, np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+            users[r, place] = user_of(values)
+    zeros = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    return Batch(items, positions, segments, *zeros, users=users)
 
 
 def layout(case):

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 from scipy.special import erf
 
+from tests.models.cases import user_of
+
 
 def layer_norm(x, p, epsilon):
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
@@ -89,6 +91,14 @@ def places(encoder, n):
     return np.arange(n) if encoder.spec.position_origin == "start" else np.arange(n)[::-1]
 
 
+def user_vector(config, p, user):
+    """The vector of a user; of one whom training did not have (-1, or not marked) the learned or the mean one."""
+    known = [u for u, mark in enumerate(p["known"]) if mark > 0]
+    if user in known:
+        return p["table"][user]
+    return p["new"] if config.user_unknown else p["table"][known].sum(axis=0) / max(1, len(known))
+
+
 def transformer(encoder, params, items, mask):
     """Hidden states [n, D] of one sequence of item ids."""
     config, n, width = encoder.config, len(items), encoder.config.width
@@ -100,7 +110,14 @@ def transformer(encoder, params, items, mask):
         x = x + params["positions"]["table"][places(encoder, n)]
     elif encoder.positions == "sinusoidal":
         x = x + np.stack([sinusoid(t, width) for t in places(encoder, n)])
-    n_padding = 0
+    n_padding, user = 0, None
+    if config.user != "none":
+        user = user_vector(config, params["users"], user_of(items))
+    if config.user == "added":
+        x = x + (affine(user, params["user_added"]) if "user_added" in params else user)
+    if config.user == "prefix":  # literally: a position in front, which the causal mask shows to all others
+        token = affine(user, params["user_prefix"]) if "user_prefix" in params else user
+        x, n_padding = np.concatenate([token[None], x]), 1
     if config.padding_keys != "none":  # literally: zeros before the items, which every later query sees
         n_padding = encoder.max_length - n
         x = np.concatenate([np.zeros((n_padding, width)), x])
@@ -140,7 +157,11 @@ def transformer(encoder, params, items, mask):
                 x = x + feed_forward(layer_norm(x, p["feed_forward_norm"], epsilon))
     x = x[n_padding:]
     normalised = {"on": True, "off": False, "auto": config.block != "post-norm"}[config.final_norm]
-    return layer_norm(x, params["final_norm"], epsilon) if normalised else x
+    x = layer_norm(x, params["final_norm"], epsilon) if normalised else x
+    if config.user == "film":
+        changes = user @ params["user_film"]["kernel"]
+        x = x * (1 + changes[:width]) + changes[width:]
+    return x
 
 
 def elu(x):

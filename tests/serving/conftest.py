@@ -34,3 +34,19 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="session")
 def recommender(served):
     return Recommender.load(served)
+
+
+@pytest.fixture(scope="session")
+def personal(tmp_path_factory):
+    """Directory of a run with vectors of users, whose users differ so much that lists show it."""
+    folder = tmp_path_factory.mktemp("users")
+    small_dataset().save(folder / "data")
+    config = small_config(
+        encoder={"user": "added", "user_unknown": 0.3},
+        training={"epochs": 2},
+        optimizer={"learning_rate": 0.02},
+    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder / "data")))
+    with jax.numpy_dtype_promotion("standard"):
+        jaxrec.fit(load_dataset(config.data), config, folder / "run", progress=False)
+    return folder / "run"

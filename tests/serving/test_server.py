@@ -19,7 +19,7 @@ from tests.runs import jaxrec
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from jaxrec.serving import Request
+from jaxrec.serving import Recommender, Request
 from jaxrec.serving.explain import explain
 from jaxrec.serving.http_app import create_app
 from jaxrec.serving.http_protocol import build_server
@@ -207,6 +207,21 @@ def test_user_state_that_does_not_answer(recommender):
         with running(recommender, redis=f"redis://127.0.0.1:{closed.getsockname()[1]}/0") as client:
             assert "user state does not answer" in client.refused("/recommend", {"user": "ann"}, 503)
             assert client.json("/recommend", {"history": ["i1"]})["items"]
+
+
+def test_users_of_a_model_that_reads_them(personal):
+    model, history = Recommender.load(personal), ["i3", "i4", "i6"]
+    want = model.recommend([history] * 2, 5, user=["u8", None])
+    with running(model) as client:
+        own = client.json("/recommend", {"history": history, "user": "u8", "k": 5})
+        np.testing.assert_allclose(own["scores"], want[0].scores, rtol=1e-4)
+        assert own["known_user"]
+        bare = client.json("/recommend", {"history": history, "k": 5})
+        np.testing.assert_allclose(bare["scores"], want[1].scores, rtol=1e-4)
+        assert not bare["known_user"]
+        explained = client.json("/explain", {"history": history, "item": own["items"][0], "user": "u8"})
+        assert explained["score"] == pytest.approx(own["scores"][0], rel=1e-4)
+        assert "start it with --redis URL" in client.refused("/recommend", {"user": "u8"}, 400)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError
+from jaxrec.models import TransformerConfig
+from jaxrec.nn.spec import DataSpec
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.tasks import NextItem, NextItemConfig, Resources
 from tests.models.cases import random_parameters
@@ -111,6 +113,40 @@ def test_predictions_take_no_gradient():
         gradient(exposed, batch),
         gradient(plain, fixed),
     )
+
+
+def test_swapped_items_are_inputs_and_targets():
+    """As in SSE-PT's sampler, sequence by sequence; of a million items a random one is never the true one."""
+    many = 10**6
+    encoder = TransformerConfig(width=4).build(DataSpec(many, 6))
+    swap = NextItemConfig(item_swap=0.4).build(encoder, CrossEntropyConfig())
+    batch = batch_with_targets()
+    count = places = 0
+    for seed in range(40):
+        drawn = swap.prepare(batch, jax.random.key(seed), Resources())
+        items, targets = np.asarray(drawn.items), np.asarray(drawn.targets)
+        np.testing.assert_array_equal(drawn.weights, batch.weights)
+        for r, members in enumerate(ROWS):
+            column = 0
+            for member in members:
+                history = HISTORIES[member]
+                for t, item in enumerate(history):
+                    here = column + t
+                    following = 7 if t == len(history) - 1 else items[r, here + 1]
+                    swapped = items[r, here] != item
+                    assert (targets[r, here] != following) if swapped else (targets[r, here] == following)
+                    assert 1 <= items[r, here] <= many
+                    count, places = count + swapped, places + 1
+                column += len(history)
+            assert not items[r, column:].any()
+            assert not targets[r, column:].any()
+    assert abs(count / places - 0.4) < 4 * np.sqrt(0.24 / places)
+    last = batch._replace(targets=jnp.where(batch.targets == 7, 7, 0))
+    only = swap.prepare(last, jax.random.key(0), Resources())
+    np.testing.assert_array_equal(only.targets > 0, last.targets > 0, "no target where there was none")
+    both = NextItemConfig(item_swap=0.4, exposure=0.5).build(toy_encoder(), CrossEntropyConfig())
+    assert not np.array_equal(both.prepare(batch, jax.random.key(0), Resources()).items, batch.items)
+    assert task(exposure=0.5).prepare(batch, jax.random.key(0), Resources()) is batch
 
 
 def test_refusals():
