@@ -131,9 +131,13 @@ class Consistency(NextItem):
             )
             memory["average"] = average
         hidden = self.encoder.apply({"params": average}, batch, False)
-        place = self.places_of_users(batch)
-        states = hidden.reshape(-1, hidden.shape[-1])[jnp.maximum(place, 0)].astype(jnp.float32)
-        memory["states"] = jnp.where((place >= 0)[:, None], states, memory["states"])
+        states = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
+        # Only the rows of the batch's users are written, each once: the table may be long.
+        owners = self._owners(batch)
+        numbers = jnp.arange(owners.shape[0], dtype=jnp.int32)
+        chosen = self.places_of_users(batch).at[owners].get(mode="fill", fill_value=-1) == numbers
+        rows = jnp.where(chosen, owners, self.spec.n_users)
+        memory["states"] = memory["states"].at[rows].set(states, mode="drop")
         memory["steps"] = memory["steps"] + 1
         return {**params, "task": {**heads, MEMORY: memory}}
 
@@ -142,10 +146,13 @@ class Consistency(NextItem):
 
         Of several sequences of a user it is the last one in the batch.
         """
-        n_users = self.spec.n_users
-        users = jnp.where(is_last(batch.segments), batch.users, n_users).reshape(-1)
-        numbers = jnp.arange(users.shape[0], dtype=jnp.int32)
-        return jnp.full((n_users,), -1, jnp.int32).at[users].max(numbers, mode="drop")
+        owners = self._owners(batch)
+        numbers = jnp.arange(owners.shape[0], dtype=jnp.int32)
+        return jnp.full((self.spec.n_users,), -1, jnp.int32).at[owners].max(numbers, mode="drop")
+
+    def _owners(self, batch: Batch) -> Int[Array, " N"]:
+        """User of each position that ends a sequence, U for all others: int32[B L]."""
+        return jnp.where(is_last(batch.segments), batch.users, self.spec.n_users).reshape(-1)
 
     def loss(
         self, params: Any, batch: Batch, key: Array, resources: Resources

@@ -14,6 +14,7 @@ from jaxrec.data import (
     split_dataset,
     transposed,
 )
+from jaxrec.data.transposed import item_user_rows
 from jaxrec.errors import ConfigError, DataError
 from tests.helpers import small_dataset
 from tests.runs import jaxrec
@@ -80,6 +81,7 @@ def test_held_out_interactions_do_not_enter(name, random_dataset):
     other = split_dataset(poisoned(split), SPLITS[name])
     assert other.dataset.fingerprint != split.dataset.fingerprint
     assert transposed(other).fingerprint == transposed(split).fingerprint
+    np.testing.assert_array_equal(item_user_rows(other, 3), item_user_rows(split, 3))
     items = split.dataset.items.copy()
     place = int(np.flatnonzero(split.training_mask)[-1])
     items[place] = items[place] % split.dataset.n_items + 1

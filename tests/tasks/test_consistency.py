@@ -158,7 +158,8 @@ def test_states_are_remembered_from_the_average(decay):
     second = random_parameters(consistency.encoder, batch_with_targets(), seed=2)
     heads = jax.jit(consistency.init)(jax.random.key(0))
     assert ("average" in heads["memory"]) == (decay > 0)
-    one, other = toy_batch(HISTORIES, ROWS, USERS), toy_batch([[7, 7], [4]], None, [5, 8])
+    # User 8 has two sequences in the second batch, of which the later one counts.
+    one, other = toy_batch(HISTORIES, ROWS, USERS), toy_batch([[7, 7], [3, 2], [4]], None, [5, 8, 8])
     remember = jax.jit(consistency.remember)
     after = remember({**first, "task": heads}, one, Resources())
     after = remember({**second, "task": after["task"]}, other, Resources())
