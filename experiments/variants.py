@@ -16,14 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from experiments.record import RESULTS, command_line, dataset_line, write_record
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
-from jaxrec.analysis.compare import compare
+from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figure
+from jaxrec.analysis.figures import save_figure
+from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.api import fit
 from jaxrec.config import RunConfig, config_hash
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.sampler import RowStream
+from jaxrec.data.splits import Split
 from jaxrec.presets import sasrec
 from jaxrec.runs import Run
 from jaxrec.training.loop import train
@@ -53,7 +60,7 @@ class StudyOptions:
     """Options of every study; a study adds those of its own tuning.
 
     Attributes:
-      data: as for ``jaxrec train``.
+      data: as for ``jaxrec train``, or a dataset of S3-Rec's archive as in s3rec_data.zip:LastFM.
       seeds: models for each variant.
       epochs: most epochs of each.
       patience: a model that has not improved on validation for so many evaluations, two epochs apart, has ended. With few
@@ -69,8 +76,17 @@ class StudyOptions:
     out: str = "runs/study"
     only: tuple[str, ...] = ()
 
-    def conduct(self, what: str, variants: Sequence[Variant], sections: Settings | None = None) -> None:
-        """Train the preset "sasrec" in all ``variants``; write ``experiments/results/WHAT_<dataset>.{md,json}``.
+    def conduct(
+        self,
+        what: str,
+        variants: Sequence[Variant],
+        sections: Settings | None = None,
+        *,
+        metrics: Sequence[str] = ("HR@10", "NDCG@10"),
+        tables: Callable[[dict[str, Any]], Sequence[str]] | None = None,
+        figure: Callable[[dict[str, Any]], Figure] | None = None,
+    ) -> None:
+        """Train the preset "sasrec" in all ``variants``; write ``experiments/results/WHAT_<dataset>.{md,json,png}``.
 
         The records are written after each variant; until the last one they list the missing variants.
 
@@ -78,13 +94,12 @@ class StudyOptions:
           what: is compared: "attention" or "objectives".
           variants: all of the study; the first is what the others are compared with.
           sections: what differs from the preset in all of them.
+          metrics: metrics to compare.
+          tables: further Markdown of the record, from the result of `study`; it may add figures to the result.
+          figure: figure of the record, from the result of `study`; None = the differences with their intervals.
         """
-        unknown = set(self.only) - {variant.name for variant in variants}
-        if unknown:
-            raise SystemExit(
-                f"only: expected some of {', '.join(variant.name for variant in variants)}; got {sorted(unknown)}"
-            )
-        dataset = load_dataset(self.data)
+        chosen = self.chosen(variants)
+        dataset = self.load()
         training = {
             "seeds": tuple(range(self.seeds)),
             "epochs": self.epochs,
@@ -92,12 +107,60 @@ class StudyOptions:
             "patience": self.patience,
             "checkpoint_seconds": 60.0,
         }
-        base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **(sections or {})})
+        shared = dict(sections or {})
+        training |= dict(shared.pop("training", {}))
+        base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **shared})
         module = sys.modules[type(self).__module__].__spec__.name  # "__main__" when it is run as a script
-        chosen = [variant for variant in variants if not self.only or variant.name in self.only]
-        study(
-            base, chosen, dataset, Path(self.out), record=recorder(what, what.capitalize(), dataset, module)
-        )
+        write_record_of = recorder(what, what.capitalize(), dataset, module, figure)
+
+        def record(result: dict[str, Any]) -> None:
+            """Write the record with its further tables."""
+            result = {**result, "plan": self.plan(variants)}
+            added = tables(result) if tables is not None else ()
+            write_record_of({**result, "markdown": "\n\n".join([result["markdown"], *added])})
+
+        study(base, chosen, dataset, Path(self.out), metrics, record)
+
+    def load(self) -> SequenceDataset:
+        """Load the data of the study: ``PATH``, or ``PATH/s3rec_data.zip:NAME`` for a dataset of S3-Rec's archive."""
+        archive, _, name = self.data.rpartition(":")
+        if archive.endswith(".zip") and name:
+            return load_dataset(f"s3rec-{name.lower()}", archive=archive)
+        return load_dataset(self.data)
+
+    def chosen(self, variants: Sequence[Variant]) -> list[Variant]:
+        """Variants that ``only`` names.
+
+        Raises:
+          SystemExit: it names one that the study lacks.
+        """
+        unknown = set(self.only) - {variant.name for variant in variants}
+        if unknown:
+            raise SystemExit(
+                f"only: expected some of {', '.join(variant.name for variant in variants)}; got {sorted(unknown)}"
+            )
+        return [variant for variant in variants if not self.only or variant.name in self.only]
+
+    def plan(self, variants: Sequence[Variant]) -> dict[str, Any]:
+        """Variants, seeds and other options as the study was planned, and those that were asked for.
+
+        Args:
+          variants: all of the study.
+        """
+        options = {
+            field.name: (field.default, getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in ("data", "out", "only")
+        }
+        return {
+            "variants": [variant.name for variant in variants],
+            "left_out": [variant.name for variant in variants if self.only and variant.name not in self.only],
+            "changed": {
+                name: {"planned": planned, "ran": ran}
+                for name, (planned, ran) in options.items()
+                if planned != ran
+            },
+        }
 
 
 def apply(config: RunConfig, sections: Settings) -> RunConfig:
@@ -110,6 +173,22 @@ def apply(config: RunConfig, sections: Settings) -> RunConfig:
         )
         config = config.updated(fields)
     return config
+
+
+def steps_ratio(batches: Settings, reference: Settings, split: Split) -> float:
+    """Epochs of ``batches`` with as many steps as one of ``reference``.
+
+    Args:
+      batches: options that differ from those of the preset "sasrec".
+      reference: the same of what is compared with.
+      split: of the data.
+    """
+
+    def rows(options: Settings) -> int:
+        config = apply(sasrec(), {"batches": options}).batches
+        return RowStream(split.train_starts, split.train_stops, config, seed=0).rows_per_epoch
+
+    return rows(reference) / rows(batches)
 
 
 def tuned(
@@ -211,14 +290,16 @@ def _so_far(
 ) -> dict[str, Any]:
     if len(runs) > 1:
         comparison = compare(runs, metrics)
-        text, differences = comparison.to_markdown(), comparison.differences
+        text, differences, cases = comparison.to_markdown(), comparison.differences, comparison.users
     else:  # `StudyOptions.only` may name a single one
         text, differences = (
             to_markdown(["run", *metrics], [[rows[0]["name"], *_values(results, metrics)]]),
             (),
         )
+        cases = 0
     return {
         "unfinished": unfinished,
+        "cases": cases,
         "dataset": results["dataset"],
         "split": results["split"],
         "protocol": results["protocol"],
@@ -241,7 +322,11 @@ def _values(results: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
 
 
 def recorder(
-    what: str, title: str, dataset: SequenceDataset, module: str
+    what: str,
+    title: str,
+    dataset: SequenceDataset,
+    module: str,
+    figure: Callable[[dict[str, Any]], Figure] | None = None,
 ) -> Callable[[dict[str, Any]], None]:
     """`write` to ``experiments/results/WHAT_<dataset>``, as the result of the present command in ``module``."""
     return functools.partial(
@@ -249,13 +334,87 @@ def recorder(
         title=f"{title} on {dataset.name}",
         command=command_line(module),
         name=f"{what}_{dataset.name.lower().replace(' ', '-')}",
+        figure=figure,
     )
 
 
+def contrasts(
+    out: Path | str, pairs: Sequence[tuple[str, str]], metric: str = "NDCG@10"
+) -> list[dict[str, Any]]:
+    """Paired differences between finished variants of a study, corrected over all of them (Holm).
+
+    Args:
+      out: folder of the run directories.
+      pairs: (a, b), names of variants; the difference is b less a.
+      metric: to compare.
+    """
+
+    def values(name: str) -> np.ndarray:
+        ranks = Run(Path(out) / name.replace(" ", "-")).ranks("test")
+        return np.stack([evaluation.values(metric) for evaluation, _ in ranks])
+
+    measured = [(values(a), values(b)) for a, b in pairs]
+    effects = [paired_bootstrap(a, b) for a, b in measured]
+    corrected = holm([effect.p_value for effect in effects])
+    return [
+        {
+            "a": a,
+            "b": b,
+            "metric": metric,
+            **effect._asdict(),
+            "p_holm": float(p),
+            "detectable": minimal_detectable_difference(*both),
+        }
+        for (a, b), effect, p, both in zip(pairs, effects, corrected, measured, strict=True)
+    ]
+
+
+def contrast_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of `contrasts`."""
+    return to_markdown(
+        ["metric", "comparison", "difference", "95% interval", "p Holm", "detectable"],
+        [
+            [
+                row["metric"],
+                f"{row['b']} - {row['a']}",
+                f"{row['difference']:+.4f}",
+                f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+                f"{row['p_holm']:.4f}",
+                f"{row['detectable']:.4f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def effects(result: Mapping[str, Any]) -> Figure:
+    """Draw the differences of a study's result to its first variant."""
+    rows = [Difference(**each) for each in result["differences"]]
+    metrics = tuple(dict.fromkeys(row.metric for row in rows))
+    return effect_figure(Comparison(metrics, {}, rows, result["cases"], result["protocol"], 0.95))
+
+
+def plan_line(plan: Mapping[str, Any]) -> str:
+    """The part of a plan that did not run, in words; empty where all of it did."""
+    parts = [
+        f"{name} {change['ran']} instead of {change['planned']}" for name, change in plan["changed"].items()
+    ]
+    if plan["left_out"]:
+        parts.append(f"without {'; '.join(plan['left_out'])}")
+    if not parts:
+        return ""
+    return f"**Less than planned** ({len(plan['variants'])} variants): {', '.join(parts)}."
+
+
 def write(
-    result: Mapping[str, Any], title: str, command: str, name: str, folder: Path | str = RESULTS
+    result: dict[str, Any],
+    title: str,
+    command: str,
+    name: str,
+    folder: Path | str = RESULTS,
+    figure: Callable[[dict[str, Any]], Figure] | None = None,
 ) -> None:
-    """Write the record ``name`` of a study."""
+    """Write the record ``name`` of a study, with its figure."""
     tuning = [
         f"- {row['name']}: "
         + "; ".join(f"{json.dumps(t['candidate'])} {t['valid']:.4f}" for t in row["tried"])
@@ -282,11 +441,14 @@ def write(
     seeds = f"Seeds {result['seeds']}."
     chosen = "Settings and stopping" if tuning else "Nothing was tuned; stopping"
     verb = "were" if tuning else "was"
+    drawn = figure or (effects if result["differences"] else None)
     body = [
         partial,
+        plan_line(result["plan"]) if "plan" in result else "",
         f"{dataset_line(result['dataset'])} {result['split']['protocol']}; {result['protocol']}. {seeds} {chosen} {verb} "
         "chosen on validation; test targets were ranked once.",
         result["markdown"],
+        f"![Figure]({name}.png)" if drawn else "",
         "Without training:\n\n" + "\n".join(baselines),
         "\n".join(
             [
@@ -300,3 +462,5 @@ def write(
     write_record(
         name, result, title=title, command=command, body=[part for part in body if part], folder=folder
     )
+    if drawn:
+        save_figure(drawn(result), Path(folder) / f"{name}.png")

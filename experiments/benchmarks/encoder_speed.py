@@ -17,9 +17,11 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
-from experiments.record import command_line, number, write_record
+from experiments.record import RESULTS, command_line, number, write_record
 from experiments.scaling.steps import Program, random_histories
+from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.config import RunConfig
 from jaxrec.data.catalogue import AttributeTable
@@ -106,6 +108,9 @@ def measure(shape: str, options: Options) -> list[dict[str, Any]]:
             "parameters": programs[preset].setup.encoder.parameter_count(),
             "interactions_per_step": programs[preset].targets / options.steps,
             "seconds_per_step": float(np.median(seconds[preset][1:])),
+            "seconds_per_epoch": float(
+                np.median(seconds[preset][1:]) * programs[preset].setup.schedule.steps_per_epoch
+            ),
             "interactions_per_second": float(np.median(rates[preset])),
             # Of the same round: paired, so that drift cancels.
             "speed_against_sasrec": float(np.median(rates[preset] / rates["sasrec"])),
@@ -113,6 +118,19 @@ def measure(shape: str, options: Options) -> list[dict[str, Any]]:
         }
         for preset in programs
     ]
+
+
+def figure(cases: list[dict[str, Any]]) -> Figure:
+    """Draw the seconds of an epoch of each encoder over those of SASRec."""
+    shapes = list(dict.fromkeys(case["shape"] for case in cases))
+    drawing = Figure(figsize=(5 * len(shapes), 3.5), layout="constrained")
+    for axes, shape in zip(drawing.subplots(1, len(shapes), squeeze=False)[0], shapes, strict=True):
+        rows = [case for case in cases if case["shape"] == shape]
+        base = next(case["seconds_per_epoch"] for case in rows if case["preset"] == "sasrec")
+        axes.barh([case["preset"] for case in rows], [case["seconds_per_epoch"] / base for case in rows])
+        axes.set(title=shape, xlabel="seconds of an epoch over SASRec's", xscale="log")
+        axes.axvline(1, color="black", linewidth=0.8)
+    return drawing
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -137,4 +155,5 @@ if __name__ == "__main__":
                 "Medians over rounds in which all programs ran in turn; rates against SASRec are paired by round."
             ],
         )
+        save_figure(figure(result["cases"]), RESULTS / f"{arguments.record}.png")
     print(json.dumps(result) if arguments.json else to_markdown(keys, table))

@@ -19,12 +19,11 @@ import numpy as np
 import tyro
 
 from experiments.record import RESULTS, command_line, dataset_line, write_record
-from experiments.variants import StudyOptions, Variant, study
+from experiments.variants import StudyOptions, Variant, plan_line, study
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.generation import GenerationQuality, generation_figure, generation_quality
 from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.models import GRU4RecConfig
 from jaxrec.presets import sasrec
@@ -71,7 +70,9 @@ def variants(options: Options) -> list[Variant]:
 
 def main(options: Options) -> None:
     """Train, generate, and write the record."""
-    dataset = load_dataset(options.data)
+    rows = variants(options)
+    chosen = options.chosen(rows)
+    dataset = options.load()
     base = sasrec().updated(
         {
             "data.source": options.data,
@@ -80,10 +81,10 @@ def main(options: Options) -> None:
             "training.seeds": tuple(range(options.seeds)),
             "training.epochs": options.epochs,
             "training.patience": options.patience,
+            "training.checkpoint_seconds": 60.0,
         }
     )
-    chosen = [each for each in variants(options) if not options.only or each.name in options.only]
-    trained = study(base, chosen, dataset, Path(options.out))
+    trained = {**study(base, chosen, dataset, Path(options.out)), "plan": options.plan(rows)}
     record(options, trained, measure(options, chosen, dataset), dataset.name)
 
 
@@ -160,7 +161,8 @@ def record(
         name,
         {
             **{
-                key: trained[key] for key in ("dataset", "split", "protocol", "seeds", "versions", "hardware")
+                key: trained[key]
+                for key in ("plan", "dataset", "split", "protocol", "seeds", "versions", "hardware")
             },
             "trained": [
                 {key: row[key] for key in ("name", "metrics", "training")} for row in trained["variants"]
@@ -174,7 +176,9 @@ def record(
         title=f"Generated sequences of {options.steps} items on {dataset}",
         command=command_line("experiments.revisited.generation"),
         body=[
+            *filter(None, [plan_line(trained["plan"])]),
             f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}. Seeds {trained['seeds']}.",
+            f"![Figure]({name}.png)",
             differences,
             *tables,
         ],

@@ -1,4 +1,4 @@
-"""Beyond-accuracy metrics of recommendation lists: coverage, concentration, novelty and diversity."""
+"""Beyond-accuracy metrics of recommendation lists: coverage, concentration, exposure, novelty and diversity."""
 
 from __future__ import annotations
 
@@ -30,6 +30,46 @@ def gini(lists: np.ndarray, n_items: int) -> float:
         return 0.0
     place = np.arange(1, n_items + 1)
     return float(((2 * place - n_items - 1) * counts).sum() / (n_items * counts.sum()))
+
+
+def exposure_shift(lists: np.ndarray, item_counts: np.ndarray) -> float:
+    """Share of list places that would have to change for exposure in proportion to consumption: 0 = proportional.
+
+    The total variation distance between the items' shares of list places and of training interactions; NaN where there is
+    neither.
+
+    Args:
+      lists: int32[E, K], 0 = none.
+      item_counts: int[V+1], training interactions of each item.
+    """
+    shown, consumed = _exposure(lists, item_counts)
+    return float(np.abs(shown - consumed).sum() / 2)
+
+
+def head_exposure(lists: np.ndarray, item_counts: np.ndarray) -> float:
+    """Share of list places that the most consumed tenth of the items gets, over its share of training interactions.
+
+    1 = as much as it is consumed, above 1 = popular items are shown more than that. Of items with as many interactions as
+    the last of the tenth, all count in proportion to the places that are left. NaN where there is no list or interaction.
+
+    Args:
+      lists: int32[E, K], 0 = none.
+      item_counts: int[V+1], training interactions of each item.
+    """
+    shown, consumed = _exposure(lists, item_counts)
+    size = max(1, round(len(consumed) / 10))
+    bound = np.sort(consumed)[-size]
+    above, level = consumed > bound, consumed == bound
+    weight = above + level * ((size - above.sum()) / level.sum())
+    return float((weight * shown).sum() / (weight * consumed).sum())
+
+
+def _exposure(lists: np.ndarray, item_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each item's share of list places and of training interactions, float64[V] both."""
+    consumed = np.asarray(item_counts, np.float64)[1:]
+    shown = _counts(lists, len(consumed)).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return shown / shown.sum(), consumed / consumed.sum()
 
 
 def _counts(lists: np.ndarray, n_items: int) -> np.ndarray:
@@ -103,6 +143,8 @@ def beyond_accuracy(
     values = {
         f"coverage@{k}": coverage(lists, n_items),
         f"gini@{k}": gini(lists, n_items),
+        f"exposure_shift@{k}": exposure_shift(lists, item_counts),
+        f"head_exposure@{k}": head_exposure(lists, item_counts),
         f"mean_popularity@{k}": mean_popularity(lists, item_counts),
         f"self_information_bits@{k}": self_information(lists, item_counts, n_users),
     }

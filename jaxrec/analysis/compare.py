@@ -326,9 +326,8 @@ def training_facts(config: Mapping[str, Any]) -> dict[str, str]:
     mode, targets = batches.get("mode", "packed"), batches.get("targets", "all")
     if mode == "prefix":
         per_sequence = batches.get("prefixes_per_sequence", 0)
-        examples = "every prefix with its last target" + (
-            f", {per_sequence} per sequence" if per_sequence else ""
-        )
+        counted = "every target" if batches.get("prefix_targets") == "all" else "its last target"
+        examples = f"every prefix with {counted}" + (f", {per_sequence} per sequence" if per_sequence else "")
     elif targets == "last":
         examples = f"{mode} sequences, last target only"
     else:

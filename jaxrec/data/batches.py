@@ -44,8 +44,8 @@ class BatchConfig:
 
     Attributes:
       mode: packed puts several sequences into a row, padded one; prefix packs every prefix of every sequence, with its last
-        target only. With position_origin end each target of prefix mode sees positions relative to itself (Revisiting
-        SASRec, experiment E1); with start the positions are those of packed mode.
+        target (or see prefix_targets). With position_origin end each last target sees positions relative to itself
+        (Revisiting SASRec, experiment E1); with start the positions are those of packed mode.
       batch_size: B, rows of a training step.
       max_length: L, positions of a row and the longest history that the model sees.
       position_origin: positions count from the start or from the end of a sequence (the original SASRec counts from the
@@ -53,6 +53,8 @@ class BatchConfig:
       long_histories: of a sequence longer than L, train on the last L interactions or on all of them, cut into consecutive
         windows.
       targets: train on all time steps, or on the last of each sequence only.
+      prefix_targets: in prefix mode, train on the last target of each prefix, or on all of its time steps: early targets
+        then count once for every longer prefix.
       prefixes_per_sequence: in prefix mode, prefixes of each sequence that an epoch draws; 0 = all.
       max_segments: most sequences in one row.
       shares: equal parts of the log, user after user, from which the rows of every batch come in equal numbers, the first
@@ -66,6 +68,7 @@ class BatchConfig:
     position_origin: PositionOrigin = "start"
     long_histories: Literal["last", "windows"] = "last"
     targets: Literal["all", "last"] = "all"
+    prefix_targets: Literal["last", "all"] = "last"
     prefixes_per_sequence: Annotated[int, Range("[0, inf)")] = 0
     max_segments: Annotated[int, Range("[1, inf)")] = 32
     shares: Annotated[int, Range("[1, inf)")] = 1
@@ -77,11 +80,16 @@ class BatchConfig:
             raise ConfigError(
                 f"--batches.batch-size must be a multiple of --batches.shares, got {self.batch_size} and {self.shares}"
             )
+        if self.prefix_targets == "all" and self.mode != "prefix":
+            raise ConfigError(
+                f"--batches.prefix-targets all needs --batches.mode prefix, got {self.mode}; set it, or use "
+                "--batches.targets"
+            )
 
     @property
     def last_only(self) -> bool:
         """Whether only the last target of each sequence of a row counts."""
-        return self.mode == "prefix" or self.targets == "last"
+        return (self.prefix_targets if self.mode == "prefix" else self.targets) == "last"
 
 
 def gather_batch(  # noqa: PLR0913 - one call fills a batch of any kind

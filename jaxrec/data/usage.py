@@ -101,7 +101,13 @@ def data_usage(split: Split, batches: BatchConfig, *, remove_seen: bool = True) 
     )
     if batches.mode == "prefix":
         per_sequence = batches.prefixes_per_sequence
-        per_epoch = int(np.minimum(targets, per_sequence).sum() if per_sequence else targets.sum())
+        drawn = np.minimum(targets, per_sequence) if per_sequence else targets
+        if batches.prefix_targets == "all":
+            # Prefixes of 1, 2, ... interactions, but no longer than L, each as likely as the others.
+            short = np.minimum(targets, batches.max_length)
+            in_all = short * (short + 1) // 2 + (targets - short) * batches.max_length
+            drawn = drawn * in_all / np.maximum(targets, 1)
+        per_epoch = round(float(drawn.sum()))
         reached = int(targets.sum())
     else:
         reached = int(sequences.lengths.sum())

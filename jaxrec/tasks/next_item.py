@@ -10,6 +10,10 @@ what is fed back is one step of generation, not a whole sequence of them.
 With ``item_swap`` above 0 items are exchanged for random ones as in SSE-PT's published code (Wu et al., RecSys 2020;
 stochastic shared embeddings, NeurIPS 2019, arXiv 1905.10630): a swapped interaction is the random item both as an input and
 as the target of the interaction before it, and its own target is another random item.
+
+Two more options are proposals of *Revisiting SASRec* (arXiv 2504.09596), read here: ``random_offsets`` shifts the
+positions of each sequence, so that no position tells how far its end is; ``accuracy_power`` weights each target by
+how well the model predicts it.
 """
 
 from __future__ import annotations
@@ -26,13 +30,14 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import Encoder
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.segments import is_first, is_last
+from jaxrec.nn.segments import first_index, is_first, is_last, last_index, per_segment
 from jaxrec.objectives import LossInputs, ObjectiveConfig, SamplingInputs
 from jaxrec.options import Range
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
 
-#: Of the keys of a step: keeps the draws of exposure apart from dropout and negatives.
+#: Of the keys of a step: keep the draws of exposure and of offsets apart from dropout and negatives.
 _EXPOSURE_STREAM = 11
+_OFFSET_STREAM = 12
 
 
 @TASKS.register("next-item")
@@ -45,11 +50,17 @@ class NextItemConfig(TaskConfig):
         interaction of a sequence never is. A step with it takes one more forward pass and the scores of all items.
       exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item).
       item_swap: probability that an interaction is exchanged for a random item, as an input and as a target (SSE-PT).
+      random_offsets: shift the positions of each sequence in training by a draw from 0 to the most that keeps them below L;
+        for positions that are added at the input.
+      accuracy_power: weight of a target is the probability that the model gives it, to this power, without a gradient: above
+        0 well predicted targets count more, below 0 less. A step with it takes the scores of all items.
     """
 
     exposure: Annotated[float, Range("[0, 1]")] = 0.0
     exposure_choice: Literal["sample", "greedy"] = "sample"
     item_swap: Annotated[float, Range("[0, 1)")] = 0.0
+    random_offsets: bool = False
+    accuracy_power: Annotated[float, Range("[-10, 10]")] = 0.0
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -61,9 +72,18 @@ class NextItemConfig(TaskConfig):
             )
 
     def build(self, encoder: Encoder, objective: ObjectiveConfig) -> NextItem:
-        """Build the task."""
-        if self.exposure:
-            return ExposedNextItem(encoder, objective, self)
+        """Build the task.
+
+        Raises:
+          ConfigError: offsets of positions for an encoder that adds none.
+        """
+        if self.random_offsets and not getattr(encoder, "has_additive_positions", False):
+            raise ConfigError(
+                "--task.random-offsets shifts positions that are added at the input: expected an encoder with "
+                "--encoder.positions learned or sinusoidal, got one without; choose one of them, or leave the offsets out"
+            )
+        if self.exposure or self.random_offsets or self.accuracy_power:
+            return AlteredNextItem(encoder, objective, self)
         if self.item_swap:
             return SwappedNextItem(encoder, objective, self)
         return NextItem(encoder, objective)
@@ -110,17 +130,31 @@ class SwappedNextItem(NextItem):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExposedNextItem(SwappedNextItem):
-    """The same after a share of the inputs became predictions, too.
+class AlteredNextItem(SwappedNextItem):
+    """The same with the options of the configuration: predictions among the inputs, shifted positions, weighted targets.
 
     Attributes:
-      config: share and choice.
+      config: the options.
     """
 
     def loss(self, params: Any, batch: Batch, key: Array, resources: Resources) -> tuple[Array, Array]:
         """Compute the objective; see `Task.loss`."""
-        exposed = self.expose(params, batch, jax.random.fold_in(key, _EXPOSURE_STREAM))
-        return super().loss(params, exposed, key, resources)
+        if self.config.random_offsets:
+            batch = shift_positions(batch, self.spec.max_length, jax.random.fold_in(key, _OFFSET_STREAM))
+        if self.config.exposure:
+            batch = self.expose(params, batch, jax.random.fold_in(key, _EXPOSURE_STREAM))
+        dropout_key, objective_key = jax.random.split(key)
+        hidden = self.encoder.apply({"params": params}, batch, True, rngs={"dropout": dropout_key})
+        if self.config.accuracy_power:
+            batch = self.weigh(params, batch, hidden)
+        return item_loss(self, params, hidden, batch, objective_key, resources)
+
+    def weigh(self, params: Any, batch: Batch, hidden: Float[Array, "B L D"]) -> Batch:
+        """Multiply each target's weight by its probability to the power ``accuracy_power``."""
+        table = self.encoder.item_table(lax.stop_gradient(params))
+        logarithm = log_probabilities(lax.stop_gradient(hidden), table, batch.targets)
+        factor = jnp.exp(self.config.accuracy_power * logarithm)
+        return batch._replace(weights=batch.weights * jnp.where(batch.targets > 0, factor, 0.0))
 
     def expose(self, params: Any, batch: Batch, key: Array) -> Batch:
         """Replace inputs by predictions, each with the probability ``exposure``."""
@@ -133,6 +167,39 @@ class ExposedNextItem(SwappedNextItem):
         chosen = jax.random.uniform(place_key, batch.items.shape) < self.config.exposure
         chosen = chosen & (batch.segments > 0) & ~is_first(batch.segments)
         return batch._replace(items=jnp.where(chosen, predicted, batch.items))
+
+
+def shift_positions(batch: Batch, max_length: int, key: Array) -> Batch:
+    """Add to the positions of each sequence a draw from 0 to the most that keeps all of them below ``max_length``."""
+    segments = batch.segments
+    room = max_length - 1 - (last_index(segments) - first_index(segments))
+    draws = per_segment(jax.random.uniform(key, segments.shape), segments)
+    offset = jnp.minimum((draws * (room + 1).astype(draws.dtype)).astype(jnp.int32), room)
+    return batch._replace(positions=jnp.where(segments > 0, batch.positions + offset, batch.positions))
+
+
+def log_probabilities(
+    hidden: Float[Array, "B L D"], table: ItemTable, targets: Int[Array, "B L"]
+) -> Float[Array, "B L"]:
+    """Logarithm of the softmax probability of each target among all items; one column of [B, V] scores at a time.
+
+    Args:
+      hidden: states.
+      table: the candidates.
+      targets: items, 0 = none, whose value is that of some item.
+    """
+    item = jnp.arange(table.vectors.shape[0], dtype=jnp.int32)[None]
+    candidate = (item >= 1) & (item <= table.n_items)
+
+    def of_column(column: tuple[Array, Array]) -> Array:
+        states, wanted = column
+        scores = lax.dot_general(states, table.vectors, (((1,), (1,)), ((), ())))
+        scores = scores if table.bias is None else scores + table.bias[None]
+        scores = jnp.where(candidate, scores, -jnp.inf)
+        own = jnp.take_along_axis(scores, jnp.maximum(wanted, 1)[:, None], axis=1)[:, 0]
+        return own - jax.nn.logsumexp(scores, axis=1)
+
+    return lax.map(of_column, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1))).T
 
 
 def predict(hidden: Float[Array, "B L D"], table: ItemTable, key: Array | None) -> Int[Array, "B L"]:

@@ -9,7 +9,9 @@ import pytest
 from jaxrec.analysis.beyond_accuracy import (
     beyond_accuracy,
     coverage,
+    exposure_shift,
     gini,
+    head_exposure,
     intra_list_diversity,
     mean_popularity,
     self_information,
@@ -29,6 +31,23 @@ def test_coverage_and_concentration():
     assert gini(np.array([[1], [2], [3]]), 3) == pytest.approx(0)
     assert gini(np.ones((50, 1), int), 100) == pytest.approx(0.99)
     assert gini(np.zeros((2, 2), int), 5) == 0
+
+
+def test_exposure_in_proportion_to_consumption():
+    shown, total = {1: 1, 2: 3, 3: 3, 5: 1}, sum(COUNTS)
+    shift = sum(abs(shown.get(item, 0) / 8 - COUNTS[item] / total) for item in range(1, 7)) / 2
+    assert exposure_shift(LISTS, COUNTS) == pytest.approx(shift)
+    proportional = np.repeat(np.arange(7), COUNTS)[:, None]
+    assert exposure_shift(proportional, COUNTS) == pytest.approx(0)
+    assert exposure_shift(np.array([[5]]), COUNTS) == pytest.approx(1), "an item that nobody consumed"
+    # The tenth of six items is one: the first.
+    assert head_exposure(LISTS, COUNTS) == pytest.approx((1 / 8) / (50 / total))
+    assert head_exposure(proportional, COUNTS) == pytest.approx(1)
+    # The tenth of twenty are two: the first, and one of three that are alike.
+    counts = np.array([0, 9, 4, 4, 4, *([1] * 16)])
+    lists = np.array([[1, 2], [2, 7]])
+    assert head_exposure(lists, counts) == pytest.approx((1 + 2 / 3) / 4 / ((9 + 4) / counts.sum()))
+    assert math.isnan(exposure_shift(np.zeros((1, 2), int), COUNTS))
 
 
 def test_novelty():
@@ -59,6 +78,8 @@ def test_diversity_equals_the_loop():
     assert set(found) == {
         "coverage@5",
         "gini@5",
+        "exposure_shift@5",
+        "head_exposure@5",
         "mean_popularity@5",
         "self_information_bits@5",
         "intra_list_diversity@5",

@@ -146,6 +146,21 @@ def test_each_epoch_holds_every_target_once():
                 assert rows.lengths.sum() == stream.targets_per_epoch
 
 
+def test_all_targets_of_each_prefix():
+    """The first target of a sequence counts once for every prefix, the last one once."""
+    items, starts, stops = log([6])
+    config = BatchConfig(mode="prefix", batch_size=1, max_length=16, prefix_targets="all")
+    stream = RowStream(starts, stops, config, seed=0)
+    batch = gather_batch(stream.epoch_rows(0), items, max_length=16, last_only=config.last_only)
+    counted = np.bincount(batch.targets[batch.weights > 0], minlength=items.max() + 1)
+    assert counted[items[1:]].tolist() == [5, 4, 3, 2, 1]
+    assert stream.targets_per_epoch == 15
+    with pytest.raises(
+        ConfigError, match=r"--batches\.prefix-targets all needs --batches\.mode prefix, got packed"
+    ):
+        BatchConfig(prefix_targets="all")
+
+
 def test_drawn_prefixes():
     _, starts, stops = log([1, 2, 9, 30])
     config = BatchConfig(mode="prefix", max_length=16, prefixes_per_sequence=3)

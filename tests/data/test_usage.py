@@ -28,6 +28,7 @@ def streamed_targets(split, batches, epochs=1):
 @pytest.mark.parametrize("options", [
     {}, {"long_histories": "windows"}, {"mode": "padded"}, {"targets": "last"}, {"mode": "prefix", "position_origin": "end"},
     {"mode": "prefix", "position_origin": "end", "prefixes_per_sequence": 2},
+    {"mode": "prefix", "position_origin": "end", "prefix_targets": "all"},
 ])  # fmt: skip
 @pytest.mark.parametrize("seed", range(3))
 def test_counts_are_those_of_the_stream(options, seed, random_dataset):

@@ -10,9 +10,10 @@ from jaxrec.models import TransformerConfig
 from jaxrec.nn.spec import DataSpec
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.tasks import NextItem, NextItemConfig, Resources
+from jaxrec.tasks.next_item import shift_positions
 from tests.models.cases import random_parameters
 from tests.models.oracles import float64, transformer
-from tests.tasks.data import V, toy_batch, toy_encoder
+from tests.tasks.data import L, V, toy_batch, toy_encoder
 
 HISTORIES = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5], [8]]
 ROWS = [[0], [1, 2], [3]]
@@ -94,6 +95,72 @@ def test_places_and_items_are_drawn_as_they_should():
             column += len(history)
         assert (drawn[:, r, column:] == 0).all()
     assert true.max() <= V
+
+
+def test_targets_weighted_by_how_well_they_are_predicted():
+    """Loss and weights are those of the definition, and the weights take no gradient."""
+    batch = batch_with_targets()
+    weighted = task(accuracy_power=0.5)
+    params = random_parameters(weighted.encoder, batch)
+    step = jax.jit(jax.value_and_grad(weighted.loss, has_aux=True))
+    (total, weight), gradient = step(params, batch, jax.random.key(0), Resources())
+    exact, expected, sum_of_weights = float64(params), 0.0, 0.0
+    weights = np.zeros(batch.weights.shape)
+    for row, members in enumerate(ROWS):
+        column = 0
+        for member in members:
+            history = HISTORIES[member]
+            for logits, target in zip(
+                scores(weighted.encoder, exact, history), [*history[1:], 7], strict=True
+            ):
+                probability = np.exp(logits[target - 1]) / np.exp(logits).sum()
+                weights[row, column] = np.sqrt(probability)
+                expected -= weights[row, column] * np.log(probability)
+                sum_of_weights += weights[row, column]
+                column += 1
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+    assert float(weight) == pytest.approx(sum_of_weights, rel=1e-4)
+    fixed = batch._replace(weights=jnp.asarray(weights, jnp.float32))
+    plain = jax.jit(jax.grad(lambda p: task().loss(p, fixed, jax.random.key(0), Resources())[0]))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, plain)
+
+
+def test_positions_are_shifted_by_sequence():
+    """Each sequence moves as a whole, by every number of places that leaves it below L, each as likely; padding stays."""
+    batch, n = batch_with_targets(), 3000
+    shifted = jax.jit(jax.vmap(lambda key: shift_positions(batch, L, key)))(
+        jax.random.split(jax.random.key(3), n)
+    )
+    moved = np.asarray(shifted.positions) - np.asarray(batch.positions)
+    np.testing.assert_array_equal(shifted.items[0], batch.items)
+    first = moved[:, 1, 0]
+    for row, members in enumerate(ROWS):
+        column = 0
+        for member in members:
+            size = len(HISTORIES[member])
+            own = moved[:, row, column : column + size]
+            assert (own == own[:, :1]).all()
+            counts = np.bincount(own[:, 0], minlength=L - size + 1) / n
+            expected = 1 / (L - size + 1)
+            assert len(counts) == L - size + 1, "the last position stays below L"
+            assert (np.abs(counts - expected) < 5 * np.sqrt(expected * (1 - expected) / n) + 1e-3).all()
+            column += size
+        assert (moved[:, row, column:] == 0).all()
+    assert not np.array_equal(first, moved[:, 1, 2]), "sequences of a row move apart"
+
+
+def test_random_offsets_reach_the_encoder():
+    batch, shifted = batch_with_targets(), task(random_offsets=True)
+    params = random_parameters(shifted.encoder, batch)
+    key = jax.random.key(8)
+    apart = jax.jit(shift_positions, static_argnums=1)(batch, L, jax.random.fold_in(key, 12))
+    loss = jax.jit(shifted.loss)(params, batch, key, Resources())[0]
+    plain = jax.jit(task().loss)(params, apart, key, Resources())[0]
+    assert float(loss) == pytest.approx(float(plain), rel=1e-5)
+    with pytest.raises(
+        ConfigError, match=r"--task\.random-offsets shifts positions .*--encoder\.positions learned"
+    ):
+        NextItemConfig(random_offsets=True).build(toy_encoder(positions="rotary"), CrossEntropyConfig())
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Studies of the positional kernel (Nabiev & Frolov 2026)."""

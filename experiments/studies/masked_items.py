@@ -1,0 +1,97 @@
+"""BERT4Rec against SASRec: the same loss, the same encoder and the same budget, next items or masked items.
+
+    python -m experiments.studies.masked_items
+    python -m experiments.studies.masked_items --data s3rec_data.zip:Beauty --out runs/masked-items-beauty
+
+All rows have exact cross-entropy over the catalogue. BERT4Rec's encoder is trained by both tasks; the first row is
+the preset "sasrec", whose blocks differ. A step of masked items has a fifth of the targets, so two rows have four
+times the epochs, without an early end.
+
+Writes ``experiments/results/masked-items_<dataset>.{md,json,png}`` after each row; until all are done, it says which
+are missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tyro
+
+from experiments.variants import StudyOptions, Variant, contrast_table, contrasts
+from jaxrec.analysis.tables import to_markdown
+from jaxrec.presets import bert4rec
+from jaxrec.tasks import MaskedItemConfig, NextItemConfig, TaskConfig
+
+#: How many times the epochs of the longer rows.
+TIMES = 4
+PAIRS = (
+    ("next item", "masked items"),
+    ("next item, longer", "masked items, longer"),
+    ("masked items", "masked items, longer"),
+    ("next item", "next item, longer"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(StudyOptions):
+    """Compare the tasks.
+
+    Attributes:
+      learning_rate: the same for all.
+    """
+
+    learning_rate: float = 1e-3
+    patience: int = 10
+    out: str = "runs/masked-items"
+
+
+def variants(epochs: float, mask_rate: float = 0.2) -> list[Variant]:
+    """Return the rows; the others are compared with the first."""
+    encoder = bert4rec().encoder
+    tasks: dict[str, TaskConfig] = {
+        "next item": NextItemConfig(),
+        "masked items": MaskedItemConfig(mask_rate=mask_rate),
+    }
+    rows = [Variant("sasrec", {})]
+    rows += [Variant(name, {"encoder": encoder, "task": task}) for name, task in tasks.items()]
+    for name, task in tasks.items():
+        training = {"epochs": TIMES * epochs, "patience": 0, "evaluate_every": 2 * TIMES}
+        rows.append(Variant(f"{name}, longer", {"encoder": encoder, "task": task, "training": training}))
+    return rows
+
+
+def tables(out: str, result: dict[str, Any]) -> list[str]:
+    """Markdown: the questions, and what each row cost."""
+    names = [row["name"] for row in result["variants"]]
+    chosen = [pair for pair in PAIRS if set(pair) <= set(names)]
+    found = []
+    if chosen:
+        result["questions"] = contrasts(out, chosen)
+        found += ["Pairs of rows, corrected over these:", contrast_table(result["questions"])]
+    lines = [
+        [
+            row["name"],
+            f"{row['training']['epochs']:.0f}",
+            str(row["training"]["best_steps"]),
+            f"{row['timing']['training_seconds'] / row['training']['epochs']:.2f}",
+        ]
+        for row in result["variants"]
+    ]
+    header = ["row", "epochs", "best steps", "seconds per epoch, all seeds"]
+    return [*found, to_markdown(header, lines)]
+
+
+def main(options: Options) -> None:
+    """Run the study and write its record."""
+    shared = {"optimizer": {"learning_rate": options.learning_rate}}
+    options.conduct(
+        "masked-items",
+        variants(options.epochs),
+        shared,
+        tables=lambda result: tables(options.out, result),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

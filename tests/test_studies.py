@@ -1,0 +1,282 @@
+"""Scripts of the papers' studies: their rows can be trained, their own measures follow the definitions, and they run."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import variants
+from experiments.awrsr import table as awrsr_table
+from experiments.kernel import ablation
+from experiments.miq import pretraining, sampled_users, table2
+from experiments.revisited import positions, sampling
+from experiments.studies import masked_items, prefix_verdict
+from experiments.variants import StudyOptions, Variant, apply, plan_line
+from jaxrec.data.batches import BatchConfig
+from jaxrec.data.splits import split_dataset
+from jaxrec.nn.spec import DataSpec
+from jaxrec.presets import sasrec
+from tests.helpers import small_dataset
+from tests.tasks.data import described_dataset
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+DATASET = small_dataset()
+SPLIT = split_dataset(DATASET, sasrec().split)
+ROWS = {
+    "sampling": sampling.variants(16),
+    "prefix verdict": prefix_verdict.variants(10, SPLIT),
+    "positions": positions.variants(10, SPLIT),
+    "masked items": masked_items.variants(10),
+    "table 2": table2.variants(table2.Options()),
+    "awrsr": awrsr_table.variants((2,)),
+    "kernel": ablation.variants(),
+    "pretraining": pretraining.variants(pretraining.Options()),
+}
+
+
+@pytest.mark.parametrize("study", ROWS)
+def test_rows_are_configurations_that_build(study):
+    """Each row differs from the others, and its task can be built; pairs of rows name rows."""
+    rows = ROWS[study]
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    base = sasrec()
+    if study == "table 2":
+        base = apply(base, {"encoder": table2.sasrec_original().encoder})
+    configs = []
+    for row in rows:
+        config = apply(base, row.sections)
+        for candidate in row.candidates:
+            chosen = apply(config, candidate)
+            spec = DataSpec(40, chosen.batches.max_length, n_users=60, n_special=chosen.task.n_special)
+            chosen.task.build(chosen.encoder.build(spec), chosen.objective)
+        configs.append(config)
+    assert all(a != b for a, b in itertools.combinations(configs, 2))
+    pairs = {
+        "positions": lambda: positions.PAIRS,
+        "masked items": lambda: masked_items.PAIRS,
+        "sampling": lambda: sampling.pairs(names),
+        "prefix verdict": lambda: prefix_verdict.pairs(names),
+    }.get(study, tuple)()
+    assert {name for pair in pairs for name in pair} <= set(names)
+
+
+def test_eight_ways_and_equal_steps():
+    """All combinations, each with as many steps but for the two longer rows; twelve pairs differ in one factor."""
+    rows = ROWS["prefix verdict"]
+    first = {row.name for row in rows[:8]}
+    assert first == {
+        f"{mode}, {targets}, {loss}"
+        for mode in ("packed", "prefix")
+        for targets in ("all", "last")
+        for loss in ("CE", "BCE")
+    }
+    assert len(prefix_verdict.pairs([row.name for row in rows])) == 12 + 4
+    epochs = {row.name: row.sections["training"]["epochs"] for row in rows}
+    for row in rows:
+        batches = apply(sasrec(), {"batches": row.sections["batches"]}).batches
+        log = positions.RowStream(SPLIT.train_starts, SPLIT.train_stops, batches, seed=0)
+        steps = epochs[row.name] * log.rows_per_epoch
+        times = prefix_verdict.TIMES if row.name.endswith("longer") else 1
+        packed = positions.RowStream(SPLIT.train_starts, SPLIT.train_stops, sasrec().batches, seed=0)
+        assert steps == pytest.approx(times * 10 * packed.rows_per_epoch)
+
+
+def test_what_a_study_leaves_out_is_said():
+    @dataclasses.dataclass(frozen=True)
+    class Options(StudyOptions):
+        width: int = 8
+
+    rows = [Variant(name, {}) for name in "abc"]
+    assert plan_line(Options(data="x", out="y").plan(rows)) == ""
+    line = plan_line(Options(seeds=3, width=4, only=("a", "c")).plan(rows))
+    assert line == (
+        "**Less than planned** (3 variants): seeds 3 instead of 5, width 4 instead of 8, without b."
+    )
+    with pytest.raises(SystemExit, match=r"only: expected some of a, b, c; got \['d'\]"):
+        Options(only=("d",)).chosen(rows)
+
+
+def test_frontier_against_the_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.integers(0, 5, (2, 12)).astype(float)
+        expected = {
+            i
+            for i in range(12)
+            if not any(a[j] >= a[i] and b[j] >= b[i] and (a[j] > a[i] or b[j] > b[i]) for j in range(12))
+        }
+        found = sampling.undominated(a, b)
+        assert set(found) == expected
+        assert (np.diff(b[found]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"position_origin": "end"},
+        {"position_origin": "start"},
+        {"position_origin": "end", "mode": "prefix"},
+    ],
+    ids=["end", "start", "prefixes"],
+)
+def test_positions_that_items_received(options):
+    """Against a loop over the training parts: every prefix, or every target of the newest L inputs."""
+    length = 7
+    log = positions.position_log(SPLIT, BatchConfig(max_length=length, batch_size=4, **options))
+    counts = np.zeros((DATASET.n_items + 1, length), int)
+    exact = pairs = targets = 0
+    for start, stop in zip(SPLIT.train_starts, SPLIT.train_stops, strict=True):
+        items = DATASET.items[start:stop]
+        inputs = range(len(items) - 1)
+        if options.get("mode") == "prefix":
+            stretches = [(max(0, end + 1 - length), end + 1, [end]) for end in inputs]
+        else:
+            first = max(0, len(items) - 1 - length)
+            stretches = [(first, len(items) - 1, list(range(first, len(items) - 1)))]
+        for low, high, queries in stretches:
+            place = {
+                i: i - low if options["position_origin"] == "start" else high - 1 - i
+                for i in range(low, high)
+            }
+            for i in range(low, high):
+                counts[items[i], place[i]] += 1
+            targets += len(queries)
+            for query in queries:
+                for i in range(low, query + 1):
+                    pairs += 1
+                    exact += place[i] == query - i
+    np.testing.assert_array_equal(log.counts, counts)
+    assert log.targets == targets
+    assert log.exact == pytest.approx(exact / pairs)
+    assert (log.exact == 1) == (options.get("mode") == "prefix")
+    used = counts[counts.sum(axis=1) > 0]
+    assert log.summary()["positions_per_item"] == pytest.approx(
+        np.mean([np.count_nonzero(row) for row in used])
+    )
+
+
+def test_lists_in_common():
+    a = np.array([[0.1, 0.9, 0.5, 0.3], [0.4, 0.3, 0.2, 0.1]])
+    b = np.array([[0.9, 0.8, 0.1, 0.3], [0.4, 0.3, 0.2, 0.1]])
+    np.testing.assert_allclose(positions.common(a, b, 2), [0.5, 1.0])
+
+
+def test_chance_of_a_gap():
+    """Samples of other users vary as the binomial does; those of the same users of one model do not at all."""
+    rng = np.random.default_rng(0)
+    hits = (rng.random(20_000) < 0.2).astype(float)
+    values = np.stack([hits, hits])
+    options = sampled_users.Options("runs/x", users=1000, draws=3000)
+    printed = {1: 0.1, 3: 0.11, 5: 0.12}
+    other = sampled_users.chance_of_gaps(values, printed, options, paired=False)
+    assert other["share_kept"] == pytest.approx(0.1 / hits.mean())
+    deviation = np.sqrt(2 * 0.1 * 0.9 / 1000)
+    assert other["deviation"] == pytest.approx(deviation, rel=0.1)
+    assert other["one_column"]["3"] == pytest.approx(0.456, abs=0.06), "a gap of .75 deviations"
+    assert other["best_gap"] == pytest.approx(0.02)
+    assert other["one_column"]["5"] / 2 < other["best_of_table"] < other["one_column"]["5"]
+    same = sampled_users.chance_of_gaps(values, printed, options, paired=True)
+    assert same["deviation"] == same["best_of_table"] == 0
+
+
+def test_course_of_a_training(tmp_path):
+    lines = [
+        {"step": 2, "epoch": 1.0, "gradient_norm": [2.0, 4.0]},
+        {"step": 2, "valid": {"NDCG@10": [0.1, 0.3]}},
+        {"step": 4, "epoch": 2.0, "gradient_norm": [1.0, 1.0]},
+        {"step": 4, "valid": {"NDCG@10": [0.5, 0.5]}},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = awrsr_table.Curve.of(tmp_path)
+    np.testing.assert_allclose([curve.epochs, curve.valid, curve.norms], [[1, 2], [0.2, 0.5], [3, 1]])
+    assert (curve.epochs_to(0.98), curve.epochs_to(0.3)) == (2, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with data to run studies in, and a finished run of two seeds."""
+    path = tmp_path_factory.mktemp("studies")
+    dataset = small_dataset(n_users=80, n_items=60)
+    dataset.save(path / "data")
+    changes = {"encoder": {"width": 8, "layers": 1}, "evaluation": {"ks": (1, 5, 10, 20)}}
+    training = {"seeds": (0, 1), "epochs": 1, "evaluate_every": 1, "checkpoint_seconds": 0}
+    variants.fit(dataset, apply(sasrec(), {**changes, "training": training}), path / "null", progress=False)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "only", "options"),
+    [
+        (sampling, ("full", "mixed", "mixed, no logQ"), {"negatives": 8}),
+        (prefix_verdict, ("packed, all, CE", "prefix, last, CE"), {}),
+        (positions, ("from the end", "from the start", "prefixes"), {}),
+        (masked_items, ("sasrec", "next item", "masked items"), {}),
+        (awrsr_table, ("softmax", "uniform", "simple"), {}),
+        (ablation, ("none", "kernel toeplitz-full, layer-wise", "learned"), {}),
+        (table2, (), {"windows": (2,), "max_length": 10, "widths": (8,), "dropouts": (0.1,)}),
+    ],
+    ids=lambda value: getattr(value, "__name__", "").rpartition(".")[2] or None,
+)
+def test_a_study_keeps_a_record(folder, monkeypatch, module, only, options):
+    """The record has its tables, its figure and what was left out; a copy of one run stands for every row."""
+
+    def copied(dataset, config, workdir, **kwargs):
+        assert config.data.source.endswith("data")
+        shutil.copytree(folder / "null", workdir)
+
+    monkeypatch.setattr(variants, "fit", copied)
+    monkeypatch.chdir(folder)
+    asked = module.Options(
+        data="data", seeds=2, epochs=1, only=only, out=f"runs/{module.__name__}", **options
+    )
+    module.main(asked)
+    (record,) = [
+        path
+        for path in (folder / "experiments/results").glob("*.json")
+        if json.loads(path.read_text())["command"].split()[2] == module.__name__
+    ]
+    result = json.loads(record.read_text())
+    names = [row["name"] for row in result["variants"]]
+    assert names == list(only) or not only
+    assert result["unfinished"] == []
+    assert all(row["difference"] == 0 for row in result["differences"]), "copies do not differ"
+    text = record.with_suffix(".md").read_text()
+    assert "**Less than planned**" in text
+    assert record.with_suffix(".png").stat().st_size > 5_000
+
+
+@pytest.mark.slow
+def test_pretraining_against_more_training(tmp_path, monkeypatch):
+    """Both stages train; the row of the same compute has more epochs, by the seconds of the first stage."""
+    described_dataset(n_users=16, n_items=60).save(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretraining, "LOSSES", {"CE": pretraining.LOSSES["CE"]})
+    options = pretraining.Options(
+        data="data", seeds=1, epochs=2, pretraining_epochs=1, prefixes=1, patience=1, out="runs"
+    )
+    pretraining.main(options)
+    result = json.loads((tmp_path / "experiments/results/pretraining_walks.json").read_text())
+    rows = {row["name"]: row["config"]["training"] for row in result["variants"]}
+    assert set(rows) == {"scratch, CE", "pretrained, CE", "scratch, same compute, CE"}
+    assert rows["scratch, same compute, CE"]["epochs"] > rows["scratch, CE"]["epochs"] == 2
+    assert rows["pretrained, CE"]["init_from"] == "runs/pretraining"
+    assert [row["b"] for row in result["questions"]] == ["pretrained, CE"] * 2
+
+
+@pytest.mark.slow
+def test_chance_in_samples_of_a_run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(
+        SystemExit, match="items: expected a catalogue of the printed table, 57289, 3416; got 60"
+    ):
+        sampled_users.main(sampled_users.Options("null"))
+    sampled_users.main(sampled_users.Options("null", users=40, draws=200, items=3416))
+    text = (folder / "experiments/results/miq-sampled-users_walks.md").read_text()
+    assert "| HR@20" in text
+    assert "200 tables, 40 users a column" in text
