@@ -102,6 +102,19 @@ def _without_folder(argument: str) -> str:
     return Path(argument).name if outside else argument
 
 
+def named_data(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration with the names of its data files rather than their paths."""
+    data = {
+        name: [_without_folder(part) for part in value]
+        if isinstance(value, list)
+        else _without_folder(value)
+        if isinstance(value, str)
+        else value
+        for name, value in config["data"].items()
+    }
+    return {**config, "data": data}
+
+
 def number(value: float) -> str:
     """Format with four significant figures, all digits before the decimal point, and no exponent for large numbers."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
@@ -135,8 +148,7 @@ class Options:
 def main(options: Options) -> None:
     """Write the record of a run."""
     results = json.loads((Path(options.run) / "results.json").read_text())
-    data = results["config"]["data"]
-    data["source"] = Path(data["source"]).name
+    results["config"] = named_data(results["config"])
     notes = [*options.notes]
     if len(results["seeds"]) == 1:
         notes.insert(0, "One seed: the spread over seeds is not known.")

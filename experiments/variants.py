@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.record import RESULTS, command_line, dataset_line, write_record
+from experiments.record import RESULTS, command_line, dataset_line, named_data, write_record
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
 from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figure
 from jaxrec.analysis.figures import save_figure
@@ -253,7 +253,8 @@ def study(
         row = {
             "name": variant.name,
             "tried": tried,
-            **{key: results[key] for key in ("metrics", "valid_metrics", "timing", "training", "config")},
+            **{key: results[key] for key in ("metrics", "valid_metrics", "timing", "training")},
+            "config": named_data(results["config"]),
             "lists": _lists(run, dataset),
             "commit": results["versions"].get("commit", "unknown"),
         }

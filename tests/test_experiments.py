@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.record import command_line, write_record
+from experiments.record import command_line, named_data, write_record
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
 from experiments.studies import corrections
@@ -77,6 +77,19 @@ def test_record_has_command_versions_and_tables(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         write_record("nan", {"figure": float("nan")}, title="", command="", body=[], folder=tmp_path)
     assert not (tmp_path / "nan.json").exists()
+
+
+def test_a_record_says_nothing_about_the_disk():
+    """Names of files stay, folders go; names of datasets and separators are no paths."""
+    config = {
+        "data": {"source": "s3rec-lastfm", "archive": ["/a/b/s3rec_data.zip"], "separator": "|"},
+        "task": 1,
+    }
+    assert named_data(config) == {
+        "data": {"source": "s3rec-lastfm", "archive": ["s3rec_data.zip"], "separator": "|"},
+        "task": 1,
+    }
+    assert named_data({"data": {"source": "/c/log.txt"}})["data"]["source"] == "log.txt"
 
 
 def test_parameters_are_those_of_the_encoder():

@@ -29,7 +29,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.miq.table2 import METRICS, PRINTED
-from experiments.record import RESULTS, command_line, dataset_line, write_record
+from experiments.record import RESULTS, command_line, dataset_line, named_data, write_record
 from jaxrec.analysis.figures import COLOURS, save_figure
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.runs import Run
@@ -194,7 +194,7 @@ def main(options: Options) -> None:
             "protocol": results["protocol"],
             "seeds": results["seeds"],
             "training": training,
-            "config": results["config"],
+            "config": named_data(results["config"]),
             "options": {"users": options.users, "draws": options.draws, "seed": options.seed},
             "metrics": found,
         },
