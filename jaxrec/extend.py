@@ -89,6 +89,11 @@ def extend_run(
     if neighbours < 1:
         raise ConfigError(f"--neighbours must be at least 1, got {neighbours}")
     opened = run if isinstance(run, Run) else Run(run)
+    if opened.config.encoder.item_codes.on:
+        raise ConfigError(
+            f"the run {opened.path} composes its items of codes, of which new ones have none: expected a run with "
+            f"--encoder.item-codes.method none, got {opened.config.encoder.item_codes.method!r}; train on the grown log"
+        )
     old = opened.dataset
     new = read_new_items(dataclasses.replace(data, item_table=""), items)
     known = [name for name in new.ids if old.item_index(name) is not None]

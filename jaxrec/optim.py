@@ -6,8 +6,9 @@ Which parameters decay follows from their names, by two conventions that every e
   so). No other parameter may have such a name: what is indexed by positions, distances or times is no kernel, since zero is
   not its neutral value (the positional kernel's U and L and AWRSR's maps start at the identity).
 * an *item table* has a row for each item; it is a parameter ``output_table`` or ``table`` of a module whose name ends in
-  ``items`` (`jaxrec.nn.embedding.ItemEmbedding`), at the top of the encoder's parameters. Beside it ``content`` and
-  ``known`` come from the dataset and are never trained.
+  ``items`` (`jaxrec.nn.embedding.ItemEmbedding`), at the top of the encoder's parameters. ``code_table``, of whose rows
+  items are composed, counts as one. Beside it ``content``, ``known`` and ``codes`` come from the data and are never
+  trained.
 * the *table of users* is ``users/table`` (`jaxrec.models.users.UserVectors`), and has a decay of its own, ``user_decay``;
   ``users/known`` comes from the dataset.
 
@@ -135,8 +136,8 @@ def trained_mask(params: Any) -> Any:
 
 
 def is_frozen(path: list[str]) -> bool:
-    """Return whether the dataset gives the parameter at ``path``: vectors of items, and items and users of training."""
-    of_items = len(path) == 2 and path[0].endswith("items") and path[1] in ("content", "known")
+    """Return whether the parameter at ``path`` is never trained: vectors or codes of items, items and users of training."""
+    of_items = len(path) == 2 and path[0].endswith("items") and path[1] in ("content", "known", "codes")
     return of_items or path == ["users", "known"]
 
 
@@ -151,5 +152,6 @@ def is_kernel(path: list[str]) -> bool:
 
 
 def is_item_table(path: list[str]) -> bool:
-    """Return whether the parameter at ``path`` has a row for each item."""
-    return path == ["output_table"] or (len(path) == 2 and path[0].endswith("items") and path[1] == "table")
+    """Return whether the parameter at ``path`` has a row for each item, or rows of which items are composed."""
+    in_items = len(path) == 2 and path[0].endswith("items")
+    return path == ["output_table"] or (in_items and path[1] in ("table", "code_table"))

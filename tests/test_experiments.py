@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from experiments.record import command_line, named_data, write_record
+from experiments.revisited import tokenisation
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
 from experiments.studies import corrections
+from experiments.variants import apply
 from jaxrec.attention import ATTENTION
+from jaxrec.data import load_dataset
 from jaxrec.nn.spec import DataSpec
+from jaxrec.presets import sasrec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -135,6 +139,30 @@ def test_meshes_share_work_and_talk():
 def test_limits_are_measured():
     limits = costs.measure_limits(quick=True)
     assert all(limit > 1e7 for limit in limits)
+
+
+def test_tokenisation_compares_equal_numbers_of_parameters():
+    dataset = load_dataset("movietweetings")
+    options = tokenisation.Options()
+    rows = {
+        row.name: apply(sasrec(), row.sections) for row in tokenisation.variants(options, sasrec(), dataset)
+    }
+    trained = {name: tokenisation.trained_parameters(config, dataset) for name, config in rows.items()}
+    for width in options.widths:
+        for method in tokenisation.METHODS:
+            name = f"{method} {2 * width}"
+            codes = rows[name].encoder.item_codes
+            one_value = codes.table_count(2 * width) / codes.size
+            assert abs(trained[name] - trained[f"full {width}"]) <= one_value / 2
+    assert (
+        trained["full 64"] == sasrec().encoder.build(DataSpec(dataset.n_items, 50, "end")).parameter_count()
+    )
+    named = {name for pair in tokenisation.pairs(options, "full 64") for name in pair}
+    assert named == set(rows)
+    measured = {name: {"trained": trained[name], "values": [0.1, 0.2]} for name in rows}
+    assert len(tokenisation.figure(measured).axes[0].get_legend_handles_labels()[0]) == 4
+    with pytest.raises(SystemExit, match="leave out the width 2"):
+        tokenisation.composed(sasrec(), dataset, "hashed", 4, 4, 300)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.nn.spec import DataSpec
 from jaxrec.tasks import Resources
 from jaxrec.training.feed import device_memory
-from jaxrec.training.setup import schedule_steps
+from jaxrec.training.setup import build_optimizer, build_task, schedule_steps
 from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
 
@@ -167,12 +167,12 @@ def estimate(config: RunConfig, sizes: DataSizes, rate: float | None = None) -> 
         n_special=config.task.n_special,
         has_timestamps=sizes.timestamps,
     )
-    task = config.task.build(config.encoder.build(spec), config.objective)
+    task = build_task(config, spec)
     rows_per_epoch = max(1, math.ceil(sizes.interactions / config.batches.max_length))
     if config.batches.mode == "padded":
         rows_per_epoch = sizes.users
     plan = schedule_steps(config, rows_per_epoch)
-    optimizer = config.optimizer.build(plan.total_steps)
+    optimizer = build_optimizer(config, task, plan.total_steps)
     seeds = jax.ShapeDtypeStruct((len(config.training.seeds),), jnp.uint32)
     state = jax.eval_shape(jax.vmap(lambda seed: initial_state(task, optimizer, seed)), seeds)
     log_bytes = 4 * sizes.interactions * (1 + sizes.timestamps + config.objective.needs_seen)

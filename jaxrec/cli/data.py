@@ -11,7 +11,7 @@ from jaxrec.cli.common import emit, parse
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.data.transposed import LAST
-from jaxrec.errors import DataError
+from jaxrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from jaxrec.data.dataset import SequenceDataset
@@ -56,16 +56,23 @@ class Audit:
     statistics: Annotated[
         bool,
         tyro.conf.arg(
-            help="entropies, Zipf's slope and repetition of items, beside the words of their titles"
+            help="entropies, Zipf's slope and repetition of items, beside the words of their titles and of a text"
         ),
     ] = False
-    text: Annotated[str, tyro.conf.arg(help="a text file to compare with, one sentence per line")] = ""
+    text: Annotated[
+        str,
+        tyro.conf.arg(
+            help="of --statistics: a text file to compare with, one sentence per line; default: the manual of Python"
+        ),
+    ] = ""
     json: Annotated[bool, tyro.conf.arg(help="print the findings as one JSON object")] = False
 
 
 def audit(arguments: list[str]) -> int:
     """Run `jaxrec audit`."""
     options = parse(Audit, _with_section(arguments), "audit")
+    if options.text and not options.statistics:
+        raise ConfigError("--text is a text for --statistics: expected both, got --text alone")
 
     from jaxrec.data import audit, load_dataset, sequentiality, split_dataset
 
@@ -91,8 +98,8 @@ def audit(arguments: list[str]) -> int:
 
 
 def _statistics(dataset: "SequenceDataset", text: str) -> "list[SequenceStatistics]":
-    """Statistics of items, titles and a text file, all at the number of tokens of the shortest."""
-    from jaxrec.data.statistics import dataset_statistics, text_statistics
+    """Statistics of items, titles and a text, all at the number of tokens of the shortest."""
+    from jaxrec.data.statistics import dataset_statistics, manual_sentences, text_statistics
 
     measures: list[Callable[[int | None], SequenceStatistics]] = [
         lambda limit: dataset_statistics(dataset, limit)
@@ -105,7 +112,10 @@ def _statistics(dataset: "SequenceDataset", text: str) -> "list[SequenceStatisti
             lines = Path(text).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--text {text!r} cannot be read: {error}") from None
-        measures.append(lambda limit: text_statistics(lines, name=Path(text).name, limit=limit))
+        name = Path(text).name
+    else:
+        lines, name = manual_sentences(), "Python's manual"
+    measures.append(lambda limit: text_statistics(lines, name=name, limit=limit))
     shortest = min(measure(None).tokens for measure in measures)
     return [measure(shortest) for measure in measures]
 

@@ -134,6 +134,30 @@ def text_statistics(
     )
 
 
+def manual_sentences() -> list[str]:
+    """Sentences of the Python reference manual, an English text that comes with Python; its code and headings are left out.
+
+    The text differs a little between versions of Python.
+
+    Raises:
+      DataError: this installation of Python comes without it.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise DataError(
+            "this installation of Python has no manual (pydoc_data.topics) to compare with: give a text with --text FILE"
+        ) from None
+    sentences = []
+    for topic in topics.values():
+        for paragraph in topic.split("\n\n"):
+            lines = paragraph.splitlines()
+            # Code and grammar are indented; a heading has a line of one character under it.
+            if not any(line.startswith(" ") or len(set(line)) == 1 for line in lines):
+                sentences += re.split(r"(?<=[.!?])\s+", " ".join(lines))
+    return sentences
+
+
 def format_statistics(columns: Iterable[SequenceStatistics]) -> str:
     """Format statistics side by side as lines of text."""
     columns = list(columns)

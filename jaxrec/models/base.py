@@ -14,6 +14,7 @@ from jaxrec.attention.base import Mask
 from jaxrec.attention.cache import CacheStep
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
+from jaxrec.nn.item_codes import ItemCodesConfig
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.spec import DataSpec
 from jaxrec.options import Range, Search, validate
@@ -32,6 +33,7 @@ class EncoderConfig:
       dtype: operands of matrix products: "float32" or "bfloat16" (sums stay float32).
       item_delta: where the dataset has a vector for each item, an item is a linear map of that vector plus a trained
         change of its own, whose norm is at most this; 0 = no change. Items that training never saw have none.
+      item_codes: composition of item vectors out of a few small tables.
     """
 
     width: Annotated[int, Range("[1, inf)"), Search("32,64,128")] = 64
@@ -39,6 +41,7 @@ class EncoderConfig:
     dropout: Annotated[float, Range("[0, 1)"), Search("0:0.6")] = 0.3
     dtype: Literal["float32", "bfloat16"] = "float32"
     item_delta: Annotated[float, Range("[0, inf)")] = 0.5
+    item_codes: ItemCodesConfig = ItemCodesConfig()
 
     def __post_init__(self) -> None:
         """Check every option; a subclass with rules of its own calls this first."""
@@ -56,7 +59,7 @@ class EncoderConfig:
 
     @property
     def reads_item_vectors(self) -> bool:
-        """Whether the encoder makes its items of the vectors of the dataset, where it has them."""
+        """Whether the encoder makes its items of vectors of the dataset, or of codes, where there are any."""
         return False
 
     def build(self, spec: DataSpec) -> Encoder:

@@ -285,9 +285,15 @@ class GRU4Rec(Encoder):
         config, dtype = self.config, DTYPES[self.config.dtype]
         kernel_init, table_init = self._initializers()
         items, _, segments = current_columns(batch, cache)
-        x = ItemEmbedding(self.spec, config.width, table_init, self.shards, config.item_delta, name="items")(
-            items
-        )
+        x = ItemEmbedding(
+            self.spec,
+            config.width,
+            table_init,
+            self.shards,
+            config.item_delta,
+            config.item_codes,
+            name="items",
+        )(items)
         x = Dropout(config.dropout)(x, train).swapaxes(0, 1)
         starts = is_first(batch.segments) | (batch.segments == 0)
         starts = (starts if cache is None else cache.current(starts)).T

@@ -9,7 +9,7 @@ import flax.linen as nn
 from jax import Array
 
 from jaxrec.models.base import Encoder
-from jaxrec.nn.embedding import content_vectors, item_parameter
+from jaxrec.nn.embedding import item_parameter, item_vectors
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Initializer
 
@@ -32,20 +32,20 @@ def output_table(encoder: Encoder, params: Mapping[str, Any]) -> ItemTable:
 
 def input_vectors(encoder: Encoder, params: Mapping[str, Any]) -> Array:
     """Return the vectors float32[V+1, D] of the item embedding."""
-    items: Mapping[str, Array] = params["items"]
-    if not encoder.spec.vector_width:
-        return items["table"]
-    return content_vectors(items, encoder.config.item_delta)
+    return item_vectors(params["items"], encoder.config.item_delta, encoder.config.item_codes)
 
 
 def input_count(encoder: Encoder) -> int:
     """Count the parameters of the item embeddings and of tokens beside the items, with D the width and C that of vectors.
 
     ``(V + 1 + n_special) D``; with vectors of items ``(V + 1) (C + 1) + C D`` more, and without ``item_delta`` no
-    ``(V + 1) D``.
+    ``(V + 1) D``. With C item codes ``(V + 1) C + n_special D``, and C K D in the tables (K D for product codes).
     """
     spec, config = encoder.spec, encoder.config
     rows, width = spec.n_items + 1, config.width
+    if config.item_codes.on:
+        codes = config.item_codes
+        return rows * codes.count + codes.table_count(width) + spec.n_special * width
     count = (rows + spec.n_special) * width
     if spec.vector_width:
         count += rows * (spec.vector_width + 1) + spec.vector_width * width

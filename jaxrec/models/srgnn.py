@@ -386,9 +386,9 @@ class SRGNN(Encoder):
         def init(key: Array, shape: tuple[int, ...], kind: Any = jnp.float32) -> Array:
             return jax.random.uniform(key, shape, kind, -bound, bound)
 
-        x = ItemEmbedding(self.spec, config.width, init, self.shards, config.item_delta, name="items")(
-            batch.items
-        )
+        x = ItemEmbedding(
+            self.spec, config.width, init, self.shards, config.item_delta, config.item_codes, name="items"
+        )(batch.items)
         x = Dropout(config.dropout)(x, train)
         weights = self._weights(init)
         sessions = relate(jnp.asarray(batch.items), jnp.asarray(batch.segments))

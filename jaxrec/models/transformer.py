@@ -225,7 +225,13 @@ class Transformer(AttentiveEncoder):
                 "task"
             )
         embed = ItemEmbedding(
-            self.spec, config.width, self._table_init(), self.shards, config.item_delta, name="items"
+            self.spec,
+            config.width,
+            self._table_init(),
+            self.shards,
+            config.item_delta,
+            config.item_codes,
+            name="items",
         )
         items, positions, segments = current_columns(batch, cache)
         x = embed(items)

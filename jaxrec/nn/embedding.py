@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from jaxrec.nn.item_codes import ItemCodesConfig, composed_vectors
 from jaxrec.nn.layers import Initializer
 from jaxrec.nn.spec import DataSpec
 from jaxrec.sharding import ItemShards
@@ -42,6 +44,9 @@ class ItemEmbedding(nn.Module):
     With vectors of the dataset the table holds the changes that items are allowed (`content_vectors`), from zero; beside it
     are the vectors ``content`` [V+1, C] and ``known`` [V+1], filled from the dataset, and ``content_kernel`` [C, D].
 
+    With item codes (`jaxrec.nn.item_codes`) there is no row per item but ``codes`` [V+1, C], drawn at random (learned ones
+    take their place in a run) and never trained, and ``code_table`` [C, K, W], which every device of a mesh holds whole.
+
     The rows are gathered in float32. Casting the table before the gather would make its gradient accumulate in the
     compute precision, and in bfloat16 a popular item's sum of unit gradients stops at 256.
 
@@ -51,6 +56,7 @@ class ItemEmbedding(nn.Module):
       table_init: initialiser of the tables.
       shards: placement of the item tables on a mesh, or None on one device.
       delta: largest norm of an item's own change where the dataset has vectors; 0 = no change, and no table.
+      composition: of the items out of codes, if any.
     """
 
     spec: DataSpec
@@ -58,6 +64,7 @@ class ItemEmbedding(nn.Module):
     table_init: Initializer
     shards: ItemShards | None = None
     delta: float = 0.0
+    composition: ItemCodesConfig = ItemCodesConfig()
 
     @nn.compact
     def __call__(self, items: Int[Array, ...]) -> Float[Array, "... D"]:
@@ -65,11 +72,11 @@ class ItemEmbedding(nn.Module):
         # "fill" answers an id beyond the table with NaN where plain indexing would silently take the last row.
         take = partial(jnp.take, axis=0, mode="fill") if self.shards is None else self.shards.take
         n_items, n_special = self.spec.n_items, self.spec.n_special
-        tables, kernel = self._tables()
+        tables, shared = self._tables()
 
         def look_up(items: Array) -> Array:
             rows = {name: take(table, items) for name, table in tables.items()}
-            return rows["table"] if kernel is None else content_vectors({**rows, **kernel}, self.delta)
+            return item_vectors({**rows, **shared}, self.delta, self.composition)
 
         if not n_special:
             return jnp.where((items > 0)[..., None], look_up(items), 0.0)
@@ -80,8 +87,8 @@ class ItemEmbedding(nn.Module):
         vectors = jnp.where(is_item[..., None], vectors, tokens)
         return jnp.where((items > 0)[..., None], vectors, 0.0)
 
-    def _tables(self) -> tuple[dict[str, Array], dict[str, Array] | None]:
-        """Declare the arrays with a row per item, and the kernel of the dataset's vectors or None."""
+    def _tables(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Declare the arrays with a row per item, and those that items share."""
 
         def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
             return self.table_init(key, shape, dtype).at[0].set(0.0)
@@ -90,14 +97,45 @@ class ItemEmbedding(nn.Module):
             return item_parameter(self, name, init, self.spec.n_items, self.shards, *size)
 
         width, vector_width, zeros = self.width, self.spec.vector_width, nn.initializers.zeros_init()
+        if self.composition.on:
+            self.composition.check(width, self.spec.n_items)
+            table = self.param("code_table", self._code_table_init, self._code_table_shape(), jnp.float32)
+            return {"codes": declare("codes", self._random_codes, self.composition.count)}, {
+                "code_table": table
+            }
         if not vector_width:
-            return {"table": declare("table", init, width)}, None
+            return {"table": declare("table", init, width)}, {}
         tables = {"table": declare("table", zeros, width)} if self.delta else {}
         # Drawn here, where no dataset is at hand; `jaxrec.training.item_content` puts the dataset's in their place.
         tables["content"] = declare("content", zeros, vector_width)
         tables["known"] = declare("known", nn.initializers.ones_init())
         kernel = self.param("content_kernel", self.table_init, (vector_width, width), jnp.float32)
         return tables, {"content_kernel": kernel}
+
+    def _code_table_shape(self) -> tuple[int, int, int]:
+        return self.composition.count, self.composition.size, self.composition.row_width(self.width)
+
+    def _code_table_init(self, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Draw the tables so that a vector's entries have the variance that the initialiser gives rows."""
+        rows = self.table_init(key, (shape[0] * shape[1], shape[2]), dtype).reshape(shape)
+        return rows if self.composition.method == "product" else rows * shape[0] ** -0.5
+
+    def _random_codes(self, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        codes = jax.random.randint(key, shape, 1, self.composition.size + 1, jnp.int32)
+        return codes.astype(dtype).at[0].set(0)
+
+
+def item_vectors(params: Mapping[str, Array], delta: float, codes: ItemCodesConfig) -> Array:
+    """Vectors float32[..., D] of items: rows of a table, composed of codes, or made of vectors of the dataset.
+
+    Args:
+      params: those of an `ItemEmbedding`; arrays with a row per item may hold the rows of some items, [..., size].
+      delta: see `content_vectors`.
+      codes: composition of the items.
+    """
+    if "codes" in params:
+        return composed_vectors(params["codes"], params["code_table"], codes.method == "product")
+    return content_vectors(params, delta) if "content" in params else params["table"]
 
 
 def content_vectors(params: Mapping[str, Array], delta: float) -> Array:

@@ -31,6 +31,11 @@ def belongs_to_task(name: str) -> bool:
     return name.startswith("task/") or name.endswith("items/special")
 
 
+def _comes_from_data(name: str) -> bool:
+    """Tell whether the new run has a parameter from its own dataset; codes belong to the tables that they point into."""
+    return is_frozen(name.split("/")) and not name.endswith("/codes")
+
+
 @dataclasses.dataclass(frozen=True)
 class Initialization:
     """Origin of a run's first parameters.
@@ -80,13 +85,19 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
         names the arrays and sizes that differ.
     """
     saved, record = run_config(source)
+    methods = saved.encoder.item_codes.method, setup.config.encoder.item_codes.method
+    if methods[0] != methods[1]:
+        raise CheckpointError(
+            f"--init-from {source} composes its items by another rule: expected --encoder.item-codes.method {methods[0]}, "
+            f"got {methods[1]}; give both runs the same"
+        )
     match = setup.config.training.init_items == "match" and bool(record)
     catalogue = _catalogue(source) if match else setup.dataset
     task = build_task(saved, _spec(saved, catalogue, setup), setup.mesh)
     fingerprint = None if match else setup.dataset.fingerprint
     stacked = restore_best(source, task, saved.training.seeds, fingerprint)
     old, new = flatten(stacked), flatten(params)
-    copied = [name for name in new if not belongs_to_task(name) and not is_frozen(name.split("/"))]
+    copied = [name for name in new if not belongs_to_task(name) and not _comes_from_data(name)]
     tables = setup.sharding.parameter_tables() if match else {}
     _check_same_encoder(source, old, new, {**tables, USERS: 1} if match else {})
     rows = _matching_rows(catalogue, setup) if match else None
@@ -121,7 +132,7 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
         params=jax.jit(merged, out_shardings=place)(stacked, params),
         source=source,
         copied=copied,
-        fresh=[name for name in new if name not in copied and not is_frozen(name.split("/"))],
+        fresh=[name for name in new if name not in copied and not _comes_from_data(name)],
         unused=[name for name in old if name not in new],
         seeds=[saved_seeds[i] for i in index],
         items=None if rows is None else (int((rows[1:] >= 0).sum()), int((rows[1:] < 0).sum())),

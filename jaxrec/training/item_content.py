@@ -1,7 +1,8 @@
-"""Parameters that the dataset gives: the vectors of items, and which items and users training knows."""
+"""Parameters that are computed before training: vectors of items, and which items and users training knows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,22 +28,33 @@ def with_content(params: Params, split: Split, sharding: StateSharding, known_us
       known_users: bool[U], users with a training sequence.
     """
     vectors = split.dataset.item_vectors
-    values = {"users": known_users.astype(np.float32)}
+    values = {"users/known": known_users.astype(np.float32)[None]}
     if vectors is not None:
-        values["content"] = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), unit_rows(vectors)])
-        values["known"] = (np.asarray(split.item_counts) > 0).astype(np.float32)
+        content = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), unit_rows(vectors)])
+        values["content"] = content[None]
+        values["known"] = (np.asarray(split.item_counts) > 0).astype(np.float32)[None]
+    return filled(params, values, sharding)
 
-    def filled(path: Any, leaf: jax.Array) -> jax.Array:
+
+def filled(params: Params, values: Mapping[str, np.ndarray], sharding: StateSharding) -> Params:
+    """Put arrays with a row per item, or per user, in the place of untrained parameters.
+
+    Args:
+      params: every array with a leading axis of seeds.
+      values: by name ("users/known" of users), float32[S, V+1, ...], or [1, V+1, ...] for all seeds.
+      sharding: placement of ``params``.
+    """
+
+    def value_of(path: Any, leaf: jax.Array) -> jax.Array:
         name = path_name(path).split("/")
-        if not is_frozen(name):
-            return leaf
         of_users = name[0] == "users"
-        value = values["users" if of_users else name[-1]]
-        rows = np.zeros(leaf.shape[1:], np.float32)
-        rows[: len(value)] = value
-        stacked = np.broadcast_to(rows[None], leaf.shape)
+        value = values.get("users/known" if of_users else name[-1])
+        if not is_frozen(name) or value is None:
+            return leaf
+        stacked = np.zeros(leaf.shape, np.float32)
+        stacked[:, : value.shape[1]] = value
         if sharding.mesh is None:
             return jax.numpy.asarray(stacked)
         return place(stacked, sharding.mesh, P() if of_users else P(None, ITEM))
 
-    return jax.tree_util.tree_map_with_path(filled, params)
+    return jax.tree_util.tree_map_with_path(value_of, params)

@@ -28,6 +28,7 @@ from jaxrec.training.distributed import decided, highest, is_first
 from jaxrec.training.feed import Chunk, ChunkFeed
 from jaxrec.training.host_state import HostState
 from jaxrec.training.initialize import Initialization, initialize_from
+from jaxrec.training.item_codes import with_codes
 from jaxrec.training.item_content import with_content
 from jaxrec.training.logging import MetricsLog, ProgressBar, StopRequest
 from jaxrec.training.run_directory import check_record, claim_directory_together, first_parameters, run_lock
@@ -269,6 +270,9 @@ def _begin(
     )
     state = make_state(seeds)
     state = state._replace(params=with_content(state.params, setup.split, sharding, setup.known_users))
+    resumed = store is not None and bool(store.steps())
+    if source is None and not resumed:  # the others come with the codes of their parameters
+        state = state._replace(params=with_codes(state.params, setup))
     best = jax.tree.map(jnp.copy, state.params)
     if store is not None and store.steps():
         check_record(store.record(), config, setup.dataset)

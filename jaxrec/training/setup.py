@@ -149,6 +149,7 @@ def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> T
             "--data.item-vectors needs an encoder that reads them: expected transformer, gru4rec or srgnn, without "
             f"--encoder.separate-output; got {type(config.encoder).__name__}. Leave the vectors out, or choose another"
         )
+    _check_codes(config, spec)
     encoder = config.encoder.build(spec)
     rows_per_group = getattr(getattr(config.encoder, "attention", None), "rows_per_group", 0)
     if mesh is not None and mesh.shape[DATA] > 1 and rows_per_group:
@@ -157,6 +158,39 @@ def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> T
             f"cannot take turns; got {rows_per_group}"
         )
     return config.task.build(on_mesh(encoder, mesh), config.objective)
+
+
+def build_optimizer(config: RunConfig, task: Task, steps: int) -> optax.GradientTransformation:
+    """Build the optimiser of a run of ``steps``; it keeps nothing for parameters that are computed before training."""
+    optimizer = config.optimizer.build(steps)
+    has_memory = MEMORY in jax.eval_shape(task.init, jax.random.key(0))
+    encoder = config.encoder
+    untrained = task.spec.vector_width or encoder.item_codes.on or encoder.needs_users or has_memory
+    return optax.masked(optimizer, trained_mask) if untrained else optimizer
+
+
+def _check_codes(config: RunConfig, spec: DataSpec) -> None:
+    """Refuse item codes where items are something else, or where their sizes do not fit."""
+    encoder, codes = config.encoder, config.encoder.item_codes
+    if not codes.on:
+        return
+    if not encoder.reads_item_vectors:
+        raise ConfigError(
+            f"--encoder.item-codes.method {codes.method} needs an encoder that composes its items: expected transformer, "
+            f"gru4rec or srgnn, without --encoder.separate-output; got {type(encoder).__name__}. Choose method none, or "
+            "another encoder"
+        )
+    if spec.vector_width:
+        raise ConfigError(
+            f"--encoder.item-codes.method {codes.method} and --data.item-vectors exclude each other: an item is composed "
+            "of codes or made of its vector; leave one of them out"
+        )
+    if config.training.init_items == "match" and config.training.init_from:
+        raise ConfigError(
+            "--training.init-items match cannot match items that are composed of codes: expected "
+            f"--encoder.item-codes.method none, got {codes.method!r}; use --training.init-items same with the same dataset"
+        )
+    codes.check(encoder.width, spec.n_items)
 
 
 def prepare_model(
@@ -216,10 +250,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
         for message in attention.advice(split.train_stops - split.train_starts):
             warnings.warn(message, stacklevel=2)
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
-    optimizer = config.optimizer.build(schedule.total_steps)
-    has_memory = MEMORY in jax.eval_shape(task.init, jax.random.key(0))
-    if task.spec.vector_width or config.encoder.needs_users or has_memory:
-        optimizer = optax.masked(optimizer, trained_mask)
+    optimizer = build_optimizer(config, task, schedule.total_steps)
     # Shapes alone, to reject before any compute what cannot work.
     state = jax.eval_shape(lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0))
     config.objective.build(jax.eval_shape(task.encoder.item_table, state.params))

@@ -10,6 +10,7 @@ import pytest
 from jaxrec.data.statistics import (
     dataset_statistics,
     format_statistics,
+    manual_sentences,
     sequence_statistics,
     text_statistics,
 )
@@ -96,6 +97,15 @@ def test_text_and_table():
     assert "conditional entropy" in table
 
 
+def test_the_manual_is_prose():
+    sentences = manual_sentences()
+    words = text_statistics(sentences)
+    assert words.tokens > 20_000
+    assert -1.3 < words.zipf_slope < -0.7, "Zipf's law"
+    assert sum(sentence.endswith((".", ":")) for sentence in sentences) > 0.7 * len(sentences)
+    assert not any(sentence.startswith((">>>", " ")) or "***" in sentence for sentence in sentences)
+
+
 def test_command(tmp_path):
     (tmp_path / "text.txt").write_text("It was the best of times.\nIt was the worst of times.\n")
     out = jaxrec("audit", "movietweetings", "--statistics", "--text", tmp_path / "text.txt", "--json")
@@ -106,5 +116,8 @@ def test_command(tmp_path):
     assert {entry["tokens"] for entry in columns.values()} <= set(range(1, 13)), (
         "measured at equal numbers of tokens"
     )
-    assert "zipf slope" in jaxrec("audit", "movietweetings", "--statistics").out
+    plain = jaxrec("audit", "movietweetings", "--statistics").out
+    assert "zipf slope" in plain
+    assert "Python's manual" in plain
+    assert "expected both" in jaxrec("audit", "movietweetings", "--text", "a.txt").err
     assert "--text" in jaxrec("audit", "movietweetings", "--statistics", "--text", tmp_path / "none").err

@@ -10,6 +10,7 @@ import numpy as np
 from jaxrec.attention import PointwiseAttentionConfig, SoftmaxAttentionConfig, WassersteinAttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.models import ENCODERS, EncoderConfig
+from jaxrec.nn.item_codes import ItemCodesConfig
 from jaxrec.nn.spec import DataSpec
 
 V, L, D = 9, 6, 4
@@ -139,6 +140,7 @@ CASES = (
     ),
     transformer("user-prefix-post-norm", block="post-norm", user="prefix", user_unknown=0.2),
     transformer("user-film", origin="end", block="gated", user="film", user_width=5, user_dropout=0.3),
+    transformer("codes-hashed", origin="end", n_special=1, item_codes=ItemCodesConfig("hashed", 3, 5)),
     Case("stosa", "stosa", {"init_scale": 0.5, "attention": WassersteinAttentionConfig(heads=2)}),
     Case(
         "stosa-end",
@@ -174,7 +176,9 @@ CASES = (
             "unroll": 3,
         },
     ),
+    Case("gru4rec-codes", "gru4rec", {"hidden_width": 6, "item_codes": ItemCodesConfig("product", 2, 5)}),
     Case("srgnn", "srgnn", {}, n_special=1),
+    Case("srgnn-codes", "srgnn", {"item_codes": ItemCodesConfig("residual", 2, 5)}, n_special=1),
     Case("srgnn-two-steps", "srgnn", {"layers": 2}),
     Case("srgnn-session", "srgnn", {"reading": "session", "layers": 2}, sees_later_items=True),
     Case("srgnn-padding-faults", "srgnn", {"reading": "session-padding-faults"}, sees_later_items=True),
@@ -246,4 +250,11 @@ def random_parameters(encoder, batch, seed=1):
     """Generic values for every parameter: an initialisation may hide mistakes behind zeros and ones."""
     abstract = jax.eval_shape(encoder.init, jax.random.key(0), batch)["params"]
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: jnp.asarray(rng.normal(0.0, 0.5, a.shape), jnp.float32), abstract)
+
+    def values(path, a):
+        if getattr(path[-1], "key", None) != "codes":
+            return jnp.asarray(rng.normal(0.0, 0.5, a.shape), jnp.float32)
+        codes = rng.integers(1, encoder.config.item_codes.size + 1, a.shape)
+        return jnp.asarray(codes, jnp.float32).at[0].set(0.0)
+
+    return jax.tree_util.tree_map_with_path(values, abstract)

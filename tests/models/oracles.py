@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from scipy.special import erf
 
-from tests.models.cases import user_of
+from tests.models.cases import D, user_of
 
 
 def layer_norm(x, p, epsilon):
@@ -82,8 +82,19 @@ def sinusoid(position, width):
 
 def embed(params, items):
     """Vectors [n, D] of items; ids above the catalogue are special tokens."""
-    table = params["table"]
+    table = params["table"] if "table" in params else composed(params)
     return np.stack([table[i] if i < len(table) else params["special"][i - len(table)] for i in items])
+
+
+def composed(params):
+    """Vectors [V+1, D] of items that are made of codes."""
+    vectors = []
+    for codes in params["codes"]:
+        rows = [
+            table[round(float(code)) - 1] for code, table in zip(codes, params["code_table"], strict=True)
+        ]
+        vectors.append(np.sum(rows, axis=0) if len(rows[0]) == D else np.concatenate(rows))
+    return np.stack(vectors)
 
 
 def places(encoder, n):

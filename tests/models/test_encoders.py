@@ -112,7 +112,10 @@ def test_gradients_equal_differences_of_the_oracle(case):
 def test_padding_row_of_item_tables_is_untrained(case):
     _, _, _, _, (_, gradient, _, _) = program(case)
     for name, value in gradient.items():
-        if name.endswith("items"):
+        if name.endswith("items") and "codes" in value:
+            assert not value["codes"].any(), "codes are not trained"
+            assert value["code_table"].any()
+        elif name.endswith("items"):
             assert not value["table"][0].any()
             assert value["table"][1:].any()
 
@@ -153,11 +156,17 @@ def test_states_do_not_depend_on_the_width_of_the_row(case):
 @every_case
 def test_influence_by_gradients(case):
     """A state depends on the items of its own sequence that it may see, and on nothing else."""
-    encoder = case.config.build(dataclasses.replace(case.spec, n_items=4 * L, n_special=0))
+    config, codes = case.config, case.config.item_codes
+    if codes.on:  # a row of its own for every item, whose gradient is the item's
+        config = dataclasses.replace(config, item_codes=dataclasses.replace(codes, size=4 * L))
+    encoder = config.build(dataclasses.replace(case.spec, n_items=4 * L, n_special=0))
     rows = [[(0, 6)], [(0, 3), (4, 2)], [(2, 4)], []]
     content = [[(c, range(1 + r * L + c, 1 + r * L + c + n)) for c, n in row] for r, row in enumerate(rows)]
     batch = batch_of(case, content)
     params = random_parameters(encoder, batch)
+    if codes.on:
+        own = np.broadcast_to(np.arange(4 * L + 1, dtype=np.float32)[:, None], params["items"]["codes"].shape)
+        params["items"]["codes"] = own
     tables = {name: params[name] for name in params if name.endswith("items")}
 
     @functools.partial(jax.jit, compiler_options=QUICK)
@@ -167,7 +176,11 @@ def test_influence_by_gradients(case):
 
         return jax.jacrev(states)(tables)
 
-    parts = [np.abs(x).sum(axis=(2, 4))[..., 1:] for x in jax.tree.leaves(jax.device_get(jacobian(tables)))]
+    gradients = jax.device_get(jacobian(tables))
+    if codes.on:
+        parts = [np.abs(gradients["items"]["code_table"]).sum(axis=(2, 3, 5))]
+    else:
+        parts = [np.abs(x).sum(axis=(2, 4))[..., 1:] for x in jax.tree.leaves(gradients)]
     influence = sum(parts).reshape(4, L, 4, L)  # of the item at [r, t, row, column]
     segments = batch.segments
     same = (segments[:, :, None, None] == segments) & (segments > 0)
@@ -225,7 +238,8 @@ def test_fresh_parameters_are_finite_with_a_zero_row_of_padding(case):
     encoder, _, batch, *_ = program(case)
     fresh = jax.jit(encoder.init, compiler_options=QUICK)(jax.random.key(3), batch)["params"]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(fresh))
-    assert all(not np.any(fresh[name]["table"][0]) for name in fresh if name.endswith("items"))
+    tables = [fresh[name] for name in fresh if name.endswith("items")]
+    assert all(not np.any(items.get("table", items.get("codes"))[0]) for items in tables)
 
 
 @every_case
@@ -239,7 +253,10 @@ def test_mesh_of_eight_devices_equals_one_device(case):
     def each_table(function, tree):
         return {
             name: jax.tree_util.tree_map_with_path(
-                lambda path, x: x if "special" in str(path) else function(x), value
+                lambda path, x: (
+                    x if any(whole in str(path) for whole in ("special", "code_table")) else function(x)
+                ),
+                value,
             )
             if name in tables
             else value
