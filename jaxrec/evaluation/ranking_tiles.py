@@ -122,11 +122,15 @@ class _Tiles:
     def ahead(self, product: Array, tile: Array, targets: Array, score: Array) -> Array:
         """int32[R], number of items of this tile that rank ahead of the target with the given score."""
         scores = product + self.bias_of(tile)[None, :]
-        seed = self.spec.tie_seed
-        lower = tie_keys(self.ids(tile), seed, jnp)[None, :] < tie_keys(targets, seed, jnp)[:, None]
+        lower = self._signed_keys(self.ids(tile))[None, :] < self._signed_keys(targets)[:, None]
         better = (scores > score[:, None]) | ((scores == score[:, None]) & lower)
         # Summed as float32, which the CPU does in vectors; exact because a tile has fewer than 2**24 columns.
         return better.astype(jnp.float32).sum(axis=1).astype(jnp.int32)
+
+    def _signed_keys(self, items: Array) -> Array:
+        """Tie keys as int32 in the same order: comparing them costs a CPU no more than comparing ids, uint32 a half more."""
+        keys = tie_keys(items, self.spec.tie_seed, jnp) ^ jnp.uint32(1 << 31)
+        return lax.optimization_barrier(lax.bitcast_convert_type(keys, jnp.int32))
 
 
 def _local_rank(tiles: _Tiles, targets: Array) -> Array:
