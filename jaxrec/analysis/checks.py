@@ -1,4 +1,4 @@
-"""Checks of one run beside its metrics: use of order, dependence on ties, breakdowns by groups of cases."""
+"""Checks of one run beside its metrics: use of order, dependence on ties, breakdowns by groups, personalisation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxrec.analysis.groups import Breakdown, breakdown_figure, measure_breakdown
+from jaxrec.analysis.personalisation import Personalisation, personalisation_figure, run_personalisation
 from jaxrec.analysis.sequentiality import Sequentiality, measure_sequentiality, sequentiality_figure
 from jaxrec.analysis.tables import to_markdown, write_tables
 from jaxrec.analysis.ties import Ties, measure_ties, ties_figure
@@ -32,6 +33,7 @@ class Checks:
       shuffle: rank again with shuffled histories: "all" interactions, "all-but-last", or "both"; "" = no.
       retie: number of random orders of simultaneous interactions to evaluate; 0 = none.
       breakdown: divide the metric by groups of cases.
+      personal: compare lists and futures of users with similar histories, and measure effective ranks.
       metric: metric of the checks; "" = the validation metric of the run.
     """
 
@@ -39,6 +41,7 @@ class Checks:
     retie: int = 0
     breakdown: bool = False
     metric: str = ""
+    personal: bool = False
 
     def __post_init__(self) -> None:
         if self.retie < 0:
@@ -48,7 +51,7 @@ class Checks:
 
     def __bool__(self) -> bool:
         """Whether any check is asked for."""
-        return bool(self.shuffle or self.retie or self.breakdown)
+        return bool(self.shuffle or self.retie or self.breakdown or self.personal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +59,34 @@ class CheckResults:
     """Results of `run_checks`; None for a check that was not run.
 
     Attributes:
-      sequentiality, ties, breakdown: result of each check.
+      sequentiality, ties, breakdown, personalisation: result of each check.
       seconds: {check: seconds}.
     """
 
     sequentiality: Sequentiality | None
     ties: Ties | None
     breakdown: Breakdown | None
+    personalisation: Personalisation | None
     seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values of the checks that were run."""
-        results = {"sequentiality": self.sequentiality, "ties": self.ties, "breakdown": self.breakdown}
+        results = {
+            "sequentiality": self.sequentiality,
+            "ties": self.ties,
+            "breakdown": self.breakdown,
+            "personalisation": self.personalisation,
+        }
         values = {name: result.to_dict() for name, result in results.items() if result is not None}
         return {**values, "check_seconds": self.seconds}
 
     def tables(self) -> list[tuple[list[str], list[list[Any]]]]:
         """Header and rows of every check that was run."""
         results = (self.sequentiality, self.ties, self.breakdown)
-        return [result.rows() for result in results if result is not None]
+        tables = [result.rows() for result in results if result is not None]
+        if self.personalisation is not None:
+            tables += [self.personalisation.rows(), self.personalisation.whole_rows()]
+        return tables
 
     def figures(self) -> dict[str, Figure]:
         """Figure of every check that was run, by file name."""
@@ -85,6 +97,8 @@ class CheckResults:
             figures["ties.png"] = ties_figure(self.ties)
         if self.breakdown is not None:
             figures["breakdown.png"] = breakdown_figure(self.breakdown)
+        if self.personalisation is not None:
+            figures["personalisation.png"] = personalisation_figure({"model": self.personalisation})
         return figures
 
     def to_markdown(self) -> str:
@@ -96,6 +110,11 @@ class CheckResults:
             parts += [to_markdown(*self.ties.rows()), self.ties.sentence() + "\n"]
         if self.breakdown is not None:
             parts.append(to_markdown(*self.breakdown.rows()))
+        if self.personalisation is not None:
+            parts += [
+                to_markdown(*self.personalisation.rows()),
+                to_markdown(*self.personalisation.whole_rows()),
+            ]
         return "\n".join(parts)
 
     def write(self, out: str | Path) -> None:
@@ -126,7 +145,7 @@ def run_checks(
     metric = checks.metric or config.metric
     rankers = [run.ranker(seed) for seed in run.seeds]
     seconds: dict[str, float] = {}
-    sequentiality = ties = breakdown = None
+    sequentiality = ties = breakdown = personalisation = None
     if checks.shuffle:
         started = time.perf_counter()
         cases = ranking_cases(
@@ -164,5 +183,9 @@ def run_checks(
         models = {"model": list(evaluations), **{name: [ranks] for name, ranks in baselines.items()}}
         breakdown = measure_breakdown(models, setup.split, split, metric)
         seconds["breakdown"] = time.perf_counter() - started
+    if checks.personal:
+        started = time.perf_counter()
+        personalisation = run_personalisation(run, split, parse_metric(metric)[1] or 10, metric)
+        seconds["personal"] = time.perf_counter() - started
     rounded = {name: round(value, 2) for name, value in seconds.items()}
-    return CheckResults(sequentiality, ties, breakdown, rounded)
+    return CheckResults(sequentiality, ties, breakdown, personalisation, rounded)

@@ -140,6 +140,10 @@ class Grouping(NamedTuple):
     label: str
 
 
+#: Users with a training target, and those without, whom a model with vectors of users answers as new ones.
+USER_GROUPS = ("known", "new")
+
+
 def case_groupings(split: Split, part: str, users: np.ndarray) -> dict[str, Grouping]:
     """Groupings of the evaluated cases by history, target, transition and time.
 
@@ -169,6 +173,9 @@ def case_groupings(split: Split, part: str, users: np.ndarray) -> dict[str, Grou
             *transition_groups(histories.last_items(), targets, transitions), "newest item to target"
         ),
     }
+    known = split.train_stops - split.train_starts > 1
+    if not known[users].all():
+        groupings["user"] = Grouping((~known[users]).astype(np.int64), list(USER_GROUPS), "user in training")
     if dataset.timestamps is not None:
         gaps = _gaps(dataset, histories, targets)
         groupings["gap"] = Grouping(*gap_groups(gaps), "time since the last interaction")

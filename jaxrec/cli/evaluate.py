@@ -43,11 +43,21 @@ def evaluate(arguments: list[str]) -> int:
                 help="divide the metric by history length, popularity, repetition, transition and time"
             ),
         ] = False
+        personal: Annotated[
+            bool,
+            tyro.conf.arg(
+                help="compare lists and futures of users with similar histories, and measure effective ranks by layer"
+            ),
+        ] = False
         check_metric: Annotated[
-            str, tyro.conf.arg(help="metric of shuffle, retie and breakdown; default: the validation metric")
+            str,
+            tyro.conf.arg(
+                help="metric of shuffle, retie, breakdown and personal; default: the validation metric"
+            ),
         ] = ""
         out: Annotated[
-            str, tyro.conf.arg(help="directory for tables and figures of shuffle, retie and breakdown")
+            str,
+            tyro.conf.arg(help="directory for tables and figures of shuffle, retie, breakdown and personal"),
         ] = ""
         steps: Annotated[
             int,
@@ -85,7 +95,7 @@ def evaluate(arguments: list[str]) -> int:
     config = load_config(Path(options.run) / "config.json")
     if options.data:
         config = dataclasses.replace(config, data=config.data.moved(options.data))
-    checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric)
+    checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric, options.personal)
     dataset = load_dataset(config.data)
     quality = None
     if options.steps:

@@ -39,7 +39,7 @@ def slow_groups(split, part):
         for item in own:
             count[item] = count.get(item, 0) + 1
         follows |= {(own[i], own[i + 1]) for i in range(len(own) - 1)}
-    out = {"repetition": [], "transition": [], "training_count": [], "gap": []}
+    out = {"repetition": [], "transition": [], "training_count": [], "gap": [], "user": []}
     for row in range(len(cases)):
         start, stop = cases.history_starts[row], cases.history_stops[row]
         history, target = dataset.items[start:stop].tolist(), int(cases.targets[cases.target_offsets[row]])
@@ -48,6 +48,8 @@ def slow_groups(split, part):
         two = any((last, x) in follows and (x, target) in follows for x in range(1, 19))
         name = "transition in training" if (last, target) in follows else "two hops in training"
         out["transition"].append(name if (last, target) in follows or two else "never in training")
+        user = cases.users[row]
+        out["user"].append("known" if split.train_stops[user] - split.train_starts[user] > 1 else "new")
         n = count.get(target, 0)
         bins = ["cold (never in training)", "1 to 4", "5 to 19", "20 or more"]
         out["training_count"].append(bins[(n >= 1) + (n >= 5) + (n >= 20)])
@@ -72,8 +74,11 @@ def test_groupings_equal_the_loops(strategy, part):
         "repetition",
         "transition",
         "gap",
+        "user",
     }
     assert "gap" not in case_groupings(random_split(times=False), "test", split.test.users)
+    known = split.cases(part).users[groupings["user"].groups == 0]
+    assert "user" not in case_groupings(split, part, known), "all are known"
 
 
 def test_times_at_the_edges_and_unknown_ones():

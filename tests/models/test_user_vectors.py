@@ -87,6 +87,7 @@ def test_dropout_has_one_mask_for_each_sequence():
     assert not np.array_equal(vectors[:, 0] == 0, vectors[:, 1] == 0)
 
 
+@pytest.mark.slow
 def test_swapping_trains_the_users_that_are_drawn():
     """The gradient of the table is that of the rows that the sequences were given."""
     case = transformer("swap", user="added", user_swap=0.9, layers=1)

@@ -118,6 +118,7 @@ def test_mesh_equals_one_device(whole):
         assert (a.ranks != b.ranks).mean() <= 0.02, "near ties may swap places"
 
 
+@pytest.mark.slow
 def test_one_compilation_and_two_seeds(monkeypatch):
     traces = []
     from jaxrec.training import step
@@ -130,6 +131,7 @@ def test_one_compilation_and_two_seeds(monkeypatch):
     assert not np.allclose(first, second)
 
 
+@pytest.mark.slow
 def test_decay_of_users_alone():
     setup = prepare(CONFIG, DATASET)
     params = jax.eval_shape(lambda: initial_state(setup.task, setup.optimizer, jnp.uint32(0)).params)
