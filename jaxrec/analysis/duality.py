@@ -254,7 +254,8 @@ def item_sequences(users: Run) -> Histories:
     """The whole sequence of users of every item, from the dataset of a run on the transposed log."""
     dataset: SequenceDataset = users.dataset
     offsets = np.asarray(dataset.offsets)
-    return Histories(np.asarray(dataset.items), offsets[:-1], offsets[1:], users.setup.timestamps)
+    owners = np.arange(dataset.n_users, dtype=np.int32)
+    return Histories(np.asarray(dataset.items), offsets[:-1], offsets[1:], users.setup.timestamps, owners)
 
 
 def weight_figure(result: Duality) -> Figure:

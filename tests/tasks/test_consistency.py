@@ -229,6 +229,9 @@ def test_what_is_remembered_is_not_trained():
     state = jax.eval_shape(lambda params: setup.optimizer.init(params), {"task": shapes})
     sizes = sum(x.size for x in jax.tree.leaves(state))
     assert sizes < 3 * (D * D + D + K) + 10
+    plain = prepare(small_config(), small_dataset())
+    own = jax.eval_shape(lambda: plain.optimizer.init({"items": {"table": jnp.zeros((3, D))}}))
+    assert sum(x.size for x in jax.tree.leaves(own)) > 2 * 3 * D, "what has no memory is all trained"
 
 
 def test_refusals():
