@@ -1,5 +1,7 @@
 """Scores from the items' side and ensembles, against float64 loops: probabilities, scales, weights, seen items, ties."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -201,8 +203,12 @@ def test_equal_scores_are_ordered_by_the_rule_of_the_dataset():
     np.testing.assert_array_equal(ranks, oracle.ranks(exact, sides.targets, TIES))
 
 
-def test_curve_has_the_metric_of_every_weight():
+@pytest.mark.parametrize("targets", [1, 2])
+def test_curve_has_the_metric_of_every_weight(targets):
     sides = Sides(seed=6)
+    several = np.concatenate([sides.targets, sides.targets % V + 1]).reshape(2, U)[:targets].T.reshape(-1)
+    offsets = targets * np.arange(U + 1)
+    sides.cases = dataclasses.replace(sides.cases, targets=several, target_offsets=offsets)
     first, second, config = EncoderScorer(sides.items), sides.scorer(), EvaluationConfig(ks=(3,))
     weights = (0.0, 0.25, 1.0)
     curve = weight_curve(
