@@ -336,7 +336,9 @@ def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in RENAMED_FIELDS.items():
         (section, field), (new_section, new_field) = old.split("."), new.split(".")
         if isinstance(out.get(section), dict) and field in out[section]:
-            out.setdefault(new_section, {}).setdefault(new_field, out[section].pop(field))
+            value = out[section].pop(field)
+            if isinstance(out.setdefault(new_section, {}), dict):
+                out[new_section].setdefault(new_field, value)
     return out
 
 

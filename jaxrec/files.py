@@ -25,6 +25,22 @@ def as_path(value: object, name: str) -> Path:
     return Path(value)
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names a regular file; False for what no path can be."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names a directory; False for what no path can be."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write ``path`` under a temporary name beside it, flush it to the disk, and rename it.
 

@@ -7,10 +7,14 @@ import difflib
 import functools
 import math
 import numbers
+import sys
 import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from jaxrec.errors import ConfigError
+
+#: Greatest integer of an option without an upper bound of its own: counts and sizes end where int32 ends.
+LARGEST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Range:
     def _bounds(self) -> tuple[float, float]:
         low, high = self.text[1:-1].split(",")
         return float(low), float(high)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is no upper bound."""
+        return self._bounds[1] == math.inf
 
     def __contains__(self, value: float) -> bool:
         low, high = self._bounds
@@ -126,7 +135,13 @@ def _number_mismatch(value: Any, hint: type, bounds: Range | None) -> str:
     kind = numbers.Integral if hint is int else numbers.Real
     article = "an integer" if hint is int else "a finite number"
     expected = f"{article} {bounds}" if bounds else article
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return expected
+    value = cast("float", value)
+    if hint is int and abs(value) > LARGEST and (bounds is None or bounds.is_open):
+        return f"{expected} and at most {LARGEST}"
+    # Comparisons of integers are exact, however long they are; their conversions are not.
+    fits = abs(value) <= sys.float_info.max if isinstance(value, int) else math.isfinite(value)
     return "" if fits and (bounds is None or value in bounds) else expected
 
 

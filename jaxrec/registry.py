@@ -66,6 +66,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Return the part called ``name``; raise `UnknownNameError` where there is none."""
+        if not isinstance(name, str):
+            raise UnknownNameError(
+                f"the name of the {self.kind} must be text, one of {', '.join(sorted(self._parts))}; got {name!r:.80}"
+            )
         try:
             return self._parts[self._aliases.get(name, name)]
         except KeyError:
@@ -77,7 +81,7 @@ class Registry(Mapping[str, T], Generic[T]):
             ) from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._parts or name in self._aliases
+        return isinstance(name, str) and (name in self._parts or name in self._aliases)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -134,6 +138,8 @@ def load_class(path: str) -> type:
     Raises:
       ConfigError: there is no such module or class.
     """
+    if not isinstance(path, str):
+        raise ConfigError(f"the class must be text such as package.module:Class; got {path!r:.80}")
     module, separator, name = path.partition(":")
     try:
         if not separator:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,8 +117,14 @@ class Run:
         if not file.exists():
             return None
         try:
-            counts = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            content = io.BytesIO(file.read_bytes())
+            counts = np.load(content, allow_pickle=False)
+            end = content.tell()
+            digest = content.read()
+            # Runs of earlier versions have none.
+            if digest and digest != hashlib.sha256(content.getvalue()[:end]).digest():
+                raise ValueError("its digest is another")
+        except Exception as error:  # NumPy raises errors of many kinds for a damaged header
             raise DataError(
                 f"{file} is damaged ({error}): write it again with jaxrec train --workdir {self.path} --resume"
             ) from None

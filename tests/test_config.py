@@ -188,6 +188,14 @@ def test_values_of_another_kind_are_refused():
         ({"encoder": {"width": "8"}}, r"--encoder\.width must be an integer at least 1; got '8'"),
         ({"training": {"seeds": None}}, r"--training\.seeds must be a sequence of values; got None"),
         ({"evaluation": {"ks": [1, [2]]}}, r"--evaluation\.ks must be a sequence"),
+        ({"encoder": {"name": True}}, "the name of the encoder must be text"),
+        ({"objective": {"name": ["bce"]}}, "the name of the objective must be text"),
+        ({"task": {"class": False}}, "the class must be text such as package.module:Class; got False"),
+        ({"split": {"protocol": "time", "strategy": None}}, r"--split\.strategy must be one of"),
+        (
+            {"batches": {"max_length": 2**64}},
+            r"--batches\.max-length must be an integer .* at most 2147483647",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             from_dict(values)

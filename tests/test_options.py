@@ -54,6 +54,12 @@ def test_defaults_and_good_values_pass():
         ("flag", 1, r"--model\.flag must be a boolean"),
         ("name", 3, r"--model\.name must be a text; got 3"),
         ("limit", 0, r"--model\.limit must be an integer at least 1 or absent; got 0"),
+        ("layers", 2**70, r"--model\.layers must be an integer at least 1 and at most 2147483647; got 11805"),
+        ("layers", 10**400, r"--model\.layers must be an integer at least 1 and at most 2147483647"),
+        ("layers", -(10**400), r"--model\.layers must be an integer at least 1"),
+        ("seeds", (2**31,), r"--model\.seeds must be .* and at most 2147483647"),
+        ("rate", 10**400, r"--model\.rate must be a finite number in"),
+        ("scale", 10**400, r"--model\.scale must be a finite number above 0"),
     ],
 )
 def test_bad_values_name_the_option(field, value, message):

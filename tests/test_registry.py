@@ -25,6 +25,17 @@ def test_failed_look_up_lists_what_exists():
         LOSSES["something else"]
 
 
+@pytest.mark.parametrize("name", [True, 7, None, ["bce"], {"a": 1}, ("bce",)])
+def test_a_name_that_is_no_text_is_refused(name):
+    with pytest.raises(
+        UnknownNameError, match="the name of the objective must be text, one of bce, cross-entropy"
+    ):
+        LOSSES[name]
+    assert name not in LOSSES
+    with pytest.raises(ConfigError, match="the class must be text"):
+        load_class(name)
+
+
 def test_name_of():
     assert LOSSES.name_of("C") == "cross-entropy"
     with pytest.raises(

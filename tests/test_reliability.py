@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reliability import inputs, kills
-from experiments.reliability.base import cache_environment
+from experiments.reliability import elastic, inputs, kills
+from experiments.reliability.base import cache_environment, walks
 from experiments.reliability.trials import BROKEN, HELD, Answer, Trial, TrialLog, call, command
 from jaxrec.config import load_config
 from jaxrec.data import SequenceDataset
@@ -66,6 +66,63 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
         load_config(tmp_path / ("x" * 3000) / "config.json")
 
 
+def test_a_dataset_with_a_name_that_is_too_long_is_refused(tmp_path):
+    long = tmp_path / ("x" * 3000)
+    with pytest.raises(JaxrecError, match="does not exist"):
+        SequenceDataset.load(long)
+    with pytest.raises(JaxrecError, match="cannot be used: File name too long"):
+        walks().save(long)
+
+
+def test_details_hold_no_folders(tmp_path):
+    text = (
+        f"the run {tmp_path}/kills/run is bad: {Path.cwd()}/jaxrec/x.py:7, {sys.prefix}/lib/a.py, '/srv/data/log.csv', "
+        "state/items/table 1/2 and /dev/null"
+    )
+    log = TrialLog(tmp_path / "log.jsonl")
+    log.add(Trial(0, "a", "refused", text))
+    assert log.read()[0].detail == (
+        "the run WORK/kills/run is bad: REPOSITORY/jaxrec/x.py:7, PYTHON/lib/a.py, 'FOLDER/log.csv', "
+        "state/items/table 1/2 and /dev/null"
+    )
+
+
+def test_a_trial_is_repeated_by_its_number(tmp_path):
+    twice = []
+    for name in ("a", "b"):
+        (tmp_path / name / "work").mkdir(parents=True)
+        twice.append(inputs.trial(3, tmp_path / "base", False, 5, tmp_path / name / "work"))
+    assert twice[0]._replace(detail="") == twice[1]._replace(detail="")
+
+
+def test_layouts_of_elastic_runs():
+    for number in range(40):
+        layouts, ends = elastic.sequence_of(0, number)
+        assert len(layouts) == len(ends)
+        assert list(ends) == sorted(set(ends))
+        assert ends[-1] == elastic.EPOCHS
+    assert elastic.sequence_of(0, 20) == elastic.sequence_of(0, 20)
+    assert len({elastic.sequence_of(0, number) for number in range(40)}) > 30
+
+
+def test_a_difference_of_runs_is_seen():
+    import numpy as np
+
+    ranks = np.arange(4)
+    one = elastic.Content({"a": np.zeros(3), "b": np.ones(2)}, [1.0, 0.5], ranks)
+    assert elastic.difference(one, one) == (0.0, "")
+    assert elastic.difference(one, one._replace(losses=[1.0, 0.75])) == (0.25, "losses")
+    assert elastic.difference(one, one._replace(arrays={**one.arrays, "b": np.array([1.0, 3.0])})) == (
+        2.0,
+        "b",
+    )
+    assert (
+        elastic.difference(one, one._replace(arrays={**one.arrays, "b": np.array([1.0, np.nan])}))[1] == "b"
+    )
+    assert elastic.difference(one, one._replace(losses=[1.0]))[0] == float("inf")
+    assert elastic.difference(one, one._replace(arrays={"a": np.zeros(3)}))[0] == float("inf")
+
+
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tmp_path):
     """In a process of its own: what forks must not have started JAX's backend."""
@@ -74,7 +131,10 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
         "from pathlib import Path; from experiments.reliability import kills; "
         "from experiments.reliability.trials import TrialLog; folder = Path('FOLDER'); "
         "log = TrialLog(folder / 'log.jsonl'); kills.kills(3, 4, 60, folder, log, ('packed',)); "
-        "trials = log.read(); assert trials and all(t.outcome == 'resumed' for t in trials), trials"
+        "trials = log.read(); assert trials and all(t.outcome == 'resumed' for t in trials), trials; "
+        "from experiments.reliability import elastic; again = TrialLog(folder / 'elastic.jsonl'); "
+        "elastic.elastic(0, 9, 600, folder / 'elastic', again, only=2); "
+        "trials = again.read(); assert [t.outcome for t in trials] == ['resumed'], trials"
     ).replace("FOLDER", str(tmp_path))
 
     environment = {**os.environ, **cache_environment(tmp_path / "compiled")}

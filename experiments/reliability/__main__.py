@@ -1,10 +1,13 @@
 """Reliability campaign, with seeds and counts.
 
-    python -m experiments.reliability --parts kills inputs flips limits --minutes 60 --record reliability
+    python -m experiments.reliability --minutes 60 --record reliability
+    python -m experiments.reliability --parts inputs --trial 63
 
 Parts: ``kills`` ends runs by SIGKILL and resumes them, ``inputs`` gives bad files, options and arguments, ``flips`` damages
-the files of a finished run, ``limits`` takes away disk and descriptors. Every finished trial is a line in ``--workdir``; the
-same command at the same commit continues there. Without ``--minutes`` every part runs to its count.
+the files of a finished run, ``limits`` takes away disk and descriptors, ``elastic`` changes devices and processes at every
+resumption. Every finished trial is a line in ``--workdir``; the same command at the same commit continues there. Without
+``--minutes`` every part runs to its count. The seed and its number determine a trial: ``--trial`` does one again (a kill
+falls after the same wait, which need not be the same instant of the run).
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ import tyro
 
 from experiments.reliability.base import cache_environment
 
-PARTS = ("kills", "inputs", "flips", "limits")
-PLANNED = {"kills": 1_000, "inputs": 10_000, "flips": 500, "limits": 100}
+PARTS = ("kills", "inputs", "flips", "limits", "elastic")
+PLANNED = {"kills": 1_000, "inputs": 10_000, "flips": 500, "limits": 100, "elastic": 50}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Options:
     """Run parts of the campaign, and write the record of all that is finished.
 
     Attributes:
-      parts: of kills, inputs, flips, limits.
+      parts: of kills, inputs, flips, limits, elastic.
       kills: number of SIGKILLs.
       inputs: number of bad inputs.
       flips: number of flips and truncations.
       limits: number of runs under a limit.
+      elastic: number of runs that change their devices.
       seed: determines every trial together with its number.
+      trial: number of one trial to do again, of the one part that is named, instead of the campaign.
       minutes: for each part; 0 = to the end.
       workdir: folder of the trials and of the compiled programs.
       record: name of the record to write; empty = print only.
@@ -47,7 +52,9 @@ class Options:
     inputs: int = PLANNED["inputs"]
     flips: int = PLANNED["flips"]
     limits: int = PLANNED["limits"]
+    elastic: int = PLANNED["elastic"]
     seed: int = 0
+    trial: int | None = None
     minutes: float = 0.0
     workdir: Annotated[Path, tyro.conf.arg(help="folder of the trials and of the compiled programs")] = Path(
         "runs/reliability"
@@ -61,32 +68,50 @@ def main(options: Options) -> dict[str, Any]:
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
         raise SystemExit(f"unknown parts {unknown}: expected some of {', '.join(PARTS)}")
+    if options.trial is not None and len(options.parts) != 1:
+        raise SystemExit("--trial needs one part: --parts inputs --trial 63")
     # Before JAX is imported: every process of the campaign shares the compiled programs.
     os.environ.update(cache_environment(options.workdir / "compiled"))
-    from experiments.reliability import flips, inputs, kills, limits
-    from experiments.reliability.trials import TrialLog, run_trials
+    from experiments.reliability.trials import TrialLog
     from jaxrec.reporting.results import versions
 
-    commit = versions().get("commit", "none")
-    folder, seed = (options.workdir / commit).absolute(), options.seed
-    logs = {part: TrialLog(folder / f"{part}-{seed}.jsonl") for part in PARTS}
-    seconds = 60 * options.minutes if options.minutes else float("inf")
-    if "kills" in options.parts:
-        kills.kills(seed, options.kills, seconds, folder / "kills", logs["kills"])
-    if "limits" in options.parts:
-        limits.limits(seed, options.limits, seconds, folder / "limits", logs["limits"])
-    if "inputs" in options.parts:
-        target = partial(inputs.trial, seed, folder / "inputs-base", True)
-        run_trials(target, logs["inputs"], options.inputs, seconds, folder / "inputs")
-    if "flips" in options.parts:
-        target = partial(flips.trial, seed, folder / "flips-base")
-        run_trials(target, logs["flips"], options.flips, seconds, folder / "flips")
+    folder = (options.workdir / versions().get("commit", "none")).absolute()
+    if options.trial is not None:
+        again = TrialLog(folder / "again" / f"{options.parts[0]}-{options.seed}-{options.trial}.jsonl")
+        again.path.unlink(missing_ok=True)
+        _run(options.parts[0], options, folder / "again", again)
+        print("\n".join(f"{t.kind}: {t.outcome}: {t.detail}" for t in again.read()))
+        return {}
+    logs = {part: TrialLog(folder / f"{part}-{options.seed}.jsonl") for part in PARTS}
+    for part in options.parts:
+        _run(part, options, folder, logs[part])
     trials = {part: log.read() for part, log in logs.items()}
     result = {part: _counts(trials[part], getattr(options, part)) for part in PARTS if trials[part]}
     if trials["kills"]:
-        result["kills"]["phases"] = kills.phases_of(trials["kills"])
+        from experiments.reliability.kills import phases_of
+
+        result["kills"]["phases"] = phases_of(trials["kills"])
     report(result, options)
     return result
+
+
+def _run(part: str, options: Options, folder: Path, log: Any) -> None:
+    """Do the trials of a part that its log lacks, or the one that ``--trial`` names."""
+    from experiments.reliability import elastic, flips, inputs, kills, limits
+    from experiments.reliability.trials import run_trials
+
+    seconds = 60 * options.minutes if options.minutes else float("inf")
+    seed, only, count = options.seed, options.trial, getattr(options, part)
+    if part in ("inputs", "flips"):
+        target: Any = (
+            partial(inputs.trial, seed, folder / "inputs-base", True)
+            if part == "inputs"
+            else partial(flips.trial, seed, folder / "flips-base")
+        )
+        run_trials(target, log, count, seconds, folder / part, only=only)
+        return
+    function: Any = {"kills": kills.kills, "limits": limits.limits, "elastic": elastic.elastic}[part]
+    function(seed, count, seconds, folder / part, log, only=only)
 
 
 def _counts(trials: list[Any], planned: int) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Base(NamedTuple):
       audit: what ``jaxrec audit log.csv --json`` finds.
       saved: what ``jaxrec audit data --json`` finds.
       recommended: items for `HISTORY`.
+      popular: items for an empty history.
       compared: of the two runs.
     """
 
@@ -75,6 +76,7 @@ class Base(NamedTuple):
     audit: dict[str, Any]
     saved: dict[str, Any]
     recommended: list[str] | None
+    popular: list[str] | None
     compared: Any
 
 
@@ -101,22 +103,24 @@ def make_base(folder: Path, trained: bool = True) -> Base:
                 )
                 if answer.status != 0:
                     raise RuntimeError(f"the run that trials start from failed: {answer.message}")
-    recommended = compared = None
+    recommended = popular = compared = None
     if trained:
         recommended = recommend(folder / "run").value["items"]
+        popular = recommend(folder / "run", history=()).value["items"]
         compared = command("compare", folder / "run", folder / "other", "--json", seconds=120).value
     return Base(
         folder,
         without_names(command("audit", log, "--json", seconds=120).value),
         without_names(command("audit", data, "--json", seconds=120).value),
         recommended,
+        popular,
         compared,
     )
 
 
-def recommend(run: Path, seconds: float = 60.0) -> Any:
-    """Ask a run for the items after `HISTORY`."""
-    return command("recommend", run, "--history", *HISTORY, "-k", 5, "--json", seconds=seconds)
+def recommend(run: Path, seconds: float = 60.0, history: tuple[str, ...] = HISTORY) -> Any:
+    """Ask a run for the items after a history."""
+    return command("recommend", run, "--history", *history, "-k", 5, "--json", seconds=seconds)
 
 
 def opened(folder: Path, trained: bool) -> Base:

@@ -6,7 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
-from experiments.reliability.base import Base, as_text, opened, recommend
+from experiments.reliability.base import HISTORY, Base, as_text, opened, recommend
 from experiments.reliability.trials import Answer, Trial, command
 
 #: Kinds of files -> pattern inside a run.
@@ -42,6 +42,20 @@ def damage(rng: random.Random, path: Path) -> str:
     return how
 
 
+def _victims(rng: random.Random, run: Path, kind: str) -> list[Path]:
+    """Files of a kind; of checkpoints those of the newest in three trials of four, since nothing asks for the others."""
+    files = sorted(file for file in run.glob(KINDS[kind]) if file.is_file())
+    if not files:
+        raise RuntimeError(f"a run has no file of the kind {kind!r}: the pattern {KINDS[kind]!r} is outdated")
+    steps = sorted(
+        {int(file.relative_to(run).parts[1]) for file in files if file.is_relative_to(run / "checkpoints")}
+    )
+    if not steps or rng.random() < 0.25:
+        return files
+    newest = run / "checkpoints" / str(steps[-1])
+    return [file for file in files if file.is_relative_to(newest)]
+
+
 def trial(seed: int, shared: Path, number: int, folder: Path) -> Trial:
     """Damage one file of a copy of the run, and ask for an answer that reads it."""
     base = opened(shared, True)
@@ -49,10 +63,14 @@ def trial(seed: int, shared: Path, number: int, folder: Path) -> Trial:
     run = folder / "run"
     shutil.copytree(base.folder / "run", run)
     kind = list(KINDS)[number % len(KINDS)]
-    path = rng.choice(sorted(file for file in run.glob(KINDS[kind]) if file.is_file()))
+    path = rng.choice(_victims(rng, run, kind))
     how = f"{path.relative_to(run)}: {damage(rng, path)}"
     outcome, detail = judged(ask(kind, run, base), kind, base)
     return Trial(number, kind, outcome, f"{how}: {detail}"[:400])
+
+
+#: Counts of items order the answer to an empty history.
+EMPTY = "counts of items"
 
 
 def ask(kind: str, run: Path, base: Base) -> Answer:
@@ -61,7 +79,7 @@ def ask(kind: str, run: Path, base: Base) -> Answer:
         return command("compare", run, base.folder / "other", "--json", seconds=60)
     if kind == "log.jsonl":
         return command("train", "--workdir", run, "--resume", "--quiet", "--json", seconds=120)
-    return recommend(run)
+    return recommend(run, history=() if kind == EMPTY else HISTORY)
 
 
 def judged(answer: Answer, kind: str, base: Base) -> tuple[str, str]:
@@ -72,7 +90,7 @@ def judged(answer: Answer, kind: str, base: Base) -> tuple[str, str]:
         return "refused", answer.message
     if kind == "log.jsonl":
         return "same", "resumed"
-    right = base.compared if kind in ANALYSED else base.recommended
+    right = base.compared if kind in ANALYSED else base.popular if kind == EMPTY else base.recommended
     value = answer.value if kind in ANALYSED else answer.value["items"]
     spoke = "checkpoint" in answer.message and "damaged" in answer.message
     if as_text(value) == as_text(right):

@@ -9,20 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import random
 import shutil
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.reliability.base import SMALL
+from experiments.reliability.processes import PATIENCE, Group, forked, joining
 from experiments.reliability.trials import Trial, TrialLog
 from jaxrec.cli.main import main
 from jaxrec.training.checkpoint import CheckpointReader
@@ -30,8 +26,6 @@ from jaxrec.training.checkpoint import CheckpointReader
 #: Imported by this process, so that the forked ones find them imported.
 for _name in ("api", "cli.train", "reporting.examples", "reporting.html", "training.loop"):
     importlib.import_module(f"jaxrec.{_name}")
-#: Seconds after which a process that was not killed counts as stuck.
-PATIENCE = 180.0
 _TWO_STAGES = [
     "--preset",
     "s3rec-two-stage",
@@ -71,11 +65,13 @@ class Configuration(NamedTuple):
 
     Attributes:
       options: of ``jaxrec train``.
-      devices: forced host devices.
+      devices: forced host devices of each process.
+      processes: of the run.
     """
 
     options: list[str]
     devices: int = 1
+    processes: int = 1
 
 
 CONFIGURATIONS = {
@@ -84,59 +80,26 @@ CONFIGURATIONS = {
     "two seeds": Configuration([*_LONG, "--seeds", "2"]),
     "2 x 2 mesh": Configuration([*_LONG, "--mesh.data", "2", "--mesh.item", "2"], 4),
     "pretraining and fine-tuning": Configuration(_TWO_STAGES),
+    "two processes": Configuration([*_LONG, "--mesh.data", "2", "--mesh.item", "2"], 2, 2),
 }
 #: Moments after which a kill falls: nothing, or the first sight of a file.
 TRIGGERS = ("", "", "config.json", "log.jsonl", "checkpoints/*tmp*", "ranks", "catalogue", "results.json")
 
 
-def forked(work: Callable[[], int], output: Path, devices: int = 1) -> int:
-    """Process id of a fork that runs ``work``, with its output in a file and so many forced devices."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    process = os.fork()
-    if process:
-        return process
-    status = 70
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        status = work()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def ended(process: int, seconds: float) -> int | None:
-    """Exit status (negative: signal) of a child that ended within so many seconds, else None."""
-    end = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            return None
-        time.sleep(0.005)
-
-
-def kill(process: int) -> None:
-    """SIGKILL, and wait."""
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-
-
-def train(run: Path, data: Path, configuration: Configuration) -> int:
-    """Start or continue a run in a fork, as its user would."""
+def train(run: Path, data: Path, configuration: Configuration) -> Group:
+    """Start or continue a run in forks, as its user would."""
     arguments = ["train", "--workdir", str(run)]
     if (run / "config.json").exists():
         arguments += ["--resume", "--quiet", "--json"]
     else:
         arguments += ["--data", str(data), *configuration.options]
-    return forked(lambda: main(arguments), run.with_suffix(".out"), configuration.devices)
+    options = joining(configuration.processes)
+    return forked(
+        lambda number: main([*arguments, *options(number)]),
+        run.with_suffix(".out"),
+        configuration.devices,
+        configuration.processes,
+    )
 
 
 def contents(run: Path) -> dict[str, str]:
@@ -145,7 +108,7 @@ def contents(run: Path) -> dict[str, str]:
     for results in sorted(run.rglob("results.json")):
         stage = results.parent
         name = str(stage.relative_to(run))
-        for key, value in _arrays(stage).items():
+        for key, value in arrays_of(stage).items():
             found[f"{name}/{key}"] = hashlib.sha256(
                 repr((value.dtype, value.shape)).encode() + value.tobytes()
             ).hexdigest()
@@ -156,33 +119,41 @@ def contents(run: Path) -> dict[str, str]:
     return found
 
 
-def _arrays(run: Path) -> dict[str, np.ndarray]:
+def arrays_of(run: Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint and of the ranks by name, and the step."""
+    import jax
     from orbax.checkpoint import v1 as ocp
 
     step = CheckpointReader(run / "checkpoints").steps()[-1]
-    parts = ocp.load_checkpointables((run / "checkpoints" / str(step)).absolute())
+    path = (run / "checkpoints" / str(step)).absolute()
+    # The devices that saved the arrays may not be here.
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    targets = {
+        part: {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in arrays.items()}
+        for part, arrays in ocp.checkpointables_metadata(path).metadata.items()
+        if part in ("state", "best")
+    }
     arrays = {
         f"{part}/{name}": np.asarray(value)
-        for part, flat in parts.items()
-        if part in ("state", "best")
+        for part, flat in ocp.load_checkpointables(path, targets).items()
         for name, value in flat.items()
     }
-    for path in sorted((run / "ranks").glob("*.npz")):
-        with np.load(path) as file:
-            arrays.update({f"{path.stem}/{name}": file[name] for name in file.files})
+    for file in sorted((run / "ranks").glob("*.npz")):
+        with np.load(file) as ranks:
+            arrays.update({f"{file.stem}/{name}": ranks[name] for name in ranks.files})
     arrays["step"] = np.asarray(step, np.int64)
     return arrays
 
 
-def compared(run: Path, devices: int) -> dict[str, str] | None:
+def compared(run: Path) -> dict[str, str] | None:
     """`contents` of a run, read in a fork; None where they cannot be read."""
     target = run.with_suffix(".contents")
 
-    def work() -> int:
+    def work(_: int) -> int:
         target.write_bytes(json.dumps(contents(run)).encode())
         return 0
 
-    status = ended(forked(work, run.with_suffix(".out"), devices), PATIENCE)
+    status = forked(work, run.with_suffix(".out")).ended(PATIENCE)
     return json.loads(target.read_bytes()) if status == 0 else None
 
 
@@ -202,13 +173,13 @@ def uninterrupted(name: str, folder: Path, data: Path) -> Whole:
         for path in folder.glob(f"whole-{number}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         started = time.monotonic()
-        status = ended(train(run, data, configuration), 600)
+        status = train(run, data, configuration).ended(600)
         seconds = time.monotonic() - started
         if status != 0:
             raise RuntimeError(
                 f"the uninterrupted run {name!r} failed: {run.with_suffix('.out').read_text()[-400:]}"
             )
-        found.append(compared(run, configuration.devices))
+        found.append(compared(run))
     if not found[0] or found[0] != found[1] or len(found[0]) < 20:
         raise RuntimeError(f"two uninterrupted runs {name!r} differ: nothing to compare with")
     return Whole(found[0], seconds)
@@ -234,15 +205,15 @@ def _seen(run: Path, trigger: str) -> bool:
 
 
 def killed_run(
-    seed: int, number: int, folder: Path, wholes: dict[str, Whole], limit: int
+    seed: int, number: int, folder: Path, names: tuple[str, ...], wholes: dict[str, Whole], limit: int
 ) -> tuple[list[str], Trial]:
-    """Kill one run again and again, resume it until it ends, and compare.
+    """Kill one run again and again, resume it until it ends, and compare; of two processes both are killed.
 
     Returns:
       The phase of every kill, and the trial.
     """
     rng = random.Random(f"kills/{seed}/{number}")
-    name = list(wholes)[number % len(wholes)]
+    name = names[number % len(names)]
     configuration, whole = CONFIGURATIONS[name], wholes[name]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -252,25 +223,25 @@ def killed_run(
         trigger, wait = rng.choice(TRIGGERS), rng.uniform(0, 0.4)
         if not trigger:
             wait = rng.uniform(0, whole.seconds)
-        process = train(run, data, configuration)
+        group = train(run, data, configuration)
         status, end = None, time.monotonic() + PATIENCE
         while status is None and not _seen(run, trigger) and time.monotonic() < end:
-            status = ended(process, 0)
-        status = ended(process, wait) if status is None else status
+            status = group.ended(0)
+        status = group.ended(wait) if status is None else status
         if status is not None:  # It ended before the kill.
             if status:
                 return phases, Trial(number, name, "wrong", _tail(run), len(phases))
             break
         phases.append(phase(run))
-        kill(process)
-    process = train(run, data, configuration)
-    status = ended(process, PATIENCE)
+        group.kill(rng)
+    group = train(run, data, configuration)
+    status = group.ended(PATIENCE)
     if status is None:
-        kill(process)
+        group.kill()
         return phases, Trial(number, name, "hang", f"{phases}: {_tail(run)}", len(phases))
     if status != 0:
         return phases, Trial(number, name, "wrong", f"{phases}: status {status}: {_tail(run)}", len(phases))
-    found = compared(run, configuration.devices)
+    found = compared(run)
     if found is None:
         return phases, Trial(number, name, "wrong", f"{phases}: {_tail(run)}", len(phases))
     different = sorted(
@@ -296,6 +267,7 @@ def kills(
     log: TrialLog,
     names: tuple[str, ...] = (),
     limit: int = 5,
+    only: int | None = None,
 ) -> None:
     """Kill runs until ``count`` kills are in the log or the time is over.
 
@@ -307,28 +279,30 @@ def kills(
       log: of the trials.
       names: of `CONFIGURATIONS`; default: all.
       limit: most kills of one run.
+      only: number of a single run to kill, again if need be.
     """
     from experiments.reliability.base import walks
 
     end = time.monotonic() + seconds
     trials = log.read()
-    if sum(trial.count for trial in trials) >= count or seconds <= 0:
+    if only is None and (sum(trial.count for trial in trials) >= count or seconds <= 0):
         return
     if not (work / "data").exists():
         walks().save(work / "data")
     wholes = {}
-    for name in names or CONFIGURATIONS:
+    every = names or tuple(CONFIGURATIONS)
+    for name in every if only is None else (every[only % len(every)],):
         folder = work / name.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         wholes[name] = uninterrupted(name, folder, work / "data")
-    number = 1 + max((trial.number for trial in trials), default=-1)
-    total = sum(trial.count for trial in trials)
+    number = 1 + max((trial.number for trial in trials), default=-1) if only is None else only
+    total = sum(trial.count for trial in trials) if only is None else count - 1
     while total < count and time.monotonic() < end:
-        _, trial = killed_run(seed, number, work / f"killed-{number}", wholes, limit)
+        _, trial = killed_run(seed, number, work / f"killed-{number}", every, wholes, limit)
         log.add(trial)
         if trial.outcome == "resumed":
             shutil.rmtree(work / f"killed-{number}")
-        total, number = total + trial.count, number + 1
+        total, number = total + max(1, trial.count), number + 1
 
 
 def phases_of(trials: list[Trial]) -> dict[str, int]:

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.reliability.base import SMALL, walks
-from experiments.reliability.kills import PATIENCE, compared, ended, forked, kill
+from experiments.reliability.kills import compared
+from experiments.reliability.processes import PATIENCE, forked
 from experiments.reliability.trials import Trial, TrialLog
 from jaxrec.cli.main import main
 
@@ -26,8 +27,8 @@ NOBODY = 65534
 KINDS = ("largest file", "descriptors", "read-only folder", "small disk")
 
 
-def _under(limit: int, value: int, arguments: list[str]) -> Callable[[], int]:
-    def work() -> int:
+def _under(limit: int, value: int, arguments: list[str]) -> Callable[[int], int]:
+    def work(_: int) -> int:
         # Without a handler the kernel ends the process; with one ignored the write fails, as on a full disk.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(limit, (value, value))
@@ -36,8 +37,8 @@ def _under(limit: int, value: int, arguments: list[str]) -> Callable[[], int]:
     return work
 
 
-def _as_nobody(arguments: list[str]) -> Callable[[], int]:
-    def work() -> int:
+def _as_nobody(arguments: list[str]) -> Callable[[int], int]:
+    def work(_: int) -> int:
         if os.getuid() == 0:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
@@ -93,12 +94,12 @@ def trial(seed: int, number: int, folder: Path, whole: dict[str, str]) -> Trial:
             (folder / "disk").chmod(0o555)
             work = _as_nobody(fresh)
         else:
-            work = lambda: main(fresh)  # noqa: E731
+            work = lambda _: main(fresh)  # noqa: E731
         output = folder / "limited.out"
-        process = forked(work, output)
-        status = ended(process, PATIENCE)
+        group = forked(work, output)
+        status = group.ended(PATIENCE)
         if status is None:
-            kill(process)
+            group.kill()
             return Trial(number, kind, "hang", output.read_text(errors="replace")[-300:])
         problem = _ended_in_words(status, output)
         if problem:
@@ -119,14 +120,14 @@ def _finished(
     resumed = (run / "config.json").exists()
     arguments = ["train", "--workdir", str(run), "--resume", "--quiet", "--json"] if resumed else fresh
     output = folder / "continued.out"
-    again = forked(lambda: main(arguments), output)
-    end = ended(again, PATIENCE)
+    again = forked(lambda _: main(arguments), output)
+    end = again.ended(PATIENCE)
     if end is None:
-        kill(again)
+        again.kill()
         return Trial(number, kind, "hang", "the resume did not end")
     if end != 0:
         return Trial(number, kind, "wrong", f"the resume ended with {end}: {output.read_text()[-300:]}")
-    found = compared(run, 1)
+    found = compared(run)
     if found != whole:
         return Trial(number, kind, "wrong", "the resumed run differs")
     first = (folder / "limited.out").read_text(errors="replace").strip().splitlines()
@@ -135,11 +136,20 @@ def _finished(
     )
 
 
-def limits(seed: int, count: int, seconds: float, work: Path, log: TrialLog) -> None:
-    """Do ``count`` trials, or as many as the time allows; those in ``log`` are not repeated."""
+def limits(seed: int, count: int, seconds: float, work: Path, log: TrialLog, only: int | None = None) -> None:
+    """Do ``count`` trials, or as many as the time allows; those in ``log`` are not repeated.
+
+    Args:
+      seed: with its number it determines a trial.
+      count: of trials.
+      seconds: after which none starts.
+      work: folder of the runs.
+      log: of the trials.
+      only: number of a single trial to do, again if need be.
+    """
     end = time.monotonic() + seconds
     already = {trial.number for trial in log.read()}
-    missing = [number for number in range(count) if number not in already]
+    missing = [number for number in range(count) if number not in already] if only is None else [only]
     if not missing or seconds <= 0:
         return
     work.mkdir(parents=True, exist_ok=True)
@@ -149,8 +159,8 @@ def limits(seed: int, count: int, seconds: float, work: Path, log: TrialLog) -> 
     shutil.rmtree(work / "whole", ignore_errors=True)
     (work / "whole").mkdir()
     arguments = ["train", "--data", str(work / "data"), "--workdir", str(work / "whole/run"), *SMALL]
-    status = ended(forked(lambda: main(arguments), work / "whole.out"), 600)
-    whole = compared(work / "whole/run", 1) if status == 0 else None
+    status = forked(lambda _: main(arguments), work / "whole.out").ended(600)
+    whole = compared(work / "whole/run") if status == 0 else None
     if whole is None:
         raise RuntimeError(f"the run without limits failed: {(work / 'whole.out').read_text()[-400:]}")
     for number in missing:

@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,6 +28,8 @@ HELD = ("accepted", "same", "refused", "fell back", "resumed")
 BROKEN = ("raw error", "hang", "wrong", "overwritten", "executed", "crash")
 #: Name of the file that a planted pickle creates when it is executed.
 CANARY = "canary"
+#: Folders of an absolute path, at the start of a word; what trials ask for themselves stays.
+_ABSOLUTE = re.compile(r"(?<![\w./])/(?!dev/null|dev/zero)(?:[^\s/'\":;,]+/)+")
 #: Seconds without a finished trial after which a worker is stuck.
 STUCK_SECONDS = 90.0
 
@@ -171,6 +174,22 @@ def digest(folder: Path) -> dict[str, str]:
     return found
 
 
+def without_folders(text: str, work: Path) -> str:
+    """``text`` with names in place of folders, so that a record says nothing about a disk.
+
+    Args:
+      text: a message.
+      work: folder of the trials, named WORK; beside it Python, home and the temporary folder get names.
+    """
+    places = {"WORK": work, "REPOSITORY": Path.cwd(), "PYTHON": Path(sys.prefix), "HOME": Path.home()}
+    places["TEMPORARY"] = Path(tempfile.gettempdir())
+    for name, folder in places.items():
+        for path in {folder.absolute(), folder.resolve()}:
+            if path != path.parent:
+                text = text.replace(str(path), name)
+    return _ABSOLUTE.sub("FOLDER/", text)
+
+
 class TrialLog:
     """Finished trials of one part, one JSON line each; a campaign started again continues behind the last."""
 
@@ -190,7 +209,8 @@ class TrialLog:
         return sorted(trials.values())
 
     def add(self, trial: Trial) -> None:
-        """Append a trial."""
+        """Append a trial; its detail without the folders of this machine."""
+        trial = trial._replace(detail=without_folders(trial.detail, self.path.parent))
         with self.path.open("ab") as file:
             file.write(b"\n" + json.dumps(trial._asdict()).encode())
 
@@ -202,6 +222,7 @@ def run_trials(
     seconds: float,
     work: Path,
     share: int = 400,
+    only: int | None = None,
 ) -> None:
     """Do the trials that the log lacks, in worker processes that are replaced after ``share`` trials.
 
@@ -212,12 +233,14 @@ def run_trials(
       seconds: after which no new trial starts.
       work: folder for files.
       share: trials per worker.
+      only: number of a single trial to do.
     """
     end = time.monotonic() + seconds
     context = multiprocessing.get_context("spawn")
     while time.monotonic() < end:
         already = {trial.number for trial in log.read()}
-        missing = [number for number in range(count) if number not in already][:share]
+        wanted = range(count) if only is None else [only]
+        missing = [number for number in wanted if number not in already][:share]
         if not missing:
             return
         left = end - time.monotonic()

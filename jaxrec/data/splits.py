@@ -63,7 +63,7 @@ class SplitConfig:
     target: Literal["last", "random", "successive", "first", "all"] = "last"
     validation: Literal["time", "last-item", "users"] = "time"
     valid_share: Annotated[float, Range("(0, 1)")] = 0.1
-    seed: Annotated[int, Range("[0, inf)")] = 0
+    seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
     holdout_users: bool = False
     drop_unseen_targets: bool = False
     min_length: Annotated[int, Range("[0, inf)")] = 0

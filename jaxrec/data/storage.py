@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxrec.errors import DataError
-from jaxrec.files import write_atomically
+from jaxrec.files import is_directory, write_atomically
 
 #: Version 2 adds digests; version 1 is still read.
 VERSION = 2
@@ -59,7 +59,11 @@ def check_empty(path: Path) -> None:
     Raises:
       DataError: it is a file, or holds anything.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    try:
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise DataError(f"directory {str(path)!r:.200} cannot be used: {error.strerror}") from None
+    if occupied:
         raise DataError(
             f"directory {str(path)!r} is not empty: give a new or empty directory, nothing was written"
         )
@@ -121,8 +125,8 @@ def _is_regular(file: Path) -> bool:
 
 def _read_meta(path: Path, formats: tuple[str, ...], advice: str) -> dict[str, Any]:
     file = path / "meta.json"
-    if not path.is_dir():
-        raise DataError(f"dataset directory {str(path)!r} does not exist: {advice}")
+    if not is_directory(path):
+        raise DataError(f"dataset directory {str(path)!r:.200} does not exist: {advice}")
     if not _is_regular(file):
         raise DataError(
             f"directory {str(path)!r} has no meta.json, so it is no dataset or an interrupted save: {advice}"

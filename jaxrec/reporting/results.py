@@ -114,6 +114,7 @@ def results_of(fit: FitResult) -> dict[str, Any]:
             "steps": fit.steps,
             "epochs": round(fit.steps / setup.schedule.steps_per_epoch, 2),
             "best_steps": host_state.best_step,
+            **({"rate_changes": host_state.rate_changes} if host_state.rate_changes else {}),
             "feed": "resident" if setup.host_log is None else "streamed",
             "fill_rate": round(float(np.mean([stream.fill_rate for stream in setup.streams])), 4),
             "parameters": setup.encoder.parameter_count(),

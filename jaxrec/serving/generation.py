@@ -62,7 +62,7 @@ class GenerationConfig:
     beams: Annotated[int, Range("[1, inf)")] = 5
     window: Literal["sliding", "planned"] = "sliding"
     cache: Literal["auto", "off"] = "auto"
-    seed: Annotated[int, Range("[0, inf)")] = 0
+    seed: Annotated[int, Range("[0, 4294967296)")] = 0
 
     def __post_init__(self) -> None:
         """Check every option, and that none is without effect."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -271,7 +273,10 @@ def save_catalogue(
       item_counts: int[V+1], training interactions of each item, whose order answers empty histories.
       with_users: save the ids of the users, too, for a model that reads whose history it is.
     """
-    write_atomically(run / ITEM_COUNTS, lambda file: np.save(file, np.asarray(item_counts, np.int64)))
+    content = io.BytesIO()
+    np.save(content, np.asarray(item_counts, np.int64))
+    # NumPy does not read what follows an array.
+    write_atomically(run / ITEM_COUNTS, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
     if (run / CATALOGUE / "meta.json").exists():
         return
     user_ids = dataset.user_ids if with_users else ()

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,26 @@ def _silence() -> None:
     # Orbax logs what it also raises, and asyncio every read that Orbax abandons after a failed one.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not isinstance(sys.unraisablehook, _WithoutAbandonedReads):
+        sys.unraisablehook = _WithoutAbandonedReads(sys.unraisablehook)
+
+
+class _WithoutAbandonedReads:
+    """Hook of errors that nothing can catch: leaves out those of the reads that Orbax abandons after a failed one.
+
+    They end after Orbax has raised, in threads of TensorStore or when Python collects them, at any later time; each would
+    print a page over the one line that says what is damaged.
+    """
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self.hook = hook
+
+    def __call__(self, error: Any) -> None:
+        """Report an error, if it is not one of an abandoned read."""
+        closed = isinstance(error.exc_value, RuntimeError) and str(error.exc_value) == "Event loop is closed"
+        code = getattr(error.object, "cr_code", None)
+        if not closed and "/orbax/" not in getattr(code, "co_filename", ""):
+            self.hook(error)
 
 
 class CheckpointReader:

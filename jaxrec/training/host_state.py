@@ -28,6 +28,7 @@ class HostState:
       compile_seconds: time of compiling the training program.
       interactions: real training targets processed, all seeds together.
       waited_seconds: part of ``training_seconds`` in which the device waited for data.
+      rate_changes: [step, former rate, new rate] for each resumption with another learning rate.
     """
 
     positions: list[Position]
@@ -40,6 +41,7 @@ class HostState:
     compile_seconds: float = 0.0
     interactions: float = 0.0
     waited_seconds: float = 0.0
+    rate_changes: list[list[float]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def start(cls, seeds: int) -> HostState:

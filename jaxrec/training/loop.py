@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import stages
 
-from jaxrec.config import RunConfig, check_importable, save_config, to_dict
+from jaxrec.config import RunConfig, check_importable, from_dict, save_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.usage import data_usage
 from jaxrec.errors import (
@@ -23,6 +23,7 @@ from jaxrec.errors import (
     NonFiniteError,
 )
 from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.training import divergence
 from jaxrec.training.checkpoint import CheckpointStore, abstract
 from jaxrec.training.distributed import decided, highest, is_first
 from jaxrec.training.feed import Chunk, ChunkFeed
@@ -181,6 +182,7 @@ def _train(
         metrics_log.write(step=0, init_from=str(origin.source), copied=origin.copied, fresh=origin.fresh)
         if progress and is_first():
             print(f"initialised: {origin.summary()}", file=sys.stderr)
+    _report_rate(metrics_log, run)
     if progress and is_first() and not run.step:
         usage = data_usage(setup.split, config.batches, remove_seen=config.evaluation.remove_seen)
         print("\n".join(usage.lines()), file=sys.stderr)
@@ -209,7 +211,7 @@ def _train(
                 run.state, pending = compiled(run.state, chunk.inputs, setup.resources)
                 metrics: StepMetrics = jax.device_get(pending)
                 seconds = time.perf_counter() - started + chunk.waited_seconds
-                _check_finite(metrics, run.step, config, store)
+                _check_finite(metrics, run, setup, store, source, compiled)
                 run.step += schedule.chunk_steps
                 _account(host_state, chunk, metrics, seconds)
                 _report(metrics_log, bar, metrics, run.step, schedule, seconds, chunk.waited_seconds)
@@ -217,10 +219,7 @@ def _train(
                 # ---- validation, early stopping, best parameters
                 if run.step % schedule.evaluation_steps == 0:
                     started = time.perf_counter()
-                    scores = [
-                        float(evaluation.metrics[config.metric])
-                        for evaluation in _evaluate(setup, run.state.params, "valid")
-                    ]
+                    scores = _scores(setup, run, store)
                     improved = host_state.update(scores, run.step, config.training)
                     run.best = keep_best(improved, run.state.params, run.best)
                     host_state.evaluation_seconds += time.perf_counter() - started
@@ -277,13 +276,32 @@ def _begin(
     if store is not None and store.steps():
         check_record(store.record(), config, setup.dataset)
         parts, record = store.restore(abstract({"state": state, "best": best}), **sharding.tables())
-        return _Progress(parts["state"], parts["best"], HostState.load(record), record["step"]), None
+        host_state = HostState.load(record)
+        rates = [from_dict(record["config"]).optimizer.learning_rate, config.optimizer.learning_rate]
+        if rates[0] != rates[1]:
+            host_state.rate_changes.append([record["step"], *rates])
+        return _Progress(parts["state"], parts["best"], host_state, record["step"]), None
     origin = None
     if source is not None:
         origin = initialize_from(source, state.params, setup)
         state = state._replace(params=origin.params)
         best = jax.tree.map(jnp.copy, state.params)
     return _Progress(state, best, HostState.start(len(seeds))), origin
+
+
+def _report_rate(metrics_log: MetricsLog, run: _Progress) -> None:
+    """Say, and write to the log, that a resumed run goes on with another learning rate."""
+    for step, before, after in run.host_state.rate_changes[-1:]:
+        line = {"step": run.step, "learning_rate_before": before, "learning_rate": after}
+        if step != run.step:
+            return
+        if line not in metrics_log.lines:  # a killed resumption may have written it
+            metrics_log.write(**line)
+        if is_first():
+            print(
+                f"jaxrec: from step {run.step} on with --optimizer.learning-rate {after:g}, until then {before:g}",
+                file=sys.stderr,
+            )
 
 
 def _train_chunk(setup: TrainingSetup) -> stages.Wrapped:
@@ -361,23 +379,85 @@ def _save(store: CheckpointStore | None, run: _Progress, setup: TrainingSetup, s
     store.save(run.step, {"state": run.state, "best": run.best}, record, score)
 
 
-def _check_finite(metrics: StepMetrics, step: int, config: RunConfig, store: CheckpointStore | None) -> None:
+def _scores(setup: TrainingSetup, run: _Progress, store: CheckpointStore | None) -> list[float]:
+    """The validation metric of each seed.
+
+    Raises:
+      NonFiniteError: parameters or scores are not finite: the last update before the validation was the one that broke them.
+    """
+    try:
+        evaluations = _evaluate(setup, run.state.params, "valid")
+    except NonFiniteError as error:
+        finding = divergence.broken_parameter(run.state.params, run.step)
+        good = _good_step(store)
+        raise NonFiniteError(
+            f"the validation after step {run.step} failed, since {error}; {divergence.explanation(setup, finding)}; "
+            f"{divergence.how_to_go_on(setup.config, _directory(store), good)}"
+        ) from None
+    return [float(evaluation.metrics[setup.config.metric]) for evaluation in evaluations]
+
+
+def _good_step(store: CheckpointStore | None) -> int | None:
+    """Step of the last complete checkpoint."""
+    if store is None:
+        return None
+    store.wait()
+    return store.steps()[-1] if store.steps() else None
+
+
+def _directory(store: CheckpointStore | None) -> Path | None:
+    return None if store is None else store.directory.parent
+
+
+def _check_finite(
+    metrics: StepMetrics,
+    run: _Progress,
+    setup: TrainingSetup,
+    store: CheckpointStore | None,
+    source: Path | None,
+    compiled: stages.Compiled,
+) -> None:
+    """Raise `NonFiniteError` after a chunk whose loss or gradient is not finite: with the tensor, and how to go on."""
     bad = ~np.isfinite(metrics.loss) | ~np.isfinite(metrics.gradient_norm)
     if not bad.any():
         return
     index = int(np.argmax(bad.any(axis=0)))
-    seed = config.training.seeds[int(np.argmax(bad[:, index]))]
-    if store is not None:
-        store.wait()
-    steps = store.steps() if store is not None else []
-    good = (
-        f"the last good checkpoint is that of step {steps[-1]}" if steps else "no checkpoint was written yet"
-    )
+    seed = int(np.argmax(bad[:, index]))
+    step, seconds = run.step, run.host_state.training_seconds
+    good = _good_step(store)
+    if store is not None and good is not None:
+        seconds -= HostState.load(store.record(good)).training_seconds
+    finding = None
+    if seconds <= divergence.REPLAY_SECONDS and jax.process_count() == 1:
+        # Room for the state of the second run: that of the first is of no use any more.
+        del run.state, run.best
+        try:
+            state, inputs = _replayed(setup, store if good is not None else None, source, compiled, step)
+            finding = divergence.examine(setup, state, inputs, seed, step)
+        except Exception as error:
+            # The divergence must be told even where its cause cannot be found, as for want of memory.
+            print(f"jaxrec: the first non-finite tensor was not found: {error!r:.200}", file=sys.stderr)
     raise NonFiniteError(
-        f"loss or gradient stopped being finite at step {step + index + 1} (seed {seed}): loss "
-        f"{metrics.loss[:, index].tolist()}, gradient norm {metrics.gradient_norm[:, index].tolist()}; {good}. "
-        "Lower --optimizer.learning-rate or set --optimizer.clip-norm"
+        f"loss or gradient stopped being finite at step {step + index + 1} (seed {setup.config.training.seeds[seed]}): loss "
+        f"{metrics.loss[:, index].tolist()}, gradient norm {metrics.gradient_norm[:, index].tolist()}; "
+        f"{divergence.explanation(setup, finding)}; {divergence.how_to_go_on(setup.config, _directory(store), good)}"
     )
+
+
+def _replayed(
+    setup: TrainingSetup,
+    store: CheckpointStore | None,
+    source: Path | None,
+    compiled: stages.Compiled,
+    step: int,
+) -> tuple[TrainState, Any]:
+    """The state after ``step`` steps, to the bit, from the last checkpoint or the start; and the next chunk's inputs."""
+    again, _ = _begin(setup, store, source)
+    with _feed(setup, again, False) as feed:
+        while again.step < step:
+            again.state, _ = compiled(again.state, feed.take().inputs, setup.resources)
+            again.step += setup.schedule.chunk_steps
+        return again.state, feed.take().inputs
 
 
 def _farewell(step: int, total: int, directory: Path | None) -> str:

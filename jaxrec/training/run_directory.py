@@ -31,7 +31,8 @@ from jaxrec.training.state import Params
 from jaxrec.training.state_sharding import ParameterSharding
 
 #: Settings that a resumed run may change: they decide when it stops, how data gets in and on which devices it runs, not
-#: what a step does (beyond rounding, where the mesh is another).
+#: what a step does (beyond rounding, where the mesh is another). The learning rate may change after a divergence: the
+#: log and the results say at which step.
 RESUMABLE = (
     "training.epochs",
     "training.patience",
@@ -39,6 +40,7 @@ RESUMABLE = (
     "training.keep_checkpoints",
     "training.feed",
     "training.resident_share",
+    "optimizer.learning_rate",
     "mesh.data",
     "mesh.item",
 )

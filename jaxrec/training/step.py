@@ -35,6 +35,46 @@ def batch_loss(
     return task.loss(params, prepared, key, resources)
 
 
+def gradients_of(
+    task: Task, accumulate_steps: int, state: TrainState, batch: Batch, resources: Resources
+) -> tuple[Float[Array, ""], Float[Array, ""], Params]:
+    """Compute the mean loss of a batch, the sum of its weights, and the gradients.
+
+    Args:
+      task: whose loss is minimised.
+      accumulate_steps: parts of the batch computed one after the other, with their gradients summed.
+      state: before the step; its seed and step number determine all randomness.
+      batch: arrays [B, L].
+      resources: what the task may read.
+    """
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+
+    def mean_loss(params: Params) -> tuple[Array, Array]:
+        total, weight = batch_loss(task, params, batch, key, resources)
+        return total / jnp.maximum(weight, 1.0), weight
+
+    def one_part(sums: Any, part: Any) -> tuple[Any, None]:
+        rows, number = part
+        own_key = jax.random.fold_in(key, number)
+        value = jax.value_and_grad(
+            lambda params: batch_loss(task, params, rows, own_key, resources), has_aux=True
+        )(state.params)
+        return jax.tree.map(jnp.add, sums, value), None
+
+    if accumulate_steps == 1:
+        (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        return loss, weight, gradients
+    # Sums over the parts, divided once: a mean of means would give targets of sparse parts more weight. Part i has
+    # rows i, i + k, ...: a contiguous share of the rows, as a device of a mesh holds, then has some of each part.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), batch)
+    zero = jnp.zeros((), jnp.float32)
+    start = ((zero, zero), jax.tree.map(jnp.zeros_like, state.params))
+    numbers = jnp.arange(accumulate_steps, dtype=jnp.int32)
+    ((loss, weight), gradients), _ = lax.scan(one_part, start, (parts, numbers))
+    share = 1.0 / jnp.maximum(weight, 1.0)
+    return loss * share, weight, jax.tree.map(lambda x: x * share, gradients)
+
+
 def train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -56,35 +96,10 @@ def train_step(
     Returns:
       The state after the step, and the step's metrics.
     """
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    before = task.remember(state.params, batch, resources)
-
-    def mean_loss(params: Params) -> tuple[Array, Array]:
-        total, weight = batch_loss(task, params, batch, key, resources)
-        return total / jnp.maximum(weight, 1.0), weight
-
-    def one_part(sums: Any, part: Any) -> tuple[Any, None]:
-        rows, number = part
-        own_key = jax.random.fold_in(key, number)
-        value = jax.value_and_grad(
-            lambda params: batch_loss(task, params, rows, own_key, resources), has_aux=True
-        )(before)
-        return jax.tree.map(jnp.add, sums, value), None
-
-    if accumulate_steps == 1:
-        (loss, weight), gradients = jax.value_and_grad(mean_loss, has_aux=True)(before)
-    else:
-        # Sums over the parts, divided once: a mean of means would give targets of sparse parts more weight. Part i has
-        # rows i, i + k, ...: a contiguous share of the rows, as a device of a mesh holds, then has some of each part.
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), batch)
-        zero = jnp.zeros((), jnp.float32)
-        start = ((zero, zero), jax.tree.map(jnp.zeros_like, before))
-        numbers = jnp.arange(accumulate_steps, dtype=jnp.int32)
-        ((loss, weight), gradients), _ = lax.scan(one_part, start, (parts, numbers))
-        share = 1.0 / jnp.maximum(weight, 1.0)
-        loss, gradients = loss * share, jax.tree.map(lambda x: x * share, gradients)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, before)
-    params = optax.apply_updates(before, updates)
+    state = state._replace(params=task.remember(state.params, batch, resources))
+    loss, weight, gradients = gradients_of(task, accumulate_steps, state, batch, resources)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(loss, weight, optax.tree.norm(gradients))
     return TrainState(state.step + 1, state.seed, params, opt_state), metrics
 

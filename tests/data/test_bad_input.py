@@ -186,6 +186,28 @@ def test_ids_of_odd_types(role, values):
     refused(frame, f"{role} column '{role}' has type .*expected integers or text")
 
 
+@pytest.mark.parametrize(
+    "far",
+    [
+        pl.Series([0, 2**31 - 1], dtype=pl.Int32).cast(pl.Date),
+        pl.Series([0, -(2**31)], dtype=pl.Int32).cast(pl.Date),
+        pl.Series([0, 2**62], dtype=pl.Int64).cast(pl.Datetime("us")),
+        pl.Series([0, -(2**62)], dtype=pl.Int64).cast(pl.Datetime("ms")),
+    ],
+)
+def test_dates_that_no_text_can_name(far, capfd):
+    """Polars panics on them and prints a stack trace of its own, so they must not reach it."""
+    frame = pl.DataFrame({"user": [1, 2], "item": [1, 2], "x": far})
+    pattern = "1 of 2 dates lie outside the years 1 to 9999, the first in data row 2"
+    for role in ("user", "item"):
+        refused(frame.with_columns(pl.col("x").alias(role)), f"column '{role}': {pattern}")
+    refused(frame, f"column 'x': {pattern}", item_table=frame.select("item", "x"), title_column="x")
+    refused(frame, "rating column 'x' has type Date.*expected numbers", rating_column="x", min_rating=1.0)
+    near = load_dataset(frame.with_columns(user=pl.Series([0, 19_000], dtype=pl.Int32).cast(pl.Date)))
+    assert list(near.user_ids) == ["1970-01-01", "2022-01-08"]
+    assert capfd.readouterr().err == ""
+
+
 def test_wide_integers_as_ids():
     frame = pl.DataFrame(
         {"user": pl.Series([2**100, 1], dtype=pl.Int128), "item": pl.Series([2**64 - 1, 0], dtype=pl.UInt64)}

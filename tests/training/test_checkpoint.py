@@ -221,6 +221,38 @@ def test_the_only_checkpoint_damaged_is_an_error(saved):
         CheckpointReader(saved).restore({"state": abstract(TREE)})
 
 
+def test_a_damaged_checkpoint_prints_one_line(saved):
+    """In a process of its own: what Orbax abandons ends in its threads and when Python collects it."""
+    arrays = [path for path in (saved / "2").rglob("d/*") if path.is_file()]
+    for path in arrays:
+        path.write_bytes(b"x" * path.stat().st_size)
+    script = (
+        "import gc, sys; from pathlib import Path; from tests.training.test_checkpoint import TREE, abstract; "
+        "from jaxrec.training.checkpoint import CheckpointReader; "
+        f"r = CheckpointReader(Path({str(saved)!r})).restore({{'state': abstract(TREE)}}); gc.collect(); print(r[1]['step'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("jaxrec: the checkpoint of step 2")
+
+
+def test_other_errors_that_nothing_catches_are_reported(monkeypatch):
+    reported = []
+    hook = checkpoint._WithoutAbandonedReads(reported.append)
+
+    class Info:
+        exc_value: BaseException = ValueError("x")
+        object = None
+
+    hook(Info)
+    assert reported == [Info]
+
+
 def test_single_flipped_bits_are_found_or_harmless(saved, capsys):
     """Random bits of every file of the newest checkpoint, of its arrays most of all."""
     random = np.random.default_rng(0)

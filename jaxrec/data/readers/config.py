@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jaxrec.data.dataset import LOADED_WITH, SequenceDataset
-from jaxrec.data.readers.tables import is_directory, parquet_files
+from jaxrec.data.readers.tables import parquet_files
 from jaxrec.data.readers.text import TextLayout
 from jaxrec.data.readers.times import TimeUnit
 from jaxrec.errors import ConfigError
+from jaxrec.files import is_directory
 from jaxrec.options import Range, validate
 
 #: Source of a run that was trained on a dataset handed over by a script.

@@ -15,13 +15,14 @@ from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.tables import (
     TextFormat,
     find_column,
-    is_file,
     plain_name,
     reading,
     scan_file,
     scan_table,
 )
+from jaxrec.data.readers.times import as_text
 from jaxrec.errors import DataError
+from jaxrec.files import is_file
 
 _TITLES = ("title", "name", "itemname", "movietitle", "itemtitle")
 
@@ -212,4 +213,5 @@ def _text(frame: pl.DataFrame, column: str, role: str) -> list[str]:
     values = frame[column]
     if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
         raise DataError(f"--data.{option} {column!r} has type {values.dtype}: expected text or numbers")
-    return values.cast(pl.String).fill_null("").to_list()
+    with reading(f"--data.{option} {column!r}"):
+        return as_text(values, column).fill_null("").to_list()

@@ -31,8 +31,6 @@ from jaxrec.data.readers.tables import (
     TextFormat,
     describe_file,
     describe_parts,
-    is_directory,
-    is_file,
     parquet_files,
     reading,
     scan_file,
@@ -43,6 +41,7 @@ from jaxrec.data.readers.tables import (
 from jaxrec.data.readers.text import read_text
 from jaxrec.data.readers.vectors import attach_vectors
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.files import is_directory, is_file
 from jaxrec.options import option_name
 
 #: Module whose import registers the loaders of public datasets in `jaxrec.data.named.DATASETS`.

@@ -12,7 +12,7 @@ from jaxrec.data.catalogue import StringArray
 from jaxrec.data.interactions import InteractionLog
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.tables import find_column, plain_name, reading
-from jaxrec.data.readers.times import parse_times
+from jaxrec.data.readers.times import as_text, parse_times
 from jaxrec.errors import DataError
 
 #: Entry of ``meta["time"]`` of a log without times.
@@ -138,6 +138,8 @@ def _time_warning(names: list[str], selected: list[str]) -> list[str]:
 
 def parse_ratings(values: pl.Series, column: str) -> np.ndarray:
     """float64[N], NaN where there is no rating."""
+    if values.dtype.is_temporal():
+        raise DataError(f"rating column {column!r} has type {values.dtype}: expected numbers")
     numbers = (
         values.cast(pl.Float64, strict=False)
         if not values.dtype.is_nested()
@@ -182,7 +184,7 @@ def clean_ids(values: pl.Series, role: str, column: str) -> pl.Series:
     if values.dtype.is_integer() and values.dtype != pl.Int128:
         return values
     with reading(f"{role} column {column!r}"):
-        return values.cast(pl.String)
+        return as_text(values, column)
 
 
 def _encode(values: pl.Series, role: str, column: str) -> tuple[np.ndarray, StringArray]:

@@ -8,7 +8,6 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,22 +45,6 @@ class TextFormat:
 def suffix_of(path: Path) -> str:
     """Return the lower-case extension, without a final ``.gz``."""
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
-
-
-def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` names a regular file; False for what no path can be."""
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_directory(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` names a directory; False for what no path can be."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def describe_file(path: Path) -> dict[str, Any]:

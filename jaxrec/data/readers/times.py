@@ -16,6 +16,9 @@ PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 #: Seconds since 1970 that "auto" takes for times: from 1973 to 5138. Smaller numbers pass as ordinals in seconds.
 PLAUSIBLE = (1e8, 1e11)
 
+#: First day of year 1 and last day of year 9999, in days since 1970.
+_DAYS = (-719_162, 2_932_896)
+
 # Text without an offset is read as UTC.
 _ISO_FORMATS = (
     ("%Y-%m-%d %H:%M:%S%.f", False),
@@ -100,6 +103,33 @@ def _parse_iso(text: pl.Series) -> pl.Series:
             break
     assert dates is not None
     return dates
+
+
+def as_text(values: pl.Series, column: str) -> pl.Series:
+    """Return the values of a column as text.
+
+    Args:
+      values: text, numbers or dates.
+      column: its name, for messages.
+
+    Raises:
+      DataError: a date lies outside the years 1 to 9999, which no text can name.
+    """
+    if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
+        # Of a date beyond, Polars would not raise an error but panic, and print a stack trace by itself.
+        days = values.to_physical().cast(pl.Int64) // _per_day(values.dtype)
+        far = ((days < _DAYS[0]) | (days > _DAYS[1])).arg_true()
+        if len(far):
+            raise DataError(
+                f"column {column!r}: {len(far)} of {len(values)} dates lie outside the years 1 to 9999, the first in data "
+                f"row {int(far[0]) + 1}: repair or drop these rows"
+            )
+    return values.cast(pl.String)
+
+
+def _per_day(dtype: pl.DataType) -> int:
+    """How many of the physical unit of a date or datetime make a day."""
+    return 86_400 * PER_SECOND[dtype.time_unit] if isinstance(dtype, pl.Datetime) else 1
 
 
 def _from_datetimes(values: pl.Series) -> tuple[np.ndarray, int, dict[str, Any]]:

@@ -13,8 +13,10 @@ import polars as pl
 from jaxrec.data.catalogue import AttributeTable
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.config import DataConfig
-from jaxrec.data.readers.tables import find_column, is_file, reading
+from jaxrec.data.readers.tables import find_column, reading
+from jaxrec.data.readers.times import as_text
 from jaxrec.errors import DataError
+from jaxrec.files import is_file
 
 #: Value of ``data.item_vectors`` that makes vectors of the attributes.
 ATTRIBUTES = "attributes"
@@ -153,7 +155,8 @@ def _read_parquet(path: Path, config: DataConfig, option: str) -> tuple[list[str
         option="--data.item-id-column",
     )
     assert id_column is not None  # required=True
-    ids = frame[id_column].cast(pl.String).to_list()
+    with reading(f"column {id_column!r} of {option}"):
+        ids = as_text(frame[id_column], id_column).to_list()
     lists = frame[column]
     lengths = (lists.list.len() if isinstance(frame.schema[column], pl.List) else lists.arr.len()).to_list()
     other = next((row for row, n in enumerate(lengths) if n is None or n != lengths[0]), None)
