@@ -93,8 +93,9 @@ def content_of(run: Path) -> Content:
     with np.load(target) as file:
         arrays = {name: file[name] for name in file.files}
     losses = [line["loss"][0] for line in read_metrics(run / "log.jsonl") if "loss" in line]
-    ranks = {name: arrays.pop(name) for name in list(arrays) if name.startswith("test_seed0/")}
-    return Content(arrays, losses, ranks["test_seed0/ranks"])
+    ranks = arrays["test_seed0/ranks"]
+    trained = {name: value for name, value in arrays.items() if name.startswith(("state/", "best/", "step"))}
+    return Content(trained, losses, ranks)
 
 
 def _without_padding(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -83,6 +83,10 @@ def _work(work: Callable[[int], int], number: int, output: Path, devices: int) -
         os.dup2(descriptor, 2)
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         status = work(number)
+        # As at the end of a Python process, which `os._exit` cuts short: processes of one run wait for each other.
+        import jax
+
+        jax.distributed.shutdown()
     except BaseException:
         traceback.print_exc()
     finally:
