@@ -159,8 +159,11 @@ def test_tokenisation_compares_equal_numbers_of_parameters():
     )
     named = {name for pair in tokenisation.pairs(options, "full 64") for name in pair}
     assert named == set(rows)
-    measured = {name: {"trained": trained[name], "values": [0.1, 0.2]} for name in rows}
-    assert len(tokenisation.figure(measured).axes[0].get_legend_handles_labels()[0]) == 4
+    result = {
+        "variants": [{"name": name, "metrics": {"NDCG@10": {"values": [0.1, 0.2]}}} for name in rows],
+        "items": {name: {"trained": trained[name]} for name in rows},
+    }
+    assert len(tokenisation.figure(result).axes[0].get_legend_handles_labels()[0]) == 4
     with pytest.raises(SystemExit, match="leave out the width 2"):
         tokenisation.composed(sasrec(), dataset, "hashed", 4, 4, 300)
 

@@ -22,14 +22,10 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.record import RESULTS
-from experiments.variants import StudyOptions, Variant, apply, recorder, study
-from jaxrec.analysis.compare import saved_ranks
-from jaxrec.analysis.figures import COLOURS, save_figure
-from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
+from experiments.variants import StudyOptions, Variant, apply, contrast_table, contrasts, recorder, study
+from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.config import RunConfig
-from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.nn.item_codes import ItemCodesConfig
 from jaxrec.presets import sasrec
@@ -110,30 +106,6 @@ def pairs(options: Options, first: str) -> list[tuple[str, str]]:
     return out
 
 
-def differences(runs: Mapping[str, Path], options: Options, dataset: SequenceDataset) -> list[dict[str, Any]]:
-    """Paired differences in `METRIC` between the runs that there are, corrected over all of them."""
-    names = list(runs)
-    values = {
-        name: saved_ranks(name, Run(path, dataset).ranks("test")).values(METRIC)
-        for name, path in runs.items()
-    }
-    chosen = [(a, b) for a, b in pairs(options, names[0]) if a in values and b in values]
-    if not chosen:
-        return []
-    effects = [paired_bootstrap(values[a], values[b]) for a, b in chosen]
-    corrected = holm([effect.p_value for effect in effects])
-    return [
-        {
-            "a": a,
-            "b": b,
-            **effect._asdict(),
-            "p_holm": float(p),
-            "detectable": minimal_detectable_difference(values[a], values[b]),
-        }
-        for (a, b), effect, p in zip(chosen, effects, corrected, strict=True)
-    ]
-
-
 def sizes(run: Run) -> dict[str, Any]:
     """Trained parameters, bytes of the items (float32 rows, codes of 16 bits), and share of items with another's codes."""
     codes, width = run.config.encoder.item_codes, run.config.encoder.width
@@ -150,84 +122,29 @@ def sizes(run: Run) -> dict[str, Any]:
     return {**out, "size": codes.size, "shared": float(np.mean(shared)), "item_bytes": item_bytes}
 
 
-def figure(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
+def figure(result: Mapping[str, Any]) -> Figure:
     """Quality against trained parameters, a line per kind of items."""
     drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = drawn.add_subplot()
     for kind, colour in zip(("full", *METHODS), COLOURS, strict=False):
-        points = sorted(
-            (
-                row["trained"],
-                np.mean(row["values"]),
-                np.std(row["values"], ddof=min(1, len(row["values"]) - 1)),
-            )
-            for name, row in rows.items()
-            if name.split()[0] == kind
-        )
+        points = []
+        for row in result["variants"]:
+            if row["name"].split()[0] == kind:
+                values = row["metrics"][METRIC]["values"]
+                spread = np.std(values, ddof=min(1, len(values) - 1))
+                points.append((result["items"][row["name"]]["trained"], np.mean(values), spread))
         if points:
-            x, y, spread = zip(*points, strict=True)
+            x, y, error = zip(*sorted(points), strict=True)
             label = "a row per item" if kind == "full" else f"{kind} codes"
-            axes.errorbar(x, y, spread, marker="o", capsize=3, color=colour, label=label)
+            axes.errorbar(x, y, error, marker="o", capsize=3, color=colour, label=label)
     axes.set(xscale="log", xlabel="trained parameters", ylabel=f"{METRIC} (mean and deviation over seeds)")
     axes.legend(frameon=False)
     return drawn
 
 
-def main(options: Options) -> None:
-    """Train, compare, and write tables and figure."""
-    dataset = load_dataset(options.data)
-    base = sasrec().updated(
-        {
-            "data.source": options.data,
-            "training.seeds": tuple(range(options.seeds)),
-            "training.epochs": options.epochs,
-            "training.patience": options.patience,
-            "training.checkpoint_seconds": 60.0,
-        }
-    )
-    planned = variants(options, base, dataset)
-    unknown = set(options.only) - {variant.name for variant in planned}
-    if unknown:
-        raise SystemExit(
-            f"only: expected some of {', '.join(variant.name for variant in planned)}; got {sorted(unknown)}"
-        )
-    chosen = [variant for variant in planned if not options.only or variant.name in options.only]
-    out = Path(options.out)
-    record = recorder(
-        "tokenisation", "Items composed of codes", dataset, "experiments.revisited.tokenisation"
-    )
-
-    def write(result: dict[str, Any]) -> None:
-        runs = {row["name"]: out / row["name"].replace(" ", "-") for row in result["variants"]}
-        measured = {
-            row["name"]: {
-                **sizes(Run(runs[row["name"]], dataset)),
-                "values": row["metrics"][METRIC]["values"],
-            }
-            for row in result["variants"]
-        }
-        tests = [] if result["unfinished"] else differences(runs, options, dataset)
-        record(
-            {**result, "items": measured, "differences": tests, "markdown": tables(result, measured, tests)}
-        )
-        save_figure(figure(measured), RESULTS / f"tokenisation_{dataset.name.lower().replace(' ', '-')}.png")
-
-    study(base, chosen, dataset, out, record=write)
-
-
-def tables(
-    result: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]], tests: list[dict[str, Any]]
-) -> str:
+def tables(result: Mapping[str, Any]) -> list[str]:
     """Tables of qualities and sizes, and of differences."""
-    header = [
-        "items, width",
-        "HR@10",
-        METRIC,
-        "trained parameters",
-        "K",
-        "KiB of the items",
-        "items that share all codes",
-    ]
+    header = ["items, width", "HR@10", METRIC, "trained parameters", "K", "KiB of the items"]
     rows = [
         [
             row["name"],
@@ -238,27 +155,52 @@ def tables(
             f"{size['item_bytes'] / 1024:,.0f}",
             f"{size['shared']:.1%}" if size["size"] else "-",
         ]
-        for row, size in ((row, measured[row["name"]]) for row in result["variants"])
+        for row, size in ((row, result["items"][row["name"]]) for row in result["variants"])
     ]
     parts = [
-        to_markdown(header, rows),
+        to_markdown([*header, "items that share all codes"], rows),
         "Trained parameters are those of the whole model without the codes; the last table counts the codes as well.",
     ]
-    if tests:
-        columns = ["difference", METRIC, "95 % interval", "p", f"p (Holm, {len(tests)})", "detectable"]
-        lines = [
-            [
-                f"{each['b']} - {each['a']}",
-                f"{each['difference']:+.4f}",
-                f"{each['low']:+.4f} to {each['high']:+.4f}",
-                f"{each['p_value']:.4f}",
-                f"{each['p_holm']:.4f}",
-                f"{each['detectable']:.4f}",
-            ]
-            for each in tests
+    if result["contrasts"]:
+        count = len(result["contrasts"])
+        parts += [
+            contrast_table(result["contrasts"]),
+            f"Paired over users and seeds; p Holm corrects for all {count} comparisons of the study.",
         ]
-        parts.append(to_markdown(columns, lines))
-    return "\n\n".join(parts)
+    return parts
+
+
+def main(options: Options) -> None:
+    """Train, compare, and write tables and figure."""
+    dataset = options.load()
+    base = sasrec().updated(
+        {
+            "data.source": options.data,
+            "training.seeds": tuple(range(options.seeds)),
+            "training.epochs": options.epochs,
+            "training.patience": options.patience,
+            "training.checkpoint_seconds": 60.0,
+        }
+    )
+    planned = variants(options, base, dataset)
+    module = "experiments.revisited.tokenisation"
+    write = recorder("tokenisation", "Items composed of codes", dataset, module, figure)
+    out = Path(options.out)
+
+    def record(result: dict[str, Any]) -> None:
+        names = [row["name"] for row in result["variants"]]
+        finished = [pair for pair in pairs(options, planned[0].name) if set(pair) <= set(names)]
+        result = {
+            **result,
+            "plan": options.plan(planned),
+            "items": {name: sizes(Run(out / name.replace(" ", "-"), dataset)) for name in names},
+            # One family of comparisons, in place of those with the first variant alone.
+            "differences": [],
+            "contrasts": [] if result["unfinished"] or not finished else contrasts(out, finished, METRIC),
+        }
+        write({**result, "markdown": "\n\n".join(tables(result))})
+
+    study(base, options.chosen(planned), dataset, out, record=record)
 
 
 if __name__ == "__main__":
