@@ -1,7 +1,7 @@
 """E6: does a vector for each user help, what do new users get, and does depth make all users alike?
 
     python -m experiments.revisited.personalisation
-    python -m experiments.revisited.personalisation --data path/to/LastFM.txt --patience 10 --out runs/personalisation-lastfm
+    python -m experiments.revisited.personalisation --data s3rec_data.zip:LastFM --patience 10 --out runs/personal-lastfm
 
 A share of the users takes no part in training: they are ranked apart, as new users without a vector. The others are ranked
 by leave-one-out, with their own vector and, to see what it contributes, as if they were new. All variants have the same
@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from experiments.record import RESULTS, command_line, dataset_line, write_record
-from experiments.variants import StudyOptions, Variant, apply, study
+from experiments.variants import StudyOptions, Variant, apply, plan_line, study
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.personalisation import (
     Personalisation,
@@ -31,7 +31,6 @@ from jaxrec.analysis.personalisation import (
 )
 from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
-from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.evaluation.histories import RankingCases, ranking_cases
@@ -222,7 +221,7 @@ def tables(trained: dict[str, Any], measured: dict[str, Measured]) -> list[str]:
 
 
 def record(
-    options: Options, trained: dict[str, Any], measured: dict[str, Measured], divided: Divided, planned: int
+    options: Options, trained: dict[str, Any], measured: dict[str, Measured], divided: Divided
 ) -> None:
     """Write tables, figure and everything measured."""
     dataset = divided.training.name
@@ -241,8 +240,9 @@ def record(
             for each in tests
         ],
     )
-    missing = planned - len(measured)
+    plan = options.plan(variants(options))
     result = {
+        "plan": plan,
         **{key: trained[key] for key in ("dataset", "split", "protocol", "seeds", "versions", "hardware")},
         "new_users": len(divided.new),
         "trained": [
@@ -254,7 +254,7 @@ def record(
         "differences": tests,
     }
     body = [
-        f"**Partial**: {missing} of {planned} variants were not trained." if missing else "",
+        plan_line(plan),
         f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}; {trained['protocol']}. "
         f"Seeds {trained['seeds']}. {len(divided.new):,} further users take no part in training and are ranked as "
         "new ones, without a vector; those with one are also ranked as if they were new. Nothing was tuned; "
@@ -292,11 +292,10 @@ def main(options: Options) -> None:
             },
         },
     )
-    divided = divide(load_dataset(options.data), options.new_users, base.evaluation.remove_seen)
-    planned = variants(options)
-    chosen = [each for each in planned if not options.only or each.name in options.only]
+    chosen = options.chosen(variants(options))
+    divided = divide(options.load(), options.new_users, base.evaluation.remove_seen)
     trained = study(base, chosen, divided.training, Path(options.out))
-    record(options, trained, measure(options, chosen, divided), divided, len(planned))
+    record(options, trained, measure(options, chosen, divided), divided)
 
 
 if __name__ == "__main__":
