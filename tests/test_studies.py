@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +15,13 @@ from experiments.awrsr import table as awrsr_table
 from experiments.kernel import ablation
 from experiments.miq import pretraining, sampled_users, table2
 from experiments.revisited import positions, sampling
-from experiments.studies import masked_items, prefix_verdict
+from experiments.studies import anchors, masked_items, prefix_verdict
 from experiments.variants import StudyOptions, Variant, apply, plan_line
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.splits import split_dataset
 from jaxrec.nn.spec import DataSpec
 from jaxrec.presets import sasrec
 from tests.helpers import small_dataset
-from tests.tasks.data import described_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -35,6 +36,7 @@ ROWS = {
     "awrsr": awrsr_table.variants((2,)),
     "kernel": ablation.variants(),
     "pretraining": pretraining.variants(pretraining.Options()),
+    "anchors": anchors.variants(()),
 }
 
 
@@ -182,6 +184,9 @@ def test_chance_of_a_gap():
     assert other["one_column"]["5"] / 2 < other["best_of_table"] < other["one_column"]["5"]
     same = sampled_users.chance_of_gaps(values, printed, options, paired=True)
     assert same["deviation"] == same["best_of_table"] == 0
+    apart = np.stack([np.full(50, 0.1), np.full(50, 0.3)])
+    table = sampled_users.drawn_columns(apart, 20, 4, 1.0, True, np.random.default_rng(1))
+    assert len({round(x, 9) for x in table[1:]}) == 1 != len({round(x, 9) for x in table[:2]}), "other seeds"
 
 
 def test_course_of_a_training(tmp_path):
@@ -219,6 +224,7 @@ def folder(tmp_path_factory):
         (masked_items, ("sasrec", "next item", "masked items"), {}),
         (awrsr_table, ("softmax", "uniform", "simple"), {}),
         (ablation, ("none", "kernel toeplitz-full, layer-wise", "learned"), {}),
+        (anchors, (), {"widths": (256,), "anchor": "lastfm"}),
         (table2, (), {"windows": (2,), "max_length": 10, "widths": (8,), "dropouts": (0.1,)}),
     ],
     ids=lambda value: getattr(value, "__name__", "").rpartition(".")[2] or None,
@@ -230,7 +236,11 @@ def test_a_study_keeps_a_record(folder, monkeypatch, module, only, options):
         assert config.data.source.endswith("data")
         shutil.copytree(folder / "null", workdir)
 
+    def untrained(config, dataset, **kwargs):
+        return SimpleNamespace(valid=[SimpleNamespace(metrics={config.metric: config.encoder.width / 1e3})])
+
     monkeypatch.setattr(variants, "fit", copied)
+    monkeypatch.setattr(variants, "train", untrained)
     monkeypatch.chdir(folder)
     asked = module.Options(
         data="data", seeds=2, epochs=1, only=only, out=f"runs/{module.__name__}", **options
@@ -252,21 +262,38 @@ def test_a_study_keeps_a_record(folder, monkeypatch, module, only, options):
 
 
 @pytest.mark.slow
-def test_pretraining_against_more_training(tmp_path, monkeypatch):
-    """Both stages train; the row of the same compute has more epochs, by the seconds of the first stage."""
-    described_dataset(n_users=16, n_items=60).save(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretraining, "LOSSES", {"CE": pretraining.LOSSES["CE"]})
-    options = pretraining.Options(
-        data="data", seeds=1, epochs=2, pretraining_epochs=1, prefixes=1, patience=1, out="runs"
-    )
+def test_pretraining_against_more_training(folder, monkeypatch):
+    """The row of the same compute has as many more epochs as the first stage took seconds; a copy stands for every run."""
+    configs = {}
+
+    def copied(dataset, config, workdir, **kwargs):
+        configs[Path(workdir).name] = config
+        shutil.copytree(folder / "null", workdir)
+        seconds = 30.0 if Path(workdir).name == "pretraining" else 6.0
+        results = json.loads((Path(workdir) / "results.json").read_text())
+        results["timing"]["training_seconds"], results["training"]["epochs"] = seconds, 3.0
+        (Path(workdir) / "results.json").write_text(json.dumps(results))
+
+    monkeypatch.setattr(variants, "fit", copied)
+    monkeypatch.setattr(pretraining, "fit", copied)
+    monkeypatch.chdir(folder)
+    options = pretraining.Options(data="data", seeds=2, epochs=20, pretraining_epochs=7, out="runs/pre")
     pretraining.main(options)
-    result = json.loads((tmp_path / "experiments/results/pretraining_walks.json").read_text())
-    rows = {row["name"]: row["config"]["training"] for row in result["variants"]}
-    assert set(rows) == {"scratch, CE", "pretrained, CE", "scratch, same compute, CE"}
-    assert rows["scratch, same compute, CE"]["epochs"] > rows["scratch, CE"]["epochs"] == 2
-    assert rows["pretrained, CE"]["init_from"] == "runs/pretraining"
-    assert [row["b"] for row in result["questions"]] == ["pretrained, CE"] * 2
+    result = json.loads((folder / "experiments/results/pretraining_walks.json").read_text())
+    assert len(result["variants"]) == len(configs) - 1 == 6
+    for loss in pretraining.LOSSES:
+        longer = configs[f"scratch,-same-compute,-{loss}"].training
+        assert (longer.epochs, longer.patience, longer.init_from) == (20 + 30 / (6 / 3), 0, "")
+        assert configs[f"scratch,-{loss}"].training.epochs == 20
+        started = configs[f"pretrained,-{loss}"].training
+        assert (started.epochs, started.init_from) == (20, "runs/pre/pretraining")
+    first = configs["pretraining"]
+    assert (first.training.epochs, first.training.select, first.task.needs_attributes) == (7, "last", True)
+    assert {(row["a"], row["b"]) for row in result["questions"]} == {
+        (f"{kind}, {loss}", f"pretrained, {loss}")
+        for loss in pretraining.LOSSES
+        for kind in ("scratch", "scratch, same compute")
+    }
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""Chance alone in MIQ-Attn's protocol: about a thousand users drawn anew for each column of a table.
+r"""Chance alone in MIQ-Attn's protocol: about a thousand users drawn anew for each column of a table.
 
-    jaxrec train --data ml-1m_sasrec.txt.gz --preset sasrec-ml1m --seeds 2 --training.epochs 10 --workdir runs/null
+    jaxrec train --data ml-1m_sasrec.txt.gz --preset sasrec-ml1m --batches.batch-size 32 --seeds 2 \
+        --training.epochs 4 --training.evaluate-every 4 --workdir runs/null
     python -m experiments.miq.sampled_users runs/null
 
 The printed values of Table 2 are multiples of 1/1000, so each column rests on about 1,000 users, and on other users
@@ -72,13 +73,14 @@ def drawn_columns(
     chosen = generator.choice(everyone, size, replace=False)
     kept = generator.random(size) < share
     means = np.empty(columns)
-    # Neighbours are different seeds: two trainings of one model.
+    # The baseline is one seed and the others are other seeds: trainings of one model.
     first = generator.integers(seeds)
     for column in range(columns):
         if column and not paired:
             chosen = generator.choice(everyone, size, replace=False)
             kept = generator.random(size) < share
-        means[column] = (values[(first + column) % seeds, chosen] * kept).mean()
+        step = 1 + (column - 1) % (seeds - 1) if column else 0
+        means[column] = (values[(first + step) % seeds, chosen] * kept).mean()
     return means
 
 
@@ -208,7 +210,9 @@ def main(options: Options) -> None:
             f"![Figure]({name}.png)",
             "Chance: share of tables of one model in which a column differs from the first by at least the printed gap, in "
             "either direction; for the best of the table, in which the largest difference of as many columns reaches the "
-            "largest printed one. Values of the model were set to zero for a random part of the users, to the printed mean.",
+            "largest printed one. The first column is one seed, the others are other seeds; with two seeds and the same "
+            "users all of them are alike. Values of the model were set to zero for a random part of the users, to the "
+            "printed mean.",
         ],
     )
     save_figure(figure(found), RESULTS / f"{name}.png")

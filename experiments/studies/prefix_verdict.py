@@ -8,6 +8,7 @@ and are compared with a SASRec that was trained on whole histories with one nega
 does). Here one encoder, SASRec, is trained in all eight ways: {packed, prefix} x {all targets, last target} x
 {cross-entropy, binary cross-entropy}. Every row has the same number of steps on rows of the same length, so the same
 encoding to do; two further rows have four times as much, since a prefix with one target teaches less in a step.
+The papers give as many epochs of prefixes as others give of histories, which is far more: the record says how much.
 Prefixes also reach the targets older than the last L interactions, which packed rows leave out: "windows" is packed
 rows of all of them.
 
@@ -134,6 +135,13 @@ def tables(options: Options, name: str, result: dict[str, Any]) -> list[str]:
         for row in result["variants"]
     ]
     found = [to_markdown(["row", "steps, longest seed", "epochs", "training seconds, all seeds"], budgets)]
+    per_epoch = {
+        row["name"].split(",")[0]: row["training"]["steps"] / row["training"]["epochs"]
+        for row in result["variants"]
+    }
+    if {"packed", "prefix"} <= per_epoch.keys():
+        times = per_epoch["prefix"] / per_epoch["packed"]
+        found.append(f"An epoch of prefixes has {times:.0f} times the steps of an epoch of packed histories.")
     chosen = pairs([row["name"] for row in result["variants"]])
     if chosen:
         changes = contrasts(options.out, chosen)
