@@ -176,7 +176,7 @@ def figure(found: Mapping[str, Mapping[str, Any]]) -> Figure:
         )
     axes.axhline(0, color="black", linewidth=0.7)
     axes.set_xticks(range(len(found)), list(found))
-    axes.set_ylabel("difference to SASRec (bars: 50 % and 95 % of chance)")
+    axes.set_ylabel("difference to SASRec\n(bars: 50 % and 95 % of chance)")
     axes.legend(fontsize=8)
     return drawing
 
