@@ -143,7 +143,15 @@ def figure(result: dict[str, Any]) -> Figure:
         best = undominated(accuracy, values if more else -values)
         axes.plot(values[best], accuracy[best], color=COLOURS[6], zorder=0)
         for number, row in enumerate(rows):
-            marker = "s" if "no logQ" in row["name"] else "^" if "others'" in row["name"] else "o"
+            marker = (
+                "*"
+                if number == 0
+                else "s"
+                if "no logQ" in row["name"]
+                else "^"
+                if "others'" in row["name"]
+                else "o"
+            )
             axes.errorbar(
                 values[number],
                 accuracy[number],
@@ -151,7 +159,7 @@ def figure(result: dict[str, Any]) -> Figure:
                 deviations[number],
                 marker,
                 color=COLOURS[number % 6],
-                markersize=5,
+                markersize=9 if number == 0 else 5,
                 elinewidth=0.7,
                 label=row["name"],
             )
