@@ -59,3 +59,12 @@ def test_notebook_runs(tmp_path):
     outputs = "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
     assert "NDCG@10" in outputs
     assert "Traceback" not in outputs
+
+
+def test_figures_are_those_of_the_records():
+    for path in (ROOT / "docs/figures").glob("*.png"):
+        record = ROOT / "experiments/results" / path.name
+        assert record.exists(), f"{path.name}: no record has this figure"
+        assert path.read_bytes() == record.read_bytes(), (
+            f"copy experiments/results/{path.name} to docs/figures"
+        )
