@@ -257,12 +257,13 @@ def tables(options: Options, rows: list[Variant], split: Split, result: dict[str
     for row in result["variants"]:
         log = logs[row["name"]]
         seen = log["targets_per_epoch"] * row["training"]["epochs"]
+        shifted = "random offsets" in row["name"]
         lines.append(
             [
                 row["name"],
-                f"{log['positions_per_item']:.1f}",
-                f"{log['most_frequent_position']:.2f}",
-                f"{log['exact']:.2f}",
+                "shifted" if shifted else f"{log['positions_per_item']:.1f}",
+                "shifted" if shifted else f"{log['most_frequent_position']:.2f}",
+                "shifted" if shifted else f"{log['exact']:.2f}",
                 str(row["training"]["steps"]),
                 f"{seen:,.0f}",
             ]
@@ -270,7 +271,7 @@ def tables(options: Options, rows: list[Variant], split: Split, result: dict[str
     header = [
         "row",
         "positions of an item",
-        "share of the first",
+        "share of one position",
         "distance to the target",
         "steps",
         "targets",
@@ -278,7 +279,7 @@ def tables(options: Options, rows: list[Variant], split: Split, result: dict[str
     note = (
         "Positions that an item received as input in an epoch, and the share of its most frequent one, means over items; "
         "share of pairs of an input and a target whose position is the distance between them; steps of the longest seed, "
-        "and targets in them."
+        "and targets in them. Rows with random offsets shift these positions anew in every step."
     )
     found += [to_markdown(header, lines), note]
     if names[0] == "from the end":
