@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 from jax import Array
@@ -78,9 +78,9 @@ ENCODERS: Registry[type[EncoderConfig]] = Registry("encoder")
 class Encoder(nn.Module):
     """Base of the encoders, pure Linen modules.
 
-    ``apply({"params": p}, batch, train, rngs=...)`` gives hidden states float32[B, L, D]. For evaluation
-    ``query_positions`` int32[B, S] asks for the states [B, S, D] of some positions alone, which are those of the
-    whole batch up to rounding; an encoder may leave out what the other positions do not need.
+    ``apply({"params": p}, batch, train, rngs=...)`` gives hidden states float32[B, L, D]. For evaluation, and for
+    training where `selects_in_training` says so, ``query_positions`` int32[B, S] asks for the states [B, S, D] of some
+    positions alone, which are those of the whole batch up to rounding; an encoder may leave out what the others do not need.
 
     A sequence has the same states alone, padded on either side, or packed beside others: nothing may cross
     ``batch.segments``. Weight decay goes by parameter names: see `jaxrec.optim.decay_mask`.
@@ -94,6 +94,10 @@ class Encoder(nn.Module):
     config: EncoderConfig
     spec: DataSpec
     shards: ItemShards | None = None
+
+    #: Whether ``query_positions`` may be given while training, too; the other positions then lack what follows the last
+    #: attention, its dropout included.
+    selects_in_training: ClassVar[bool] = False
 
     @property
     def n_items(self) -> int:
@@ -122,10 +126,10 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
-    @staticmethod
-    def check_call(train: bool, query_positions: Array | None) -> None:
-        """Refuse ``query_positions`` while training, since dropout is drawn for whole rows."""
-        if train and query_positions is not None:
+    @classmethod
+    def check_call(cls, train: bool, query_positions: Array | None) -> None:
+        """Refuse ``query_positions`` while training where dropout is drawn for whole rows."""
+        if train and query_positions is not None and not cls.selects_in_training:
             raise ConfigError(
                 "query_positions selects positions in evaluation only: expected train=False, got train=True; "
                 "leave query_positions out"

@@ -104,7 +104,8 @@ class Block(nn.Module):
             return x if query_positions is None else take_positions(x, query_positions)
 
         def attend(x: Array, queries: Array | None = None) -> Array:
-            if query_positions is None or not self.attention.selects_positions:
+            # Dropout of weights is drawn for all queries, so that training computes them all.
+            if query_positions is None or train or not self.attention.selects_positions:
                 return select(attention(x, context, train, queries=queries))
             return attention(
                 x,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -175,6 +175,8 @@ class Transformer(AttentiveEncoder):
     """
 
     config: TransformerConfig
+
+    selects_in_training: ClassVar[bool] = True
 
     def attention_spec(self) -> AttentionSpec:
         """Settings that every block passes to its attention mechanism."""

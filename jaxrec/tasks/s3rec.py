@@ -46,7 +46,8 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import Encoder
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.precision import matmul
+from jaxrec.nn.layers import take_positions
+from jaxrec.nn.precision import einsum, matmul
 from jaxrec.nn.segments import first_index, is_last, last_index, per_segment
 from jaxrec.objectives import ObjectiveConfig
 from jaxrec.options import Range
@@ -236,22 +237,32 @@ class S3RecPretraining(Task):
         if config.sp_weight:
             context = affine(segment_hidden[:, 0], maps["sp"])
             positive, negative = (scores(context, segment_hidden[:, view]) for view in (1, 2))
-            terms["sp"] = jnp.where(views.comparisons, self._compare(positive, negative), 0.0).sum()
+            compared = jnp.take_along_axis(views.comparisons, compared_columns(views.comparisons), axis=1)
+            terms["sp"] = jnp.where(compared, self._compare(positive, negative), 0.0).sum()
         return terms
 
     def _hidden(self, params: Any, views: Views, key: Array) -> tuple[Array, Array]:
-        """States [B, L, D] of the masked histories, and [B, 3, L, D] of the segment views, in one pass."""
-        batch = views.batch
-        token = self.spec.n_items + 1 + MASK_TOKEN
-        items = jnp.where(views.masked, token, batch.items)[:, None]
-        if self.config.sp_weight:
-            items = jnp.concatenate([items, views.segment_views], axis=1)
-        n_rows, n_views, length = items.shape
+        """States [B, L, D] of the masked histories, and [B, 3, S, D] of the segment views at `compared_columns`."""
+        batch, encoder = views.batch, self.encoder
+        token = jnp.int32(self.spec.n_items + 1 + MASK_TOKEN)
+
+        def states(batch: Batch, number: int, columns: Array | None = None) -> Array:
+            rngs = {"dropout": jax.random.fold_in(key, number)}
+            out: Array = encoder.apply({"params": params}, batch, True, columns, self.mask, rngs=rngs)
+            return out
+
+        hidden = states(batch._replace(items=jnp.where(views.masked, token, batch.items)), 0)
+        if not self.config.sp_weight:
+            return hidden, hidden[:, None, :0]
+        n_rows, n_views, length = views.segment_views.shape
         repeated = jax.tree.map(lambda x: jnp.repeat(x, n_views, axis=0), batch)
-        repeated = repeated._replace(items=items.reshape(n_rows * n_views, length))
-        hidden = self.encoder.apply({"params": params}, repeated, True, mask=self.mask, rngs={"dropout": key})
-        hidden = hidden.reshape(n_rows, n_views, length, -1)
-        return hidden[:, 0], hidden[:, 1:]
+        repeated = repeated._replace(items=views.segment_views.reshape(n_rows * n_views, length))
+        columns = jnp.repeat(compared_columns(views.comparisons), n_views, axis=0)
+        if encoder.selects_in_training:
+            of_views = states(repeated, 1, columns)
+        else:
+            of_views = take_positions(states(repeated, 1), columns)
+        return hidden, of_views.reshape(n_rows, n_views, columns.shape[1], -1)
 
     def _compare(self, positive: Array, negative: Array) -> Array:
         """Loss of one comparison of logits, elementwise."""
@@ -273,17 +284,23 @@ class S3RecPretraining(Task):
         own = attributes[items]
         own = jnp.where(own > 0, own - (0 if config.padding_attribute else 1), -1)
         described = (views.batch.segments > 0) & (own >= 0).any(axis=-1)
-        terms = {}
-        for name, positions in (("aap", ~views.masked), ("map", views.masked)):
-            if getattr(config, f"{name}_weight"):
-                from_items = config.form == "paper" and name == "aap"
-                states = table.take(items).vectors if from_items else hidden
-                context = affine(states, maps[name])
-                loss = (attribute_bound if config.form == "paper" else attribute_loss)(
-                    context, maps["attributes"]["table"], own
-                )
-                terms[name] = jnp.where(described & positions, loss, 0.0).sum()
-        return terms
+        positions = {"aap": described & ~views.masked, "map": described & views.masked}
+        positions = {name: where for name, where in positions.items() if getattr(config, f"{name}_weight")}
+        # A position takes part in one of the two, so that one product with all attributes serves both.
+        context = jnp.zeros((), jnp.float32)
+        for name, where in positions.items():
+            from_items = config.form == "paper" and name == "aap"
+            states = table.take(items).vectors if from_items else hidden
+            context = jnp.where(where[..., None], affine(states, maps[name]), context)
+        function = attribute_bound if config.form == "paper" else attribute_loss
+        loss = function(context, maps["attributes"]["table"], own)
+        return {name: jnp.where(where, loss, 0.0).sum() for name, where in positions.items()}
+
+
+def compared_columns(comparisons: Bool[Array, "B L"]) -> Int[Array, "B S"]:
+    """Columns of each row's comparisons, then others: int32[B, S], S = L // 2, as each sequence has two items or more."""
+    order = jnp.argsort(~comparisons, axis=1, stable=True)
+    return order[:, : max(1, comparisons.shape[1] // 2)].astype(jnp.int32)
 
 
 def affine(x: Float[Array, "*rows D"], layer: Any) -> Float[Array, "*rows D"]:
@@ -296,11 +313,14 @@ def scores(x: Float[Array, "*rows D"], y: Float[Array, "*rows D"]) -> Float[Arra
     return (x * y).sum(axis=-1)
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def attribute_loss(
     context: Float[Array, "B L D"], table: Float[Array, "A D"], own: Int[Array, "B L M"]
 ) -> Float[Array, "B L"]:
     """Sum over all attributes of the binary cross-entropy, at each position.
+
+    The backward pass computes the scores again and needs one sigmoid of each, where the derivative of a softplus would
+    compute the softplus, too.
 
     Args:
       context: float32[B, L, D].
@@ -312,7 +332,26 @@ def attribute_loss(
     """
     logits = matmul(context, table.T)
     positive = jnp.take_along_axis(logits, jnp.maximum(own, 0), axis=-1)
-    return jax.nn.softplus(logits).sum(axis=-1) - jnp.where(own >= 0, positive, 0.0).sum(axis=-1)
+    softplus = jnp.maximum(logits, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return softplus.sum(axis=-1) - jnp.where(own >= 0, positive, 0.0).sum(axis=-1)
+
+
+def _attribute_loss_forward(context: Array, table: Array, own: Array) -> tuple[Array, Any]:
+    return attribute_loss(context, table, own), (context, table, own)
+
+
+def _attribute_loss_backward(inputs: Any, cotangent: Array) -> tuple[Array, Array, None]:
+    context, table, own = inputs
+    rows, columns = (jnp.arange(n, dtype=jnp.int32) for n in own.shape[:2])
+    weights = jax.nn.sigmoid(matmul(context, table.T))
+    # Of -1, no attribute, the place lies outside and is dropped.
+    place = jnp.where(own >= 0, own, table.shape[0])
+    weights = weights.at[rows[:, None, None], columns[None, :, None], place].add(-1.0, mode="drop")
+    weights = weights * cotangent[..., None]
+    return matmul(weights, table), einsum("bla,bld->ad", weights, context), None
+
+
+attribute_loss.defvjp(_attribute_loss_forward, _attribute_loss_backward)
 
 
 @jax.checkpoint
