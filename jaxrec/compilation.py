@@ -8,8 +8,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-#: Programs that compile faster are not worth a file. The chunk of training steps takes seconds.
-LEAST_SECONDS = 0.3
+#: Programs that compile faster are not worth a file. The chunk of training steps takes seconds, the dozen programs of one
+#: recommendation a tenth of a second each.
+LEAST_SECONDS = 0.02
 
 
 def cache_directory() -> Path:

@@ -1,6 +1,8 @@
 """Help pages of `jaxrec train`: every option, its default, and no markup."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -56,3 +58,14 @@ def test_every_option_has_a_text():
         for part in registry.values():
             texts = documented_fields(part)
             assert all(texts.get(field.name) for field in dataclasses.fields(part)), part
+
+
+def test_the_list_of_commands_loads_nothing_heavy():
+    """It answers at once: neither JAX nor Polars, nor what reads options, is imported."""
+    code = (
+        "import sys; from jaxrec.cli.main import main; status = main(['--help']); "
+        "print(status, *sorted({'jax', 'polars', 'numpy', 'flax', 'tyro', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "commands:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0"
