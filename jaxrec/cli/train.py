@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxrec.cli.common import emit, parse, value_of
+from jaxrec.cli.devices import with_devices
 from jaxrec.cli.help import Option, config_options, page
 from jaxrec.config import NAMED_SECTIONS, RunConfig, load_config, section_label
 from jaxrec.errors import ConfigError
@@ -165,6 +166,8 @@ def _run(options: Any, base: RunConfig) -> int:
     if options.distributed.mode != "off" and not options.workdir:
         raise ConfigError("several processes need one --workdir, on a disk that all of them see")
     directory = Path(options.workdir) if options.workdir else _default_workdir(config.data.source)
+    if options.distributed.mode == "off":
+        config = with_devices(config, options.resume)
     join(options.distributed)
 
     from jaxrec.api import fit

@@ -1,0 +1,109 @@
+"""Devices that ``jaxrec train`` makes of a CPU: when, how many, and a run that changes between one and two."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxrec.cli import devices
+from jaxrec.cli.devices import physical_cores, with_devices
+from jaxrec.config import RunConfig
+from jaxrec.data.batches import BatchConfig
+from jaxrec.sharding import MeshConfig
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of two cores whose environment says nothing; devices asked for are listed, not made."""
+    shown = []
+    monkeypatch.setattr(devices, "physical_cores", lambda: 2)
+    monkeypatch.setattr(devices, "_show_devices", lambda count: shown.append(count) or True)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    return shown
+
+
+def config(*mesh, rows=64):
+    return dataclasses.replace(RunConfig(), mesh=MeshConfig(*mesh), batches=BatchConfig(batch_size=rows))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows", "resume", "shown", "data"),
+    [
+        ((), 64, False, [], 1),
+        ((), 64, True, [], 1),
+        ((2,), 64, False, [2], 2),
+        ((1, 2), 64, False, [2], 1),
+        ((4,), 64, False, [], 4),
+        ((4,), 64, True, [4], 4),
+        ((0,), 64, False, [2], 2),
+        ((0, 2), 64, False, [2], 1),
+        ((0,), 33, False, [], 0),
+    ],
+)
+def test_devices_of_a_mesh(machine, mesh, rows, resume, shown, data):
+    """As many as the mesh has, but no more than cores, unless a run goes on; 0 is one per core."""
+    before = config(*mesh, rows=rows)
+    after = with_devices(before, resume)
+    assert machine == shown
+    assert after.mesh.data == data
+    assert dataclasses.replace(after, mesh=before.mesh) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("XLA_FLAGS", "--xla_force_host_platform_device_count=1"), ("JAX_NUM_CPU_DEVICES", "2")],
+)
+def test_the_environment_has_the_last_word(machine, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert with_devices(config(0), False) == config(0)
+    assert machine == []
+
+
+def test_other_flags_of_xla_do_not_matter(machine, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_thunk_runtime=true")
+    assert with_devices(config(0), False).mesh.data == 2
+
+
+def test_devices_cannot_be_added_once_jax_has_its_own():
+    """In this process JAX runs already."""
+    assert not devices._show_devices(3)
+
+
+def test_cores_of_this_process():
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+
+
+def command(*arguments):
+    """Results of ``jaxrec`` in a process whose environment says nothing of devices."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxrec", *map(str, arguments)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(physical_cores() < 2, reason="needs two cores")
+def test_a_run_changes_between_one_device_and_two(tmp_path, files):
+    """The losses of one device and of two agree up to rounding, and either continues the other's run."""
+    options = ["--preset", "smoke", "--batches.batch-size", 32, "--batches.max-length", 16]
+    options += ["--evaluation.ks", 5, 10, "--data", files / "log.csv", "--quiet", "--json"]
+    losses = []
+    for name, first, then in (("one", 1, 2), ("two", 2, 1)):
+        workdir = tmp_path / name
+        for mesh, epochs, more in ((first, 2, options), (then, 4, ["--resume", "--quiet", "--json"])):
+            results = command(
+                "train", *more, "--workdir", workdir, "--training.epochs", epochs, "--mesh.data", mesh
+            )
+            assert results["config"]["mesh"] == {"data": mesh, "item": 1}
+            assert len(results["hardware"]["devices"]) == mesh
+        lines = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert len(losses[0]) >= 4
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
