@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -36,3 +36,31 @@ def map_batches(function: Callable[[Item], Result], batches: Sequence[Item], at_
         return first + [function(batch) for batch in batches[1:]]
     with ThreadPoolExecutor(at_once) as pool:
         return first + list(pool.map(lambda batch: jax.block_until_ready(function(batch)), batches[1:]))
+
+
+#: Programs that `map_programs` has run, and so compiled.
+_COMPILED: set[Hashable] = set()
+
+
+def map_programs(
+    function: Callable[[Item], Result], batches: Sequence[Item], programs: Sequence[Hashable], at_once: int
+) -> list[Result]:
+    """``function`` of every batch, in order, where batches belong to several programs.
+
+    Args:
+      function: of a batch; waits for its result.
+      batches: in the order in which they are begun.
+      programs: key of the program of each batch; the first batch of one that is new runs alone, since it compiles it.
+      at_once: batches under way at once.
+    """
+    if at_once == 1:
+        return [function(batch) for batch in batches]
+    results: dict[int, Result] = {}
+    for index, program in enumerate(programs):
+        if program not in _COMPILED:
+            results[index] = function(batches[index])
+            _COMPILED.add(program)
+    left = [index for index in range(len(batches)) if index not in results]
+    with ThreadPoolExecutor(at_once) as pool:
+        results.update(zip(left, pool.map(lambda index: function(batches[index]), left), strict=True))
+    return [results[index] for index in range(len(batches))]

@@ -24,13 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.data.packing import PackedRows, Sequences, pack
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.encode import Forward
+from jaxrec.evaluation import parallel
+from jaxrec.evaluation.encode import EncodingOptions, Forward, rounded_up
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.options import Range, validate
-from jaxrec.serving.rollout import Program, Prompts, Scoring, roll_out
+from jaxrec.serving.rollout import Layout, Program, Prompts, Scoring, Steps, roll_out
 
 #: Histories of one batch at most, and scores that it holds at most.
 ROWS = 128
@@ -38,6 +40,8 @@ SCORES = 1 << 22
 #: Histories are grouped by length, into rows of the longest one's columns, half of them, a quarter, and so on, but no
 #: narrower than so many columns: each width is compiled.
 LEAST_WIDTH = 24
+#: Histories of one packed row at most.
+MOST_PLACES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,27 +159,72 @@ def generate(
         jax.random.key(config.seed),
     )
     out = _empty(len(histories), beams, steps, targets is not None)
+    most = max(1, min(ROWS, SCORES // ((ranker.n_items + 1) * beams)))
+    batches: list[_Part] = []
     for cached in (True, False):
-        chosen = np.flatnonzero((fits & may_cache) == cached)
         program = Program(
             forward, steps, config.method, config.top_k, beams, cached, planned, longest,
             ranker.encoding.position_origin, ranker.table.tie_seed, forced,
         )  # fmt: skip
-        widest = longest - steps + 1 if cached else longest
-        most = max(1, min(ROWS, SCORES // ((ranker.n_items + 1) * beams)))
-        for rows, width in _batches(chosen, lengths, widest, most):
-            size = min(most, 1 << (len(rows) - 1).bit_length())
-            prompts = _prompts(histories, rows, lengths, width, size)
-            prompts = prompts._replace(
-                excluded=_excluded(seen, rows, size),
-                repeats=np.pad(allowed[rows], (0, size - len(rows))),
-                targets=None if targets is None else _padded(targets[rows], size, fill=1),
-            )
-            done = jax.device_get(roll_out(program, ranker.params, prompts, scoring))
-            for whole, part in zip(out, done, strict=True):
-                if whole is not None:
-                    whole[rows] = part[: len(rows)]
+        chosen = np.flatnonzero((fits & may_cache) == cached)
+        if cached:
+            widest = longest - steps + 1
+            batches += [
+                _Part(program, rows, width, _size(len(rows), most), None)
+                for rows, width in _batches(chosen, lengths, widest, most)
+            ]
+        else:
+            batches += _packed(program, chosen, lengths, ranker.encoding, most)
+
+    def run(part: _Part) -> Steps:
+        rows, size = part.rows, part.size
+        prompts = _prompts(histories, rows, lengths, part.width, size)
+        prompts = prompts._replace(
+            excluded=_excluded(seen, rows, size),
+            repeats=np.pad(allowed[rows], (0, size - len(rows))),
+            targets=None if targets is None else _padded(targets[rows], size, fill=1),
+            layout=part.layout,
+        )
+        done: Steps = jax.device_get(roll_out(part.program, ranker.params, prompts, scoring))
+        return done
+
+    # The widest first: they take longest, and threads that run out of work then wait least.
+    batches.reverse()
+    keys = [part.key(_excluded_width(seen, part.rows)) for part in batches]
+    results = parallel.map_programs(run, batches, keys, parallel.workers())
+    for batch, result in zip(batches, results, strict=True):
+        for whole, values in zip(out, result, strict=True):
+            if whole is not None and values is not None:
+                whole[batch.rows] = values[: len(batch.rows)]
     return out
+
+
+class _Part(NamedTuple):
+    """Histories that one call of a compiled program answers.
+
+    Attributes:
+      program: of the call.
+      rows: numbers of the histories.
+      width: columns of the prompts.
+      size: histories that the call has room for.
+      layout: of packed rows, or None.
+    """
+
+    program: Program
+    rows: np.ndarray
+    width: int
+    size: int
+    layout: Layout | None
+
+    def key(self, excluded_width: int) -> tuple[Any, ...]:
+        """Everything that the compiled program depends on beside the ranker."""
+        packed = None if self.layout is None else self.layout.ends.shape
+        return self.program, self.width, self.size, packed, excluded_width
+
+
+def _size(count: int, most: int) -> int:
+    """Histories of the program that serves ``count`` of them: a power of two, so that few are compiled."""
+    return min(most, 1 << (count - 1).bit_length())
 
 
 def cache_obstacle(ranker: EncoderRanker, config: GenerationConfig = GREEDY) -> str | None:
@@ -248,6 +297,62 @@ def _batches(
             yield rows[start : start + most], width
 
 
+def _packed(
+    program: Program, chosen: np.ndarray, lengths: np.ndarray, encoding: EncodingOptions, most: int
+) -> list[_Part]:
+    """Parts of histories packed into rows that have room for all steps; each part has as many rows and places."""
+    if not len(chosen):
+        return []
+    length, token = encoding.max_length, encoding.query_token is not None
+    grown = np.minimum(lengths[chosen] + program.steps - 1, program.longest)
+    places = (np.maximum(grown, 1) + token).astype(np.int32)
+    order = np.argsort(-places, kind="stable")
+    at_once = parallel.workers() * length * program.beams
+    n_rows = max(1, min(encoding.tokens_per_batch // at_once, most, len(chosen)))
+    sequences = Sequences(chosen[order], places[order], chosen[order].astype(np.int32))
+    plan = pack(sequences, length, max(1, min(MOST_PLACES, most // n_rows)))
+    n_rows = min(n_rows, rounded_up(len(plan.lengths)))
+    used = plan.lengths > 0
+    slots = rounded_up(int(used.sum(axis=1).max()))
+    whole = PackedRows(*(np.pad(part, ((0, 0), (0, slots)))[:, :slots] for part in plan))
+    parts = [whole.select(slice(first, first + n_rows)) for first in range(0, len(plan.lengths), n_rows)]
+    size = min(n_rows * slots, rounded_up(max(int((part.lengths > 0).sum()) for part in parts)))
+    return [
+        _Part(
+            program,
+            part.users[part.lengths > 0],
+            program.longest,
+            size,
+            _layout(part.lengths, n_rows, size, length),
+        )
+        for part in parts
+    ]
+
+
+def _layout(lengths: np.ndarray, n_rows: int, size: int, row_length: int) -> Layout:
+    """Lay out places of so many columns each, one after the other in every row, numbered row by row.
+
+    Args:
+      lengths: int[R, S], columns of each place, 0 = none.
+      n_rows: rows of the layout, at least R; the others stay empty.
+      size: histories of the layout; the index of those beyond the places is 0.
+      row_length: L.
+    """
+    lengths = _padded(lengths, n_rows)
+    used, stops, column = lengths > 0, np.cumsum(lengths, axis=1), np.arange(row_length)[None]
+    number = (np.cumsum(used.reshape(-1)) - 1).reshape(used.shape)
+    slot = np.minimum((column[:, :, None] >= stops[:, None, :]).sum(axis=2), lengths.shape[1] - 1)
+    inside = column < stops[:, -1:]
+    layout = Layout(
+        history=np.where(inside, np.take_along_axis(number, slot, axis=1), 0),
+        offset=np.where(inside, np.take_along_axis(stops, slot, axis=1) - 1 - column, row_length),
+        slots=np.where(inside, slot + 1, 0),
+        ends=np.maximum(stops - 1, 0),
+        index=_padded(np.flatnonzero(used), size),
+    )
+    return Layout(*(values.astype(np.int32) for values in layout))
+
+
 def _padded(values: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
     extra = [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)]
     return np.pad(values, extra, constant_values=fill)
@@ -275,15 +380,21 @@ def _prompts(histories: Histories, rows: np.ndarray, lengths: np.ndarray, width:
         np.zeros((2, 0), np.int32),
         np.zeros(size, bool),
         None,
+        None,
     )
 
 
+def _excluded_width(seen: SeenItems, rows: np.ndarray) -> int:
+    """Power of two that holds the excluded items of the rows."""
+    count = int((seen.offsets[rows + 1] - seen.offsets[rows]).sum())
+    return 1 << max(count - 1, 63).bit_length()
+
+
 def _excluded(seen: SeenItems, rows: np.ndarray, size: int) -> np.ndarray:
-    """int32[2, X], rows and items to leave out; X is a power of two, and padding names a row that does not exist."""
+    """int32[2, X], rows and items to leave out; padding names a row that does not exist."""
     part = seen.select(rows)
     count = len(part.items)
-    width = 1 << max(count - 1, 63).bit_length()
-    out = np.full((2, width), size, np.int32)
+    out = np.full((2, _excluded_width(seen, rows)), size, np.int32)
     out[0, :count], out[1] = part.row_numbers(), 0
     out[1, :count] = part.items
     return out

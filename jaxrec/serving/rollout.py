@@ -2,7 +2,7 @@
 
 Two ways of reading give the same states up to rounding. *Cached*: the encoder stores what new positions need of earlier
 ones (`jaxrec.models.base.Encoder.cache_obstacle`). *Re-encoded*: every step reads the whole history again, which any encoder
-can do. Rows end at the same column, so that new items of all rows go to one column.
+can do, packed into rows beside others (`Layout`). Histories end at the same column, to which all new items go.
 """
 
 from __future__ import annotations
@@ -56,6 +56,24 @@ class Program:
     forced: bool
 
 
+class Layout(NamedTuple):
+    """Places of histories in packed rows [N, L], with room for what they grow to; each ends at the end of its place.
+
+    Attributes:
+      history: int32[N, L], number of the history that each column belongs to.
+      offset: int32[N, L], columns up to the end of its place, 0 = the end; L where it belongs to none.
+      slots: int32[N, L], number of the place inside its row, from 1.
+      ends: int32[N, S], last column of each place.
+      index: int32[B], place of each history in the flattened [N, S].
+    """
+
+    history: Any
+    offset: Any
+    slots: Any
+    ends: Any
+    index: Any
+
+
 class Prompts(NamedTuple):
     """Histories of one batch, each ending at the last column, and what each may be answered with.
 
@@ -68,6 +86,7 @@ class Prompts(NamedTuple):
       excluded: int32[2, X], rows and items that are no candidates; padding has row B.
       repeats: bool[B], whether a generated item stays a candidate.
       targets: int32[B, G], items to rank at each step, or None.
+      layout: of the packed rows in which they are encoded, or None if cached.
     """
 
     items: Any
@@ -78,6 +97,7 @@ class Prompts(NamedTuple):
     excluded: Any
     repeats: Any
     targets: Any
+    layout: Layout | None
 
 
 class Scoring(NamedTuple):
@@ -136,7 +156,7 @@ def roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) 
     rows, hidden = _read(program, params, prompts, scoring)
     scores = _masked(rows, _first_scores(hidden, prompts, scoring))
     if program.method == "beam":
-        return _beam_search(program, params, rows, scores, scoring)
+        return _beam_search(program, params, prompts, rows, scores, scoring)
     return _one_sequence(program, params, prompts, rows, scores, scoring)
 
 
@@ -157,7 +177,7 @@ def _one_sequence(
 
     def advance(carry: tuple[_Rows, Array], step: Array) -> tuple[tuple[_Rows, Array], Steps]:
         rows, fed = carry
-        rows, hidden = _extend(program, params, rows, fed, step)
+        rows, hidden = _extend(program, params, rows, prompts.layout, fed, step)
         rows, fed, measured = choose(rows, _masked(rows, _scores(hidden, scoring)), step)
         return (rows, fed), measured
 
@@ -169,7 +189,9 @@ def _one_sequence(
     return jax.tree.map(lambda x: x[:, None], whole._replace(ranks=None))._replace(ranks=ranks)
 
 
-def _beam_search(program: Program, params: Any, rows: _Rows, scores: Array, scoring: Scoring) -> Steps:
+def _beam_search(
+    program: Program, params: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
+) -> Steps:
     """The W sequences with the greatest sums of log-probabilities that a beam of W finds."""
     beams, steps, batch = program.beams, program.steps, scores.shape[0]
 
@@ -188,7 +210,7 @@ def _beam_search(program: Program, params: Any, rows: _Rows, scores: Array, scor
 
     def advance(carry: tuple[_Rows, Array, Array, Steps], step: Array) -> tuple[Any, None]:
         rows, last, totals, history = carry
-        rows, hidden = _extend(program, params, rows, last.reshape(-1), step)
+        rows, hidden = _extend(program, params, rows, prompts.layout, last.reshape(-1), step)
         scores = _masked(rows, _scores(hidden, scoring))
         _, items = best_items(scores, beams, program.tie_seed)
         new = jax.tree.map(lambda x: x.reshape(batch, beams, beams), measured(scores, items))
@@ -303,14 +325,11 @@ def _read(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> 
         items = jnp.pad(prompts.items, padding)
         times = None if edge is None else jnp.pad(edge, padding, mode="edge")
     else:
-        # Rows move to the left as they grow, and what moves out of L columns is forgotten.
-        room = min(extra, max(0, program.longest - width))
-        padding = ((0, 0), (room, 0))
-        items = jnp.pad(prompts.items, padding)
-        times = None if prompts.timestamps is None else jnp.pad(prompts.timestamps, padding)
+        # Histories move to the left as they grow, and what moves out of L columns is forgotten.
+        items, times = prompts.items, prompts.timestamps
     rows = _Rows(items, times, prompts.users, prompts.lengths, blocked, prompts.repeats, {})
     if not program.cached:
-        return rows, _encode(program, params, rows, 0)
+        return rows, _encode(program, params, rows, prompts.layout, 0)
     batch = jax.tree.map(lambda x: x[:, :width], _growing_batch(program, rows, width))
     last = jnp.full((count, 1), width - 1, jnp.int32)
     cache = CacheStep(width + extra)
@@ -318,7 +337,9 @@ def _read(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> 
     return rows._replace(cache=variables), hidden[:, 0]
 
 
-def _extend(program: Program, params: Any, rows: _Rows, items: Array, step: Array) -> tuple[_Rows, Array]:
+def _extend(
+    program: Program, params: Any, rows: _Rows, layout: Layout | None, items: Array, step: Array
+) -> tuple[_Rows, Array]:
     """Append an item to every row, and compute the states [R, D] at the new ends."""
     if not program.cached:
         append = partial(jnp.concatenate, axis=1)
@@ -328,7 +349,7 @@ def _extend(program: Program, params: Any, rows: _Rows, items: Array, step: Arra
             timestamps=None if times is None else append([times[:, 1:], times[:, -1:]]),
             lengths=jnp.minimum(rows.lengths + 1, rows.items.shape[1]),
         )
-        return rows, _encode(program, params, rows, step)
+        return rows, _encode(program, params, rows, layout, step)
     width = rows.items.shape[1] - (program.steps - 1)
     column = width + step - 1
     rows = rows._replace(items=lax.dynamic_update_slice_in_dim(rows.items, items[:, None], column, axis=1))
@@ -351,12 +372,13 @@ def _growing_batch(program: Program, rows: _Rows, width: int) -> Batch:
     real = column >= width - rows.lengths[:, None]
     from_start = column - (width - rows.lengths[:, None])
     index = from_start if program.position_origin == "start" else rows.items.shape[1] - 1 - column
-    return _batch(rows.items, index, real, rows)
+    return _batch(rows.items, index, real, rows._replace(users=rows.users[:, None]))
 
 
-def _encode(program: Program, params: Any, rows: _Rows, step: Array | int) -> Array:
-    """States [R, D] of rows that end at the last column, by the encoder's forward pass alone."""
-    items, lengths, times = rows.items, rows.lengths[:, None], rows.timestamps
+def _encode(program: Program, params: Any, rows: _Rows, layout: Layout | None, step: Array | int) -> Array:
+    """States [R, D] of histories that end at the last column, by the encoder's forward pass alone."""
+    assert layout is not None
+    items, lengths, times = rows.items, rows.lengths, rows.timestamps
     token = program.forward.query_token
     if token is not None:
         # The token asks for the next item; its time is that of the newest interaction.
@@ -364,16 +386,35 @@ def _encode(program: Program, params: Any, rows: _Rows, step: Array | int) -> Ar
         items = jnp.concatenate([items, jnp.full((items.shape[0], 1), number)], axis=1)
         times = None if times is None else jnp.concatenate([times, times[:, -1:]], axis=1)
         lengths = jnp.where(lengths > 0, lengths + 1, 0)
-    width = items.shape[1]
-    column = jnp.arange(width, dtype=jnp.int32)[None]
-    real = column >= width - lengths
-    index = column - (width - lengths)
-    if program.position_origin == "end":
+    layout = _repeated(layout, items.shape[0] // layout.index.shape[0])
+    owner, column = layout.history, jnp.maximum(items.shape[1] - 1 - layout.offset, 0)
+    real = layout.offset < lengths[owner]
+    if program.position_origin == "start":
+        index = lengths[owner] - 1 - layout.offset
+    else:
         to_come = program.steps - 1 - jnp.int32(step) if program.planned else jnp.int32(0)
-        index = width - 1 - column + to_come
-    batch = _batch(items, index, real, rows._replace(timestamps=times))
-    last = jnp.full((items.shape[0], 1), width - 1, jnp.int32)
-    return program.forward(params, batch, last)[:, 0]
+        index = layout.offset + to_come
+    packed = rows._replace(
+        users=rows.users[owner], timestamps=None if times is None else times[owner, column]
+    )
+    batch = _batch(items[owner, column], index, real, packed)
+    batch = batch._replace(segments=jnp.where(real, layout.slots, 0))
+    states = program.forward(params, batch, layout.ends)
+    return states.reshape(-1, states.shape[-1])[layout.index]
+
+
+def _repeated(layout: Layout, beams: int) -> Layout:
+    """The layout of ``beams`` adjacent copies of each history."""
+    if beams == 1:
+        return layout
+    number = jnp.arange(beams, dtype=jnp.int32)
+    places = layout.ends.shape[0] * layout.ends.shape[1]
+    copies = jax.tree.map(lambda x: jnp.tile(x, (beams, 1)), layout._replace(index=layout.ends))
+    of_row = jnp.repeat(number, layout.ends.shape[0])[:, None]
+    return copies._replace(
+        history=copies.history * beams + of_row,
+        index=(layout.index[:, None] + number[None] * places).reshape(-1),
+    )
 
 
 def _batch(items: Array, index: Array, real: Array, rows: _Rows) -> Batch:
@@ -386,5 +427,5 @@ def _batch(items: Array, index: Array, real: Array, rows: _Rows) -> Batch:
         targets=nothing,
         weights=nothing.astype(jnp.float32),
         timestamps=rows.timestamps,
-        users=jnp.where(real, rows.users[:, None], -1),
+        users=jnp.where(real, rows.users, -1),
     )
