@@ -29,8 +29,8 @@ from jaxrec.evaluation.ranking import TopK, score_table, top_k
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.evaluation.tie_order import tie_keys
 
-#: Scores in memory together: 64 MiB of float32.
-_SCORES = 1 << 24
+#: Scores of one piece: 16 MiB of float32; larger ones leave the cache, and take several times as long an item.
+_SCORES = 1 << 22
 #: Items that "prune" scores at a time, and the share of the catalogue after which it scores all.
 _LEAST_ITEMS, _GIVE_UP = 4096, 0.25
 
