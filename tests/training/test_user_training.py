@@ -46,6 +46,7 @@ def tastes(n_users=30, n_items=40, length=12):
     )
 
 
+@pytest.mark.slow
 def test_users_whom_training_has_are_marked_and_trained():
     """One user has a single training interaction, so no target: marked as unknown, and the vector stays as drawn."""
     lengths = np.array([6, 3, 7])
