@@ -135,7 +135,7 @@ def _counts(trials: list[Any], planned: int) -> dict[str, Any]:
 
 def report(result: dict[str, Any], options: Options) -> None:
     """Print the counts, and write the record."""
-    from experiments.record import command_line, write_record
+    from experiments.record import write_record
     from jaxrec.analysis.tables import to_markdown
 
     body = [
@@ -166,7 +166,8 @@ def report(result: dict[str, Any], options: Options) -> None:
             options.record,
             {"seed": options.seed, "parts": result},
             title="Reliability campaign",
-            command=command_line("experiments.reliability"),
+            # Whatever part of it was done by which call: one command does the whole campaign.
+            command=f"python -m experiments.reliability --seed {options.seed}",
             body=body,
             notes=options.notes,
         )
