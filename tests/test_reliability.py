@@ -1,5 +1,6 @@
 """Short form of the reliability campaign: the first bad inputs of its generator, and runs that are killed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from experiments.reliability.trials import BROKEN, HELD, Answer, Trial, TrialLog
 from jaxrec.config import load_config
 from jaxrec.data import SequenceDataset
 from jaxrec.errors import JaxrecError
+from jaxrec.reporting.html import _training_curve
 from jaxrec.runs import Run
+from jaxrec.training.logging import read_metrics
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -93,6 +96,25 @@ def test_a_trial_is_repeated_by_its_number(tmp_path):
         (tmp_path / name / "work").mkdir(parents=True)
         twice.append(inputs.trial(3, tmp_path / "base", False, 5, tmp_path / name / "work"))
     assert twice[0]._replace(detail="") == twice[1]._replace(detail="")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 2, "valid": {"NDCG@11": [0.5]}},
+        {"step": 2, "valid": 7},
+        {"step": 2, "valid": {"NDCG@10": 7}},
+        {"step": "2", "loss": [1.0]},
+        {"step": 2, "loss": ["1.0"]},
+        {"step": 2, "loss": [1.0, 2.0]},
+        {"stop": 2, "loss": [1.0], "valid": {"NDCG@10": [0.5]}},
+    ],
+)
+def test_a_page_is_drawn_of_a_damaged_log(tmp_path, line):
+    lines = [{"step": 1, "loss": [2.0]}, line]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    figure = _training_curve(read_metrics(tmp_path / "log.jsonl"), "NDCG@10")
+    assert len(figure.axes) == 1, "no validation is drawn"
 
 
 def test_layouts_of_elastic_runs():

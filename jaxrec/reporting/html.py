@@ -63,13 +63,19 @@ def model_label(config: Mapping[str, Any]) -> str:
 def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.add_subplot()
-    steps = [line["step"] for line in lines if "loss" in line]
-    losses = np.array([line["loss"] for line in lines if "loss" in line])
+    # A damaged log may lack names or numbers.
+    seeds = max((len(line["loss"]) for line in lines if "loss" in line), default=0)
+    trained = [line for line in lines if "step" in line and len(line.get("loss", [])) == seeds > 0]
+    steps, losses = [line["step"] for line in trained], np.array([line["loss"] for line in trained])
     if steps:  # none where the log of a resumed run was lost
         axis.plot(steps, losses.reshape(len(steps), -1), color="tab:blue", alpha=0.8, linewidth=1)
     axis.set_xlabel("step")
     axis.set_ylabel("training loss", color="tab:blue")
-    validations = [(line["step"], line["valid"][metric]) for line in lines if "valid" in line]
+    validations = [
+        (line["step"], line["valid"][metric])
+        for line in lines
+        if "step" in line and metric in line.get("valid", {})
+    ]
     if validations:
         right = axis.twinx()
         right.plot(

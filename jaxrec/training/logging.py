@@ -38,17 +38,32 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a log, without a last line cut off by a crash."""
+    """Read the lines of a log up to the first that is damaged, as the last may be after a crash."""
     lines = []
     for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             break
-        if not isinstance(line, dict):
+        if not isinstance(line, dict) or not _is_sound(line):
             break
         lines.append(line)
     return lines
+
+
+def _is_sound(line: dict[str, Any]) -> bool:
+    """Whether what readers of a log look at has the types that the training loop writes."""
+    scores = line.get("valid", {})
+    return (
+        isinstance(line.get("step", 0), (int, float))
+        and _are_numbers(line.get("loss", []))
+        and isinstance(scores, dict)
+        and all(map(_are_numbers, scores.values()))
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
 
 
 class ProgressBar:
