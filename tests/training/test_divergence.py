@@ -35,6 +35,7 @@ def saved_data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_weight_decay_is_named_and_the_command_continues(saved_data, tmp_path, capsys):
     run = tmp_path / "a run"
     options = ["--data", str(saved_data), "--workdir", str(run), "--preset", "smoke", "--quiet", "--json"]
