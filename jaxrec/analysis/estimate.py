@@ -42,6 +42,7 @@ class DataSizes:
       users: U.
       timestamps: whether the log has times.
       attributes: attributes of items, 0 = none.
+      attributes_per_item: most attributes of one item.
     """
 
     items: int
@@ -49,6 +50,7 @@ class DataSizes:
     users: int = 1
     timestamps: bool = False
     attributes: int = 0
+    attributes_per_item: int = 0
 
     def __post_init__(self) -> None:
         for name in ("items", "interactions", "users"):
@@ -272,6 +274,9 @@ def _resources(config: RunConfig, sizes: DataSizes, resident: bool) -> Resources
     def of(length: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((length,), dtype)
 
+    def of_items(width: int) -> Any:
+        return jax.ShapeDtypeStruct((sizes.items + 1, width), jnp.int32)
+
     seen, newest = config.objective.needs_seen, config.task.users_per_item
     return Resources(
         items=of(sizes.interactions) if resident else None,
@@ -279,7 +284,8 @@ def _resources(config: RunConfig, sizes: DataSizes, resident: bool) -> Resources
         item_counts=of(sizes.items + 1, jnp.float32),
         seen_items=of(sizes.interactions) if seen else None,
         seen_offsets=of(sizes.users + 1) if seen else None,
-        item_users=jax.ShapeDtypeStruct((sizes.items + 1, newest), jnp.int32) if newest else None,  # type: ignore[arg-type]
+        attributes=of_items(max(1, sizes.attributes_per_item)) if config.task.needs_attributes else None,
+        item_users=of_items(newest) if newest else None,
     )
 
 

@@ -83,12 +83,18 @@ def _sizes(options: Any) -> Any:
         users = options.users or max(1, options.interactions // options.config.batches.max_length)
         return DataSizes(options.items, options.interactions, users, options.timestamps)
 
+    import numpy as np
+
     from jaxrec.data import load_dataset
 
     dataset = load_dataset(options.source, options.config.data)
-    attributes = 0 if dataset.attributes is None else dataset.attributes.n_attributes
-    has_times = dataset.timestamps is not None
-    return DataSizes(dataset.n_items, dataset.n_interactions, dataset.n_users, has_times, attributes)
+    sizes = DataSizes(
+        dataset.n_items, dataset.n_interactions, dataset.n_users, dataset.timestamps is not None
+    )
+    if dataset.attributes is None:
+        return sizes
+    most = int(np.diff(dataset.attributes.offsets).max(initial=0))
+    return dataclasses.replace(sizes, attributes=dataset.attributes.n_attributes, attributes_per_item=most)
 
 
 def _help_page() -> str:

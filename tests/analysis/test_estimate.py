@@ -1,5 +1,7 @@
 """Estimates against the arrays and programs of real runs, and operations counted by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from jaxrec.analysis.estimate import DataSizes, estimate, largest_batch, matmul_flops
 from jaxrec.data.sampler import Position
 from jaxrec.errors import ConfigError
+from jaxrec.tasks import S3RecConfig
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
@@ -104,3 +107,12 @@ def test_as_a_command(tmp_path):
     assert "--items, --interactions: expected the sizes of the log, or --data" in missing.err
     mesh = jaxrec("estimate", *options, *sizes, "--mesh.item", 2)
     assert "--mesh.data, --mesh.item: estimates are for one device" in mesh.err
+
+
+def test_pretraining_counts_the_attributes_of_items():
+    config = small_config(batches={"mode": "prefix"}).updated({"task": S3RecConfig()})
+    few, many = (
+        estimate(config, dataclasses.replace(SIZES, attributes=6, attributes_per_item=m), rate=1e9)
+        for m in (1, 1000)
+    )
+    assert many.total_bytes - few.total_bytes >= 4 * 999 * (SIZES.items + 1)
