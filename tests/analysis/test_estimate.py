@@ -109,6 +109,7 @@ def test_as_a_command(tmp_path):
     assert "--mesh.data, --mesh.item: estimates are for one device" in mesh.err
 
 
+@pytest.mark.slow
 def test_pretraining_counts_the_attributes_of_items():
     config = small_config(batches={"mode": "prefix"}).updated({"task": S3RecConfig()})
     few, many = (
