@@ -87,7 +87,7 @@ def drawn_columns(
 def chance_of_gaps(
     values: np.ndarray, printed: Mapping[int, float], options: Options, paired: bool
 ) -> dict[str, Any]:
-    """How often tables without a difference have the gaps of the printed one.
+    """Shares of tables without a difference that have the gaps of the printed one.
 
     Args:
       values: float64[S, U], the metric of every user for each seed.

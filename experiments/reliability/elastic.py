@@ -73,7 +73,7 @@ def stage(run: Path, data: Path, layout: Layout, epochs: int) -> str:
 
 
 class Content(NamedTuple):
-    """What is compared: arrays of the last checkpoint, losses of all chunks, and the ranks of the test targets."""
+    """Values to compare: arrays of the last checkpoint, losses of all chunks, and the ranks of the test targets."""
 
     arrays: dict[str, np.ndarray]
     losses: list[float]

@@ -175,7 +175,7 @@ def position_log(split: Split, config: BatchConfig) -> PositionLog:
 
 
 def padding_audit(run: Run, number: int) -> list[dict[str, Any]]:
-    """How far lists move if padding before a history counts as interactions; by setting and share of padding.
+    """Movement of lists if padding before a history counts as interactions; by setting and share of padding.
 
     Positions are added to padding, whose vector is zero or drawn with the scale of the items' vectors. The library keeps
     padding at zero, so the vector takes the place of an item that no history has and that is left out of the lists. Lists

@@ -1,4 +1,4 @@
-"""What to do with histories that are longer than a row: train on the newest part, or on all of it in windows.
+"""Two ways to train on histories that are longer than a row: the newest part, or on all of it in windows.
 
     python -m experiments.studies.long_histories --data LastFM.txt
 

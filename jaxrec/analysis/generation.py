@@ -145,7 +145,7 @@ def first_targets(cases: EvaluationCases, steps: int) -> EvaluationCases:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Outcome:
-    """What one model generated for C cases.
+    """Sequences that one model generated for C cases.
 
     Attributes:
       items: int32[C, G], generated items, 0 = none.
