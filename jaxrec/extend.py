@@ -32,7 +32,7 @@ By = Literal["auto", "similar", "attributes", "vectors"]
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """What an extension did.
+    """Outcome of an extension.
 
     Attributes:
       results: the content of ``results.json`` of the new run.

@@ -165,8 +165,7 @@ def elastic(
       only: number of a single trial to do, again if need be.
     """
     end = time.monotonic() + seconds
-    already = {done.number for done in log.read()}
-    missing = [number for number in range(count) if number not in already] if only is None else [only]
+    missing = log.missing(count, only)
     if not missing or seconds <= 0:
         return
     work.mkdir(parents=True, exist_ok=True)

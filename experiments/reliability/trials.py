@@ -208,6 +208,11 @@ class TrialLog:
                 trials[trial.number] = trial
         return sorted(trials.values())
 
+    def missing(self, count: int, only: int | None = None) -> list[int]:
+        """Numbers below ``count`` that have no trial yet; with ``only`` that number, whether it has one or not."""
+        already = {trial.number for trial in self.read()}
+        return [number for number in range(count) if number not in already] if only is None else [only]
+
     def add(self, trial: Trial) -> None:
         """Append a trial; its detail without the folders of this machine."""
         trial = trial._replace(detail=without_folders(trial.detail, self.path.parent))

@@ -18,7 +18,7 @@ from jax import Array, lax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CacheStep:
-    """Which columns of a growing row are computed now.
+    """Columns of a growing row that are computed now.
 
     Attributes:
       length: T, columns of the row once it is complete. Static: not a leaf of the pytree.

@@ -65,7 +65,7 @@ class ImportedModel:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNames:
-    """What a code calls the tensors of its layers; "*" is the number of the layer.
+    """Names that a code gives the tensors of its layers; "*" is the number of the layer.
 
     Attributes:
       attention_norm: layer norm of the attention.

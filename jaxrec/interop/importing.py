@@ -26,7 +26,7 @@ ITEM_ARRAYS = ("items/table", "output_table", "item_bias")
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """What an import did.
+    """Outcome of an import.
 
     Attributes:
       results: the content of ``results.json``.
