@@ -73,11 +73,15 @@ class Workplace:
         return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
     def together(self, arguments):
-        """Results of a pair, of which only the first may print."""
+        """Results of a pair, of which only the first may print.
+
+        Gloo, the library of collectives, writes lines of its own from several threads: their ends may come apart from
+        them, as empty lines.
+        """
         outcomes = self.pair(arguments)
         for status, _, err in outcomes:
             assert status == 0, err
-        printed = [[line for line in out.splitlines() if "[Gloo]" not in line] for _, out, _ in outcomes]
+        printed = [[line for line in out.splitlines() if line and "[Gloo]" not in line] for _, out, _ in outcomes]
         assert printed[1] == [], "only the first process prints"
         return json.loads(printed[0][-1])
 
