@@ -81,7 +81,9 @@ class Workplace:
         outcomes = self.pair(arguments)
         for status, _, err in outcomes:
             assert status == 0, err
-        printed = [[line for line in out.splitlines() if line and "[Gloo]" not in line] for _, out, _ in outcomes]
+        printed = [
+            [line for line in out.splitlines() if line and "[Gloo]" not in line] for _, out, _ in outcomes
+        ]
         assert printed[1] == [], "only the first process prints"
         return json.loads(printed[0][-1])
 
