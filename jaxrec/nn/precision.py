@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def einsum(
     Returns:
       The product, float32.
     """
-    return jnp.einsum(equation, operand(x, dtype), operand(y, dtype), preferred_element_type=jnp.float32)
+    return _product(equation, operand(x, dtype), operand(y, dtype))
 
 
 def operand(x: Float[Array, "*size"], dtype: Any) -> Float[Array, "*size"]:
@@ -48,6 +50,82 @@ def operand(x: Float[Array, "*size"], dtype: Any) -> Float[Array, "*size"]:
     precision = jnp.finfo(dtype)
     # A pair of conversions would be optimised away; this is not.
     return lax.reduce_precision(x.astype(jnp.float32), precision.nexp, precision.nmant)
+
+
+def _product(equation: str, x: Array, y: Array) -> Array:
+    """The product of two operands, in the order that moves the fewest elements.
+
+    Batched products of a CPU want ``[batch, rows, summed] . [batch, summed, columns]``; XLA copies an operand with another
+    order of axes, which costs as much as the product. With the operands exchanged, the large one often needs no copy, such
+    as ``[L, L]`` scores beside ``[L, d]`` values in a backward pass.
+    """
+    terms, result = equation.split("->")
+    left, right = terms.split(",")
+    size = dict(zip(left + right, x.shape + y.shape, strict=True))
+    plans = [_Plan.of(left, right, result, size), _Plan.of(right, left, result, size)]
+    if plans[1].moved < plans[0].moved:
+        return plans[1].run(y, x)
+    return plans[0].run(x, y)
+
+
+class _Plan(NamedTuple):
+    """One order of the operands of a product.
+
+    Attributes:
+      moved: elements that are copied into another order of axes.
+      first, second: axes of the operands, such as "bij".
+      batch, summed: axes in both operands and the result, and in both operands alone.
+      result: axes of the result.
+    """
+
+    moved: int
+    first: str
+    second: str
+    batch: str
+    summed: str
+    result: str
+
+    @classmethod
+    def of(cls, first: str, second: str, result: str, size: Mapping[str, int]) -> _Plan:
+        """The plan for axes of these sizes; axes of size 1 need no move."""
+        batch = "".join(axis for axis in result if axis in first and axis in second)
+        summed = "".join(axis for axis in first if axis in second and axis not in result)
+        rows = "".join(axis for axis in first if axis in result and axis not in batch)
+        columns = "".join(axis for axis in second if axis in result and axis not in batch)
+
+        def moved(axes: str, *orders: str) -> int:
+            long = [axis for axis in axes if size[axis] > 1]
+            fits = any(long == [axis for axis in order if size[axis] > 1] for order in orders)
+            return 0 if fits else math.prod(size[axis] for axis in axes)
+
+        # Without a batch, the product reads its operands in either order.
+        turned = [] if batch else [summed + rows, columns + summed]
+        total = (
+            moved(first, batch + rows + summed, *turned)
+            + moved(second, batch + summed + columns, *turned)
+            + moved(result, batch + rows + columns)
+        )
+        return cls(total, first, second, batch, summed, result)
+
+    def run(self, x: Array, y: Array) -> Array:
+        """The product of the first operand and the second."""
+        batch, summed = self.batch, self.summed
+        rows = [axis for axis in self.first if axis not in batch + summed]
+        columns = [axis for axis in self.second if axis not in batch + summed]
+
+        def places(axes: str, term: str) -> list[int]:
+            return [term.index(axis) for axis in axes]
+
+        out = lax.dot_general(
+            x,
+            y,
+            (
+                (places(summed, self.first), places(summed, self.second)),
+                (places(batch, self.first), places(batch, self.second)),
+            ),
+            preferred_element_type=jnp.float32,
+        )
+        return lax.transpose(out, places(self.result, batch + "".join(rows + columns)))
 
 
 def _forward(equation: str, x: Array, y: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -72,5 +150,6 @@ def matmul(
     x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], dtype: Any = jnp.float32
 ) -> Float[Array, "*rows O"]:
     """``x [..., I] @ kernel [I, O]`` by `einsum`."""
-    leading = "abcdefgh"[: x.ndim - 1]
-    return einsum(f"{leading}i,io->{leading}o", x, kernel, dtype)
+    # With the leading axes as one, XLA makes no turned copy of x for the gradient of the kernel.
+    y = einsum("ai,io->ao", x.reshape(-1, x.shape[-1]), kernel, dtype)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])

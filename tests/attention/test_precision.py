@@ -109,3 +109,35 @@ def test_covariances_are_weighted_by_squares():
 def test_float32_products_are_not_rounded():
     x, y = Q[0, :, 0], K[0, :, 0]
     np.testing.assert_allclose(einsum("ia,ja->ij", x, y), exact(x) @ exact(y).T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("equation", "left", "right"),
+    [
+        ("bihd,bjhd->bhij", (2, 3, 2, 4), (2, 5, 2, 4)),
+        ("bhij,bjhd->bihd", (2, 2, 3, 5), (2, 5, 2, 4)),
+        ("bhij,bjhd->bihd", (2, 1, 30, 50), (2, 50, 1, 4)),
+        ("bihd,jhd->bhij", (2, 3, 2, 4), (5, 2, 4)),
+        ("blia,blja->blij", (2, 3, 4, 5), (2, 3, 6, 5)),
+        ("bla,blja->blj", (2, 3, 5), (2, 3, 6, 5)),
+        ("bla,bld->ad", (2, 3, 5), (2, 3, 6)),
+        ("ac,bc->ab", (3, 5), (4, 5)),
+        ("ai,io->ao", (7, 5), (5, 4)),
+        ("ia,io->oa", (50, 3), (50, 4)),
+    ],
+)
+def test_einsum_equals_numpy_with_its_gradients(equation, left, right):
+    terms, result = equation.split("->")
+    x, y = (jax.random.normal(key, shape) for key, shape in zip(KEYS, (left, right), strict=False))
+    out, pull = jax.vjp(lambda x, y: einsum(equation, x, y), x, y)
+    expected = np.einsum(equation, exact(x), exact(y))
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    cotangent = jax.random.normal(KEYS[2], out.shape)
+    first, second = terms.split(",")
+    x_bar, y_bar = pull(cotangent)
+    np.testing.assert_allclose(
+        x_bar, np.einsum(f"{result},{second}->{first}", exact(cotangent), exact(y)), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        y_bar, np.einsum(f"{first},{result}->{second}", exact(x), exact(cotangent)), atol=1e-5
+    )
