@@ -17,10 +17,12 @@ from experiments.reliability.trials import Trial, TrialLog
 from jaxrec.cli.main import main
 from jaxrec.training.logging import read_metrics
 
-EPOCHS = 8
+EPOCHS = 6
 #: Greatest difference of an array or a loss that is rounding.
 TOLERANCE = 2e-5
+# A checkpoint at the end of every process; those in between are the subject of the kills.
 _OPTIONS = [*SMALL, "--training.patience", "0", "--training.select", "last"]
+_OPTIONS += ["--training.checkpoint-seconds", "3600"]
 
 
 class Layout(NamedTuple):

@@ -29,7 +29,7 @@ from experiments.reliability.base import (
     walks,
     without_names,
 )
-from experiments.reliability.trials import CANARY, Answer, Trial, call, command, digest
+from experiments.reliability.trials import CANARY, Answer, Trial, call, command, digest, stamp
 from jaxrec.config import RunConfig, to_dict
 
 #: Seconds after which a call counts as a hang.
@@ -620,17 +620,28 @@ def trial(seed: int, shared: Path, trained: bool, number: int, folder: Path) -> 
     names = [name for name in FAMILIES if trained or name in UNTRAINED]
     family = rng.choices(names, [FAMILIES[name][1] for name in names])[0]
     case = FAMILIES[family][0](rng, folder, base)
-    before = digest(case.protected) if case.protected else None
+    before = _protected(case.protected) if case.protected else None
     answer = case.run()
     if answer.problem == "hang":
         outcome, detail = "hang", answer.message
     elif (folder / CANARY).exists():
         outcome, detail = "executed", answer.message
-    elif before is not None and digest(case.protected or folder) != before:
+    elif case.protected and before != _protected(case.protected):
         outcome, detail = "overwritten", answer.message
     else:
         outcome, detail = judged(answer, case)
     return Trial(number, case.kind, outcome, detail[:300])
+
+
+def _protected(folder: Path) -> dict[str, str]:
+    """`digest` of a folder, computed again only where a file was written since the last time."""
+    now = stamp(folder)
+    if folder not in _DIGESTS or _DIGESTS[folder][0] != now:
+        _DIGESTS[folder] = now, digest(folder)
+    return _DIGESTS[folder][1]
+
+
+_DIGESTS: dict[Path, tuple[Any, dict[str, str]]] = {}
 
 
 def judged(answer: Answer, case: Case) -> tuple[str, str]:

@@ -1,7 +1,10 @@
 """SIGKILL at random moments of a run, each run resumed until it ends, and compared with an uninterrupted one.
 
 Every process of a run is forked from this one, which has imported jaxrec but has not started JAX's backend: a process is
-then at work within a tenth of a second, so nearly all kills hit the run rather than the imports.
+then at work within a tenth of a second, so nearly all kills hit the run rather than the imports. A run is killed `KILLS`
+times. The stratum of every kill is drawn with `SHARES`; the kill falls uniformly within the time that this stratum takes in
+the uninterrupted run, counted from the file that opens it. A run goes forward, so the strata are passed in the order of a
+run, but for "start", which any resumption has.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ import hashlib
 import importlib
 import json
 import random
+import shlex
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,38 +30,15 @@ from jaxrec.training.checkpoint import CheckpointReader
 #: Imported by this process, so that the forked ones find them imported.
 for _name in ("api", "cli.train", "reporting.examples", "reporting.html", "training.loop"):
     importlib.import_module(f"jaxrec.{_name}")
-_TWO_STAGES = [
-    "--preset",
-    "s3rec-two-stage",
-    "--quiet",
-    "--json",
-    "--batches.max-length",
-    "8",
-    "--encoder.width",
-    "8",
-]
-_TWO_STAGES += [
-    "--encoder.layers",
-    "1",
-    "--encoder.ffn-width",
-    "8",
-    "--batches.batch-size",
-    "8",
-    "--training.epochs",
-]
-_TWO_STAGES += [
-    "4",
-    "--training.checkpoint-seconds",
-    "0",
-    "--training.metric",
-    "NDCG@10",
-    "--evaluation.ks",
-    "5",
-    "10",
-]
-_TWO_STAGES += ["--pretraining.options", "training.epochs=3", "training.evaluate-every=1"]
-_TWO_STAGES += ["batches.prefixes-per-sequence=4", "batches.batch-size=16", "training.chunk-steps=4"]
-_LONG = [*SMALL, "--training.epochs", "8"]
+_TWO_STAGES = shlex.split(
+    "--preset s3rec-two-stage --quiet --json --batches.max-length 8 --encoder.width 8 --encoder.layers 1 "
+    "--encoder.ffn-width 8 --batches.batch-size 8 --training.epochs 3 --training.checkpoint-seconds 0 "
+    "--training.metric NDCG@10 --evaluation.ks 5 10 --pretraining.options training.epochs=3 training.evaluate-every=1 "
+    "batches.prefixes-per-sequence=4 batches.batch-size=16 training.chunk-steps=4"
+)
+_LONG = [*SMALL, "--training.epochs", "4"]
+#: Kills of one run.
+KILLS = 10
 
 
 class Configuration(NamedTuple):
@@ -82,8 +63,38 @@ CONFIGURATIONS = {
     "pretraining and fine-tuning": Configuration(_TWO_STAGES),
     "two processes": Configuration([*_LONG, "--mesh.data", "2", "--mesh.item", "2"], 2, 2),
 }
-#: Moments after which a kill falls: nothing, or the first sight of a file.
-TRIGGERS = ("", "", "config.json", "log.jsonl", "checkpoints/*tmp*", "ranks", "catalogue", "results.json")
+#: Number of runs of each kind among 25, those after one another as different as can be.
+MIX = {
+    "packed": 8,
+    "streamed": 6,
+    "two seeds": 5,
+    "pretraining and fine-tuning": 3,
+    "2 x 2 mesh": 2,
+    "two processes": 1,
+}
+#: Strata of a run in their order, with the share of the kills that falls into each. In runs without pretraining its share
+#: goes to training.
+SHARES = {
+    "start": 0.15,
+    "pretraining": 0.1,
+    "training": 0.15,
+    "saving": 0.2,
+    "evaluation": 0.1,
+    "final writing": 0.25,
+    "last files": 0.05,
+}
+_EARLY, _LATE = ("pretraining", "training", "saving"), ("evaluation", "final writing", "last files")
+#: Seconds within which a checkpoint of these runs is written.
+_SAVING_SECONDS = 0.1
+#: Event of a run -> files whose change shows it.
+_SIGNS = {
+    "pretraining log": ("pretraining/log.jsonl",),
+    "pretraining results": ("pretraining/results.json",),
+    "log": ("log.jsonl",),
+    "saving": ("checkpoints/*tmp*", "pretraining/checkpoints/*tmp*"),
+    "writing": ("ranks", "ranks/*", "catalogue", "catalogue/*", "figures", "figures/*", "report.html"),
+    "results": ("results.json",),
+}
 
 
 def train(run: Path, data: Path, configuration: Configuration) -> Group:
@@ -157,55 +168,195 @@ def compared(run: Path) -> dict[str, str] | None:
     return json.loads(target.read_bytes()) if status == 0 else None
 
 
+class Timeline(NamedTuple):
+    """Seconds from the start of a process to its first sign of an event, and the last step of the run.
+
+    Attributes:
+      log: first line of the log of the run itself.
+      pretraining: first line of the log of the first stage; 0 without one.
+      pretrained: results of the first stage; 0 without one.
+      trained: the last checkpoint.
+      writing: the first file after the evaluation.
+      results: ``results.json``.
+      end: the end of the process.
+      step: of the last checkpoint.
+    """
+
+    log: float
+    pretraining: float
+    pretrained: float
+    trained: float
+    writing: float
+    results: float
+    end: float
+    step: int
+
+
 class Whole(NamedTuple):
-    """An uninterrupted run: what it holds, and how long it took with warm caches, in seconds."""
+    """An uninterrupted run: what it holds, and its times with warm caches."""
 
     contents: dict[str, str]
-    seconds: float
+    times: Timeline
+
+
+class Signs:
+    """Events of a process that the files of its run show, those of earlier processes apart."""
+
+    def __init__(self, run: Path):
+        self._run = run
+        self._before = {event: self._files(event) for event in _SIGNS}
+        self._seen: set[tuple[str, int, int]] = set()
+
+    def _files(self, event: str) -> set[tuple[str, int, int]]:
+        found = set()
+        for pattern in _SIGNS[event]:
+            for path in self._run.glob(pattern):
+                try:
+                    status = path.stat()
+                except OSError:  # renamed meanwhile
+                    continue
+                found.add((str(path), status.st_ino, status.st_mtime_ns))
+        return found
+
+    def shows(self, event: str) -> bool:
+        """Whether a file of the event has come or changed since the start."""
+        return bool(self._files(event) - self._before[event])
+
+    def saves(self) -> int:
+        """Number of checkpoints that this process has begun to write, as far as `saves` was asked often enough."""
+        self._seen |= {(path, inode, 0) for path, inode, _ in self._files("saving") - self._before["saving"]}
+        return len(self._seen)
 
 
 def uninterrupted(name: str, folder: Path, data: Path) -> Whole:
     """Train the configuration twice without a kill: the first fills the cache of compiled programs."""
     configuration = CONFIGURATIONS[name]
-    found, seconds = [], 0.0
+    found: list[dict[str, str] | None] = []
     for number in range(2):
         run = folder / f"whole-{number}"
         for path in folder.glob(f"whole-{number}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        started = time.monotonic()
-        status = train(run, data, configuration).ended(600)
-        seconds = time.monotonic() - started
-        if status != 0:
-            raise RuntimeError(
-                f"the uninterrupted run {name!r} failed: {run.with_suffix('.out').read_text()[-400:]}"
-            )
+        times = _timed(run, data, configuration)
         found.append(compared(run))
     if not found[0] or found[0] != found[1] or len(found[0]) < 20:
         raise RuntimeError(f"two uninterrupted runs {name!r} differ: nothing to compare with")
-    return Whole(found[0], seconds)
+    return Whole(found[0], times._replace(step=CheckpointReader(run / "checkpoints").steps()[-1]))
 
 
-def phase(run: Path) -> str:
-    """Phase of a run at this moment, as its files show it."""
-    if not (run / "config.json").exists():
-        return "before the first file"
-    if (run / "results.json").exists():
+def _timed(run: Path, data: Path, configuration: Configuration) -> Timeline:
+    """Train a run to its end, and note when its files show what."""
+    signs, started = Signs(run), time.monotonic()
+    group = train(run, data, configuration)
+    first: dict[str, float] = {}
+    trained, status = 0.0, None
+    while status is None and time.monotonic() < started + 600:
+        status = group.ended(0.004)
+        now = time.monotonic() - started
+        for event in _SIGNS:
+            if event not in first and signs.shows(event):
+                first[event] = now
+        if any((run / "checkpoints").glob("*tmp*")):
+            trained = now
+    if status != 0:
+        group.kill()
+        raise RuntimeError(f"the uninterrupted run failed: {_tail(run)}")
+    end = time.monotonic() - started
+    return Timeline(
+        first["log"],
+        first.get("pretraining log", 0.0),
+        first.get("pretraining results", 0.0),
+        trained,
+        first["writing"],
+        first["results"],
+        end,
+        0,
+    )
+
+
+def strata_of(rng: random.Random, kills: int, pretraining: bool) -> list[str]:
+    """Strata of the kills of one run, in the order in which they are passed."""
+    shares = dict(SHARES)
+    if not pretraining:
+        shares["training"] += shares.pop("pretraining")
+    drawn = rng.choices(list(shares), list(shares.values()), k=kills)
+    late = sorted((name for name in drawn if name in _LATE), key=_LATE.index)
+    early = [name for name in drawn if name in ("training", "saving")]
+    rng.shuffle(early)
+    ordered = [name for name in drawn if name == "pretraining"] + early + late
+    for _ in range(drawn.count("start")):
+        ordered.insert(rng.randint(0, len(ordered)), "start")
+    return ordered
+
+
+class Moment(NamedTuple):
+    """A moment of a process: so many seconds after a sign (empty = after its start; "saving": of so many checkpoints)."""
+
+    sign: str
+    seconds: float
+    saves: int = 0
+
+
+def moment_of(rng: random.Random, stratum: str, run: Path, times: Timeline) -> Moment:
+    """Draw the moment of a kill within a stratum."""
+    trained = (run / "checkpoints" / str(times.step)).exists()
+    if stratum == "start":
+        return Moment("", rng.uniform(0, times.pretraining or times.log))
+    if stratum == "pretraining":
+        return Moment("pretraining log", rng.uniform(0, times.pretrained - times.pretraining))
+    if stratum == "training":
+        return Moment("log", rng.uniform(0, times.trained - times.log))
+    if stratum == "saving":
+        return Moment("saving", rng.uniform(0, _SAVING_SECONDS), rng.randint(1, 2))
+    if stratum == "evaluation":
+        return Moment("log" if trained else "trained", rng.uniform(0, times.writing - times.trained))
+    if stratum == "final writing":
+        return Moment("writing", rng.uniform(0, times.results - times.writing))
+    return Moment("results", rng.uniform(0, times.end - times.results))
+
+
+def phase(run: Path, signs: Signs, step: int) -> str:
+    """Phase of a process at this moment, as its files show it."""
+    if signs.shows("results"):
         return "last files"
-    if (run / "ranks").exists() or (run / "catalogue").exists():
+    if signs.shows("writing"):
         return "final writing"
-    if any((run / "checkpoints").glob("*tmp*")) or any((run / "pretraining/checkpoints").glob("*tmp*")):
-        return "saving"
-    if (run / "pretraining").exists() and not (run / "pretraining/results.json").exists():
-        return "pretraining"
-    return "training and evaluation" if (run / "log.jsonl").exists() else "start"
+    if signs.shows("log"):
+        if any((run / "checkpoints").glob("*tmp*")):
+            return "saving"
+        return "evaluation" if (run / "checkpoints" / str(step)).exists() else "training"
+    if signs.shows("pretraining log") and not (run / "pretraining/results.json").exists():
+        return "saving" if any((run / "pretraining/checkpoints").glob("*tmp*")) else "pretraining"
+    return "start"
 
 
-def _seen(run: Path, trigger: str) -> bool:
-    return not trigger or any(run.glob(trigger)) or any(run.glob(f"pretraining/{trigger}"))
+def _due(run: Path, signs: Signs, moment: Moment, step: int) -> bool:
+    if moment.sign == "trained":
+        return (run / "checkpoints" / str(step)).exists()
+    if moment.saves:
+        return signs.saves() >= moment.saves
+    return not moment.sign or signs.shows(moment.sign)
+
+
+class Killed(NamedTuple):
+    """Of a run that is killed again and again: drawn strata and phases at the kills."""
+
+    drawn: list[str]
+    phases: list[str]
+
+    def trial(self, number: int, name: str, outcome: str, detail: str = "") -> Trial:
+        """The trial that these kills make; the detail of one that held lists the kills."""
+        listed = json.dumps({"drawn": self.drawn, "phases": self.phases})
+        return Trial(number, name, outcome, f"{detail} {listed}".strip(), len(self.phases))
+
+
+def configuration_of(number: int, names: tuple[str, ...]) -> str:
+    """Name of the configuration of run ``number``, among ``names``."""
+    slots = [((i + 0.5) / MIX[name], name) for name in names for i in range(MIX[name])]
+    return sorted(slots)[number % len(slots)][1]
 
 
 def killed_run(
-    seed: int, number: int, folder: Path, names: tuple[str, ...], wholes: dict[str, Whole], limit: int
+    seed: int, number: int, folder: Path, name: str, whole: Whole, kills: int = KILLS
 ) -> tuple[list[str], Trial]:
     """Kill one run again and again, resume it until it ends, and compare; of two processes both are killed.
 
@@ -213,45 +364,45 @@ def killed_run(
       The phase of every kill, and the trial.
     """
     rng = random.Random(f"kills/{seed}/{number}")
-    name = names[number % len(names)]
-    configuration, whole = CONFIGURATIONS[name], wholes[name]
+    configuration, times = CONFIGURATIONS[name], whole.times
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     run, data = folder / "run", folder.parent / "data"
-    phases: list[str] = []
-    for _ in range(rng.randint(2, limit)):
-        trigger, wait = rng.choice(TRIGGERS), rng.uniform(0, 0.4)
-        if not trigger:
-            wait = rng.uniform(0, whole.seconds)
+    killed = Killed([], [])
+    for stratum in strata_of(rng, kills, times.pretrained > 0):
+        if stratum in _EARLY and (run / "checkpoints" / str(times.step)).exists():
+            stratum = rng.choice(_LATE)  # The run has passed what was drawn.
+        elif stratum == "pretraining" and (run / "pretraining/results.json").exists():
+            stratum = "training"
+        moment = moment_of(rng, stratum, run, times)
+        signs = Signs(run)
         group = train(run, data, configuration)
         status, end = None, time.monotonic() + PATIENCE
-        while status is None and not _seen(run, trigger) and time.monotonic() < end:
-            status = group.ended(0)
-        status = group.ended(wait) if status is None else status
-        if status is not None:  # It ended before the kill.
-            if status:
-                return phases, Trial(number, name, "wrong", _tail(run), len(phases))
-            break
-        phases.append(phase(run))
-        group.kill(rng)
+        while status is None and not _due(run, signs, moment, times.step) and time.monotonic() < end:
+            status = group.ended(0.004)
+        status = group.ended(moment.seconds) if status is None else status
+        if status:
+            return killed.phases, killed.trial(number, name, "wrong", f"status {status}: {_tail(run)}")
+        if status is None:
+            killed.drawn.append(stratum)
+            killed.phases.append(phase(run, signs, times.step))
+            group.kill(rng)
     group = train(run, data, configuration)
     status = group.ended(PATIENCE)
     if status is None:
         group.kill()
-        return phases, Trial(number, name, "hang", f"{phases}: {_tail(run)}", len(phases))
+        return killed.phases, killed.trial(number, name, "hang", _tail(run))
     if status != 0:
-        return phases, Trial(number, name, "wrong", f"{phases}: status {status}: {_tail(run)}", len(phases))
+        return killed.phases, killed.trial(number, name, "wrong", f"status {status}: {_tail(run)}")
     found = compared(run)
     if found is None:
-        return phases, Trial(number, name, "wrong", f"{phases}: {_tail(run)}", len(phases))
+        return killed.phases, killed.trial(number, name, "wrong", _tail(run))
     different = sorted(
         key for key in whole.contents.keys() | found.keys() if whole.contents.get(key) != found.get(key)
     )
     if different:
-        return phases, Trial(
-            number, name, "wrong", f"{phases}: {len(different)} differ: {different[:4]}", len(phases)
-        )
-    return phases, Trial(number, name, "resumed", json.dumps(phases), len(phases))
+        return killed.phases, killed.trial(number, name, "wrong", f"{len(different)} differ: {different[:4]}")
+    return killed.phases, killed.trial(number, name, "resumed")
 
 
 def _tail(run: Path) -> str:
@@ -266,7 +417,6 @@ def kills(
     work: Path,
     log: TrialLog,
     names: tuple[str, ...] = (),
-    limit: int = 5,
     only: int | None = None,
 ) -> None:
     """Kill runs until ``count`` kills are in the log or the time is over.
@@ -278,38 +428,48 @@ def kills(
       work: folder of the runs.
       log: of the trials.
       names: of `CONFIGURATIONS`; default: all.
-      limit: most kills of one run.
       only: number of a single run to kill, again if need be.
     """
     from experiments.reliability.base import walks
 
     end = time.monotonic() + seconds
     trials = log.read()
-    if only is None and (sum(trial.count for trial in trials) >= count or seconds <= 0):
+    total = sum(trial.count for trial in trials) if only is None else count - 1
+    if total >= count or seconds <= 0:
         return
     if not (work / "data").exists():
         walks().save(work / "data")
-    wholes = {}
+    wholes: dict[str, Whole] = {}
     every = names or tuple(CONFIGURATIONS)
-    for name in every if only is None else (every[only % len(every)],):
-        folder = work / name.replace(" ", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        wholes[name] = uninterrupted(name, folder, work / "data")
     number = 1 + max((trial.number for trial in trials), default=-1) if only is None else only
-    total = sum(trial.count for trial in trials) if only is None else count - 1
     while total < count and time.monotonic() < end:
-        _, trial = killed_run(seed, number, work / f"killed-{number}", every, wholes, limit)
+        name = configuration_of(number, every)
+        if name not in wholes:
+            folder = work / name.replace(" ", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            wholes[name] = uninterrupted(name, folder, work / "data")
+        _, trial = killed_run(
+            seed, number, work / f"killed-{number}", name, wholes[name], min(KILLS, count - total)
+        )
         log.add(trial)
         if trial.outcome == "resumed":
             shutil.rmtree(work / f"killed-{number}")
         total, number = total + max(1, trial.count), number + 1
 
 
-def phases_of(trials: list[Trial]) -> dict[str, int]:
-    """Number of kills in each phase."""
-    counts: dict[str, Any] = {}
+def phases_of(trials: list[Trial]) -> dict[str, dict[str, int]]:
+    """Number of kills drawn for each stratum, in each phase, and of each configuration."""
+    counts: dict[str, dict[str, int]] = {"drawn": {}, "phases": {}, "configurations": {}}
     for trial in trials:
-        if trial.outcome == "resumed":
-            for name in json.loads(trial.detail):
-                counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items()))
+        counts["configurations"].setdefault(trial.kind, 0)
+        counts["configurations"][trial.kind] += trial.count
+        kills: dict[str, list[str]] = json.loads(trial.detail[trial.detail.rindex("{") :])
+        for part, names in kills.items():
+            for name in names:
+                counts[part][name] = counts[part].get(name, 0) + 1
+    order: list[str] = list(SHARES)
+    return {
+        "drawn": dict(sorted(counts["drawn"].items(), key=lambda pair: order.index(pair[0]))),
+        "phases": dict(sorted(counts["phases"].items(), key=lambda pair: order.index(pair[0]))),
+        "configurations": counts["configurations"],
+    }

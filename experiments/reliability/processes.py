@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
+import io
 import os
 import random
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +29,7 @@ class Group:
     """
 
     def __init__(self, pids: Sequence[int]):
+        self.pids = tuple(pids)
         self._pending = list(pids)
         self._statuses: list[int] = []
 
@@ -40,7 +46,7 @@ class Group:
                 return next((status for status in self._statuses if status), 0)
             if time.monotonic() > end:
                 return None
-            time.sleep(0.005)
+            time.sleep(0.004)
 
     def kill(self, rng: random.Random | None = None) -> None:
         """Send SIGKILL and wait; with ``rng`` to one after the other in random order, up to .2 seconds apart."""
@@ -55,6 +61,37 @@ class Group:
         self._pending = []
 
 
+@functools.cache
+def _warm() -> None:
+    """Do once what every process would do again: read the fonts, build the options. Then spare forks the old objects."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from jaxrec.cli.main import main
+
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        main(["train", "--no-such-option"])
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    figure.subplots().set_title("a")
+    figure.savefig(io.BytesIO(), format="png")
+    gc.collect()
+    gc.freeze()
+
+
+def ready() -> None:
+    """Prepare this process for forks.
+
+    Raises:
+      RuntimeError: JAX's backend or another thread of Python runs here, so that a fork could wait for what it lacks.
+    """
+    from jax._src import xla_bridge
+
+    _warm()
+    if xla_bridge.backends_are_initialized() or threading.active_count() > 1:
+        raise RuntimeError("a process whose JAX backend or threads have started must not fork")
+
+
 def forked(work: Callable[[int], int], output: Path, devices: int = 1, processes: int = 1) -> Group:
     """Run ``work(number)`` in forks.
 
@@ -64,6 +101,7 @@ def forked(work: Callable[[int], int], output: Path, devices: int = 1, processes
       devices: forced host devices of each.
       processes: how many.
     """
+    ready()
     sys.stdout.flush()
     sys.stderr.flush()
     pids = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -43,6 +44,8 @@ class Trial(NamedTuple):
       outcome: one of `HELD` or `BROKEN`.
       detail: message, for a reader.
       count: how many events the trial stands for (kills of one run).
+      seconds: of processor time, with child processes, since the trial before.
+      commit: of the code that was tried.
     """
 
     number: int
@@ -50,6 +53,8 @@ class Trial(NamedTuple):
     outcome: str
     detail: str = ""
     count: int = 1
+    seconds: float = 0.0
+    commit: str = ""
 
 
 class Answer(NamedTuple):
@@ -165,6 +170,16 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}{place}"
 
 
+def stamp(folder: Path) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Path, inode, size, and times of change of every file below ``folder`` but locks: no write leaves it as it was."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.name != ".lock" and path.is_file() and not path.is_symlink():
+            status = path.stat()
+            found.append((str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(found)
+
+
 def digest(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below ``folder`` but locks, by its path."""
     found = {}
@@ -191,10 +206,16 @@ def without_folders(text: str, work: Path) -> str:
 
 
 class TrialLog:
-    """Finished trials of one part, one JSON line each; a campaign started again continues behind the last."""
+    """Finished trials of one part, one JSON line each; a campaign started again continues behind the last.
 
-    def __init__(self, path: Path):
+    Args:
+      path: of the file.
+      commit: of the code, noted with every trial.
+    """
+
+    def __init__(self, path: Path, commit: str = ""):
         self.path = path
+        self.commit = commit
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> list[Trial]:
@@ -215,9 +236,30 @@ class TrialLog:
 
     def add(self, trial: Trial) -> None:
         """Append a trial; its detail without the folders of this machine."""
-        trial = trial._replace(detail=without_folders(trial.detail, self.path.parent))
+        trial = trial._replace(
+            detail=without_folders(trial.detail, self.path.parent),
+            seconds=round(processor_seconds(), 3),
+            commit=self.commit,
+        )
+        self.append(trial)
+
+    def append(self, trial: Trial) -> None:
+        """Append a trial as it is."""
         with self.path.open("ab") as file:
             file.write(b"\n" + json.dumps(trial._asdict()).encode())
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and its ended children since the last call; at first since its start."""
+    times = os.times()
+    total = times.user + times.system + times.children_user + times.children_system
+    before = _METER.get(os.getpid(), 0.0)
+    _METER[os.getpid()] = total
+    return total - before
+
+
+#: Process id -> processor time at the last trial.
+_METER: dict[int, float] = {}
 
 
 def run_trials(
@@ -226,7 +268,7 @@ def run_trials(
     count: int,
     seconds: float,
     work: Path,
-    share: int = 400,
+    share: int = 1500,
     only: int | None = None,
 ) -> None:
     """Do the trials that the log lacks, in worker processes that are replaced after ``share`` trials.
@@ -288,3 +330,6 @@ def _work(
         folder.mkdir(parents=True)
         log.add(target(number, folder))
         shutil.rmtree(folder, ignore_errors=True)
+        if number == numbers[0]:
+            gc.collect()
+            gc.freeze()  # What the first trial has loaded stays: nothing to look through again.
