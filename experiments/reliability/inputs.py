@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import importlib.metadata
 import io
 import json
 import os
@@ -616,6 +618,15 @@ UNTRAINED = ("tables", "datasets", "train options", "Python")
 def trial(seed: int, shared: Path, trained: bool, number: int, folder: Path) -> Trial:
     """Make input ``number`` in ``folder``, run it, and judge the answer."""
     base = opened(shared, trained)
+    with mock.patch.object(importlib.metadata, "entry_points", _entry_points):
+        return _trial(seed, base, trained, number, folder)
+
+
+#: Plugins that are installed, looked up once: every command asks for them, and no trial is about them.
+_entry_points = functools.cache(importlib.metadata.entry_points)
+
+
+def _trial(seed: int, base: Base, trained: bool, number: int, folder: Path) -> Trial:
     rng = random.Random(f"inputs/{seed}/{number}")
     names = [name for name in FAMILIES if trained or name in UNTRAINED]
     family = rng.choices(names, [FAMILIES[name][1] for name in names])[0]
