@@ -31,6 +31,8 @@ WARM_UP = 0.2
 #: Growth of the memory per hour, and loss of speed per hour, that count as none: shares of the mean.
 FLAT = 0.02
 STEADY = 0.05
+#: Seconds below which there is nothing to judge.
+LEAST_SECONDS = 180.0
 OPTIONS = shlex.split(
     "--preset smoke --quiet --json --batches.batch-size 32 --batches.max-length 16 --encoder.width 16 "
     "--evaluation.ks 5 10 --training.epochs 10000000 --training.evaluate-every 100 --training.chunk-steps 500 "
@@ -101,6 +103,7 @@ def _sample(pid: int, run: Path, started: float) -> Sample | None:
 def figures(samples: list[Sample], readings: int = 12) -> dict[str, Any]:
     """Memory and speed over equal stretches of the run after its warm-up, their slopes, and a verdict in words."""
     last = samples[-1].seconds
+    readings = min(readings, int(len(samples) * (1 - WARM_UP)) // 3)
     edges = np.linspace(WARM_UP * last, last, readings + 1)
     times = np.array([sample.seconds for sample in samples])
     parts = [
@@ -146,6 +149,8 @@ def endurance(
     """
     if not log.missing(1, only):
         return
+    if min(seconds, 60.0 * count) < LEAST_SECONDS:
+        raise SystemExit(f"endurance needs {LEAST_SECONDS / 60:g} minutes or more: --minutes 20")
     work.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(work / "run", ignore_errors=True)
     if not (work / "data").exists():
