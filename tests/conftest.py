@@ -5,9 +5,9 @@
 - ``pytest`` runs the first tier: all tests without the marker ``slow``. ``pytest --all`` runs both tiers; ``-m``
   and node ids select as always.
 - Functions whose annotations carry jaxtyping shapes are checked with beartype (`tests.shapes`).
-- Most of the time goes into compiling. LLVM does not optimise here, and the processes of one session share one cache of
-  compiled programs, new for each session; ``JAX_COMPILATION_CACHE_DIR=DIR pytest`` uses a lasting one. Tests of killed runs
-  and of several processes start processes that compile as users do.
+- Most of the time goes into compiling. LLVM does not optimise here (`tests.flags`), and the processes of one session share
+  one cache of compiled programs, new for each session; ``JAX_COMPILATION_CACHE_DIR=DIR pytest`` uses a lasting one. The
+  processes of `tests/training/test_kill.py` compile as users do.
 """
 
 import os
@@ -16,10 +16,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tests.flags import xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", xla_flags())
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
@@ -38,7 +38,7 @@ if _OWNED:
     os.environ[_SESSION_CACHE] = tempfile.mkdtemp(prefix="jaxrec-tests-")
 COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ[_SESSION_CACHE]
 jax.config.update("jax_compilation_cache_dir", COMPILED)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 #: Modules whose signatures carry shapes.

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.flags import xla_flags
+
 PROGRAM = """
 import sys
 import jax
@@ -41,7 +43,7 @@ def test_two_processes_give_the_same_answer():
         **os.environ,
         "PYTHONPATH": str(root),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(2),
     }
     processes = [
         subprocess.Popen(

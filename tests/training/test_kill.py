@@ -16,6 +16,7 @@ import pytest
 
 from jaxrec.training.checkpoint import FORMAT, CheckpointStore, _load
 from jaxrec.training.logging import read_metrics
+from tests.flags import xla_flags
 from tests.helpers import small_dataset
 from tests.tasks.data import described_dataset
 
@@ -39,7 +40,7 @@ PATIENCE_SECONDS = 240  # a hang is told from a slow machine
 class Workplace:
     """A saved dataset, and processes that train on it with one cache of compiled programs."""
 
-    def __init__(self, folder, dataset, options):
+    def __init__(self, folder, dataset, options, flags=None):
         self.folder, self.options = folder, options
         dataset.save(folder / "data")
         cache = {
@@ -47,8 +48,11 @@ class Workplace:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        self.environment = {**kept, **cache, "PYTHONPATH": str(ROOT)}
+        self.environment = {**os.environ, **cache, "PYTHONPATH": str(ROOT)}
+        # Without flags the processes compile as a user's do.
+        self.environment.pop("XLA_FLAGS")
+        if flags:
+            self.environment["XLA_FLAGS"] = flags
 
     def start(self, workdir, resume):
         command = [sys.executable, "-m", "jaxrec", "train", "--workdir", str(workdir)]
@@ -201,7 +205,7 @@ def test_a_run_of_two_stages_killed_in_each_ends_with_the_same_bits(tmp_path):
     options += ["--training.metric", "NDCG@10", "--evaluation.ks", "5", "10", "--pretraining.options"]
     options += ["training.epochs=4", "training.evaluate-every=0.5", "batches.prefixes-per-sequence=4"]
     options += ["batches.batch-size=8", "training.chunk-steps=4"]
-    workplace = Workplace(tmp_path, described_dataset(n_users=24), options)
+    workplace = Workplace(tmp_path, described_dataset(n_users=24), options, xla_flags(1))
     whole, run = tmp_path / "whole", tmp_path / "run"
     results = workplace.finish(whole, resume=False)
     first = workplace.start_until(run, resume=False, new_lines=4, stage="pretraining")

@@ -16,6 +16,7 @@ import pytest
 from jaxrec.data import prepare_in_blocks
 from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.logging import read_metrics
+from tests.flags import xla_flags
 from tests.helpers import small_dataset
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ class Workplace:
         }
 
     def start(self, devices, arguments):
-        environment = {**self.environment, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = {**self.environment, "XLA_FLAGS": xla_flags(devices)}
         return subprocess.Popen(
             [sys.executable, "-m", "jaxrec", *map(str, arguments), "--json"],
             env=environment,

@@ -18,6 +18,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.tuning import tune
 from jaxrec.tuning.report import Oracle, best_trial, training_seconds
 from tests.cli.shared import interactions, refused
+from tests.flags import xla_flags
 from tests.runs import jaxrec
 
 SPACE = {"optimizer.learning-rate": [1e-4, 3e-2]}
@@ -159,7 +160,11 @@ def command(folder, out, budget):
         budget,
     ]
     words += ["--training.checkpoint-seconds", 0, "--space", folder / "space.toml", "--evaluation.ks", 5, 10]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": xla_flags(1),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "jaxrec", *map(str, words)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
