@@ -51,7 +51,7 @@ def test_memory_is_that_of_the_program_that_training_compiles(feed):
     sizes = DataSizes(dataset.n_items, dataset.n_interactions, dataset.n_users, timestamps=True)
     got = estimate(config, sizes, rate=1e9)
     seeds = np.arange(2, dtype=np.uint32)
-    state = jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed))(seeds)
+    state = jax.jit(jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)))(seeds)
     params = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert got.parameter_bytes == got.best_bytes == params

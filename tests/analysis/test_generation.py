@@ -29,7 +29,7 @@ from tests.runs import jaxrec as command
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 G = 3
-DATASET = small_dataset(n_users=24)
+DATASET = small_dataset(n_users=14)
 
 
 @pytest.fixture(scope="module")

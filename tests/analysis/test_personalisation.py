@@ -95,17 +95,17 @@ def test_similarities_equal_loops_over_cases(run):
     for seed in names:
         ranker = run.ranker(run.seeds[seed])
 
-        def asked(row, user, ranker=ranker):
-            one = dataclasses.replace(histories.select(np.array([row])), users=np.array([user]))
-            return ranker.top_k(one, 5).items[0]
+        def asked(rows, users, ranker=ranker):
+            some = dataclasses.replace(histories.select(np.array(rows)), users=np.array(users))
+            return ranker.top_k(some, 5).items
 
         for place, (a, b) in enumerate(zip(result.pairs.first[:3], result.pairs.second[:3], strict=True)):
-            lists = [asked(row, cases.users[row]) for row in (a, b)]
-            assert result.lists[seed, place] == pytest.approx(share(*lists))
+            assert result.lists[seed, place] == pytest.approx(share(*asked([a, b], cases.users[[a, b]])))
         for row in range(3):
-            own = asked(row, cases.users[row])
-            assert result.as_new[seed, row] == pytest.approx(share(own, asked(row, -1)))
-            possible = [share(own, asked(row, user)) for user in cases.users if user != cases.users[row]]
+            own, new = asked([row, row], [cases.users[row], -1])
+            assert result.as_new[seed, row] == pytest.approx(share(own, new))
+            others = np.delete(cases.users, row)
+            possible = [share(own, items) for items in asked([row] * len(others), others)]
             assert min(abs(result.as_other[seed, row] - x) for x in possible) < 1e-9
     assert result.own.mean(axis=1).tolist() == pytest.approx(
         [e.metrics["HR@5"] for e in run.evaluate("test")]

@@ -1,6 +1,7 @@
 """MIQ's dummies as tokens of the input, which pass through the layers of an encoder."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -43,13 +44,16 @@ def test_equal_to_dummies_of_each_layer_with_the_tokens_states(block):
     layer = Block(block, MIQ, shape, 8, config.activation, 0.0, config.norm_epsilon)
     norm = nn.LayerNorm(epsilon=config.norm_epsilon)
     own = {name: value for name, value in params.items() if name != "shared_attention"}
+
+    @functools.partial(jax.jit, **QUICK_JIT)
+    def read_and_next(params, tokens):
+        read = tokens if block == "post-norm" else norm.apply({"params": params["attention_norm"]}, tokens)
+        return read, layer.apply({"params": params}, tokens, tokens_context(tokens), False)
+
     for name in ("layer_0", "layer_1"):
-        read = tokens
-        if block != "post-norm":
-            read = norm.apply({"params": params[name]["attention_norm"]}, tokens)
+        read, tokens = read_and_next(params[name], tokens)
         attention = {**params[name]["attention"], "dummies": {"vectors": read[0]}}
         own[name] = {**params[name], "attention": attention}
-        tokens = layer.apply({"params": params[name]}, tokens, tokens_context(tokens), False)
     each = dataclasses.replace(MIQ, dummies_as_tokens=False)
     reference, _ = encoder_of(each, block=block)
     np.testing.assert_allclose(states(encoder, params), states(reference, own), atol=1e-5)

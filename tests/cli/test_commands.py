@@ -183,7 +183,8 @@ class TestEvaluate:
                 again = jaxrec("evaluate", run, "--split", part, "--json").json
                 assert again["metrics"] == outcome.json[key]
                 assert again["part"] == part
-        assert jaxrec("evaluate", bundled[0], "--json").json["baselines"] == bundled[1].json["baselines"]
+                if part == "test":
+                    assert again["baselines"] == outcome.json["baselines"]
 
     def test_table_for_people(self, small):
         outcome = jaxrec("evaluate", small[0])

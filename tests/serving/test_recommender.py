@@ -32,6 +32,11 @@ def run(tmp_path_factory):
     return jaxrec.fit(DATASET, config, tmp_path_factory.mktemp("serving") / "run", progress=False)
 
 
+@pytest.fixture(scope="module")
+def loaded(run):
+    return Recommender.load(run.workdir)
+
+
 def histories_of(cases, dataset):
     ids = np.asarray(dataset.item_ids)
     return [
@@ -203,10 +208,10 @@ def test_refusals(run, tmp_path):
         ({"allow": [["i1"]]}, DataError, "one list for each of the 2 histories, got 1"),
     ],
 )
-def test_arguments_of_the_wrong_form_are_one_clear_error(run, arguments, kind, message):
+def test_arguments_of_the_wrong_form_are_one_clear_error(loaded, arguments, kind, message):
     given = {"histories": [["i1", "i2"], ["i3"]], "k": 5, **arguments}
     with pytest.raises(kind, match=message):
-        Recommender.load(run.workdir).recommend(**given)
+        loaded.recommend(**given)
 
 
 def test_filters_per_request_equal_brute_force(run):

@@ -76,7 +76,7 @@ def test_loss_is_the_cross_entropy_of_masked_items_over_the_catalogue():
     prepared = masked_task.prepare(batch, jax.random.key(3), Resources())
     encoder = masked_task.encoder
     params = random_parameters(encoder, batch)
-    total, weight = masked_task.loss(params, prepared, jax.random.key(0), Resources())
+    total, weight = jax.jit(masked_task.loss)(params, prepared, jax.random.key(0), Resources())
     exact, expected = float64(params), 0.0
     for row, members in enumerate(ROWS):
         for number in range(len(members)):

@@ -136,6 +136,10 @@ def test_fine_tuning_starts_from_pretraining_with_any_attention(attention, tmp_p
 def test_data_without_attributes_is_refused_before_any_compute():
     with pytest.raises(ConfigError, match=r"--task\.aap-weight and --task\.map-weight need attributes"):
         quiet(config("s3rec"), dataset=dataclasses.replace(DATASET, attributes=None))
+
+
+@pytest.mark.slow
+def test_data_without_attributes_train_the_objectives_of_items():
     only_items = {"task": S3RecConfig(aap_weight=0.0, map_weight=0.0), "training.epochs": 0.5}
     run = quiet(config("s3rec").updated(only_items), dataset=dataclasses.replace(DATASET, attributes=None))
     assert "attributes" not in run.params["task"]
