@@ -10,6 +10,7 @@
   processes of `tests/training/test_kill.py` compile as users do.
 """
 
+import gc
 import os
 import re
 import shutil
@@ -48,6 +49,14 @@ SHAPED = [
     if path.name != "__init__.py" and "jaxtyping" in path.read_text()
 ]
 jaxtyping.install_import_hook(SHAPED, "tests.shapes.check")
+
+
+#: A tenth of the time went into looking for cycles among the objects of programs, nearly all of which stay.
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
