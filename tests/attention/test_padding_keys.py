@@ -1,6 +1,7 @@
 """Padding as keys at a length with several stretches of time and groups of rows, against explicit padding."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,8 @@ def test_packed_rows_equal_explicit_padding_in_groups_and_stretches(layer):
     assert stretch_count(LENGTH, "cpu", "causal") > 1
     attend = jax.jit(module.apply, compiler_options=QUICK)
     out = np.asarray(attend(params, x, context))
-    _, sown = module.apply(params, x, context, mutable=["intermediates"])
+    sow = functools.partial(module.apply, mutable=["intermediates"])
+    _, sown = jax.jit(sow, compiler_options=QUICK)(params, x, context)
     weights, shares = (
         np.asarray(sown["intermediates"][f"{name}_weights"][0]) for name in ("attention", "padding")
     )

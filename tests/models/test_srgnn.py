@@ -20,7 +20,7 @@ def test_scores_do_not_depend_on_the_groups_of_queries(monkeypatch):
             out = srgnn.pairwise_scores(*inputs)
             return (weights * out).sum(), out
 
-        return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(last, each, query)
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(last, each, query)
 
     whole = values_and_gradients()
     sums = np.asarray(last)[:, :, None] + np.asarray(each)[:, None]

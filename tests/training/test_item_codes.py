@@ -72,7 +72,7 @@ def test_vectors_and_gradients_equal_loops(side_by_side):
         return (vectors * weights.astype(np.float32)).sum(), vectors
 
     arguments = jnp.asarray(tables, jnp.float32), jnp.asarray(codes)
-    (pulled, of_codes), vectors = jax.grad(total, (0, 1), has_aux=True)(*arguments)
+    (pulled, of_codes), vectors = jax.jit(jax.grad(total, (0, 1), has_aux=True))(*arguments)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     np.testing.assert_allclose(pulled, gradient, atol=1e-5)
     assert not of_codes.any()
