@@ -19,7 +19,7 @@ from jaxrec.pretraining import pretrain
 from jaxrec.reporting.results import describe_dataset, describe_split, write_run
 from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
-from jaxrec.training.distributed import is_first
+from jaxrec.training.distributed import is_first, meet
 from jaxrec.training.loop import FitResult, train
 from jaxrec.training.run_directory import run_lock
 from jaxrec.training.setup import prepare
@@ -121,7 +121,8 @@ def evaluate(
       out: directory for tables and figures of the checks; None writes nothing.
 
     Returns:
-      Dataset, split, protocol, metrics (mean, sd and values over seeds) and baselines, as in ``results.json``.
+      Dataset, split, protocol, metrics (mean, sd and values over seeds) and baselines, as in ``results.json``. Of several
+      processes the first alone has the baselines.
 
     Raises:
       CheckpointError: no usable checkpoint, or the dataset is another.
@@ -130,7 +131,7 @@ def evaluate(
     opened = Run(run, dataset, mesh)
     setup, config = opened.setup, opened.config
     evaluations = opened.evaluate(split)
-    baselines = evaluate_baselines(setup.split, split, config.evaluation)
+    baselines = evaluate_baselines(setup.split, split, config.evaluation) if is_first() or checks else {}
     extra: dict[str, Any] = (
         {}
         if list_metrics_k is None
@@ -141,6 +142,7 @@ def evaluate(
         extra |= {**results.to_dict(), "check_tables": results.to_markdown()}
         if out is not None and is_first():
             results.write(out)
+    meet()
     return {
         "run": str(run),
         "part": split,

@@ -58,8 +58,9 @@ class BatchConfig:
       prefixes_per_sequence: in prefix mode, prefixes of each sequence that an epoch draws; 0 = all.
       max_segments: most sequences in one row.
       shares: equal parts of the log, user after user, from which the rows of every batch come in equal numbers, the first
-        rows from the first share. Of several processes each then reads its own shares only. It changes the batches, so it
-        belongs to the run, whatever the number of processes; a share that ends early repeats rows until the longest ends.
+        rows from the first share. Of several processes each then reads its own shares only, and ranks the held-out cases of
+        its own part. It changes the batches, so it belongs to the run, whatever the number of processes; a share that ends
+        early repeats rows until the longest ends.
     """
 
     mode: Literal["packed", "padded", "prefix"] = "packed"

@@ -49,6 +49,17 @@ def training_sequences(
     )
 
 
+def share_of(places: np.ndarray, stop: int, shares: int) -> np.ndarray:
+    """int64, the equal part of the log, 0.. ``shares`` - 1, in which a user lies whose first interaction is at each place.
+
+    Args:
+      places: int64, places in the log.
+      stop: end of the training part of the last user.
+      shares: number of parts.
+    """
+    return np.minimum(places * shares // max(1, stop), shares - 1)
+
+
 def prefixes(starts: np.ndarray, stops: np.ndarray, max_length: int) -> Sequences:
     """List every prefix of each training part that has a target: one sequence per target, at most ``max_length`` long."""
     targets = np.maximum(stops - starts - 1, 0)
@@ -153,7 +164,7 @@ class RowStream:
         shares = self.config.shares
         if shares == 1:
             return None
-        share = starts[self._sequences.users] * shares // max(1, int(stops[-1]))
+        share = share_of(starts[self._sequences.users], int(stops[-1]), shares)
         members = [np.flatnonzero(share == number) for number in range(shares)]
         empty = [number for number, mine in enumerate(members) if not len(mine)]
         if empty:

@@ -18,6 +18,9 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.options import Range, validate
 
+#: Interactions that are worked on at a time.
+BLOCK = 4_000_000
+
 #: Former names of fields, as they occur in the configuration of an older run.
 RENAMED_FIELDS = {"split.protocol": "split.strategy"}
 
@@ -145,6 +148,19 @@ class EvaluationCases:
         """E."""
         return len(self.users)
 
+    def select(self, rows: np.ndarray) -> EvaluationCases:
+        """Return the cases of some rows, int[R], in the given order."""
+        sizes = np.diff(self.target_offsets)[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        places = np.arange(offsets[-1]) + np.repeat(self.target_offsets[rows] - offsets[:-1], sizes)
+        return EvaluationCases(
+            self.users[rows],
+            self.history_starts[rows],
+            self.history_stops[rows],
+            self.targets[places],
+            offsets,
+        )
+
     def repeated(self, items: np.ndarray) -> np.ndarray:
         """bool[T], whether each target occurs in its own history; ``items`` int32[N] is the log."""
         sizes = np.diff(self.target_offsets)
@@ -153,8 +169,8 @@ class EvaluationCases:
         owner = np.repeat(np.arange(len(sizes)), sizes)
         lengths = self.history_stops - self.history_starts
         repeated = np.zeros(len(self.targets), bool)
-        # Some million positions at a time: successive targets repeat the same histories.
-        blocks = np.flatnonzero(np.diff(np.cumsum(lengths) // 4_000_000, prepend=-1))
+        # Successive targets repeat the same histories.
+        blocks = np.flatnonzero(np.diff(np.cumsum(lengths) // BLOCK, prepend=-1))
         for first, stop in zip(blocks, [*blocks[1:], len(lengths)], strict=True):
             within = np.arange(lengths[first:stop].sum())
             begins = np.repeat(np.cumsum(lengths[first:stop]) - lengths[first:stop], lengths[first:stop])
@@ -302,7 +318,9 @@ def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -
         )
         cases.append(part)
         counts |= {f"{name}_{key}": number for key, number in part_counts.items()}
-    return Split(dataset, config.strategy, options, starts, parts.train_stops, cases[0], cases[1], counts)
+    split = Split(dataset, config.strategy, options, starts, parts.train_stops, cases[0], cases[1], counts)
+    vars(split)["item_counts"] = item_counts  # else counted again, by reading the log
+    return split
 
 
 def _leave_last(starts: np.ndarray, stops: np.ndarray, n: int) -> _Parts:
@@ -325,8 +343,7 @@ def _cuts(dataset: SequenceDataset, config: SplitConfig) -> tuple[int, int, int 
     times = dataset.timestamps
 
     def cut(time: int | None, quantile: float) -> int:
-        # "higher" returns a time that occurs, so the cut is an integer and is reached by an interaction.
-        return int(np.quantile(times, quantile, method="higher")) if time is None else time
+        return time_quantile(times, quantile) if time is None else time
 
     test_cut = cut(config.test_time, config.test_quantile)
     end_cut = None
@@ -343,13 +360,35 @@ def _cuts(dataset: SequenceDataset, config: SplitConfig) -> tuple[int, int, int 
     return valid_cut, test_cut, end_cut
 
 
+def time_quantile(times: np.ndarray, quantile: float) -> int:
+    """Quantile of int64[N] times that is itself one of them: ``np.quantile(times, quantile, method="higher")``.
+
+    The value is bisected by counting some million times at a go, so that a memory-mapped log is never copied.
+    """
+    place = int(np.ceil((len(times) - 1) * quantile))
+    low, high = int(times.min()), int(times.max())
+    while low < high:
+        middle = (low + high) // 2
+        count = sum(
+            int(np.count_nonzero(times[first : first + BLOCK] <= middle))
+            for first in range(0, len(times), BLOCK)
+        )
+        low, high = (low, middle) if count > place else (middle + 1, high)
+    return low
+
+
 def _first_at_or_after(dataset: SequenceDataset, cut: int) -> np.ndarray:
     """int64[U], place in the log of the first interaction of each user at or after ``cut``."""
-    assert dataset.timestamps is not None
-    before = np.zeros(dataset.n_interactions + 1, np.int64)
-    np.cumsum(dataset.timestamps < cut, out=before[1:])
-    starts, stops = dataset.offsets[:-1], dataset.offsets[1:]
-    return starts + before[stops] - before[starts]
+    times, offsets = dataset.timestamps, np.asarray(dataset.offsets)
+    assert times is not None
+    # Interactions before the cut ahead of each user, and ahead of the end of the log.
+    before, total = np.zeros(len(offsets), np.int64), 0
+    for first in range(0, len(times), BLOCK):
+        sums = np.cumsum(times[first : first + BLOCK] < cut)
+        inside = slice(*np.searchsorted(offsets, [first, first + len(sums)], side="right"))
+        before[inside] = total + sums[offsets[inside] - first - 1]
+        total += int(sums[-1])
+    return offsets[:-1] + np.diff(before)
 
 
 def _temporal(
@@ -420,8 +459,13 @@ def _inside(n_interactions: int, starts: np.ndarray, stops: np.ndarray) -> np.nd
 
 def _count_items(dataset: SequenceDataset, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """int64[V + 1], interactions of each item inside the stretches, which do not overlap."""
-    items = dataset.items[_inside(dataset.n_interactions, starts, stops)]
-    return np.bincount(items, minlength=dataset.n_items + 1)
+    inside = _inside(dataset.n_interactions, starts, stops)
+    counts = np.zeros(dataset.n_items + 1, np.int64)
+    # Some million at a time, since counting takes 8 bytes for each.
+    for first in range(0, len(inside), BLOCK):
+        part = slice(first, first + BLOCK)
+        counts += np.bincount(dataset.items[part][inside[part]], minlength=len(counts))
+    return counts
 
 
 def _cases(

@@ -120,14 +120,25 @@ def evaluate_cases(
     """
     check_cutoffs(config.ks, ranker.n_items)
     cases, counts = usable_cases(cases, known_items)
-    seen = seen_items(cases, np.asarray(items))
-    counts["targets_in_history"] = int(repeated_targets(seen, cases.targets, cases.target_offsets).sum())
-    counts["targets_missed_as_seen"] = counts["targets_in_history"] if config.remove_seen else 0
-    exclude = seen if config.remove_seen else None
-    ranks = ranker.rank(
-        RankingCases(histories_of(cases, items, timestamps), cases.targets, cases.target_offsets, exclude)
-    )
+    ranks, repeated = rank_cases(ranker, cases, items, timestamps, config.remove_seen)
+    counts |= repeat_counts(repeated, config.remove_seen)
     return evaluation_of(ranks, cases, counts, ks=config.ks, remove_seen=config.remove_seen)
+
+
+def rank_cases(
+    ranker: Ranker, cases: EvaluationCases, items: Any, timestamps: Any, remove_seen: bool
+) -> tuple[Int[np.ndarray, " T"], int]:
+    """Ranks of the targets of cases that each have one, int32[T], and the number of targets in their own history."""
+    seen = seen_items(cases, np.asarray(items))
+    repeated = int(repeated_targets(seen, cases.targets, cases.target_offsets).sum())
+    exclude = seen if remove_seen else None
+    histories = histories_of(cases, items, timestamps)
+    return ranker.rank(RankingCases(histories, cases.targets, cases.target_offsets, exclude)), repeated
+
+
+def repeat_counts(repeated: int, remove_seen: bool) -> dict[str, int]:
+    """Counts of targets that are in their own history, and of those that are missed for it."""
+    return {"targets_in_history": repeated, "targets_missed_as_seen": repeated if remove_seen else 0}
 
 
 def evaluation_of(

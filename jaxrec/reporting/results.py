@@ -22,7 +22,7 @@ from jaxrec.files import write_atomically
 from jaxrec.reporting.examples import example_users
 from jaxrec.reporting.html import model_label, write_figures, write_page
 from jaxrec.serving.recommender import save_catalogue
-from jaxrec.training.distributed import is_first
+from jaxrec.training.distributed import is_first, meet
 from jaxrec.training.loop import FitResult
 from jaxrec.training.setup import ModelSetup
 
@@ -94,16 +94,17 @@ def describe_dataset(setup: ModelSetup) -> dict[str, Any]:
 
 
 def results_of(fit: FitResult) -> dict[str, Any]:
-    """The content of ``results.json``."""
+    """The content of ``results.json``.
+
+    Of several processes the first alone reads the log for the baselines and the usage of the data; the others have none.
+    """
     setup, host_state = fit.setup, fit.host_state
-    baselines = evaluate_baselines(setup.split, "test", setup.config.evaluation)
+    baselines = evaluate_baselines(setup.split, "test", setup.config.evaluation) if is_first() else {}
     seconds = max(host_state.training_seconds, 1e-9)
     return {
         "dataset": describe_dataset(setup),
         "split": describe_split(setup),
-        "data_usage": data_usage(
-            setup.split, setup.config.batches, remove_seen=setup.config.evaluation.remove_seen
-        ).to_dict(),
+        "data_usage": _usage(setup) if is_first() else {},
         "protocol": fit.test[0].protocol,
         "counts": fit.test[0].counts,
         "seeds": list(setup.config.training.seeds),
@@ -133,6 +134,11 @@ def results_of(fit: FitResult) -> dict[str, Any]:
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+def _usage(setup: ModelSetup) -> dict[str, Any]:
+    remove_seen = setup.config.evaluation.remove_seen
+    return data_usage(setup.split, setup.config.batches, remove_seen=remove_seen).to_dict()
 
 
 def save_ranks(fit: FitResult, directory: Path) -> None:
@@ -165,6 +171,7 @@ def write_run(fit: FitResult) -> dict[str, Any]:
         write_page(results, figures, fit.workdir, example_users(fit), titles)
         # Written last and atomically: a results.json implies that all other files are complete.
         write_atomically(fit.workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    meet()
     return results
 
 

@@ -105,6 +105,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def meet() -> None:
+    """Wait for all processes, however long one of them takes; at the end of a program JAX waits for five minutes only."""
+    decided(True)
+
+
 def decided(value: bool) -> bool:
     """The value of the first process, in all of them."""
     if jax.process_count() == 1:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.load import load_dataset
-from jaxrec.data.sampler import RowStream
+from jaxrec.data.sampler import RowStream, share_of
 from jaxrec.data.splits import EvaluationCases, Split, split_dataset
 from jaxrec.data.transposed import item_user_rows
 from jaxrec.errors import ConfigError, DataError
@@ -28,6 +28,7 @@ from jaxrec.optim import trained_mask
 from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import MEMORY, Resources, Task
 from jaxrec.training.feed import HostLog, RelativeSeconds, device_memory, is_resident
+from jaxrec.training.shares import evaluate_shares, group_of_process, on_group
 from jaxrec.training.state import Params, initial_state
 from jaxrec.training.state_sharding import StateSharding, on_mesh
 
@@ -101,21 +102,41 @@ class ModelSetup:
         return self.task.encoder
 
     def evaluate(self, params: Params, cases: EvaluationCases) -> Evaluation:
-        """Exact ranks over the whole catalogue for one seed's parameters."""
-        return evaluate_cases(
-            self.ranker(params),
-            cases,
-            self.dataset.items,
-            self.config.evaluation,
-            timestamps=self.timestamps,
-            known_items=self.split.item_counts > 0,
-        )
+        """Exact ranks over the whole catalogue for one seed's parameters.
 
-    def ranker(self, params: Params) -> EncoderRanker:
-        """The encoder with one seed's parameters."""
+        With several shares of the log (``batches.shares``) and several processes, each process ranks the cases of its part
+        of the log and reads no other; all have all ranks.
+        """
+        group = group_of_process(self.mesh) if self.config.batches.shares > 1 else None
+        known_items = self.split.item_counts > 0
+        if group is None:
+            ranker = self.ranker(params)
+            return evaluate_cases(
+                ranker, cases, self.dataset.items, self.config.evaluation,
+                timestamps=self.timestamps, known_items=known_items,
+            )  # fmt: skip
+        places = self.split.train_starts[cases.users]
+        rows = share_of(places, int(training_stops(self.config, self.split)[-1]), len(group.owners))
+        return evaluate_shares(
+            lambda: self.ranker(on_group(params, group.mesh), on_mesh(self.encoder, group.mesh), resident=False),
+            cases, group.owners[rows], group.owner, self.dataset.items, self.config.evaluation,
+            timestamps=self.timestamps, known_items=known_items,
+        )  # fmt: skip
+
+    def ranker(
+        self, params: Params, encoder: Encoder | None = None, *, resident: bool | None = None
+    ) -> EncoderRanker:
+        """The encoder with one seed's parameters.
+
+        Args:
+          params: of one seed.
+          encoder: in place of that of the task, on the devices of ``params``.
+          resident: whether the log goes to the devices, in place of the run's own choice.
+        """
         config = self.config
-        data = RankingData(self.dataset.fingerprint, self.split.item_counts, self.resident)
-        forward = Forward(self.encoder, self.task.mask, self.task.query_token)
+        resident = self.resident if resident is None else resident
+        data = RankingData(self.dataset.fingerprint, self.split.item_counts, resident)
+        forward = Forward(encoder or self.encoder, self.task.mask, self.task.query_token)
         return EncoderRanker.build(forward, params, config.batches, config.evaluation, data)
 
 
@@ -242,8 +263,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     resident = is_resident(config.training, config.objective, dataset)
     model = prepare_model(config, dataset, resident)
     split, task, timestamps = model.split, model.task, model.timestamps
-    # A stretch of inputs ends one interaction before the stop, where its last target is.
-    stops = split.train_stops + int(config.task.whole_sequences)
+    stops = training_stops(config, split)
     streams = [RowStream(split.train_starts, stops, config.batches, seed) for seed in config.training.seeds]
     attention = getattr(config.encoder, "attention", None)
     if attention is not None:
@@ -265,6 +285,14 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
         sharding=sharding,
         known_users=stops - split.train_starts > 1,
     )
+
+
+def training_stops(config: RunConfig, split: Split) -> np.ndarray:
+    """int64[U], end of each user's training part for the row stream, whose stretches of inputs end one before it.
+
+    The last target is there; a task that reads whole sequences has an input in its place.
+    """
+    return split.train_stops + int(config.task.whole_sequences)
 
 
 def data_spec(config: RunConfig, dataset: SequenceDataset) -> DataSpec:

@@ -29,8 +29,8 @@ from jaxrec.training.trees import flatten
 
 
 def on_mesh(encoder: Encoder, mesh: Mesh | None) -> Encoder:
-    """``encoder`` with its item tables split over ``mesh``."""
-    return encoder if mesh is None else encoder.clone(shards=ItemShards(mesh, encoder.n_items))
+    """``encoder`` with its item tables split over ``mesh``, or on a single device."""
+    return encoder.clone(shards=None if mesh is None else ItemShards(mesh, encoder.n_items))
 
 
 def item_axes(task: Task, make: Callable[[Task], Any]) -> Any:

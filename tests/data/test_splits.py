@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec.data import SequenceDataset, SplitConfig, split_dataset
+from jaxrec.data import SequenceDataset, SplitConfig, split_dataset, splits
 from jaxrec.errors import ConfigError, DataError
 
 
@@ -316,6 +316,46 @@ def test_unseen_targets_are_counted_and_dropped_on_request():
     assert dropped.test.target_offsets.tolist() == [0, 1]
     assert dropped.counts["test_targets_dropped"] == 2
     assert dropped.counts["test_cases"] == 1
+
+
+@pytest.mark.parametrize("rows", [[], [3, 0, 3], [4, 1]])
+def test_cases_of_some_rows(rows, random_dataset):
+    cases = split_dataset(random_dataset(2), SplitConfig(strategy="leave-last-n", n=2)).test
+    some = cases.select(np.asarray(rows, int))
+    assert len(some) == len(rows)
+    for e, row in enumerate(rows):
+        assert some.users[e] == cases.users[row]
+        assert (some.history_starts[e], some.history_stops[e]) == (
+            cases.history_starts[row], cases.history_stops[row],
+        )  # fmt: skip
+        of_row = slice(cases.target_offsets[row], cases.target_offsets[row + 1])
+        of_case = slice(some.target_offsets[e], some.target_offsets[e + 1])
+        assert some.targets[of_case].tolist() == cases.targets[of_row].tolist() != []
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_temporal_splits_read_the_log_in_blocks(block, random_dataset, monkeypatch):
+    data = random_dataset(4, users=30)
+    config = SplitConfig(strategy="temporal", valid_quantile=0.5, test_quantile=0.7, end_quantile=0.9)
+    monkeypatch.setattr(splits, "BLOCK", block)
+    split = split_dataset(data, config)
+    cuts = [int(np.quantile(data.timestamps, q, method="higher")) for q in (0.5, 0.7, 0.9)]
+    assert [split.options[name] for name in ("valid_cut", "test_cut", "end_cut")] == cuts
+    for user in range(data.n_users):
+        times = data.timestamps[data.offsets[user] : data.offsets[user + 1]]
+        assert split.train_stops[user] - split.train_starts[user] == (times < cuts[0]).sum()
+    for quantile in np.linspace(0.001, 1, 50):
+        expected = np.quantile(data.timestamps, quantile, method="higher")
+        assert splits.time_quantile(data.timestamps - 20, quantile) == expected - 20, "negative times too"
+
+
+def test_items_are_counted_in_blocks(random_dataset, monkeypatch):
+    data = random_dataset(3, users=30)
+    whole = split_dataset(data).item_counts
+    monkeypatch.setattr(splits, "BLOCK", 7)
+    split = split_dataset(data)
+    assert split.item_counts.tolist() == whole.tolist()
+    assert dataclasses.replace(split).item_counts.tolist() == whole.tolist(), "counted again"
 
 
 def test_min_length(random_dataset):

@@ -190,8 +190,12 @@ def test_two_processes_train_from_a_partitioned_log(tmp_path):
     single = place.alone([*place.train("single", 3), *shares])
     pair = place.together([*place.train("pair", 3), *shares])
     assert_close(place.state("single"), place.state("pair"))
-    assert pair["metrics"] == single["metrics"]
-    assert pair["training"] == single["training"]
+    for part in ("metrics", "valid_metrics", "counts", "baselines", "data_usage", "training"):
+        assert pair[part] == single[part]
+    # Each process ranks the cases of its own share here too.
+    again = place.together(["evaluate", tmp_path / "pair"])
+    assert again["metrics"] == single["metrics"]
+    assert again["baselines"] == single["baselines"]
 
 
 def test_a_process_that_never_joins_is_told_in_words(tmp_path):
