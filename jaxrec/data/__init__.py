@@ -3,7 +3,7 @@
 from jaxrec.data.auditing import Audit, audit
 from jaxrec.data.catalogue import AttributeTable, Catalogue
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.interactions import FirstOfPair, KCore, OnePass, filter_dataset
+from jaxrec.data.interactions import AtLeast, FirstOfPair, ItemsThenUsers, KCore, OnePass, filter_dataset
 from jaxrec.data.named import DATASETS, PublicDataset, RawDataset, public_dataset
 from jaxrec.data.readers.blocks import prepare_in_blocks
 from jaxrec.data.readers.config import DataConfig
@@ -15,6 +15,7 @@ from jaxrec.data.usage import DataUsage, data_usage
 
 __all__ = [
     "DATASETS",
+    "AtLeast",
     "AttributeTable",
     "Audit",
     "Catalogue",
@@ -22,6 +23,7 @@ __all__ = [
     "DataUsage",
     "EvaluationCases",
     "FirstOfPair",
+    "ItemsThenUsers",
     "KCore",
     "OnePass",
     "PublicDataset",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -166,6 +166,11 @@ def stable_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | No
 class Filter(Protocol):
     """Function that thins out a log."""
 
+    @property
+    def step(self) -> dict[str, Any]:
+        """Entry of ``meta["steps"]``, but for what only applying it shows."""
+        ...
+
     def __call__(self, log: InteractionLog) -> InteractionLog:
         """Return the interactions that stay, in their order."""
         ...
@@ -184,12 +189,19 @@ class KCore:
 
     Attributes:
       k: fewest interactions of a user and of an item.
+      users: fewest interactions of a user, where it is another number; 0 = k.
     """
 
     k: int
+    users: int = 0
 
     def __post_init__(self) -> None:
         _check_threshold("k", self.k)
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """Entry of ``meta["steps"]``."""
+        return {"filter": "k-core", "k": self.k, **({"users": self.users} if self.users else {})}
 
     def __call__(self, log: InteractionLog) -> InteractionLog:
         """Apply; the order of the interactions stays."""
@@ -201,7 +213,7 @@ class KCore:
         passes = 0
         while True:
             passes += 1
-            stay = (user_counts[users] >= self.k) & (item_counts[items] >= self.k)
+            stay = (user_counts[users] >= (self.users or self.k)) & (item_counts[items] >= self.k)
             if stay.all():
                 break
             # Only what falls is counted again, so a pass costs what is left.
@@ -209,7 +221,7 @@ class KCore:
             item_counts -= np.bincount(items[~stay], minlength=len(item_counts))
             keep[places[~stay]] = False
             users, items, places = users[stay], items[stay], places[stay]
-        return log.select(keep, {"filter": "k-core", "k": self.k, "passes": passes})
+        return log.select(keep, {**self.step, "passes": passes})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,19 +233,86 @@ class OnePass:
 
     Attributes:
       minimum: fewest raw interactions of a user and of an item.
+      users: fewest raw interactions of a user, where it is another number; 0 = minimum.
     """
 
+    minimum: int
+    users: int = 0
+
+    def __post_init__(self) -> None:
+        _check_threshold("minimum", self.minimum)
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """Entry of ``meta["steps"]``."""
+        return {
+            "filter": "one-pass",
+            "minimum": self.minimum,
+            **({"users": self.users} if self.users else {}),
+        }
+
+    def __call__(self, log: InteractionLog) -> InteractionLog:
+        """Apply; the order of the interactions stays."""
+        enough_user = np.bincount(log.users, minlength=len(log.user_ids)) >= (self.users or self.minimum)
+        enough_item = np.bincount(log.items, minlength=len(log.item_ids)) >= self.minimum
+        keep = enough_user[log.users] & enough_item[log.items]
+        return log.select(keep, self.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """Drop users, or items, with fewer than ``minimum`` interactions, once.
+
+    Attributes:
+      role: "users" or "items".
+      minimum: fewest interactions of each.
+    """
+
+    role: Literal["users", "items"]
     minimum: int
 
     def __post_init__(self) -> None:
         _check_threshold("minimum", self.minimum)
 
+    @property
+    def step(self) -> dict[str, Any]:
+        """Entry of ``meta["steps"]``."""
+        return {"filter": self.role, "minimum": self.minimum}
+
     def __call__(self, log: InteractionLog) -> InteractionLog:
         """Apply; the order of the interactions stays."""
-        enough_user = np.bincount(log.users, minlength=len(log.user_ids)) >= self.minimum
-        enough_item = np.bincount(log.items, minlength=len(log.item_ids)) >= self.minimum
-        keep = enough_user[log.users] & enough_item[log.items]
-        return log.select(keep, {"filter": "one-pass", "minimum": self.minimum})
+        codes = log.users if self.role == "users" else log.items
+        return log.select((np.bincount(codes) >= self.minimum)[codes], self.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemsThenUsers:
+    """Drop items of too few distinct users, then users of too few distinct items, each once (Scalable-SASRec's rule).
+
+    Attributes:
+      minimum: fewest distinct users of an item.
+      users: fewest distinct items of a user, among the items that stay.
+    """
+
+    minimum: int
+    users: int
+
+    def __post_init__(self) -> None:
+        _check_threshold("minimum", self.minimum)
+        _check_threshold("users", self.users)
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """Entry of ``meta["steps"]``."""
+        return {"filter": "items-then-users", "minimum": self.minimum, "users": self.users}
+
+    def __call__(self, log: InteractionLog) -> InteractionLog:
+        """Apply; the order of the interactions stays."""
+        first = _first_of_pair(log)
+        known = np.bincount(log.items[first], minlength=len(log.item_ids)) >= self.minimum
+        stays = known[log.items]
+        distinct = np.bincount(log.users[first & stays], minlength=len(log.user_ids))
+        return log.select(stays & (distinct >= self.users)[log.users], self.step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,10 +321,20 @@ class FirstOfPair:
 
     def __call__(self, log: InteractionLog) -> InteractionLog:
         """Apply; the order of the interactions stays."""
-        pairs = log.users.astype(np.int64) * len(log.item_ids) + log.items
-        keep = np.zeros(len(log), bool)
-        keep[np.unique(pairs, return_index=True)[1]] = True
-        return log.select(keep, {"filter": "first-of-pair"})
+        return log.select(_first_of_pair(log), self.step)
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """Entry of ``meta["steps"]``."""
+        return {"filter": "first-of-pair"}
+
+
+def _first_of_pair(log: InteractionLog) -> np.ndarray:
+    """bool[N], the first row of each (user, item)."""
+    pairs = log.users.astype(np.int64) * len(log.item_ids) + log.items
+    first = np.zeros(len(log), bool)
+    first[np.unique(pairs, return_index=True)[1]] = True
+    return first
 
 
 def apply_filters(log: InteractionLog, filters: Sequence[Filter]) -> InteractionLog:

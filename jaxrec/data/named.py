@@ -51,6 +51,7 @@ class PublicDataset:
       citation: the paper to cite.
       files: usual names of the archives; those after the first ``required`` are optional.
       rules: name -> options of `jaxrec.data.DataConfig`; the first is the default.
+      size: users, items and interactions of the source, before any rule.
       required: number of files without which nothing can be read.
       sha256: known digests of the first archive; none are compared where this and ``md5`` are empty.
       md5: the same in MD5.
@@ -65,6 +66,7 @@ class PublicDataset:
     citation: str
     files: tuple[str, ...]
     rules: Mapping[str, Mapping[str, Any]]
+    size: str = ""
     required: int = 1
     sha256: tuple[str, ...] = ()
     md5: tuple[str, ...] = ()
@@ -88,6 +90,11 @@ class PublicDataset:
             raise DataError(
                 f"{self.name} needs {', '.join(self.files[: self.required])}: {automatic}"
                 f"download it from {self.url} and give --data.archive FILE, or put it in {data_home()}"
+            )
+        if len(paths) > len(self.files):
+            raise ConfigError(
+                f"--data.archive of {self.name} takes at most {len(self.files)} files ({', '.join(self.files)}); "
+                f"got {len(paths)}"
             )
         source = describe_archive(paths[0], sha256=self.sha256, md5=self.md5, verify=not config.other_edition)
         others = [describe_archive(path) for path in paths[1:]]

@@ -8,6 +8,7 @@ import pytest
 from jaxrec.data import (
     AttributeTable,
     FirstOfPair,
+    ItemsThenUsers,
     KCore,
     OnePass,
     SequenceDataset,
@@ -68,6 +69,56 @@ def test_one_pass(seed):
     assert data.meta["steps"][0]["minimum"] == 4
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_other_thresholds_of_users(seed):
+    def stays(rows, items, users):
+        user_counts, item_counts = (collections.Counter(row[k] for row in rows) for k in (0, 1))
+        return [row for row in rows if user_counts[row[0]] >= users and item_counts[row[1]] >= items]
+
+    rows = log(seed)
+    once = load(rows, filter="one-pass", min_interactions=2, min_user_interactions=6)
+    assert sequences(once) == by_user(stays(rows, 2, 6))
+    expected = rows
+    while (again := stays(expected, 2, 5)) != expected:
+        expected = again
+    core = load(rows, filter="k-core", min_interactions=2, min_user_interactions=5)
+    assert sequences(core) == by_user(expected)
+    assert core.meta["steps"][0]["users"] == 5
+    two = load(rows, filter="one-pass-then-users", min_interactions=4)
+    expected = one_pass(rows, 4)
+    lengths = collections.Counter(user for user, _ in expected)
+    assert sequences(two) == by_user([row for row in expected if lengths[row[0]] >= 4])
+    assert [step["filter"] for step in two.meta["steps"]] == ["one-pass", "users"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sessions_as_sr_gnn_filters_them(seed):
+    rows = [row for row in log(seed) if row[0] % 3 or row[1] < 4]
+    sessions = {user: items for user, items in by_user(rows).items() if len(items) >= 5}
+    counts = collections.Counter(item for items in sessions.values() for item in items)
+    sessions = {user: [item for item in items if counts[item] >= 4] for user, items in sessions.items()}
+    expected = {user: items for user, items in sessions.items() if len(items) >= 5}
+    data = load(rows, filter="sessions", min_interactions=4, min_user_interactions=5)
+    assert sequences(data) == expected
+    assert [step["filter"] for step in data.meta["steps"]] == ["users", "items", "users"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_items_then_users_counts_each_pair_once(seed):
+    rows = log(seed)
+    users_of, items_of = collections.defaultdict(set), collections.defaultdict(set)
+    for user, item in rows:
+        users_of[item].add(user)
+    expected = [row for row in rows if len(users_of[row[1]]) >= 3]
+    for user, item in expected:
+        items_of[user].add(item)
+    expected = [row for row in expected if len(items_of[row[0]]) >= 4]
+    data = load(rows, filter="items-then-users", min_interactions=3, min_user_interactions=4)
+    assert sequences(data) == by_user(expected)
+    assert 0 < data.n_interactions < 60
+    assert sequences(filter_dataset(load(rows), [ItemsThenUsers(3, 4)])) == by_user(expected)
+
+
 def test_one_pass_against_k_core():
     """Item 9 has two interactions in the raw log and loses one with user 3: one pass keeps it, the core does
     not."""
@@ -126,7 +177,7 @@ def test_wrong_options():
     with pytest.raises(ConfigError, match="minimum must be at least 1"):
         OnePass(0)
     with pytest.raises(
-        ConfigError, match=r"--data\.filter must be one of none, k-core, one-pass .*; got 'core'"
+        ConfigError, match=r"--data\.filter must be one of none, k-core, one-pass, .*; got 'core'"
     ):
         load(log(0), filter="core")
     assert FirstOfPair() == FirstOfPair()

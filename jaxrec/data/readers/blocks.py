@@ -19,7 +19,16 @@ import polars as pl
 
 from jaxrec.data.catalogue import StringArray
 from jaxrec.data.dataset import LOADED_WITH, SequenceDataset, open_dataset
-from jaxrec.data.interactions import FirstOfPair, InteractionLog, KCore, OnePass, order_note, stable_order
+from jaxrec.data.interactions import (
+    AtLeast,
+    FirstOfPair,
+    InteractionLog,
+    ItemsThenUsers,
+    KCore,
+    OnePass,
+    order_note,
+    stable_order,
+)
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.load import RawLog, items_of, meta_of, open_finished, open_raw
 from jaxrec.data.readers.log import NO_TIMES, choose_columns, clean_ids, no_rows, parse_ratings
@@ -76,6 +85,16 @@ def prepare_in_blocks(
         )
         dataset.save(path)
     return open_dataset(path)
+
+
+#: Filter -> method of `_Preparation` that gives its mask.
+_MASKS: dict[type, str] = {
+    KCore: "_core",
+    OnePass: "_one_pass",
+    AtLeast: "_at_least",
+    ItemsThenUsers: "_items_then_users",
+    FirstOfPair: "_first_of_pair",
+}
 
 
 @dataclasses.dataclass
@@ -203,13 +222,7 @@ class _Preparation:
             enough = self._map("enough", bool, len(log))
             masks.append((lambda *_: enough, {"filter": "min-rating", "minimum": config.min_rating}))
         for one in self.raw.filters():
-            if isinstance(one, KCore):
-                masks.append((self._core, {"filter": "k-core", "k": one.k}))
-            elif isinstance(one, OnePass):
-                masks.append((self._one_pass, {"filter": "one-pass", "minimum": one.minimum}))
-            else:
-                assert isinstance(one, FirstOfPair)
-                masks.append((self._first_of_pair, {"filter": "first-of-pair"}))
+            masks.append((getattr(self, _MASKS[type(one)]), one.step))
         for mask, step in masks:
             before = self._counts(log, keep)
             keep &= mask(log, keep, step)
@@ -244,11 +257,24 @@ class _Preparation:
     def _one_pass(self, log: InteractionLog, keep: np.ndarray, step: Mapping[str, Any]) -> np.ndarray:
         users, items = self._counted(log, keep)
         enough = np.zeros(len(log), bool)
+        long_users, known = users >= step.get("users", step["minimum"]), items >= step["minimum"]
         for span in self._spans(len(log)):
-            enough[span] = (users >= step["minimum"])[log.users[span]] & (items >= step["minimum"])[
-                log.items[span]
-            ]
+            enough[span] = long_users[log.users[span]] & known[log.items[span]]
         return enough
+
+    def _at_least(self, log: InteractionLog, keep: np.ndarray, step: Mapping[str, Any]) -> np.ndarray:
+        number, codes = (0, log.users) if step["filter"] == "users" else (1, log.items)
+        enough = self._counted(log, keep)[number] >= step["minimum"]
+        return np.concatenate([enough[codes[span]] for span in self._spans(len(log))])
+
+    def _items_then_users(self, log: InteractionLog, keep: np.ndarray, step: Mapping[str, Any]) -> np.ndarray:
+        first = self._first_of_pair(log, keep, step)
+        known = self._counted(log, first)[1] >= step["minimum"]
+        stays = np.concatenate([known[log.items[span]] for span in self._spans(len(log))])
+        long_users = self._counted(log, first & stays)[0] >= step["users"]
+        for span in self._spans(len(log)):
+            stays[span] &= long_users[log.users[span]]
+        return stays
 
     def _core(self, log: InteractionLog, keep: np.ndarray, step: dict[str, Any]) -> np.ndarray:
         users, items = self._counted(log, keep)
@@ -256,7 +282,7 @@ class _Preparation:
         while True:
             step["passes"] += 1
             fallen = False
-            few_users, few_items = users < step["k"], items < step["k"]
+            few_users, few_items = users < step.get("users", step["k"]), items < step["k"]
             for span in self._spans(len(log)):
                 of_user, of_item = log.users[span], log.items[span]
                 falls = core[span] & (few_users[of_user] | few_items[of_item])

@@ -40,8 +40,11 @@ class DataConfig:
       layout: of a .txt file: pairs (``user item`` per line), sequences (``user item item ...`` per line) or auto.
       first_of_pair: keep only the first interaction of a user with an item.
       filter: drop users and items with fewer than ``min_interactions``: one-pass once (the original SASRec's), k-core
-        until none is left, none never.
+        until none is left, none never; one-pass-then-users drops users once more after it (BERT4Rec's); items-then-users
+        drops items of too few distinct users and then users of too few distinct items (Scalable-SASRec's); sessions drops
+        short users (sessions), rare items, and users that have become short (SR-GNN's).
       min_interactions: threshold of the filter.
+      min_user_interactions: threshold of users, where it is another one; 0 = min_interactions.
       item_table: a file with one row per item, for titles and attributes; empty = none.
       item_separator: of the item table, where it is delimited text; empty = by its extension.
       item_has_header: whether the first line of the item table names its columns.
@@ -74,8 +77,11 @@ class DataConfig:
     encoding: str = "utf-8"
     layout: TextLayout = "auto"
     first_of_pair: bool = False
-    filter: Literal["none", "k-core", "one-pass"] = "none"
+    filter: Literal["none", "k-core", "one-pass", "one-pass-then-users", "items-then-users", "sessions"] = (
+        "none"
+    )
     min_interactions: Annotated[int, Range("[1, inf)")] = 5
+    min_user_interactions: Annotated[int, Range("[0, inf)")] = 0
     item_table: str = ""
     item_separator: str = ""
     item_has_header: bool = True

@@ -14,8 +14,10 @@ import polars as pl
 from jaxrec.data.bundled import BUNDLED, load_bundled
 from jaxrec.data.dataset import LOADED_WITH, SequenceDataset, open_dataset
 from jaxrec.data.interactions import (
+    AtLeast,
     Filter,
     FirstOfPair,
+    ItemsThenUsers,
     KCore,
     OnePass,
     apply_filters,
@@ -49,7 +51,8 @@ LOADERS = "jaxrec.datasets"
 
 #: Options that apply to a finished dataset too; the others need a raw log.
 _OF_FINISHED = (
-    *("source", "name", "first_of_pair", "filter", "min_interactions", "verify"),
+    *("source", "name", "first_of_pair", "filter", "min_interactions", "min_user_interactions"),
+    "verify",
     *("item_vectors", "vector_column", "vector_ids", "missing_vectors", "item_id_column"),
 )
 
@@ -225,9 +228,17 @@ def meta_of(raw: RawLog, note: Mapping[str, Any]) -> dict[str, Any]:
 
 def _filters(config: DataConfig) -> list[Filter]:
     filters: list[Filter] = [FirstOfPair()] if config.first_of_pair else []
-    if config.filter != "none":
-        filters.append((KCore if config.filter == "k-core" else OnePass)(config.min_interactions))
-    return filters
+    least, users = config.min_interactions, config.min_user_interactions
+    long_users = AtLeast("users", users or least)
+    kinds: dict[str, list[Filter]] = {
+        "none": [],
+        "k-core": [KCore(least, users)],
+        "one-pass": [OnePass(least, users)],
+        "one-pass-then-users": [OnePass(least, users), long_users],
+        "items-then-users": [ItemsThenUsers(least, users or least)],
+        "sessions": [long_users, AtLeast("items", least), long_users],
+    }
+    return filters + kinds[config.filter]
 
 
 def _name_of(source: Any) -> str:
