@@ -168,11 +168,29 @@ def prepare(arguments: list[str]) -> int:
     lines = [
         f"{dataset.n_users:,} users, {dataset.n_items:,} items, {dataset.n_interactions:,} interactions saved in "
         f"{options.out}; {'with' if details['titles'] else 'without'} titles, {details['attributes']:,} attributes",
+        *_checksum(config, options.source, dataset),
         *(f"warning: {warning}" for warning in dataset.meta.get("warnings", ())),
         f"next: jaxrec train --data {options.out}",
     ]
     emit(summary, "\n".join(lines), options.json)
     return 0
+
+
+def _checksum(config: DataConfig, source: str, dataset: "SequenceDataset") -> list[str]:
+    """Say whether the archive of a public dataset was compared, or that nothing is published to compare it with."""
+    from jaxrec.data.named import DATASETS, PublicDataset
+
+    part = DATASETS[source] if source in DATASETS else None  # noqa: SIM401 - a failed look-up raises
+    record = dataset.meta.get("source", {})
+    if not isinstance(part, PublicDataset) or "sha256" not in record:
+        return []
+    if not (part.sha256 or part.md5):
+        text = "its source publishes no checksum"
+    elif record["sha256"] in part.sha256 or not config.other_edition:
+        text = "checksum as published"
+    else:
+        text = "not compared with the published checksum (--other-edition)"
+    return [f"archive {record['file']}: {text}; sha256 {record['sha256']} is in meta.json"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +242,7 @@ class Datasets:
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="of one dataset, to show all about it")] = (
         ""
     )
+    full: Annotated[bool, tyro.conf.arg(help="show all about every dataset, not one line each")] = False
     json: Annotated[bool, tyro.conf.arg(help="print the list as one JSON object")] = False
 
 
@@ -234,5 +253,5 @@ def datasets(arguments: list[str]) -> int:
     from jaxrec.datasets import describe_datasets, format_datasets
 
     about = describe_datasets(options.name)
-    emit({"datasets": about}, format_datasets(about, full=bool(options.name)), options.json)
+    emit({"datasets": about}, format_datasets(about, full=options.full or bool(options.name)), options.json)
     return 0

@@ -13,6 +13,7 @@ from jaxrec.datasets import (
     lastfm,
     movielens,
     movietweetings,
+    pickled,
     recbole,
     s3rec,
     sessions,
@@ -32,6 +33,7 @@ __all__ = [
     "lastfm",
     "movielens",
     "movietweetings",
+    "pickled",
     "recbole",
     "s3rec",
     "sessions",
@@ -54,10 +56,15 @@ def describe_datasets(name: str = "") -> list[dict[str, Any]]:
 
 def _describe(name: str) -> dict[str, Any]:
     if name in BUNDLED:
+        whole = DATASETS["movietweetings-100k"]
+        assert isinstance(whole, PublicDataset)
         return {
             "name": name,
             "title": "MovieTweetings 100K, 5-core",
-            "licence": "MIT",
+            "size": "4,333 users, 2,414 items, 68,055 interactions",
+            "url": whole.url,
+            "licence": whole.licence,
+            "citation": whole.citation,
             "bundled": True,
             "rules": [],
         }
@@ -72,10 +79,15 @@ def _describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "title": part.title,
+        "size": part.size,
         "url": part.url,
         "licence": part.licence,
         "citation": part.citation,
         "files": list(part.files),
+        "checksums": [
+            *(f"sha256 {digest}" for digest in part.sha256),
+            *(f"md5 {digest}" for digest in part.md5),
+        ],
         "rules": list(part.rules),
         "options": {rule: dict(options) for rule, options in part.rules.items()},
         "bundled": False,
@@ -91,17 +103,19 @@ def format_datasets(about: list[dict[str, Any]], *, full: bool = False) -> str:
             lines = [f"{key:<9} {_plain(value)}" for key, value in entry.items() if value not in ([], {})]
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
-    rows = [("name", "title", "rules", "on disk")]
+    rows = [("name", "title", "size", "rules", "on disk")]
     for entry in about:
         present = "bundled" if entry["bundled"] else "yes" if entry.get("on_disk") else "no"
-        rows.append((entry["name"], entry["title"], ", ".join(entry["rules"]), present))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        rows.append(
+            (entry["name"], entry["title"], entry.get("size", ""), ", ".join(entry["rules"]), present)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     advice = (
-        f"\nArchives are looked for in {data_home()} (JAXREC_DATA), or given: "
-        "jaxrec prepare NAME --archive FILE --out DIR\n`jaxrec datasets NAME` shows source, licence and citation."
+        f"\nArchives are looked for in {data_home()} (JAXREC_DATA), or given: jaxrec prepare NAME --archive FILE --out DIR\n"
+        "`jaxrec datasets NAME` shows source, licence, citation and checksums of one dataset, `--full` those of all."
     )
     return "\n".join(lines) + advice
 

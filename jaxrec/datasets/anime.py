@@ -16,6 +16,7 @@ _CORE: dict[str, Any] = {"filter": "k-core", "min_interactions": 5}
 @public_dataset(
     "anime",
     title="Anime recommendations of MyAnimeList",
+    size="73,515 users, 11,200 anime, 7,813,737 ratings",
     url="https://www.kaggle.com/datasets/CooperUnion/anime-recommendations-database",
     licence="CC0 as stated on Kaggle",
     citation="Anime Recommendations Database, Kaggle, CooperUnion, 2016",

@@ -114,6 +114,24 @@ def content(path: Path, name: str = "") -> bytes:
         raise DataError(f"file {path.name!r} is damaged: {error}") from None
 
 
+def has_member(path: Path, name: str) -> bool:
+    """Whether an archive holds a file whose path ends in ``name``.
+
+    Raises:
+      DataError: the archive is damaged.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        else:
+            with tarfile.open(path) as tar:
+                names = [entry.name for entry in tar if entry.isfile()]
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise DataError(f"archive {path.name!r} is damaged: {error}") from None
+    return any(one == name or one.endswith("/" + name) for one in names)
+
+
 def _tar_file(archive: tarfile.TarFile, path: Path, name: str) -> Any:
     for entry in archive:
         # Links and devices are never followed.

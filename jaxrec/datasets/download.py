@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ def fetch(name: str, *, accept_licence: bool = False, progress: bool = True) -> 
             f"the licence of {name} must be accepted before the first download: {part.licence} ({part.url}); cite "
             f"{part.citation}. Give --accept-licence to accept it"
         )
+    if not accepted.exists():
+        print(f"{name}: {part.licence} ({part.url}); cite {part.citation}", file=sys.stderr)
     data_home().mkdir(parents=True, exist_ok=True)
     write_atomically(accepted, f"{part.licence}\n{part.citation}\n")
     paths = []

@@ -11,6 +11,7 @@ from jaxrec.datasets.archives import content, table
 @public_dataset(
     "gowalla",
     title="Gowalla check-ins",
+    size="107,092 users, 1,280,969 places, 6,442,890 check-ins",
     url="https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz",
     licence="research",
     citation="Cho, Myers and Leskovec, Friendship and Mobility, KDD 2011",
@@ -19,6 +20,7 @@ from jaxrec.datasets.archives import content, table
     rules={
         "5-core": {"filter": "k-core", "min_interactions": 5},
         "first-of-pair-5-core": {"first_of_pair": True, "filter": "k-core", "min_interactions": 5},
+        "scalable-sasrec": {"filter": "items-then-users", "min_interactions": 5, "min_user_interactions": 20},
         "all": {},
     },
 )

@@ -18,6 +18,7 @@ from jaxrec.datasets.archives import member, table
 @public_dataset(
     "lastfm",
     title="Last.fm of HetRec 2011",
+    size="1,892 users, 12,523 artists, 186,479 taggings",
     url="https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip",
     licence="non-commercial use",
     citation="Cantador, Brusilovsky and Kuflik, HetRec 2011, RecSys 2011",

@@ -23,6 +23,7 @@ _RULES: dict[str, dict[str, Any]] = {
     "all": {},
     "sasrec": {"filter": "one-pass", "min_interactions": 5},
     "5-core": {"filter": "k-core", "min_interactions": 5},
+    "scalable-sasrec": {"filter": "items-then-users", "min_interactions": 5, "min_user_interactions": 20},
 }
 _SASREC_FIRST = {"sasrec": _RULES["sasrec"], **_RULES}
 _GENRES = (
@@ -45,6 +46,7 @@ _GENRES = (
 @public_dataset(
     "ml-1m",
     title="MovieLens 1M",
+    size="6,040 users, 3,706 items, 1,000,209 ratings",
     url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
     licence=_LICENCE,
     citation=_CITATION,
@@ -62,12 +64,14 @@ def read_ml_1m(archive: Path) -> RawDataset:
 @public_dataset(
     "ml-10m",
     title="MovieLens 10M",
+    size="69,878 users, 10,677 items, 10,000,054 ratings",
     url="https://files.grouplens.org/datasets/movielens/ml-10m.zip",
     licence=_LICENCE,
     citation=_CITATION,
     files=("ml-10m.zip",),
     downloads=("https://files.grouplens.org/datasets/movielens/ml-10m.zip",),
     rules=_RULES,
+    md5=("ce571fd55effeba0271552578f2648bd",),
 )
 def read_ml_10m(archive: Path) -> RawDataset:
     """Read ``ratings.dat`` and ``movies.dat``, separated by "::", in UTF-8."""
@@ -83,6 +87,7 @@ def _read_dat(archive: Path, encoding: str) -> RawDataset:
 @public_dataset(
     "ml-100k",
     title="MovieLens 100K",
+    size="943 users, 1,682 items, 100,000 ratings",
     url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
     licence=_LICENCE,
     citation=_CITATION,
@@ -116,21 +121,43 @@ def _read_csv(archive: Path) -> RawDataset:
 
 def _register_csv_editions() -> None:
     # The content of latest-small changes over time, so no checksum is compared.
-    for name, title in (
-        ("ml-latest-small", "MovieLens latest-small"),
-        ("ml-20m", "MovieLens 20M"),
-        ("ml-25m", "MovieLens 25M"),
-        ("ml-32m", "MovieLens 32M"),
+    for name, title, size, md5 in (
+        (
+            "ml-latest-small",
+            "MovieLens latest-small",
+            "610 users, 9,724 items, 100,836 ratings (2018-09)",
+            (),
+        ),
+        (
+            "ml-20m",
+            "MovieLens 20M",
+            "138,493 users, 26,744 items, 20,000,263 ratings",
+            ("cd245b17a1ae2cc31bb14903e1204af3",),
+        ),
+        (
+            "ml-25m",
+            "MovieLens 25M",
+            "162,541 users, 59,047 items, 25,000,095 ratings",
+            ("6b51fb2759a8657d3bfcbfc42b592ada",),
+        ),
+        (
+            "ml-32m",
+            "MovieLens 32M",
+            "200,948 users, 84,432 items, 32,000,204 ratings",
+            ("d472be332d4daa821edc399621853b57",),
+        ),
     ):
         public_dataset(
             name,
             title=title,
+            size=size,
             url=f"https://files.grouplens.org/datasets/movielens/{name}.zip",
             licence=_LICENCE,
             citation=_CITATION,
             files=(f"{name}.zip",),
             downloads=(f"https://files.grouplens.org/datasets/movielens/{name}.zip",),
             rules=_RULES,
+            md5=md5,
         )(_read_csv)
 
 

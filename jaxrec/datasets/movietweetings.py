@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxrec.data.named import RawDataset, public_dataset
-from jaxrec.datasets.archives import member, table
+from jaxrec.datasets.archives import has_member, member, table
 
 
 @public_dataset(
     "movietweetings-100k",
     title="MovieTweetings, 100K snapshot",
+    size="16,554 users, 10,506 items, 100,000 ratings",
     url="https://github.com/sidooms/MovieTweetings",
     licence="MIT, Copyright 2013 Simon Dooms",
     citation="Dooms, De Pessemier and Martens, MovieTweetings, CrowdRec at RecSys 2013",
@@ -24,8 +25,11 @@ from jaxrec.datasets.archives import member, table
 )
 def read_movietweetings(archive: Path) -> RawDataset:
     """Read ratings and movies; ids become "tt0111161", titles are "Name (Year)", genres are attributes."""
-    ratings = table(member(archive, "ratings.dat"), ("user", "item", "rating", "timestamp"), "::")
-    movies = table(member(archive, "movies.dat"), ("item", "title", "genres"), "::")
+    # The zip of the whole repository has other snapshots too.
+    folder = "100K/" if has_member(archive, "100K/ratings.dat") else ""
+    columns = ("user", "item", "rating", "timestamp")
+    ratings = table(member(archive, f"{folder}ratings.dat"), columns, "::")
+    movies = table(member(archive, f"{folder}movies.dat"), ("item", "title", "genres"), "::")
     ratings, movies = (
         frame.with_columns(("tt" + frame["item"].str.zfill(7)).alias("item")) for frame in (ratings, movies)
     )

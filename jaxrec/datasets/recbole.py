@@ -18,6 +18,7 @@ _TITLES = ("title", "movietitle", "name", "gametitle", "itemname", "appname")
 @public_dataset(
     "recbole",
     title="Any dataset in RecBole's atomic files",
+    size="that of the dataset",
     url="https://recbole.io/dataset_list.html",
     licence="that of the dataset",
     citation="Zhao et al., RecBole: Towards a Unified, Comprehensive and Efficient Framework, CIKM 2021",
@@ -27,7 +28,8 @@ _TITLES = ("title", "movietitle", "name", "gametitle", "itemname", "appname")
 def read_recbole(archive: Path, items: Path | None = None) -> RawDataset:
     """Read an ``.inter`` file and, where given, an ``.item`` file; or a zip with both.
 
-    Columns are typed in the header (``user_id:token``); those of type ``token_seq`` hold attributes separated by blanks.
+    Columns are typed in the header (``user_id:token``); those of type ``token_seq`` hold attributes separated by blanks. A
+    ``.user`` file may lie in the zip; it has nothing that a dataset keeps, since users have ids alone.
     """
     if is_archive(archive):
         inter, item = _members(archive)

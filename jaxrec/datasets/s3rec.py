@@ -14,20 +14,21 @@ from jaxrec.data.readers.text import parse_sequences
 from jaxrec.datasets.archives import member
 from jaxrec.errors import DataError
 
-#: Registered name -> name of the files.
+#: Registered name -> name of the files, and users, items and interactions.
 NAMES = {
-    "s3rec-beauty": "Beauty",
-    "s3rec-lastfm": "LastFM",
-    "s3rec-sports": "Sports_and_Outdoors",
-    "s3rec-toys": "Toys_and_Games",
-    "s3rec-yelp": "Yelp",
+    "s3rec-beauty": ("Beauty", (22_363, 12_101, 198_502)),
+    "s3rec-lastfm": ("LastFM", (1_090, 3_646, 52_551)),
+    "s3rec-sports": ("Sports_and_Outdoors", (35_598, 18_357, 296_337)),
+    "s3rec-toys": ("Toys_and_Games", (19_412, 11_924, 167_597)),
+    "s3rec-yelp": ("Yelp", (30_431, 20_033, 316_354)),
 }
 
 
-def _register(name: str, stem: str) -> None:
+def _register(name: str, stem: str, counts: tuple[int, int, int]) -> None:
     @public_dataset(
         name,
         title=f"{stem.replace('_', ' ')}, as S3-Rec prepared it",
+        size="{:,} users, {:,} items, {:,} interactions".format(*counts),
         url="https://github.com/RUCAIBox/CIKM2020-S3Rec",
         licence="research",
         citation="Zhou et al., S3-Rec: Self-Supervised Learning for Sequential Recommendation, CIKM 2020",
@@ -42,8 +43,8 @@ def _register(name: str, stem: str) -> None:
         return RawDataset(frame, {"member": f"{stem}.txt"}, attributes=attributes)
 
 
-for _name, _stem in NAMES.items():
-    _register(_name, _stem)
+for _name, (_stem, _counts) in NAMES.items():
+    _register(_name, _stem, _counts)
 
 
 def sampled_negatives(archive: Path, name: str, dataset: SequenceDataset) -> np.ndarray:

@@ -13,12 +13,14 @@ from jaxrec.datasets.archives import columns_of, records
 @public_dataset(
     "steam",
     title="Steam reviews",
+    size="2,567,538 users, 15,474 games, 7,793,069 reviews",
     url="https://cseweb.ucsd.edu/~wckang/steam_reviews.json.gz",
     licence="terms unclear, no redistribution",
     citation="Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018",
     files=("steam_reviews.json.gz", "steam_games.json.gz"),
     rules={
         "sasrec": {"filter": "one-pass", "min_interactions": 5},
+        "bert4rec": {"filter": "one-pass-then-users", "min_interactions": 5},
         "5-core": {"filter": "k-core", "min_interactions": 5},
         "all": {},
     },

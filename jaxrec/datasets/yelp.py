@@ -16,6 +16,7 @@ _BUSINESSES = "yelp_academic_dataset_business.json"
 @public_dataset(
     "yelp",
     title="Yelp Open Dataset, reviews",
+    size="1.99 million users, 150,346 businesses, 6,990,280 reviews (2022)",
     url="https://www.yelp.com/dataset",
     licence="Yelp Dataset Terms of Use: academic, no redistribution",
     citation="Yelp Open Dataset, https://www.yelp.com/dataset",
@@ -23,6 +24,7 @@ _BUSINESSES = "yelp_academic_dataset_business.json"
     rules={
         "5-core": {"filter": "k-core", "min_interactions": 5},
         "positive-5-core": {"min_rating": 4.0, "filter": "k-core", "min_interactions": 5},
+        "scalable-sasrec": {"filter": "items-then-users", "min_interactions": 5, "min_user_interactions": 20},
         "all": {},
     },
 )

@@ -11,6 +11,7 @@ from jaxrec.datasets.archives import parquet_columns
 @public_dataset(
     "zvuk",
     title="Zvuk, plays of music (zvuk-interactions.parquet)",
+    size="382,790 users, 1,506,950 tracks, 244,673,551 plays",
     url="https://www.kaggle.com/datasets/alexxl/zvuk-dataset",
     licence="as the Kaggle page states",
     citation="Shevchenko et al., From Variability to Stability: Advancing RecSys Benchmarking Practices, KDD 2024, "
@@ -19,6 +20,7 @@ from jaxrec.datasets.archives import parquet_columns
     rules={
         "5-core": {"filter": "k-core", "min_interactions": 5},
         "one-pass-5": {"filter": "one-pass", "min_interactions": 5},
+        "scalable-sasrec": {"filter": "items-then-users", "min_interactions": 5, "min_user_interactions": 20},
         "all": {},
     },
 )

@@ -162,21 +162,26 @@ class TestFetch:
         )  # fmt: skip
         return tmp_path
 
-    def test_the_licence_is_shown_and_accepted_once(self, films):
+    def test_the_licence_is_shown_and_accepted_once(self, films, capsys):
         with pytest.raises(
             DataError, match=r"licence of films must be accepted .*for tests .*Give --accept-licence"
         ):
             fetch("films", progress=False)
         assert not Server.requests
         assert [path.name for path in fetch("films", accept_licence=True, progress=False)] == ["films.zip"]
+        assert "films: for tests (http" in (shown := capsys.readouterr().err)
+        assert "cite nobody" in shown
         fetch("films", progress=False)
         assert len(Server.requests) == 1
+        assert capsys.readouterr().err == ""
 
     def test_prepare_downloads(self, films):
         out = jaxrec("prepare", "films", "--download", "--accept-licence", "--out", films / "d", "--json")
         assert out.status == 0, out
         assert histories(load_dataset(films / "d")) == {"1": ["2", "3"]}
         assert load_dataset("films").n_interactions == 2, "found in the data directory"
+        out = jaxrec("prepare", "films", "--out", films / "again")
+        assert "archive films.zip: its source publishes no checksum; sha256 " in out.out
 
     def test_without_a_direct_link(self):
         with pytest.raises(

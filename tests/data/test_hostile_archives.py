@@ -42,7 +42,9 @@ class TestBombs:
         with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as target:
             target.writestr("ml/ratings.csv", RATINGS + "1,2,3,4\n" * 500_000)
             target.writestr("ml/movies.csv", MOVIES)
-        refused("ml-20m", raw, r"'ml\.zip' unpacks to more than [\d,]+ bytes, 100 times its size or more")
+        refused(
+            "ml-latest-small", raw, r"'ml\.zip' unpacks to more than [\d,]+ bytes, 100 times its size or more"
+        )
 
     def test_gzip(self, tmp_path, small_limits):
         (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"0\t" * 4_000_000))
@@ -79,7 +81,9 @@ class TestLinks:
         with zipfile.ZipFile(tmp_path / "ml.zip", "w") as target:
             target.writestr(link, str(tmp_path / "secret"))
             target.writestr("ml/movies.csv", MOVIES)
-        refused("ml-20m", tmp_path / "ml.zip", r"member 'ratings\.csv' of 'ml\.zip' is a symbolic link")
+        refused(
+            "ml-latest-small", tmp_path / "ml.zip", r"member 'ratings\.csv' of 'ml\.zip' is a symbolic link"
+        )
 
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
     def test_tar(self, tmp_path, kind):
@@ -95,7 +99,7 @@ class TestTruncated:
     def test_zip(self, tmp_path, share):
         content = movielens(tmp_path, RATINGS * 50).read_bytes()
         (tmp_path / "cut.zip").write_bytes(content[: int(share * len(content))])
-        refused("ml-20m", tmp_path / "cut.zip", r"'cut\.zip' is not a readable zip file")
+        refused("ml-latest-small", tmp_path / "cut.zip", r"'cut\.zip' is not a readable zip file")
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
     def test_gzip(self, tmp_path, share):
@@ -117,7 +121,7 @@ class TestTruncated:
         content = bytearray(movielens(tmp_path, RATINGS * 50).read_bytes())
         content[60] ^= 0xFF
         (tmp_path / "bad.zip").write_bytes(content)
-        refused("ml-20m", tmp_path / "bad.zip", "is not a readable zip file")
+        refused("ml-latest-small", tmp_path / "bad.zip", "is not a readable zip file")
 
 
 class TestText:
@@ -127,9 +131,9 @@ class TestText:
         (tmp_path / "utf16.txt.gz").write_bytes(gzip.compress(CHECKINS.encode("utf-16")))
         refused("gowalla", tmp_path / "utf16.txt.gz", r"expected lines of 5 fields .*utf-8")
         raw = movielens(tmp_path, movies=MOVIES.replace("Two", "Zwé").encode("latin-1"))
-        refused("ml-20m", raw, r"expected a table with the columns movieId, title, genres.*utf-8")
+        refused("ml-latest-small", raw, r"expected a table with the columns movieId, title, genres.*utf-8")
         refused(
-            "ml-20m",
+            "ml-latest-small",
             movielens(tmp_path, RATINGS.encode("utf-16")),
             r"a table in UTF-8 with the columns userId, movieId, .* its header holds null bytes",
         )
@@ -140,7 +144,7 @@ class TestText:
             "0": ["8", "7"]
         }
         raw = movielens(tmp_path, RATINGS.encode("utf-8-sig"))
-        assert histories(load_dataset("ml-20m", archive=raw, rule="all")) == {"1": ["2", "3"]}
+        assert histories(load_dataset("ml-latest-small", archive=raw, rule="all")) == {"1": ["2", "3"]}
 
     @pytest.mark.parametrize("last", ["\r\n", "\n", ""])
     def test_mixed_line_ends(self, tmp_path, last):
@@ -151,7 +155,7 @@ class TestText:
         }
         header, one, two = RATINGS.strip().split("\n")
         raw = movielens(tmp_path, f"{header}\r\n{one}\n{two}{last}", MOVIES.replace("\n", "\r\n"))
-        data = load_dataset("ml-20m", archive=raw, rule="all")
+        data = load_dataset("ml-latest-small", archive=raw, rule="all")
         assert histories(data) == {"1": ["2", "3"]}
         assert list(data.item_titles) == ["Two", "Three"]
         assert list(data.attributes.names) == ["A", "B"]
@@ -160,13 +164,13 @@ class TestText:
     def test_a_header_that_repeats_a_column(self, tmp_path, header):
         raw = movielens(tmp_path, f"{header}\n1,2,3,4\n")
         refused(
-            "ml-20m",
+            "ml-latest-small",
             raw,
             "the header names '(rating|userId)' more than once: its columns are userId, movieId",
         )
 
     def test_the_command_says_it_in_one_line(self, tmp_path):
         raw = movielens(tmp_path, "userId,movieId,movieId\n1,2,3\n")
-        outcome = jaxrec("prepare", "ml-20m", "--archive", raw, "--out", tmp_path / "out")
+        outcome = jaxrec("prepare", "ml-latest-small", "--archive", raw, "--out", tmp_path / "out")
         assert (outcome.status, outcome.err.count("\n")) == (1, 1)
         assert not (tmp_path / "out").exists()

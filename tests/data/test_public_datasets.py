@@ -3,14 +3,18 @@
 import gzip
 import io
 import json
+import pickle
 import tarfile
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from jaxrec.data import DATASETS, DataConfig, PublicDataset, load_dataset
 from jaxrec.datasets import describe_datasets
+from jaxrec.datasets.pickled import _PlainUnpickler
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
 from tests.data.test_preparation import archive, histories, names_of
 from tests.runs import jaxrec
@@ -56,7 +60,7 @@ class TestMovieLens:
                 "ml-10M100K/movies.dat": "122::Boomerang (1992)::Comedy|Romance\n185::Net, The (1995)::Action\n",
             },
         )
-        data = load("ml-10m", raw)
+        data = load("ml-10m", raw, other_edition=True)
         assert histories(data) == {"1": ["185", "122"]}
         assert names_of(data, "122") == ["Comedy", "Romance"]
 
@@ -70,16 +74,41 @@ class TestMovieLens:
                 f"{name}/genome-scores.csv": "x\n",
             },
         )
-        data = load(name, raw)
+        data = load(name, raw, other_edition=True)
         assert histories(data) == {"1": ["29", "2"]}
         assert titles_of(data) == {"2": "City, The", "29": "X"}
         assert (names_of(data, "2"), names_of(data, "29")) == (["Adventure", "Fantasy"], [])
+
+
+def test_movietweetings_from_the_zip_of_the_repository(tmp_path):
+    snapshots = {
+        f"MovieTweetings-master/snapshots/{name}/": i for i, name in enumerate(("10K", "100K", "200K"))
+    }
+    files = {f"{folder}ratings.dat": f"1::{i}::8::1381006850\n" for folder, i in snapshots.items()}
+    files |= {f"{folder}movies.dat": f"{i}::Film {i} (2013)::Drama|War\n" for folder, i in snapshots.items()}
+    data = load("movietweetings-100k", zipped(tmp_path / "master.zip", **files), other_edition=True)
+    assert histories(data) == {"1": ["tt0000001"]}
+    assert names_of(data, "tt0000001") == ["Drama", "War"]
 
 
 class TestAmazon:
     def test_2018_ratings_have_the_item_first(self, tmp_path):
         (tmp_path / "All_Beauty.csv").write_text("B1,A2,5.0,1424304000\nB0,A2,1.0,1418860800\n")
         assert histories(load("amazon-2018-beauty", tmp_path / "All_Beauty.csv")) == {"A2": ["B0", "B1"]}
+        product = {"asin": "B1", "title": "X", "brand": "Acme", "category": ["Beauty", "Oil"]}
+        (tmp_path / "m.json.gz").write_bytes(gzip.compress(json.dumps(product).encode()))
+        data = load("amazon-2018-beauty", tmp_path / "All_Beauty.csv", tmp_path / "m.json.gz")
+        assert names_of(data, "B1") == ["Acme", "Oil"]
+
+    def test_2014_ratings_with_metadata_in_python_literals(self, tmp_path):
+        (tmp_path / "ratings_Beauty.csv").write_text("A,x,5.0,1369699200\nA,y,3.0,1369612800\n")
+        product = "{'asin': 'x', 'title': 'It\\'s', 'brand': 'Acme', 'categories': [['Beauty', 'Hair'], ['Beauty', 'Oil']]}"
+        (tmp_path / "m.json.gz").write_bytes(gzip.compress(product.encode()))
+        data = load("amazon-beauty", tmp_path / "ratings_Beauty.csv", tmp_path / "m.json.gz")
+        assert histories(data) == {"A": ["y", "x"]}
+        assert titles_of(data)["x"] == "It's"
+        assert names_of(data, "x") == ["Acme", "Hair", "Oil"]
+        assert load("amazon-beauty", tmp_path / "ratings_Beauty.csv").attributes is None
 
     def test_2018_reviews(self, tmp_path):
         review = {
@@ -248,6 +277,7 @@ class TestSessions:
         )
         raw = zipped(tmp_path / "rr.zip", **{"events.csv": events, "category_tree.csv": "a,b\n"})
         data = load("retailrocket", raw)
+        assert data.attributes is None
         assert histories(data) == {"257597": ["355908", "111016", "248676"]}
         assert data.timestamps[0] == 1433221332
         assert load("retailrocket", raw, rule="carts").n_interactions == 2
@@ -256,6 +286,27 @@ class TestSessions:
         with pytest.raises(DataError, match="events must be view, addtocart, transaction; got 'look'"):
             load("retailrocket", tmp_path / "events.csv")
 
+    @pytest.mark.parametrize("packed", [True, False])
+    def test_categories_of_retailrocket(self, tmp_path, packed):
+        """The newest category of an item, and those above it; a tree with a cycle ends too."""
+        header = "timestamp,itemid,property,value\n"
+        files = {
+            "events.csv": "timestamp,visitorid,event,itemid,transactionid\n1,1,view,7,\n2,1,view,8,\n3,1,view,9,\n",
+            "item_properties_part1.csv": f"{header}1435460400000,7,categoryid,1338\n1435460400000,7,790,n552.000\n",
+            "item_properties_part2.csv": f"{header}1431831600000,7,categoryid,9\n1431831600000,8,categoryid,5\n",
+            "category_tree.csv": "categoryid,parentid\n1338,1278\n1278,\n5,6\n6,5\n",
+        }
+        if packed:
+            paths = [zipped(tmp_path / "rr.zip", **files)]
+        else:
+            paths = [tmp_path / name for name in files]
+            for path, text in zip(paths, files.values(), strict=True):
+                path.write_text(text)
+        data = load("retailrocket", *paths)
+        assert names_of(data, "7") == ["1338", "1278"]
+        assert names_of(data, "8") == ["5", "6"]
+        assert names_of(data, "9") == []
+
     def test_diginetica(self, tmp_path):
         """The order inside a session is that of the milliseconds, not of the file."""
         views = (
@@ -263,7 +314,13 @@ class TestSessions:
             "1;NA;32118;243569;2016-05-09\n"
         )
         raw = zipped(tmp_path / "d.zip", **{"train-item-views.csv": views})
+        assert load("diginetica", raw).attributes is None
+        categories = "itemId;categoryId\n81766;1096\n5;7\n31331;1096\n"
+        raw = zipped(
+            tmp_path / "d.zip", **{"train-item-views.csv": views, "product-categories.csv": categories}
+        )
         data = load("diginetica", raw)
+        assert (names_of(data, "81766"), names_of(data, "32118")) == (["1096"], [])
         assert histories(data) == {"1": ["32118", "81766", "31331"]}
         assert data.timestamps[0] == 1462752000 + 243
 
@@ -277,6 +334,11 @@ class TestSessions:
         data = load("yoochoose", raw)
         assert histories(data) == {"1": ["214536502", "214536500"]}
         assert data.timestamps[0] == 1396867869
+        assert data.attributes is None, "a special offer is no property of the item, and 0 means none"
+        (tmp_path / "more.dat").write_text(
+            clicks + "2,2014-04-07T10:51:09.277Z,214536502,10\n2,2014-04-07T10:52:09.277Z,214536502,2\n"
+        )
+        assert names_of(load("yoochoose", tmp_path / "more.dat"), "214536502") == ["10", "2"]
 
 
 class TestYambda:
@@ -301,6 +363,15 @@ class TestYambda:
         }
         frame.drop("played_ratio_pct", "track_length_seconds").write_parquet(tmp_path / "likes.parquet")
         assert load("yambda-likes", tmp_path / "likes.parquet").timestamps.tolist() == [5, 10, 20]
+        for kind, values in (("artist", [5, 4, 9]), ("album", [8, 8, 8])):
+            pairs = pl.DataFrame(
+                {f"{kind}_id": values, "item_id": [1, 1, 77]}, schema_overrides={"item_id": pl.UInt32}
+            )
+            pairs.write_parquet(tmp_path / f"{kind}_item_mapping.parquet")
+        names = ("likes", "artist_item_mapping", "album_item_mapping")
+        data = load("yambda-likes", *(tmp_path / f"{name}.parquet" for name in names))
+        assert names_of(data, "1") == ["artist 4", "artist 5", "album 8"]
+        assert names_of(data, "2") == []
         with pytest.raises(DataError, match="lacks 'played_ratio_pct'"):
             load("yambda-listens", tmp_path / "likes.parquet")
         (tmp_path / "likes.parquet").write_bytes(b"PAR1")
@@ -349,7 +420,8 @@ class TestRecBole:
         files = {"ml.inter": self.INTER, "ml.item": self.ITEM}
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        paths = [zipped(tmp_path / "ml.zip", **files)] if packed else [tmp_path / name for name in files]
+        users = {"ml.user": "user_id:token\tage:token\n1\t24\n"}
+        paths = [zipped(tmp_path / "ml.zip", **files, **users)] if packed else [tmp_path / name for name in files]
         data = load("recbole", *paths)
         assert histories(data) == {"1": ["60", "50"]}
         assert titles_of(data)["50"] == "Star Wars"
@@ -363,6 +435,59 @@ class TestRecBole:
             load("recbole", tmp_path / "d.inter")
 
 
+class TestPickled:
+    VALUE = {  # noqa: RUF012 - not changed
+        "train": {1: [1, 2], 2: [3]}, "val": {1: [3], 2: []}, "test": {1: [1], 2: [2]},
+        "umap": {"anna": 1, 17: 2}, "smap": {50: 1, 60: 2, "x": 3}, "meta": {1: "Star Wars", 3: "X"},
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_original_ids_and_titles(self, tmp_path, protocol):
+        (tmp_path / "dataset.pkl").write_bytes(pickle.dumps(self.VALUE, protocol))
+        data = load("pickled", tmp_path / "dataset.pkl")
+        assert histories(data) == {"anna": ["50", "60", "x", "50"], "17": ["x", "60"]}
+        assert titles_of(data) == {"50": "Star Wars", "60": "", "x": "X"}
+        assert data.timestamps is None
+
+    def test_numbers_without_maps(self, tmp_path):
+        value = {part: self.VALUE[part] for part in ("train", "val", "test")}
+        (tmp_path / "dataset.pkl").write_bytes(pickle.dumps(value))
+        assert histories(load("pickled", tmp_path / "dataset.pkl"))["2"] == ["3", "2"]
+
+    @pytest.mark.parametrize("protocol", [0, 2, 4])
+    def test_nothing_is_executed(self, tmp_path, protocol):
+        class Hostile:
+            def __reduce__(self):
+                return (Path.touch, (tmp_path / "executed",))
+
+        content = pickle.dumps({**self.VALUE, "more": Hostile()}, protocol)
+        (tmp_path / "dataset.pkl").write_bytes(content)
+        with pytest.raises(DataError, match=r"uses the pickle instruction (STACK_)?GLOBAL"):
+            load("pickled", tmp_path / "dataset.pkl")
+        assert not (tmp_path / "executed").exists()
+        with pytest.raises(pickle.UnpicklingError, match="it names "):
+            _PlainUnpickler(io.BytesIO(content)).load()
+        assert not (tmp_path / "executed").exists()
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "is not a readable pickle"),
+            (b"\x80\x04}q\x00.", "must hold a dictionary with train, val and test"),
+            (b"\x80\x02]r\xff\xff\xff\x7f.", "it remembers more values than it has"),
+            (pickle.dumps(VALUE)[:-30], "is not a readable pickle"),
+            (pickle.dumps({**VALUE, "umap": [1]}), "umap of file 'dataset.pkl' must be a dictionary"),
+            (pickle.dumps({**VALUE, "more": np.int64(3)}), "could run code; save it again with int"),
+            (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x0fabc.", "is not a readable pickle"),
+        ],
+    )
+    def test_refusals(self, tmp_path, content, message):
+        (tmp_path / "dataset.pkl").write_bytes(content)
+        with pytest.raises(DataError, match=message) as caught:
+            load("pickled", tmp_path / "dataset.pkl")
+        assert "\n" not in str(caught.value)
+
+
 class TestRegistry:
     def test_every_dataset_is_described(self):
         for about in describe_datasets():
@@ -372,6 +497,7 @@ class TestRegistry:
             assert isinstance(part, PublicDataset)
             assert part.url.startswith("https://")
             assert part.licence
+            assert part.size
             assert part.citation
             for options in part.rules.values():
                 DataConfig(**options)
@@ -417,9 +543,14 @@ class TestRegistry:
 
     def test_refusals(self, tmp_path):
         with pytest.raises(
-            ConfigError, match=r"--data\.rule of gowalla must be one of 5-core, first-of-pair-5-core, all"
+            ConfigError,
+            match=r"--data\.rule of gowalla must be one of 5-core, first-of-pair-5-core, scalable-sasrec, all",
         ):
             load_dataset("gowalla", rule="6-core")
+        with pytest.raises(
+            ConfigError, match=r"--data\.archive of yelp takes at most 2 files \(yelp_.*; got 3"
+        ):
+            load("yelp", *[tmp_path / "r.json"] * 3)
         with pytest.raises(DataError, match="does not exist: download it"):
             load("gowalla", tmp_path / "none.gz")
         with pytest.raises(UnknownNameError, match="unknown dataset 'gowala'"):
@@ -432,10 +563,14 @@ class TestRegistry:
             target.writestr("ml/movies.csv", "movieId,title,genres\n2,Two,A|B\n3,Three,A\n")
         (tmp_path / "ml.zip").write_bytes(raw.getvalue())
         out = jaxrec(
-            "prepare", "ml-20m", "--archive", tmp_path / "ml.zip", "--rule", "all", "--out", tmp_path / "d"
-        )
+            "prepare", "ml-20m", "--archive", tmp_path / "ml.zip", "--rule", "all", "--out", tmp_path / "d",
+            "--other-edition",
+        )  # fmt: skip
         assert out.status == 0, out
         assert "with titles, 2 attributes" in out.out
+        assert (
+            "archive ml.zip: not compared with the published checksum (--other-edition); sha256 " in out.out
+        )
         data = load_dataset(tmp_path / "d")
         assert histories(data) == {"1": ["2", "3"]}
         assert data.meta["rule"] == "all"
@@ -455,7 +590,7 @@ class TestRegistry:
             "gowalla",
         ):
             with pytest.raises(DataError) as caught:
-                load(name, tmp_path / "a.zip")
+                load(name, tmp_path / "a.zip", other_edition=True)
             assert "\n" not in str(caught.value).strip(), name
 
     def test_members_outside_the_archive_are_only_read(self, tmp_path):
@@ -468,7 +603,7 @@ class TestRegistry:
             },
         )
         before = sorted(tmp_path.rglob("*"))
-        assert histories(load("ml-20m", raw)) == {"1": ["2", "3"]}
+        assert histories(load("ml-latest-small", raw)) == {"1": ["2", "3"]}
         assert sorted(tmp_path.rglob("*")) == before
 
     def test_a_member_that_understates_its_size(self, tmp_path):
@@ -479,4 +614,4 @@ class TestRegistry:
         content[first + 24 : first + 28] = (10).to_bytes(4, "little")
         raw.write_bytes(bytes(content))
         with pytest.raises(DataError):
-            load("ml-20m", raw)
+            load("ml-latest-small", raw)
