@@ -1,15 +1,14 @@
 """The pickled form of BERT4Rec-VAE-Pytorch and its descendants (LRURec, LlamaRec): ``dataset.pkl``, read as data alone.
 
-A pickle is a program. Here its instructions are listed first, and a file with any but those that build numbers, text, lists,
-tuples, sets and dictionaries is refused before one of them runs; so nothing that a file names is imported or called.
+A pickle is a program. Here its instructions are listed and followed by a reader of our own, which knows those that build
+numbers, text, lists, tuples, sets and dictionaries, and no other: nothing that a file names can be imported or called.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,97 @@ from jaxrec.data.named import RawDataset, public_dataset
 from jaxrec.datasets.archives import content
 from jaxrec.errors import DataError
 
-#: Instructions that build plain values and refer to none outside the file.
-_PLAIN = (
-    "PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET POP POP_MARK DUP NONE NEWTRUE NEWFALSE "
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
-    "STRING SHORT_BINSTRING BINSTRING EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT "
-    "SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET"
-)
 _PARTS = ("train", "val", "test")
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_ARGUMENTS = frozenset(
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *(
+            "UNICODE",
+            "SHORT_BINUNICODE",
+            "BINUNICODE",
+            "BINUNICODE8",
+            "STRING",
+            "SHORT_BINSTRING",
+            "BINSTRING",
+        ),
+    )
+)
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set,
+}  # fmt: skip
+_FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {
+    "LIST": list, "TUPLE": tuple, "FROZENSET": frozenset, "DICT": lambda values: _pairs(values),
+}  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """A second guard: names are refused whatever the list of instructions let through."""
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    return dict(zip(values[::2], values[1::2], strict=True))
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Refuse."""
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+class _Reader:
+    """The values that the instructions have built so far."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # stacks of the marks that are open
+        self.memo: dict[int, Any] = {}
+
+    def follow(self, name: str, argument: Any) -> bool:
+        """Carry out an instruction; False for one that builds no plain value."""
+        if name in _ARGUMENTS:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name in _FROM_MARK:
+            values = self._from_mark()
+            self.stack.append(_FROM_MARK[name](values))
+        elif name in _TUPLES:
+            values = [self.stack.pop() for _ in range(_TUPLES[name])]
+            self.stack.append(tuple(values[::-1]))
+        elif name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS"):
+            self._extend(name)
+        else:
+            return self._remember(name, argument)
+        return True
+
+    def _from_mark(self) -> list[Any]:
+        """The values since the last mark."""
+        values, self.stack = self.stack, self.below.pop()
+        return values
+
+    def _extend(self, name: str) -> None:
+        """Add values to the container before them."""
+        if name.endswith("S"):
+            values = self._from_mark()
+        else:
+            values = [self.stack.pop() for _ in range(1 if name == "APPEND" else 2)][::-1]
+        kind = {"A": list, "S": dict}[name[0]] if name != "ADDITEMS" else set
+        container = self.stack[-1]
+        if type(container) is not kind:
+            raise ValueError(f"{name} to a {type(container).__name__}")
+        if kind is list:
+            container.extend(values)
+        else:
+            container.update(_pairs(values) if kind is dict else values)
+
+    def _remember(self, name: str, argument: Any) -> bool:
+        """Carry out an instruction about marks and values that occur again; False for any other."""
+        if name == "MARK":
+            self.below.append(self.stack)
+            self.stack = []
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[int(argument)] = self.stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[int(argument)])
+        else:
+            return name in ("PROTO", "FRAME", "STOP")
+        return True
 
 
 def plain_pickle(text: bytes, name: str) -> Any:
@@ -47,24 +121,22 @@ def plain_pickle(text: bytes, name: str) -> Any:
     Raises:
       DataError: the file is damaged, or holds anything but numbers, text, lists, tuples, sets and dictionaries.
     """
-    plain = frozenset(_PLAIN.split())
+    reader = _Reader()
     try:
-        for number, (code, argument, _) in enumerate(pickletools.genops(io.BytesIO(text))):
-            if code.name not in plain:
+        for code, argument, _ in pickletools.genops(io.BytesIO(text)):
+            if not reader.follow(code.name, argument):
                 what = f" {argument}" if code.name in ("GLOBAL", "INST") else ""
                 raise DataError(
                     f"file {name!r} uses the pickle instruction {code.name}{what}: expected plain numbers, text, lists and "
                     "dictionaries, since anything else could run code; save it again with int() and list() around its values"
                 )
-            # The reader makes room for as many remembered values as the largest number says.
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > number:
-                raise ValueError("it remembers more values than it has")
-        return _PlainUnpickler(io.BytesIO(text)).load()
+        (value,) = reader.stack
     except DataError:
         raise
     except Exception as error:  # a malformed pickle raises errors of many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"file {name!r} is not a readable pickle: {reason}") from None
+    return value
 
 
 @public_dataset(
