@@ -187,7 +187,7 @@ def _checksum(config: DataConfig, source: str, dataset: "SequenceDataset") -> li
     if not (part.sha256 or part.md5):
         text = "its source publishes no checksum"
     elif record["sha256"] in part.sha256 or not config.other_edition:
-        text = "checksum as published"
+        text = "checksum as expected"
     else:
         text = "not compared with the published checksum (--other-edition)"
     return [f"archive {record['file']}: {text}; sha256 {record['sha256']} is in meta.json"]
