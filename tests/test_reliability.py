@@ -227,6 +227,14 @@ def test_growth_and_loss_of_speed_are_seen():
     assert rough.high - rough.share == pytest.approx(half, rel=1e-5)
 
 
+def test_memory_of_this_process_is_read(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 5, "loss": [1.0]}\n{"step": 9, "valid": {}}\n{"st')
+    sample = endurance._sample(os.getpid(), tmp_path, time.monotonic())
+    assert 20 < sample.mebibytes < 50_000
+    assert sample.processor > 0
+    assert sample.steps == 9
+
+
 def test_failures_of_an_earlier_commit_are_done_again(tmp_path):
     earlier, log = TrialLog(tmp_path / "a.jsonl", "abc"), TrialLog(tmp_path / "b.jsonl", "def")
     for number, outcome in enumerate(["same", "raw error", "refused"]):

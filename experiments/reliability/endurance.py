@@ -80,7 +80,7 @@ def slope(hours: Sequence[float], values: Sequence[float]) -> Slope:
 
 def _sample(pid: int, run: Path, started: float) -> Sample | None:
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text()[1])
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return None

@@ -9,7 +9,7 @@ import tyro
 
 from jaxrec.cli.common import emit, parse, value_of
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config
+from jaxrec.cli.train import aliases_resolved, base_config, first_seeds
 from jaxrec.config import NAMED_SECTIONS, RunConfig, section_label
 from jaxrec.errors import ConfigError
 from jaxrec.registry import load_plugins
@@ -56,7 +56,7 @@ def estimate(arguments: list[str]) -> int:
 
     config = request.config
     if request.n_seeds != len(config.training.seeds):
-        config = config.updated({"training.seeds": tuple(range(request.n_seeds))})
+        config = config.updated({"training.seeds": first_seeds(request.n_seeds)})
     sizes = _sizes(request)
     if not request.memory >= 0:
         raise ConfigError(f"--memory: expected a budget in GiB, got {request.memory}")

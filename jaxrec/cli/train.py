@@ -19,6 +19,9 @@ from jaxrec.presets import PRESETS, named_config
 from jaxrec.registry import load_plugins
 from jaxrec.training.distributed import DistributedConfig, is_first, join
 
+#: Number of models of one run beyond which a number must be a mistake.
+MOST_SEEDS = 10_000
+
 
 def aliases_resolved(arguments: list[str]) -> list[str]:
     """Options under ``--attention`` are those of ``--encoder.attention``."""
@@ -68,6 +71,13 @@ def base_config(arguments: list[str]) -> RunConfig:
             )
         config = config.updated({path: registry[label]()})
     return config
+
+
+def first_seeds(count: int) -> tuple[int, ...]:
+    """Seeds of ``--seeds count``: 0, 1, ..."""
+    if not 1 <= count <= MOST_SEEDS:
+        raise ConfigError(f"--seeds must be from 1 to {MOST_SEEDS:,} models, got {count:,}")
+    return tuple(range(count))
 
 
 def train(arguments: list[str]) -> int:
@@ -162,7 +172,7 @@ def _run(options: Any, base: RunConfig) -> int:
                 f"--seeds {options.n_seeds} and --training.seeds {' '.join(map(str, config.training.seeds))} exclude "
                 "each other: give the number of models, or their seeds"
             )
-        config = config.updated({"training.seeds": tuple(range(options.n_seeds))})
+        config = config.updated({"training.seeds": first_seeds(options.n_seeds)})
     if options.distributed.mode != "off" and not options.workdir:
         raise ConfigError("several processes need one --workdir, on a disk that all of them see")
     directory = Path(options.workdir) if options.workdir else _default_workdir(config.data.source)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxrec.cli.common import emit, parse, value_of
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, configuration_fields
+from jaxrec.cli.train import aliases_resolved, base_config, configuration_fields, first_seeds
 from jaxrec.config import RunConfig
 from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.registry import load_plugins
@@ -59,7 +59,7 @@ def tune(arguments: list[str]) -> int:
     defaults = {"data.source": base.data.source, "training.init_from": base.training.init_from}
     config = config.updated({path: value for path, value in given.items() if value != defaults[path]})
     if request.n_seeds != len(config.training.seeds):
-        config = config.updated({"training.seeds": tuple(range(request.n_seeds))})
+        config = config.updated({"training.seeds": first_seeds(request.n_seeds)})
     return _run(request, config, file, changes)
 
 

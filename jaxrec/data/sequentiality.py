@@ -18,6 +18,9 @@ import numpy as np
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
 
+#: Number of shuffled copies beyond which a number must be a mistake.
+MOST_SHUFFLES = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -132,6 +135,10 @@ def sequentiality(
     for name, value in (("min-support", min_support), ("shuffles", shuffles)):
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, got {value}")
+    if shuffles > MOST_SHUFFLES:
+        raise ConfigError(
+            f"--shuffles must be at most {MOST_SHUFFLES:,}, got {shuffles:,}: each copies the log, and a few are enough"
+        )
     if not 0 <= min_confidence <= 1:
         raise ConfigError(f"--min-confidence must be in [0, 1], got {min_confidence}")
     if dataset.n_items >= 2_000_000:

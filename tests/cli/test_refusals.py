@@ -40,7 +40,12 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
         (["train", "--resume"], ["--resume needs --workdir"]),
         (["train", "--resume", "--workdir", "/nonexistent/run"], ["config.json not found"]),
         (["train", "--data", "/nonexistent/log.csv", "--workdir", "RUN"], ["no file '/nonexistent/log.csv'"]),
-        (["train", "--workdir", "RUN", "--seeds", "0"], ["training.seeds", "at least one"]),
+        (["train", "--workdir", "RUN", "--seeds", "0"], ["--seeds", "from 1 to 10,000", "got 0"]),
+        (
+            ["train", "--workdir", "RUN", "--seeds", "99999999"],
+            ["--seeds", "from 1 to 10,000", "got 99,999,999"],
+        ),
+        (["estimate", "--seeds", "99999999"], ["--seeds", "from 1 to 10,000"]),
         (["train", "--preset", "smoke", "--workdir", "RUN", "--attention.heads", "3"], ["heads must divide"]),
         (
             ["train", "--preset", "smoke", "--workdir", "RUN", "--objective", "bpr-pvn"],

@@ -86,7 +86,7 @@ def test_walks_are_sequential_and_shuffled_walks_are_not():
 def test_nothing_to_count():
     one = SequenceDataset(np.array([1], np.int32), np.array([0, 1], np.int64), ["u"], ["i"])
     assert "too few repeated transitions" in str(sequentiality(one))
-    for options in ({"min_support": 0}, {"shuffles": 0}, {"min_confidence": 1.5}):
+    for options in ({"min_support": 0}, {"shuffles": 0}, {"shuffles": 2**63}, {"min_confidence": 1.5}):
         (name,) = options
         with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} must be"):
             sequentiality(one, **options)
