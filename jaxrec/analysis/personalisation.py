@@ -462,31 +462,36 @@ def personalisation_figure(
       results: {run: its figures}.
       courses: {run: ranks by step}, for a third panel with the last states (lines) and the items (dashes).
     """
-    figure = Figure(figsize=(15.5 if courses else 11.0, 4.2), layout="constrained")
+    figure = Figure(figsize=(15.5 if courses else 11.0, 4.8), layout="constrained")
     left, right, *third = figure.subplots(1, 3 if courses else 2)
+    deepest = max((result.layers for result in results.values()), key=len)
+    styles = {
+        name: {"color": COLOURS[number % len(COLOURS)], "marker": "os^D"[number // len(COLOURS) % 4]}
+        for number, name in enumerate(results)
+    }
     for number, (name, result) in enumerate(results.items()):
-        colour = COLOURS[number % len(COLOURS)]
         groups = [mask for _, mask in result.groups]
         place = [result.pairs.histories[mask].mean() for mask in groups]
         lists = [result.lists[:, mask].mean() for mask in groups]
-        left.plot(place, lists, "o-", color=colour, label=name)
+        left.plot(place, lists, label=name, **styles[name])
         if not number:
             futures = [result.pairs.futures[mask].mean() for mask in groups]
             left.plot(place, futures, "k--", label="futures")
-        right.plot(result.layers, result.state_ranks.mean(axis=0), "o-", color=colour, label=name)
+        # The last states, behind the final norm, have one place for encoders of all depths.
+        places = [*range(len(result.layers) - 1), len(deepest) - 1]
+        right.plot(places, result.state_ranks.mean(axis=0), **styles[name])
     left.set_xlabel("similarity of the histories of a pair (Jaccard)")
     left.set_ylabel("similarity of lists and of futures")
     right.set_ylabel("effective rank of states")
     right.set_ylim(bottom=0)
-    right.tick_params(axis="x", labelsize=8)
-    left.legend(fontsize=8)
+    right.set_xticks(range(len(deepest)), deepest, fontsize=8)
     for name, course in (courses or {}).items():
-        colour = COLOURS[list(results).index(name) % len(COLOURS)]
         means = course.values.mean(axis=0)
-        third[0].plot(course.steps, means[:, -2], "-", color=colour, label=name)
-        third[0].plot(course.steps, means[:, -1], "--", color=colour)
+        third[0].plot(course.steps, means[:, -2], "-", markersize=3, **styles[name])
+        third[0].plot(course.steps, means[:, -1], "--", markersize=3, **styles[name])
     if courses:
         third[0].set_xlabel("training step")
-        third[0].set_ylabel("effective rank of last states (line) and items (dashes)")
+        third[0].set_ylabel("effective rank of\nlast states (line) and items (dashes)")
         third[0].set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
     return figure

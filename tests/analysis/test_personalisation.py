@@ -116,6 +116,10 @@ def test_similarities_equal_loops_over_cases(run):
     assert len(BOUNDS) - 1 >= len(result.groups)
     json.dumps(result.to_dict(), allow_nan=False)
     assert len(personalisation_figure({"a": result}, {"a": ranks_by_step(run, seeds=1)}).axes) == 3
+    shallow = dataclasses.replace(result, layers=result.layers[-1:], state_ranks=result.state_ranks[:, -1:])
+    lines = personalisation_figure({"a": result, "b": shallow}).axes[1].lines
+    ends = [line.get_xydata()[-1] for line in lines]
+    np.testing.assert_array_equal(ends[0], ends[1], "last states have one place, whatever the depth")
 
 
 def test_reflection_compares_inside_groups(run):
