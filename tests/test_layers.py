@@ -1,11 +1,12 @@
 """The shared layers against plain NumPy, gradients against finite differences."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.nn.layers import Dense, Dropout, dropout_mask
+from jaxrec.nn.layers import Dense, Dropout, LayerNorm, dropout_mask, layer_norm
 from jaxrec.nn.precision import matmul
 
 
@@ -104,3 +105,43 @@ def test_dropout(key):
         jax.grad(lambda v: layer.apply({}, v, True, rngs={"dropout": key}).sum())(x) > 0,
         layer.apply({}, x, True, rngs={"dropout": key}) > 0,
     )
+
+
+def test_layer_norm_equals_numpy_with_its_gradients():
+    x = 3 * jax.random.normal(jax.random.key(0), (2, 5, 7)) + 1
+    scale, bias, cotangent = (
+        jax.random.normal(jax.random.key(i), size) for i, size in ((1, 7), (2, 7), (3, (2, 5, 7)))
+    )
+    out, pull = jax.vjp(lambda x, scale, bias: layer_norm(x, scale, bias, 1e-6), x, scale, bias)
+    wide, factor, shift, direction = (np.asarray(a, np.float64) for a in (x, scale, bias, cotangent))
+
+    def plain(x, factor=factor, shift=shift):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * factor + shift
+
+    np.testing.assert_allclose(out, plain(wide), atol=1e-5)
+    # Central differences, one element at a time.
+    numeric = np.zeros_like(wide)
+    for index in np.ndindex(wide.shape):
+        step = np.zeros_like(wide)
+        step[index] = 1e-5
+        numeric[index] = (direction * (plain(wide + step) - plain(wide - step))).sum() / 2e-5
+    x_bar, scale_bar, bias_bar = pull(cotangent)
+    np.testing.assert_allclose(x_bar, numeric, atol=1e-5)
+    unit = plain(wide, 1.0, 0.0)
+    np.testing.assert_allclose(scale_bar, (direction * unit).sum((0, 1)), atol=1e-5)
+    np.testing.assert_allclose(bias_bar, direction.sum((0, 1)), atol=1e-5)
+
+
+def test_layer_norm_of_equal_values_is_the_bias_with_finite_gradients():
+    x, scale, bias = jnp.full((3, 4), 2.0), jnp.ones(4), jnp.arange(4.0)
+    np.testing.assert_array_equal(
+        LayerNorm(1e-6).apply({"params": {"scale": scale, "bias": bias}}, x)[0], bias
+    )
+    assert jnp.isfinite(jax.grad(lambda x: layer_norm(x, scale, bias, 1e-6).sum())(x)).all()
+
+
+def test_layer_norm_has_the_parameters_of_flax():
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    ours, theirs = (norm.init(jax.random.key(1), x) for norm in (LayerNorm(1e-6), nn.LayerNorm(1e-6)))
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    np.testing.assert_allclose(LayerNorm(1e-6).apply(ours, x), nn.LayerNorm(1e-6).apply(theirs, x), atol=1e-6)

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
-from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
+from jaxrec.nn.layers import Dense, Dropout, Initializer, LayerNorm, take_positions
 from jaxrec.registry import Registry
 
 ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry(
@@ -97,8 +97,8 @@ class Block(nn.Module):
             name="feed_forward",
         )
 
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=self.norm_epsilon, name=name)
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(epsilon=self.norm_epsilon, name=name)
 
         def select(x: Array) -> Array:
             return x if query_positions is None else take_positions(x, query_positions)

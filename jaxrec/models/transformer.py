@@ -33,7 +33,7 @@ from jaxrec.models.output_table import declare_output, embedding_count, output_t
 from jaxrec.models.users import UserOptions, UserVectors, modulated, user_count, user_input
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.layers import Dropout, Initializer, take_positions
+from jaxrec.nn.layers import Dropout, Initializer, LayerNorm, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.spec import DataSpec
 from jaxrec.options import Range
@@ -254,7 +254,7 @@ class Transformer(AttentiveEncoder):
             x, prefix = (x + mapped, None) if config.user == "added" else (x, mapped)
         padding = None if config.padding_keys == "none" else jnp.zeros((1, 1, config.width), x.dtype)
         if config.embedding_norm:
-            embedding_norm = nn.LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")
+            embedding_norm = LayerNorm(epsilon=config.norm_epsilon, name="embedding_norm")
             x = embedding_norm(x)
             padding = embedding_norm(padding) if config.padding_keys == "propagated" else padding
             prefix = None if prefix is None else embedding_norm(prefix)
@@ -290,7 +290,7 @@ class Transformer(AttentiveEncoder):
             x = zero_padding(x, segments)
         if config.has_final_norm:
             epsilon = config.final_norm_epsilon or config.norm_epsilon
-            x = zero_padding(nn.LayerNorm(epsilon=epsilon, name="final_norm")(x), segments)
+            x = zero_padding(LayerNorm(epsilon=epsilon, name="final_norm")(x), segments)
         if vectors is not None and config.user == "film":
             vectors = vectors if query_positions is None else take_positions(vectors, query_positions)
             x = zero_padding(modulated(x, vectors, shape.kernel_init, shape.dtype), segments)

@@ -7,6 +7,7 @@ products only, so bfloat16 runs use the matrix units without rounding what is ac
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -37,6 +38,53 @@ class Dense(nn.Module):
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
             y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*rows D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float
+) -> Float[Array, "*rows D"]:
+    """Normalise the last axis to mean 0 and variance 1, then ``scale`` and ``bias`` it (Ba et al. 2016, arXiv 1607.06450).
+
+    The backward pass is written out: JAX's own holds arrays of the size of ``x`` that are cheaper to compute again.
+    """
+    return _normalised(x, scale, bias, epsilon)[0]
+
+
+def _normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple[Array, ...]]:
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.maximum(jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+    factor = lax.rsqrt(variance + epsilon)
+    own = (1,) * (x.ndim - 1) + (-1,)
+    out = (x - mean) * factor * scale.reshape(own) + bias.reshape(own)
+    return out, (x, mean, factor, scale)
+
+
+def _norm_backward(epsilon: float, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, Array]:
+    x, mean, factor, scale = saved
+    unit = (x - mean) * factor
+    pull = cotangent * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+    along = jnp.mean(pull * unit, axis=-1, keepdims=True)
+    x_bar = factor * (pull - jnp.mean(pull, axis=-1, keepdims=True) - unit * along)
+    rows = tuple(range(x.ndim - 1))
+    return x_bar, jnp.sum(cotangent * unit, axis=rows), jnp.sum(cotangent, axis=rows)
+
+
+layer_norm.defvjp(_normalised, _norm_backward)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with its ``2 D`` parameters, named as those of Flax."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Normalise ``x`` [..., D]."""
+        size = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones_init(), size, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), size, jnp.float32)
+        return layer_norm(x, scale, bias, self.epsilon)
 
 
 def take_positions(x: Float[Array, "B L D"], query_positions: Int[Array, "B S"]) -> Float[Array, "B S D"]:
