@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.benchmarks import pytorch_race
 from experiments.record import command_line, named_data, write_record
 from experiments.revisited import tokenisation
 from experiments.scaling import accelerator, costs, devices, training_step
@@ -136,6 +137,20 @@ def test_meshes_share_work_and_talk():
     assert seconds(step_cost(half), half, limits) < seconds(alone, one, limits)
 
 
+def test_negatives_replace_the_catalogue_in_operations_but_not_in_memory():
+    exact, sampled = (Shape(rows=4, length=8, items=100_000, negatives=n) for n in (0, 256))
+    assert step_cost(exact).operations - step_cost(sampled).operations == 32 * (100_000 - 256) * (6 * 64 + 20)
+    assert costs.temporary_bytes(sampled) > 4 * parameters(sampled)[0]
+    assert costs.resident_bytes(Shape(users=1000), 53) == 1000 * 53 * 4
+
+
+def test_the_race_draws_every_program():
+    seconds = {name: np.array([0.2, 0.3, 0.1]) for name in ("jaxrec, float32", "PyTorch, float32")}
+    axes = pytorch_race.figure(seconds, "race").axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [200.0, 200.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["PyTorch, float32", "jaxrec, float32"]
+
+
 def test_limits_are_measured():
     limits = costs.measure_limits(quick=True)
     assert all(limit > 1e7 for limit in limits)
@@ -172,13 +187,21 @@ def test_tokenisation_compares_equal_numbers_of_parameters():
 def test_scaling_writes_its_records(tmp_path):
     result = training_step.main(
         training_step.Options(
-            axes=("batch",), repeats=1, steps=2, quick=True, out=str(tmp_path / "out" / "scaling")
+            axes=("batch", "users", "catalogue, sampled"),
+            repeats=1,
+            steps=2,
+            quick=True,
+            out=str(tmp_path / "out" / "scaling"),
         )
     )
     small, large = result["axes"]["batch"]
     assert large["shape"]["rows"] == 2 * small["shape"]["rows"]
     assert large["memory"]["state_mib"] == small["memory"]["state_mib"]
     assert large["memory"]["temporary_mib"] > small["memory"]["temporary_mib"]
+    for point in result["axes"]["users"]:
+        assert point["memory"]["resident_mib"] == point["expected"]["resident_mib"]
+    few, many = result["axes"]["catalogue, sampled"]
+    assert many["memory"]["state_mib"] > few["memory"]["state_mib"]
     assert json.loads((tmp_path / "out" / "scaling.json").read_text())["limits"] == result["limits"]
     record = (tmp_path / "out" / "scaling.md").read_text()
     assert "## Predictions (not measured)" in record

@@ -1,6 +1,7 @@
 """Time of a training step against the best that we could write in PyTorch (`pytorch_sasrec.py`), on the same batches.
 
     python -m experiments.benchmarks.pytorch_race --torch-python PYTHON --data ml-1m_sasrec.txt.gz --preset sasrec-ml1m
+    python -m experiments.benchmarks.pytorch_race --torch-python PYTHON --data amazon_beauty_5core.csv.gz
 
 PyTorch is no dependency of the package: ``--torch-python`` is the Python of an environment that has it. All programs run
 the same packed batches with the same dropout, in turn, a few steps each, so that a change in the machine's speed meets all
@@ -20,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
-from experiments.record import command_line, number, write_record
+from experiments.record import RESULTS, command_line, number, write_record
+from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.cli.devices import physical_cores, with_devices
 from jaxrec.config import RunConfig
@@ -154,6 +157,19 @@ def save_batches(program: Jaxrec, path: Path) -> int:
     return targets
 
 
+def figure(seconds: dict[str, np.ndarray], title: str) -> Figure:
+    """Median and rounds of each program, in milliseconds per step."""
+    drawing = Figure(figsize=(6, 2.8), layout="constrained")
+    axes = drawing.subplots()
+    names = list(seconds)[::-1]
+    medians = [1000 * float(np.median(seconds[name])) for name in names]
+    axes.barh(names, medians, color=["C0" if name.startswith("jaxrec") else "C1" for name in names])
+    for place, name in enumerate(names):
+        axes.plot(1000 * seconds[name], np.full(len(seconds[name]), place), "k.", markersize=4)
+    axes.set(xlabel="milliseconds per step: median (bar) and rounds (dots)", title=title, xlim=(0, None))
+    return drawing
+
+
 def main(options: Options) -> None:
     """Run all programs in turn and print their times."""
     config = named_config(options.preset).updated({"data.source": options.data, "mesh.data": options.devices})
@@ -210,6 +226,8 @@ def main(options: Options) -> None:
     ]
     print("\n".join(body))
     if options.record:
+        title = f"Training step of {options.preset} against PyTorch, {dataset.name}"
+        save_figure(figure(times, title), RESULTS / f"{options.record}.png")
         version = theirs["PyTorch, float32"].version
         write_record(
             options.record,
@@ -225,9 +243,9 @@ def main(options: Options) -> None:
                     "torch_python": Path(options.torch_python).name,
                 },
             },
-            title=f"Training step of {options.preset} against PyTorch, {dataset.name}",
+            title=title,
             command=command_line("experiments.benchmarks.pytorch_race"),
-            body=body,
+            body=[*body, f"![]({options.record}.png)"],
             notes=[
                 f"Medians over {options.rounds} rounds in which all programs ran in turn, {options.steps} steps each, on "
                 f"the same packed batches; ratios are paired by round. jaxrec on {config.mesh.data} devices of the CPU, "

@@ -26,6 +26,13 @@ SCORE_PASSES = 6
 EXPONENTIAL = 20
 
 
+#: Arrays [T, D] that each layer holds for its backward pass, as many more in all around the layers; and of each query
+#: position in a layer of Multi-Item-Query attention.
+HELD, HELD_BY_QUERY = 20, 7
+#: Positions whose scores the exact loss holds at once, and MiB that it holds at most.
+LOSS_CHUNK, LOSS_MIB = 320, 58
+
+
 class Cost(NamedTuple):
     """Of one step on one device."""
 
@@ -63,6 +70,8 @@ class Shape:
       ffn_width: 0 = D.
       dtype: operands of products.
       data, item: axes of the mesh.
+      negatives: of sampled softmax, shared by the batch; 0 = exact cross-entropy.
+      users: of the dataset; 0 = four batches of them.
     """
 
     rows: int = 32
@@ -76,6 +85,8 @@ class Shape:
     dtype: str = "float32"
     data: int = 1
     item: int = 1
+    negatives: int = 0
+    users: int = 0
 
 
 def parameters(shape: Shape) -> tuple[int, int]:
@@ -98,13 +109,31 @@ def step_cost(shape: Shape) -> Cost:
         layer += 3 * queries * 2 * d * d + 4 * queries * queries * d
     encoder = 3 * tokens * shape.layers * layer
     own_items = shape.items / shape.item
-    loss = tokens * own_items * (6 * d + EXPONENTIAL)
+    loss = tokens * (shape.negatives or own_items) * (6 * d + EXPONENTIAL)
     table, dense = parameters(shape)
     held = table / shape.item + dense
     activations = tokens * shape.layers * 4 * (PASSES * d + SCORE_PASSES * shape.heads * length * queries)
     adam = 28 * held  # reads parameter, gradient and two moments, writes three
-    catalogue = 3 * 4 * own_items * d * max(1.0, tokens / 640)  # read for each chunk of positions
+    # Read for each chunk of positions; with negatives the gradient of the table is filled with zeros alone.
+    catalogue = 4 * own_items * d * (1.0 if shape.negatives else 3 * max(1.0, tokens / 640))
     return Cost(encoder + loss, activations + adam + catalogue, collective_bytes(shape, table, dense, tokens))
+
+
+def temporary_bytes(shape: Shape) -> float:
+    """Of one step on one device, beside the state: gradients, what the backward pass needs, and scores of the loss."""
+    tokens = shape.rows * shape.length / shape.data
+    table, dense = parameters(shape)
+    gradients = 4 * (table / shape.item + dense)
+    arrays = HELD * (shape.layers + 1) + HELD_BY_QUERY * shape.layers * shape.query_positions
+    held = 4 * arrays * tokens * shape.width
+    chunk = min(tokens, LOSS_CHUNK)
+    scores = 4 * (tokens * shape.negatives if shape.negatives else min(chunk * shape.items, LOSS_MIB * 2**18))
+    return gradients + held + scores
+
+
+def resident_bytes(shape: Shape, log_length: int) -> float:
+    """Of the log on the device: the item of each interaction, int32."""
+    return 4 * (shape.users or 4 * shape.rows) * log_length
 
 
 def collective_bytes(shape: Shape, table: int, dense: int, tokens: float) -> float:

@@ -51,7 +51,13 @@ class Program:
 
     @property
     def memory(self) -> dict[str, float]:
-        """MiB that the compiler plans: of the state, and beside it during a step."""
+        """MiB of the state, beside it during a step as the compiler plans, and of the log on the device."""
         analysis = self.compiled.memory_analysis()
-        state = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
-        return {"state_mib": state / MIB, "temporary_mib": analysis.temp_size_in_bytes / MIB}
+        state, log = (
+            sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (self.state, self.setup.resources)
+        )
+        return {
+            "state_mib": state / MIB,
+            "temporary_mib": analysis.temp_size_in_bytes / MIB,
+            "resident_mib": log / MIB,
+        }

@@ -1,4 +1,4 @@
-"""Scaling of the training step: time and memory against batch, length, width, depth, catalogue, query positions, devices.
+"""Scaling of the training step: time and memory against users, items, length, width, depth, query positions, devices.
 
     python -m experiments.scaling.training_step --json
     python -m experiments.scaling.training_step --axes batch catalogue --out runs/scaling
@@ -26,7 +26,17 @@ import numpy as np
 import tyro
 
 from experiments.record import command_line, write_record
-from experiments.scaling.costs import Limits, Shape, measure_limits, parameters, seconds, spread, step_cost
+from experiments.scaling.costs import (
+    Limits,
+    Shape,
+    measure_limits,
+    parameters,
+    resident_bytes,
+    seconds,
+    spread,
+    step_cost,
+    temporary_bytes,
+)
 from experiments.scaling.steps import MIB, Program, random_histories
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import ATTENTION
@@ -35,17 +45,21 @@ from jaxrec.config import RunConfig, TrainingConfig
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.models import TransformerConfig
-from jaxrec.objectives import CrossEntropyConfig
+from jaxrec.objectives import CrossEntropyConfig, SampledSoftmaxConfig
 
 BASE = Shape()
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "users": ("users", (1000, 10_000, 100_000, 1_000_000)),
     "batch": ("rows", (8, 16, 32, 64, 128)),
-    "length": ("length", (25, 50, 100, 200)),
-    "width": ("width", (32, 64, 128, 256)),
+    "length": ("length", (25, 50, 100, 200, 500, 1000, 2000)),
+    "width": ("width", (32, 64, 128, 256, 512)),
     "depth": ("layers", (1, 2, 4, 8)),
-    "catalogue": ("items", (1000, 4000, 16_000, 64_000)),
+    "catalogue": ("items", (1000, 4000, 16_000, 64_000, 256_000, 1_000_000)),
+    "catalogue, sampled": ("items", (10_000, 100_000, 1_000_000, 10_000_000)),
     "query positions": ("query_positions", (1, 2, 5, 10)),
 }
+#: What an axis changes of the base beside its own field: ten million items fit a machine in narrow vectors.
+BESIDE: dict[str, dict[str, int]] = {"catalogue, sampled": {"negatives": 256, "width": 16}}
 #: Of the prediction: devices like the one measured, with links of so many bytes per second (an assumption).
 LINK_BYTES_PER_SECOND = 50e9
 MESHES = ((1, 1), (8, 1), (64, 1), (256, 1), (1, 8), (8, 8), (32, 8))
@@ -56,7 +70,8 @@ class Options:
     """A scaling study.
 
     Attributes:
-      axes: some of batch, length, width, depth, catalogue, "query positions", devices; empty = all.
+      axes: some of users, batch, length, width, depth, catalogue, "catalogue, sampled", "query positions", devices;
+        empty = all.
       repeats: measurements of each point, of which the median, the least and the most are reported.
       steps: steps of a measurement.
       quick: two points an axis, tiny shapes: shows that everything runs.
@@ -74,7 +89,7 @@ class Options:
 
 def dataset_of(shape: Shape) -> SequenceDataset:
     """Histories that fill every row: each user has L + 3 interactions, of which two are held out."""
-    return random_histories(np.full(4 * shape.rows, shape.length + 3), shape.items)
+    return random_histories(np.full(shape.users or 4 * shape.rows, shape.length + 3), shape.items)
 
 
 def configuration(shape: Shape, steps: int, **sections: Any) -> RunConfig:
@@ -91,7 +106,9 @@ def configuration(shape: Shape, steps: int, **sections: Any) -> RunConfig:
             dtype=shape.dtype,
             attention=ATTENTION[mechanism](**options),
         ),
-        objective=CrossEntropyConfig(dtype=shape.dtype),
+        objective=SampledSoftmaxConfig(dtype=shape.dtype, n_negatives=shape.negatives, sampler="uniform")
+        if shape.negatives
+        else CrossEntropyConfig(dtype=shape.dtype),
         training=TrainingConfig(chunk_steps=max(2, steps)),
         **sections,
     )
@@ -109,7 +126,13 @@ def measured(shape: Shape, limits: Limits, options: Options) -> dict[str, Any]:
         "seconds": took,
         "interactions_per_second": tokens / took["median"],
         "memory": program.memory,
-        "expected": {**cost._asdict(), "seconds": expected, "state_mib": 12 * sum(parameters(shape)) / MIB},
+        "expected": {
+            **cost._asdict(),
+            "seconds": expected,
+            "state_mib": 12 * sum(parameters(shape)) / MIB,
+            "temporary_mib": temporary_bytes(shape) / MIB,
+            "resident_mib": resident_bytes(shape, shape.length + 3) / MIB,
+        },
         "expected_over_measured": expected / took["median"],
         "operations_per_second": cost.operations / took["median"],
     }
@@ -120,7 +143,7 @@ def points(axis: str, quick: bool) -> list[Shape]:
     field, values = AXES[axis]
     base = dataclasses.replace(BASE, rows=4, length=12, width=16, items=200) if quick else BASE
     chosen = [max(1, value // 8) for value in values[:2]] if quick else values
-    return [dataclasses.replace(base, **{field: value}) for value in chosen]
+    return [dataclasses.replace(base, **{**BESIDE.get(axis, {}), field: value}) for value in chosen]
 
 
 def predictions(limits: Limits) -> list[dict[str, Any]]:
@@ -217,7 +240,8 @@ def report(result: dict[str, Any], name: str) -> list[str]:
                 f"{point['interactions_per_second']:,.0f}",
                 f"{point['operations_per_second'] / 1e9:,.0f}",
                 f"{point['memory']['state_mib']:.1f} ({point['expected']['state_mib']:.1f})",
-                f"{point['memory']['temporary_mib']:.1f}",
+                f"{point['memory']['temporary_mib']:.1f} ({point['expected']['temporary_mib']:.1f})",
+                f"{point['memory']['resident_mib']:.1f} ({point['expected']['resident_mib']:.1f})",
             ]
             for point in measurements
         ]
@@ -228,9 +252,15 @@ def report(result: dict[str, Any], name: str) -> list[str]:
             "interactions/s",
             "GFLOP/s",
             "state MiB (expected)",
-            "temporary MiB",
+            "temporary MiB (expected)",
+            "log MiB (expected)",
         ]
-        lines += [f"## {axis.capitalize()}", to_markdown(head, table)]
+        beside = ", ".join(f"{name} {value}" for name, value in BESIDE.get(axis, {}).items())
+        lines += [
+            f"## {axis.capitalize()}",
+            *([f"With {beside}."] if beside else []),
+            to_markdown(head, table),
+        ]
     if "devices" in result:
         lines += [
             "## Devices",
@@ -317,8 +347,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
         ]
         time.errorbar(x, median, reach, marker="o", label="measured")
         time.plot(x, [1000 * p["expected"]["seconds"] for p in measurements], "--", label="expected")
-        memory.plot(x, [p["memory"]["temporary_mib"] for p in measurements], marker="o", label="temporary")
-        memory.plot(x, [p["memory"]["state_mib"] for p in measurements], marker="s", label="state")
+        for part, colour in (("temporary", "C0"), ("state", "C1"), ("resident", "C2")):
+            key, label = f"{part}_mib", "log" if part == "resident" else part
+            memory.plot(x, [p["memory"][key] for p in measurements], color=colour, marker="o", label=label)
+            memory.plot(x, [p["expected"][key] for p in measurements], "--", color=colour)
         for panel in (time, memory):
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
