@@ -132,8 +132,8 @@ def temporary_bytes(shape: Shape) -> float:
 
 
 def resident_bytes(shape: Shape, log_length: int) -> float:
-    """Of the log on the device: the item of each interaction, int32."""
-    return 4 * (shape.users or 4 * shape.rows) * log_length
+    """Of the log on the device: the item of each interaction, int32, and a count of each item, float32."""
+    return 4 * ((shape.users or 4 * shape.rows) * log_length + shape.items + 1)
 
 
 def collective_bytes(shape: Shape, table: int, dense: int, tokens: float) -> float:
