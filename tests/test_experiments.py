@@ -187,7 +187,7 @@ def test_tokenisation_compares_equal_numbers_of_parameters():
 def test_scaling_writes_its_records(tmp_path):
     result = training_step.main(
         training_step.Options(
-            axes=("batch", "catalogue, sampled"),
+            axes=("batch", "sampled catalogue"),
             repeats=1,
             steps=2,
             quick=True,
@@ -200,7 +200,7 @@ def test_scaling_writes_its_records(tmp_path):
     assert large["memory"]["temporary_mib"] > small["memory"]["temporary_mib"]
     for point in result["axes"]["batch"]:
         assert point["memory"]["resident_mib"] == point["expected"]["resident_mib"]
-    few, many = result["axes"]["catalogue, sampled"]
+    few, many = result["axes"]["sampled catalogue"]
     assert many["memory"]["state_mib"] > few["memory"]["state_mib"]
     assert json.loads((tmp_path / "out" / "scaling.json").read_text())["limits"] == result["limits"]
     record = (tmp_path / "out" / "scaling.md").read_text()

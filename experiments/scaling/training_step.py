@@ -49,17 +49,17 @@ from jaxrec.objectives import CrossEntropyConfig, SampledSoftmaxConfig
 
 BASE = Shape()
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "users": ("users", (1000, 10_000, 100_000, 1_000_000)),
     "batch": ("rows", (8, 16, 32, 64, 128)),
     "length": ("length", (25, 50, 100, 200, 500, 1000, 2000)),
     "width": ("width", (32, 64, 128, 256, 512)),
     "depth": ("layers", (1, 2, 4, 8)),
     "catalogue": ("items", (1000, 4000, 16_000, 64_000, 256_000, 1_000_000)),
-    "catalogue, sampled": ("items", (10_000, 100_000, 1_000_000, 10_000_000)),
+    "sampled catalogue": ("items", (10_000, 100_000, 1_000_000, 10_000_000)),
+    "users": ("users", (1000, 10_000, 100_000, 1_000_000)),
     "query positions": ("query_positions", (1, 2, 5, 10)),
 }
 #: What an axis changes of the base beside its own field: ten million items fit a machine in narrow vectors.
-BESIDE: dict[str, dict[str, int]] = {"catalogue, sampled": {"negatives": 256, "width": 16}}
+BESIDE: dict[str, dict[str, int]] = {"sampled catalogue": {"negatives": 256, "width": 16}}
 #: Of the prediction: devices like the one measured, with links of so many bytes per second (an assumption).
 LINK_BYTES_PER_SECOND = 50e9
 MESHES = ((1, 1), (8, 1), (64, 1), (256, 1), (1, 8), (8, 8), (32, 8))
@@ -70,7 +70,7 @@ class Options:
     """A scaling study.
 
     Attributes:
-      axes: some of users, batch, length, width, depth, catalogue, "catalogue, sampled", "query positions", devices;
+      axes: some of batch, length, width, depth, catalogue, "sampled catalogue", users, "query positions", devices;
         empty = all.
       repeats: measurements of each point, of which the median, the least and the most are reported.
       steps: steps of a measurement.
