@@ -115,6 +115,15 @@ def test_similarities_equal_loops_over_cases(run):
     assert groups == len(result.pairs.first), "every pair is in one group"
     assert len(BOUNDS) - 1 >= len(result.groups)
     json.dumps(result.to_dict(), allow_nan=False)
+    header, rows = result.rows()
+    assert [row[0] for row in rows] == [name for name, _ in result.groups]
+    for row, (_, mask) in zip(rows, result.groups, strict=True):
+        assert row[header.index("pairs")] == mask.sum()
+        assert row[header.index("list similarity@5")] == pytest.approx(np.mean(result.lists[:, mask]))
+    header, (row,) = result.whole_rows()
+    assert len(row) == len(header)
+    assert row[header.index("HR@5")] == pytest.approx(result.own.mean())
+    assert row[header.index("rank, items")] == pytest.approx(result.table_rank.mean())
     assert len(personalisation_figure({"a": result}, {"a": ranks_by_step(run, seeds=1)}).axes) == 3
     shallow = dataclasses.replace(result, layers=result.layers[-1:], state_ranks=result.state_ranks[:, -1:])
     lines = personalisation_figure({"a": result, "b": shallow}).axes[1].lines
@@ -160,6 +169,7 @@ def test_course_ends_where_the_run_ended(run):
     course = ranks_by_step(run)
     assert course.names == ["layer 1", "layer 2", "last states", "items"]
     assert course.values.shape == (2, len(course.steps), 4)
+    assert json.loads(json.dumps(course.to_dict()))["values"] == course.values.tolist()
     assert len(course.steps) >= 2
     assert not np.allclose(course.values[:, 0], course.values[:, -1]), "other parameters at every step"
     result = run_personalisation(run, "test", 5, "HR@5")

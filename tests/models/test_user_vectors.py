@@ -2,18 +2,21 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrec.attention import ATTENTION
+from jaxrec.attention.prefix_keys import with_prefix
 from jaxrec.config import RunConfig
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.models import TransformerConfig
-from jaxrec.models.users import UserOptions, UserVectors
+from jaxrec.models import GRU4RecConfig, TransformerConfig
+from jaxrec.models.attentive import prefix_context
+from jaxrec.models.users import UserOptions, UserVectors, modulated, user_vectors
 from jaxrec.nn.spec import DataSpec
-from jaxrec.optim import OptimizerConfig
+from jaxrec.optim import OptimizerConfig, user_mask
 from tests.models.cases import batch_of, transformer
 
 USERS, WIDTH, ROWS = 8, 16, 400
@@ -85,6 +88,55 @@ def test_dropout_has_one_mask_for_each_sequence():
     assert abs((vectors == 0).mean() - 0.25) < 0.02
     assert set(np.unique(vectors[:, 0])) == {0, np.float32(4 / 3)}
     assert not np.array_equal(vectors[:, 0] == 0, vectors[:, 1] == 0)
+
+
+class Film(nn.Module):
+    """`modulated` alone."""
+
+    @nn.compact
+    def __call__(self, states, vectors):
+        return modulated(states, vectors, nn.initializers.zeros, jnp.float32)
+
+
+def test_film_scales_and_shifts_by_the_vector():
+    rng = np.random.default_rng(0)
+    states, vectors, kernel = (
+        rng.normal(size=size).astype(np.float32) for size in ((2, 3, 4), (2, 3, 5), (5, 8))
+    )
+    got = jax.jit(Film().apply)({"params": {"user_film": {"kernel": kernel}}}, states, vectors)
+    for row in range(2):
+        for t in range(3):
+            u, h = vectors[row, t].astype(np.float64), states[row, t]
+            expected = [h[d] * (1 + u @ kernel[:, d]) + u @ kernel[:, 4 + d] for d in range(4)]
+            np.testing.assert_allclose(got[row, t], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [None, [[4, 1, 5]]])
+def test_a_prefix_is_a_key_of_its_own_sequence_alone(queries):
+    """A row of two sequences (columns 1-3 and 4-5) behind padding."""
+    segments = np.array([[0, 1, 1, 1, 2, 2]], np.int32)
+    rng = np.random.default_rng(0)
+    k, v, prefix_k, prefix_v = rng.normal(size=(4, 1, 6, 1, 2)).astype(np.float32)
+    asked = np.arange(6)[None] if queries is None else np.array(queries)
+    mask = rng.random((1, 1, asked.shape[1], 6)) < 0.5
+    chosen = None if queries is None else jnp.asarray(queries, jnp.int32)
+    keys, values, sees = jax.jit(with_prefix)(k, v, prefix_k, prefix_v, segments, mask, chosen)
+    np.testing.assert_array_equal(keys, np.concatenate([prefix_k, k], axis=1))
+    np.testing.assert_array_equal(values, np.concatenate([prefix_v, v], axis=1))
+    np.testing.assert_array_equal(sees[..., 6:], mask)
+    for place, column in enumerate(asked[0]):
+        own = {0: [], 1: [1], 2: [4]}[int(segments[0, column])]
+        assert np.flatnonzero(sees[0, 0, place, :6]).tolist() == own
+    assert np.asarray(prefix_context(3).allowed()).tolist() == [[[True]]] * 3, "it sees itself alone"
+
+
+def test_which_parameters_are_vectors_of_users():
+    params = {"users": {"table": np.ones((2, 3)), "known": np.ones(2)}, "items": {"table": np.ones((4, 3))}}
+    assert user_mask(params) == {"users": {"table": True, "known": False}, "items": {"table": False}}
+    assert user_vectors(params) is params["users"]["table"]
+    assert TransformerConfig(user="film").needs_users
+    assert not TransformerConfig().needs_users
+    assert not GRU4RecConfig().needs_users
 
 
 @pytest.mark.slow

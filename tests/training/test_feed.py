@@ -192,14 +192,19 @@ def test_chunks_are_made_one_ahead_and_none_in_vain():
 
 
 def test_waiting_is_counted_and_errors_come_through():
+    finished = []
+
     def slow(inputs):
-        time.sleep(0.2)
+        time.sleep(0.3)
+        finished.append(inputs)
         return inputs
 
     with ChunkFeed(streams(), [Position()], BATCHES, 2, 2, put=slow) as chunks:
-        assert 0.1 < chunks.take().waited_seconds < 2
-        time.sleep(0.4)
-        assert chunks.take().waited_seconds < 0.1, "it was ready"
+        assert 0.2 < chunks.take().waited_seconds < 20
+        while len(finished) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert chunks.take().waited_seconds < 0.2, "it was ready"
 
     def broken(inputs):
         raise MemoryError("no room")

@@ -58,7 +58,7 @@ def test_a_second_process_is_rejected_at_once_and_a_killed_one_leaves_no_lock(tm
             begin = time.monotonic()
             with pytest.raises(RunExistsError, match=rf"another process \(pid {holder.pid}\) is writing"):
                 jaxrec.fit(DATASET, SHORT, run, resume=resume, progress=False)
-            assert time.monotonic() - begin < 1
+            assert time.monotonic() - begin < 30, "it does not wait for the lock"
         refused = command(
             "train", "--workdir", run, "--overwrite", "--preset", "smoke", "--data", ROOT / "nothing.csv"
         )
