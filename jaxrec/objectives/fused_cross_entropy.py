@@ -236,11 +236,6 @@ class CataloguePass:
         self.order = order.at[self.place].set(
             jnp.arange(n, dtype=jnp.int32), mode="drop", unique_indices=False
         )
-        # For the gradient of the items: a turned state of every real position. The transpose of a chunk would become part of
-        # its product, and XLA has no fast one of bfloat16 for it on a CPU.
-        self.columns: Array | None = None
-        if self.dtype != jnp.float32:
-            self.columns = jnp.take(hidden, self.order, axis=0, mode="fill", fill_value=0).T
         n_real = counts[-1]
         self.n_chunks = _same_for_all((n_real + self.chunk - 1) // self.chunk)
         norms = jnp.sqrt(jnp.max(jnp.sum(jnp.square(vectors.astype(self.dtype).astype(jnp.float32)), axis=1)))
@@ -267,14 +262,6 @@ class CataloguePass:
         score = jnp.sum(operand.astype(jnp.float32) * rounded, axis=1)
         score = self.over_shards(jnp.where(target >= 0, score, 0.0))
         return _Chunk(hidden, operand, weights, target, score)
-
-    def push(self, chunk: _Chunk, i: Array, share: Array) -> Array:
-        """Return the states of chunk i times ``share`` float32[c], as columns [D, c], in the precision of the products."""
-        if self.columns is None:
-            return (chunk.hidden * share[:, None]).astype(self.dtype).T
-        width = self.hidden.shape[1]
-        columns = lax.dynamic_slice(self.columns, (jnp.int32(0), i * self.chunk), (width, self.chunk))
-        return (columns * share[None, :]).astype(self.dtype)
 
     def over_shards(self, x: Array) -> Array:
         """Return the sum over the shards of the catalogue, still marked as varying."""
@@ -407,7 +394,7 @@ class CataloguePass:
                 pull = pull + _product(p, tile)
                 products.append(p)
             loss, share, rest = self.finish(chunk, shift, self.over_shards(others))
-            push = self.push(chunk, i, share)
+            push = (chunk.hidden * share[:, None]).astype(self.dtype).T
             items_bar = tuple(bar + _product(push, p) for bar, p in zip(items_bar, products, strict=True))
             return (
                 total + jnp.sum(chunk.weights * loss),
@@ -446,7 +433,7 @@ class CataloguePass:
                 shift = lax.dynamic_slice(shifts, (i * self.chunk,), (self.chunk,))
                 drop = self.dropped(chunk, start, size, fresh)
                 p, _ = self.exponentials(self.scores(chunk, items), shift, drop)
-                push = self.push(chunk, i, share)
+                push = (chunk.hidden * share[:, None]).astype(self.dtype).T
                 now = lax.dynamic_slice(hidden_bar, (i * self.chunk, jnp.int32(0)), (self.chunk, width))
                 bar = now + _product(p, items) * share[:, None]
                 return self.put(hidden_bar, i, bar), items_bar + _product(push, p)
