@@ -166,7 +166,8 @@ def figure(seconds: dict[str, np.ndarray], title: str) -> Figure:
     axes.barh(names, medians, color=["C0" if name.startswith("jaxrec") else "C1" for name in names])
     for place, name in enumerate(names):
         axes.plot(1000 * seconds[name], np.full(len(seconds[name]), place), "k.", markersize=4)
-    axes.set(xlabel="milliseconds per step: median (bar) and rounds (dots)", title=title, xlim=(0, None))
+    axes.set(xlabel="milliseconds per step: median (bar) and rounds (dots)", xlim=(0, None))
+    drawing.suptitle(title, fontsize=10)
     return drawing
 
 
