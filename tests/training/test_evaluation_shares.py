@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrec.data.sampler import share_of
-from jaxrec.training.shares import group_of_process, lowest_processes
+from jaxrec.training.setup import prepare
+from jaxrec.training.shares import evaluate_shares, group_of_process, lowest_processes, on_group
+from jaxrec.training.state import initial_params
+from tests.helpers import small_config, small_dataset
 from tests.training.test_two_processes import free_port
 
 PROGRAM = """
@@ -102,6 +107,35 @@ def test_groups_of_processes():
     assert owners([0, 1], [0, 1]) is None, "one group is no group"
     assert owners([0, 1], [1, 2], [3, 3]) is None, "groups overlap"
     assert group_of_process(None) is None
+
+
+def test_a_process_without_others_has_the_ranks_of_an_ordinary_evaluation():
+    config, dataset = small_config(), small_dataset()
+    setup = prepare(config, dataset)
+    params = jax.jit(lambda: initial_params(setup.task, np.array(0, np.uint32)))()
+    cases = setup.split.cases("test")
+    expected = setup.evaluate(params, cases)
+    shared = evaluate_shares(
+        lambda: setup.ranker(on_group(params, None)),
+        cases,
+        np.zeros(len(cases), int),
+        0,
+        dataset.items,
+        config.evaluation,
+        known_items=setup.split.item_counts > 0,
+    )
+    np.testing.assert_array_equal(shared.ranks, expected.ranks)
+    assert shared.metrics == expected.metrics
+    assert shared.counts == expected.counts
+
+
+def test_parameters_of_a_group_are_those_of_the_mesh():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    for spec in (PartitionSpec(), PartitionSpec("data")):
+        params = {"w": jax.device_put(np.arange(8.0, dtype=np.float32), NamedSharding(mesh, spec))}
+        (found,) = on_group(params, mesh).values()
+        np.testing.assert_array_equal(found, params["w"])
+        assert found.sharding == params["w"].sharding
 
 
 def test_parts_of_the_log():
