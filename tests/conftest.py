@@ -14,17 +14,13 @@ import gc
 import os
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from tests.flags import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Slow tests have products of bfloat16, which need fused operations; workers of xdist inherit the choice.
-os.environ.setdefault(
-    "XLA_FLAGS", xla_flags(fused=any(word in ("-m", "--all") or "::" in word for word in sys.argv))
-)
+os.environ.setdefault("XLA_FLAGS", xla_flags())
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
