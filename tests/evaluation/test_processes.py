@@ -1,12 +1,7 @@
 """Two processes with two devices each give the answer of one device."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 from tests.flags import xla_flags
+from tests.processes import pair_of
 
 PROGRAM = """
 import sys
@@ -35,32 +30,6 @@ print("equal")
 
 
 def test_two_processes_give_the_same_answer():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    root = Path(__file__).resolve().parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": xla_flags(2),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, str(number)],
-            cwd=root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+    for status, output in pair_of(PROGRAM, xla_flags(2), 120):
+        assert status == 0, output
         assert "equal" in output

@@ -1,10 +1,5 @@
 """Evaluation in shares: a process reads the histories of its own part of the log alone, and all have the ranks of one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -15,7 +10,7 @@ from jaxrec.training.setup import prepare
 from jaxrec.training.shares import evaluate_shares, group_of_process, lowest_processes, on_group
 from jaxrec.training.state import initial_params
 from tests.helpers import small_config, small_dataset
-from tests.training.test_two_processes import free_port
+from tests.processes import pair_of
 
 PROGRAM = """
 import dataclasses
@@ -75,24 +70,7 @@ except NonFiniteError as error:
 
 @pytest.mark.slow
 def test_a_process_ranks_its_own_part_and_all_have_all_ranks():
-    root = Path(__file__).resolve().parents[2]
-    port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, str(number)],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = [output for _, output in pair_of(PROGRAM, "", 240)]
     assert "equal; process 1 could not rank its part of the cases" in outputs[0], outputs[0]
     assert "equal; the item table is damaged" in outputs[1], outputs[1]
 

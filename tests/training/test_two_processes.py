@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.logging import read_metrics
 from tests.flags import xla_flags
 from tests.helpers import small_dataset
+from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +30,6 @@ GLOO = re.compile(
 )
 OPTIONS = ["--preset", "smoke", "--batches.batch-size", "4", "--batches.max-length", "16"]
 OPTIONS += ["--encoder.item-bias", "--evaluation.ks", "5", "10"]
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Workplace:
