@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 
 from experiments.reliability.base import walks
 from experiments.reliability.kills import CONFIGURATIONS, Whole, compared, uninterrupted
-from experiments.reliability.processes import PATIENCE, forked
-from experiments.reliability.trials import Trial, TrialLog
+from experiments.reliability.processes import PATIENCE, forked, resumed
+from experiments.reliability.trials import Trial, TrialLog, one_by_one
 from jaxrec.cli.main import main
 
 #: Name of a jump -> seconds that the clock goes back.
@@ -64,10 +63,8 @@ def trial(seed: int, number: int, folder: Path, data: Path, whole: Whole) -> Tri
     status = group.ended(rng.uniform(0, whole.times.end) if killed else PATIENCE)
     if status is None and killed:
         group.kill()
-        resumed = [*fresh[:3], "--resume", "--quiet", "--json"]
-        arguments = resumed if (run / "config.json").exists() else fresh
         # Still earlier than the first process: the clock was set back between them, too.
-        group = forked(_with_clock(0.0, 2 * jump, arguments), output)
+        group = forked(_with_clock(0.0, 2 * jump, resumed(run, fresh)), output)
         status = group.ended(PATIENCE)
     if status is None:
         group.kill()
@@ -99,13 +96,6 @@ def clock(seed: int, count: int, seconds: float, work: Path, log: TrialLog, only
     if not (work / "data").exists():
         walks().save(work / "data")
     whole = uninterrupted("packed", work / "packed", work / "data")
-    for number in missing:
-        if time.monotonic() > end:
-            return
-        folder = work / f"clock-{number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        found = trial(seed, number, folder, work / "data", whole)
-        log.add(found)
-        if found.outcome == "same":
-            shutil.rmtree(folder, ignore_errors=True)
+    one_by_one(
+        lambda number, folder: trial(seed, number, folder, work / "data", whole), log, missing, end, work
+    )

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.reliability.base import SMALL, walks
 from experiments.reliability.kills import arrays_of
 from experiments.reliability.processes import PATIENCE, forked, joining
-from experiments.reliability.trials import Trial, TrialLog
+from experiments.reliability.trials import Trial, TrialLog, one_by_one
 from jaxrec.cli.main import main
 from jaxrec.training.logging import read_metrics
 
@@ -182,13 +182,4 @@ def elastic(
     whole = content_of(reference)
     if not np.isfinite(whole.losses).all() or len(whole.arrays) < 20:
         raise RuntimeError("the run on one device has nothing to compare with")
-    for number in missing:
-        if time.monotonic() > end:
-            return
-        folder = work / f"elastic-{number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        found = trial(seed, number, folder, data, whole)
-        log.add(found)
-        if found.outcome == "resumed":
-            shutil.rmtree(folder, ignore_errors=True)
+    one_by_one(lambda number, folder: trial(seed, number, folder, data, whole), log, missing, end, work)

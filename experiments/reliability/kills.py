@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.reliability.base import SMALL
-from experiments.reliability.processes import PATIENCE, Group, forked, joining
+from experiments.reliability.processes import PATIENCE, Group, forked, joining, resumed
 from experiments.reliability.trials import Trial, TrialLog
 from jaxrec.cli.main import main
 from jaxrec.training.checkpoint import CheckpointReader
@@ -99,11 +99,8 @@ _SIGNS = {
 
 def train(run: Path, data: Path, configuration: Configuration) -> Group:
     """Start or continue a run in forks, as its user would."""
-    arguments = ["train", "--workdir", str(run)]
-    if (run / "config.json").exists():
-        arguments += ["--resume", "--quiet", "--json"]
-    else:
-        arguments += ["--data", str(data), *configuration.options]
+    fresh = ["train", "--workdir", str(run), "--data", str(data), *configuration.options]
+    arguments = resumed(run, fresh)
     options = joining(configuration.processes)
     return forked(
         lambda number: main([*arguments, *options(number)]),

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from experiments.reliability.base import SMALL, walks
 from experiments.reliability.kills import compared
-from experiments.reliability.processes import PATIENCE, forked
-from experiments.reliability.trials import Trial, TrialLog
+from experiments.reliability.processes import PATIENCE, forked, resumed
+from experiments.reliability.trials import Trial, TrialLog, one_by_one
 from jaxrec.cli.main import main
 
 #: User without rights, for read-only folders.
@@ -117,8 +117,7 @@ def _finished(
     number: int, kind: str, status: int, run: Path, fresh: list[str], whole: dict[str, str], folder: Path
 ) -> Trial:
     """Continue the run without a limit, and compare it with one that never met any."""
-    resumed = (run / "config.json").exists()
-    arguments = ["train", "--workdir", str(run), "--resume", "--quiet", "--json"] if resumed else fresh
+    arguments = resumed(run, fresh)
     output = folder / "continued.out"
     again = forked(lambda _: main(arguments), output)
     end = again.ended(PATIENCE)
@@ -162,11 +161,4 @@ def limits(seed: int, count: int, seconds: float, work: Path, log: TrialLog, onl
     whole = compared(work / "whole/run") if status == 0 else None
     if whole is None:
         raise RuntimeError(f"the run without limits failed: {(work / 'whole.out').read_text()[-400:]}")
-    for number in missing:
-        if time.monotonic() > end:
-            return
-        folder = work / f"limited-{number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        log.add(trial(seed, number, folder, whole))
-        shutil.rmtree(folder, ignore_errors=True)
+    one_by_one(lambda number, folder: trial(seed, number, folder, whole), log, missing, end, work)

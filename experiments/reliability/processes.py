@@ -133,6 +133,13 @@ def _work(work: Callable[[int], int], number: int, output: Path, devices: int) -
         os._exit(status)
 
 
+def resumed(run: Path, fresh: list[str]) -> list[str]:
+    """Arguments by which a user continues a run; ``fresh``, those of its start, where it has no configuration yet."""
+    if not (run / "config.json").exists():
+        return fresh
+    return ["train", "--workdir", str(run), "--resume", "--quiet", "--json"]
+
+
 def joining(processes: int) -> Callable[[int], list[str]]:
     """Return the function that gives the options by which process ``number`` of a run finds the others."""
     if processes == 1:

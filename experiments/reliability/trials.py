@@ -249,6 +249,30 @@ class TrialLog:
             file.write(b"\n" + json.dumps(trial._asdict()).encode())
 
 
+def one_by_one(
+    target: Callable[[int, Path], Trial], log: TrialLog, missing: list[int], end: float, work: Path
+) -> None:
+    """Do trials in this process, each in a fresh folder; that of one that failed stays for a look.
+
+    Args:
+      target: does trial ``number`` in a folder.
+      log: takes the results.
+      missing: numbers of the trials.
+      end: `time.monotonic` after which none starts.
+      work: folder for theirs.
+    """
+    for number in missing:
+        if time.monotonic() > end:
+            return
+        folder = work / f"{log.path.stem}-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        found = target(number, folder)
+        log.add(found)
+        if found.outcome in HELD:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def processor_seconds() -> float:
     """Processor time of this process and its ended children since the last call; at first since its start."""
     times = os.times()
