@@ -195,9 +195,7 @@ def main(options: Options) -> None:
         notes=[
             "With one share every process reads the whole log and all processes compute each batch together; with one share "
             "per process each ranks the cases of its own part on its own device. Batches of other sizes round in "
-            "another way, which moves a rank where two of the untrained encoder's scores are closer than "
-            "that. The processes shared one core with other programs, so seconds of the processor are given "
-            "and none of the clock."
+            "another way, which moves a rank where two of the untrained encoder's scores are closer than that."
         ],
     )
 
