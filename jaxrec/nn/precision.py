@@ -59,6 +59,9 @@ def _product(equation: str, x: Array, y: Array) -> Array:
     order of axes, which costs as much as the product. With the operands exchanged, the large one often needs no copy, such
     as ``[L, L]`` scores beside ``[L, d]`` values in a backward pass.
     """
+    if not all(isinstance(size, int) for size in x.shape + y.shape):
+        # Sizes that an export leaves open cannot be compared.
+        return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
     terms, result = equation.split("->")
     left, right = terms.split(",")
     size = dict(zip(left + right, x.shape + y.shape, strict=True))

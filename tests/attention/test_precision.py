@@ -141,3 +141,17 @@ def test_einsum_equals_numpy_with_its_gradients(equation, left, right):
     np.testing.assert_allclose(
         y_bar, np.einsum(f"{first},{result}->{second}", exact(x), exact(cotangent)), atol=1e-5
     )
+
+
+def test_products_of_an_open_size_export():
+    """A product chooses the order of its operands by their sizes; an export leaves some open."""
+    (rows,) = jax.export.symbolic_shape("rows")
+    x, y = jax.random.normal(KEYS[0], (3, 4, 5)), jax.random.normal(KEYS[1], (3, 6, 5))
+
+    def product(x, y):
+        return matmul(einsum("bid,bjd->bij", x, y), jnp.ones((6, 2)))
+
+    shapes = [jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype) for a in (x, y)]
+    exported = jax.export.export(jax.jit(product))(*shapes)
+    expected = np.einsum("bid,bjd->bi", exact(x), exact(y))[..., None]
+    np.testing.assert_allclose(exported.call(x, y), np.broadcast_to(expected, (3, 4, 2)), atol=1e-5)
