@@ -260,6 +260,7 @@ class CheckpointStore(CheckpointReader):
         self._set_aside({step: error for step in self.steps() if (error := self._unreadable(step))})
         self._verified = False
         self._parts: tuple[str, ...] = ()
+        self._pending: Any = None
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory.absolute(),
@@ -303,7 +304,9 @@ class CheckpointStore(CheckpointReader):
         self.wait()
         self._parts = tuple(flat)
         try:
-            self._orbax.save_checkpointables_async(step, flat, metrics={"score": score}, custom_metadata=full)
+            self._pending = self._orbax.save_checkpointables_async(
+                step, flat, metrics={"score": score}, custom_metadata=full
+            )
         except Exception as error:
             raise self._failed(error) from error
 
@@ -313,7 +316,10 @@ class CheckpointStore(CheckpointReader):
         Raises:
           CheckpointError: a save failed, or what it wrote cannot be read back.
         """
+        pending, self._pending = self._pending, None
         try:
+            if pending is not None:
+                pending.result()  # ends the thread that Orbax starts for each save, and closes its event loop
             self._orbax.wait()
         except Exception as error:
             raise self._failed(error) from error

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -111,6 +112,23 @@ def test_keeps_the_newest_and_the_best(tmp_path, open_store):
     assert store.steps() == [2, 4, 5]
     assert_same(restored(store, 2), scaled(2))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+
+
+def test_saves_leave_no_thread_and_no_descriptor_behind(tmp_path, open_store):
+    """A run of hours saves hundreds of times; 1,024 descriptors are the usual limit."""
+    store = open_store(tmp_path / "checkpoints")
+
+    def held_after(steps):
+        for step in steps:
+            store.save(step, {"state": TREE}, RECORD, 0.0)
+        store.wait()
+        gc.collect()
+        return threading.active_count(), len(os.listdir("/dev/fd"))
+
+    before = held_after(range(1, 4))
+    after = held_after(range(4, 10))
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
 
 
 def test_what_does_not_fit_is_named(saved, open_store):
