@@ -35,8 +35,7 @@ STEADY = 0.05
 LEAST_SECONDS = 180.0
 OPTIONS = shlex.split(
     "--preset smoke --quiet --json --batches.batch-size 32 --batches.max-length 16 --encoder.width 16 "
-    "--evaluation.ks 5 10 --training.epochs 10000000 --training.evaluate-every 100 --training.chunk-steps 500 "
-    "--training.checkpoint-seconds 10"
+    "--evaluation.ks 5 10 --training.epochs 10000000 --training.evaluate-every 100 --training.chunk-steps 500"
 )
 
 
