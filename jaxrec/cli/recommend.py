@@ -226,6 +226,11 @@ def report_bulk(
         figures = run_bulk(job, resume, progress)
     for bar in bars:
         bar.close()
+    if not job.vectors and figures["candidates"] < job.k:
+        print(
+            f"jaxrec: lists have at most {figures['candidates']} items, fewer than -k {job.k}: the filters leave no more",
+            file=sys.stderr,
+        )
     rate = figures["users_per_second"]
     lines = [
         f"{figures['users']:,} users in {figures['parts']} parts in {figures['out']}"

@@ -76,6 +76,9 @@ class BulkTable:
 
     Args:
       job: what to compute.
+
+    Attributes:
+      candidates: items that the filters of the whole job leave.
     """
 
     def __init__(self, job: BulkJob):
@@ -85,7 +88,9 @@ class BulkTable:
             (), job.k, False, (), job.exclude, job.allow, job.exclude_attributes, job.allow_attributes
         )
         checked = self.recommender.prepare([filters])
-        self.lists = self.recommender.lists.without(self.recommender.removed(checked).items)
+        removed = self.recommender.removed(checked).items
+        self.lists = self.recommender.lists.without(removed)
+        self.candidates = self.recommender.items.n_items - len(np.unique(removed))
 
     @functools.cached_property
     def source(self) -> Source:
@@ -165,7 +170,7 @@ def run_bulk(job: BulkJob, resume: bool = False, progress: Any = None) -> dict[s
       progress: see `jaxrec.serving.parts.Parts.write_all`.
 
     Returns:
-      Directory, users, parts, parts written now, seconds and users per second (of these parts).
+      Directory, users, candidates, parts, parts written now, seconds and users per second (of these parts).
 
     Raises:
       RunExistsError: ``out`` exists, and ``resume`` is False; nothing is overwritten.
@@ -183,6 +188,7 @@ def bulk_summary(table: BulkTable, written: int, seconds: float) -> dict[str, An
     return {
         "out": str(Path(table.job.out)),
         "users": len(table.source),
+        "candidates": table.candidates,
         "parts": table.count,
         "parts_written": written,
         "seconds": round(seconds, 2),

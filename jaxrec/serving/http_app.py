@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
@@ -13,16 +12,17 @@ from typing import Any
 import prometheus_client
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxrec.errors import JaxrecError
 from jaxrec.serving.batching import Overloaded
+from jaxrec.serving.http_protocol import ANSWER_SHARE, MOST_HEADER_BYTES
+from jaxrec.serving.requests import parse_json
 from jaxrec.serving.service import HttpError, ServerConfig, Service, short
-
-#: Seconds between the beginning of an answer and giving it up, for each second of the timeout of its request.
-ANSWER_SHARE = 2
 
 
 class Routes:
@@ -95,7 +95,7 @@ class Routes:
 
 def failure(status: int, message: str) -> Response:
     """An error as a JSON object; the rest of a body that was refused is not read."""
-    headers = {"connection": "close"} if status in (408, 413) else None
+    headers = {"connection": "close"} if status in (408, 413, 431) else None
     return JSONResponse({"error": message}, status, headers)
 
 
@@ -119,12 +119,35 @@ async def read_json(request: Request, config: ServerConfig) -> dict[str, Any]:
     except TimeoutError:
         raise HttpError(408, f"the body must arrive within {config.timeout:g} seconds (--timeout)") from None
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(bytes(body))
+    except ValueError as error:
         raise HttpError(400, f"the body must be a JSON object: {error}") from None
     if not isinstance(value, dict):
         raise HttpError(400, f"the body must be a JSON object, got {short(value)}")
     return value
+
+
+class HeaderLimit:
+    """Answers requests whose headers are too large: the protocol counts those alone that arrive in pieces.
+
+    Args:
+      app: what answers the others.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        app = self.app
+        if scope["type"] == "http":
+            size = len(scope["raw_path"]) + len(scope["query_string"])
+            size += sum(len(name) + len(value) for name, value in scope["headers"])
+            if size > MOST_HEADER_BYTES:
+                app = failure(
+                    431, f"path and headers must have at most {MOST_HEADER_BYTES} bytes, got {size}"
+                )
+        await app(scope, receive, send)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -150,7 +173,7 @@ def create_app(service: Service) -> Starlette:
         if service.state is not None:
             await service.state.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             routes.post("/recommend", service.recommend),
             routes.post("/similar", service.similar),
@@ -161,6 +184,9 @@ def create_app(service: Service) -> Starlette:
             Route("/metrics", routes.metrics),
             Route("/", routes.page),
         ],
+        middleware=[Middleware(HeaderLimit)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _http_error, Exception: _server_error},
     )
+    app.router.redirect_slashes = False  # the redirection would name a host that the client chose
+    return app

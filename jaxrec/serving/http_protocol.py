@@ -1,4 +1,4 @@
-"""The uvicorn server with a limit on the time that a connection may take to send its next request."""
+"""The uvicorn server with limits on the time that a client may take to send a request and to read the answer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 #: Bytes of the request line and headers at most.
 MOST_HEADER_BYTES = 16 * 1024
+#: Seconds between the beginning of an answer and giving it up, for each second of the timeout of its request.
+ANSWER_SHARE = 2
 
 
 def build_server(app: Any, timeout: float, connections: int) -> uvicorn.Server:
@@ -17,12 +19,12 @@ def build_server(app: Any, timeout: float, connections: int) -> uvicorn.Server:
 
     Args:
       app: the application.
-      timeout: seconds that a connection may take to send the headers of a request.
+      timeout: seconds that a client may take to send the headers of a request, and again to read the answer.
       connections: open connections at most; further ones get status 503.
     """
 
     class TimedProtocol(H11Protocol):
-        """Closes connections that take too long to send a request: slow ones would use up the connections."""
+        """Closes connections that take too long to send a request or to read an answer: slow ones would use them up."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -40,11 +42,15 @@ def build_server(app: Any, timeout: float, connections: int) -> uvicorn.Server:
 
         def _check(self) -> None:
             at_work = self.cycle is not None and not self.cycle.response_complete
-            left = timeout - (self.loop.time() - self._idle_since)
-            if not at_work and left <= 0:
-                self.transport.close()
+            # To send the headers; then for the answer, and to read it.
+            allowed = timeout * (1 + ANSWER_SHARE + 1) if at_work else timeout
+            left = allowed - (self.loop.time() - self._idle_since)
+            if left > 0:
+                self._watch = self.loop.call_later(min(left, timeout), self._check)
+            elif at_work or self.transport.get_write_buffer_size():
+                self.transport.abort()  # to close would wait for the client to read
             else:
-                self._watch = self.loop.call_later(timeout if at_work else left, self._check)
+                self.transport.close()
 
     options = uvicorn.Config(
         app,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,6 +64,26 @@ class Prepared(NamedTuple):
     k: int
     unknown: list[str]
     user: int = -1
+
+
+#: An escape of half a character, which JSON allows and no text holds.
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(data: bytes) -> Any:
+    """Value of a JSON text in UTF-8, whose texts can be written again.
+
+    Raises:
+      ValueError: it is none, is nested too deeply, or has half a surrogate pair.
+    """
+    text = data.decode("utf-8-sig")
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if _HALF_CHARACTER.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 class RequestReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -31,6 +32,20 @@ def listen(config: ServerConfig) -> socket.socket:
     return server
 
 
+def allow_files(count: int) -> None:
+    """Let the process have ``count`` open files, or as many as the system lets it; systems begin with few."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY:
+        count = min(count, most)
+    if now != resource.RLIM_INFINITY and now < count:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
+
+
 def serve(recommender: Recommender, config: ServerConfig, ready: Callable[[str], object] = print) -> None:
     """Answer requests until a signal ends the process.
 
@@ -48,6 +63,8 @@ def serve(recommender: Recommender, config: ServerConfig, ready: Callable[[str],
     except ImportError as error:
         raise ConfigError(f"jaxrec serve needs its extra ({error}): pip install 'jaxrec[serve]'") from None
     server_socket = listen(config)
+    # Of a client and, for its user state, of Redis.
+    allow_files(2 * config.max_connections + 256)
     try:
         service = Service(recommender, config)
         app = create_app(service)

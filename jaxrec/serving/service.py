@@ -15,7 +15,10 @@ from jaxrec.serving.lists import REQUESTS
 from jaxrec.serving.recommender import Recommendation, Recommender
 from jaxrec.serving.requests import Prepared, Request
 from jaxrec.serving.similar import SimilarItems
-from jaxrec.serving.user_state import Interaction, UserState
+from jaxrec.serving.user_state import Interaction, StateError, UserState
+
+#: Characters of the id of an item in an event: the lists of users are kept.
+MOST_ID = 1024
 
 #: Fields of a request for a list, beside "user".
 FIELDS = tuple(field.name for field in dataclasses.fields(Request) if field.name != "user")
@@ -134,7 +137,7 @@ class Service:
             )
         k = values.get("k", 10)
         if isinstance(k, int) and not isinstance(k, bool) and k > self.config.max_k:
-            raise HttpError(400, f"k must be at most {self.config.max_k} (--max-k), got {k}")
+            raise HttpError(400, f"k must be at most {self.config.max_k} (--max-k), got {short(k)}")
         for name in ("exclude", "allow", "exclude_attributes", "allow_attributes", "timestamps"):
             if not isinstance(values.get(name, []), list):
                 raise HttpError(400, f"{name} must be a list, got {short(values[name])}")
@@ -152,6 +155,8 @@ class Service:
     async def _with_state(self, user: Any, request: Request) -> Request:
         """The request with the user's last interactions before its own history."""
         kept = await self._state(self._user(user), "read")
+        if self.recommender.needs_times:
+            kept = sorted(kept, key=lambda interaction: interaction.timestamp or 0)
         history = [interaction.item for interaction in kept] + list(request.history)
         times = None
         if self.recommender.needs_times:
@@ -162,8 +167,10 @@ class Service:
         """Add ``{"user": "...", "item": "...", "timestamp": seconds}`` to the state of a user."""
         check_fields(body, ("user", "item", "timestamp"))
         user, item, moment = self._user(body.get("user")), body.get("item"), body.get("timestamp")
-        if not isinstance(item, (str, int)) or isinstance(item, bool):
-            raise HttpError(400, f"item must be an item id, got {short(item)}")
+        if not isinstance(item, (str, int)) or isinstance(item, bool) or len(str(item)) > MOST_ID:
+            raise HttpError(
+                400, f"item must be an item id of at most {MOST_ID} characters, got {short(item)}"
+            )
         if moment is not None and (
             not isinstance(moment, int) or isinstance(moment, bool) or abs(moment) >= 2**62
         ):
@@ -181,6 +188,8 @@ class Service:
             return await getattr(self.state, method)(user, *arguments)
         except UserState.failures() as error:
             raise HttpError(503, f"the user state does not answer: {error}") from None
+        except StateError as error:
+            raise HttpError(503, f"the user state cannot be used: {error}") from None
 
     def _user(self, user: Any) -> str:
         if not isinstance(user, (str, int)) or isinstance(user, bool) or not 0 < len(str(user)) <= 256:
@@ -192,7 +201,7 @@ class Service:
         check_fields(body, ("item", "k"))
         k = body.get("k", min(10, self.recommender.items.n_items - 1))
         if isinstance(k, int) and k > self.config.max_k:
-            raise HttpError(400, f"k must be at most {self.config.max_k} (--max-k), got {k}")
+            raise HttpError(400, f"k must be at most {self.config.max_k} (--max-k), got {short(k)}")
         if self.recommender.items.item_index(body.get("item")) is None:
             raise HttpError(404, f"item must be an id of the catalogue, got {short(body.get('item'))}")
         answers = await self.batcher.in_thread(self.neighbours.of, [body["item"]], k)

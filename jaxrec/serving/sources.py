@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +14,7 @@ from jaxrec.errors import DataError, JaxrecError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.serving.recommender import Recommender, histories_of_requests
-from jaxrec.serving.requests import Request
+from jaxrec.serving.requests import Request, parse_json
 from jaxrec.training.feed import RelativeSeconds
 
 #: Columns of a file of histories beside "user" and "history".
@@ -180,7 +179,7 @@ class FileSource:
 
     def _request(self, row: dict[str, Any], number: int) -> Request:
         unknown = set(row) - {"user", "history", *OPTIONS}
-        if "user" not in row or "history" not in row or unknown:
+        if row.get("user") is None or "history" not in row or unknown:
             problem = f"unknown field {sorted(unknown)[0]!r}" if unknown else "no user or no history"
             raise DataError(
                 f"--histories {self.file.name}, row {number}: {problem}; expected user, history and, where wanted, "
@@ -203,7 +202,7 @@ class FileSource:
         rows = []
         for number, line in enumerate(lines, start=start + 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise DataError(f"--histories {self.file.name}, line {number} is no JSON: {error}") from None
             if not isinstance(row, dict):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NamedTuple
 
 from jaxrec.errors import ConfigError
+from jaxrec.serving.requests import parse_json
 
 
 class Interaction(NamedTuple):
@@ -18,6 +20,10 @@ class Interaction(NamedTuple):
 
     item: str
     timestamp: int | None
+
+
+class StateError(ValueError):
+    """The list of a user holds something else than interactions."""
 
 
 class UserState:
@@ -53,9 +59,19 @@ class UserState:
         return (redis.RedisError, OSError)
 
     async def read(self, user: str) -> list[Interaction]:
-        """Return the last interactions of a user, oldest first; none of an unknown user."""
-        values = await self._client.lrange(self._prefix + user, 0, -1)
-        return [Interaction(*json.loads(value)) for value in values]
+        """Return the last interactions of a user, oldest first; none of an unknown user.
+
+        They are in the order of their timestamps where all have one, else in that of their arrival.
+
+        Raises:
+          StateError: an entry is no interaction.
+        """
+        key = self._prefix + user
+        # Other processes may write the list, and not cut it.
+        kept = [_interaction(key, value) for value in await self._client.lrange(key, -self.last, -1)]
+        if all(interaction.timestamp is not None for interaction in kept):
+            kept.sort(key=lambda interaction: interaction.timestamp or 0)
+        return kept
 
     async def append(self, user: str, interactions: list[Interaction]) -> int:
         """Add interactions at the end and drop the oldest beyond ``last``; return how many are kept."""
@@ -69,3 +85,20 @@ class UserState:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _interaction(key: str, value: bytes) -> Interaction:
+    """Read an entry of a list, ``["item", seconds]``."""
+    try:
+        item, moment = parse_json(value)
+        if isinstance(item, bool) or not isinstance(item, (str, int)):
+            raise ValueError
+        if moment is not None and (
+            isinstance(moment, bool) or not math.isfinite(moment) or abs(moment) >= 2**62
+        ):
+            raise ValueError
+        return Interaction(str(item), None if moment is None else int(moment))
+    except (ValueError, TypeError, OverflowError):
+        raise StateError(
+            f'{key!r} must hold entries of the form ["item", seconds], got {value[:60]!r}'
+        ) from None

@@ -137,6 +137,9 @@ def test_a_file_of_requests_and_filters_for_all(recommender, job, tmp_path):
         assert_equal_to_requests(table, recommender.answer(both))
     assert table["items"].list.len().to_list()[0] == 3
     assert set(table["items"].to_list()[3]) == {"i2", "i11"}
+    short = jaxrec("recommend", job.run, "--all-users", "-k", 30, "--out", tmp_path / "short", *filters)
+    assert "lists have at most 20 items, fewer than -k 30: the filters leave no more" in short.err
+    assert read(tmp_path / "short")["items"].list.len().max() <= 20
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,10 @@ def test_a_file_of_requests_and_filters_for_all(recommender, job, tmp_path):
         ('{"user": "a", "history": ["i1"], "top": 3}', "row 2: unknown field 'top'"),
         ('{"user": "a", "history": "i1"}', "row 2: histories must be a list of lists"),
         ('{"user": "a", "history": ["i1"], "allow": ["?"]}', r"row 2: allow must hold ids of the catalogue"),
+        ('{"user": null, "history": ["i1"]}', "row 2: no user or no history"),
         ("nonsense", "line 2 is no JSON"),
+        ('{"user": "\\ud800", "history": ["i1"]}', "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is no JSON"),
         ("[1]", "line 2 must be a JSON object"),
     ],
 )

@@ -131,6 +131,9 @@ def test_the_other_paths(client, recommender):
         ("/recommend", b"\xff", 400, "the body must be a JSON object"),
         ("/recommend", b"[" * 3000, 400, "the body must be a JSON object"),
         ("/recommend", [1], 400, "the body must be a JSON object, got [1]"),
+        ("/recommend", b'{"history": ["\\ud800"]}', 400, "the body must be a JSON object: "),
+        ("/recommend", b'{"history": ["\xed\xa0\x80"]}', 400, "the body must be a JSON object: "),
+        ("/recommend", b'{"user": "\\uDC00"}', 400, "the body must be a JSON object: "),
         ("/recommend", {}, 400, "expected a field history (a list of item ids) or user"),
         ("/recommend", {"history": "i1"}, 400, 'history must be a list of item ids, got "i1"'),
         ("/recommend", {"history": [["i1"]]}, 400, "history must be a list of item ids"),
@@ -155,7 +158,10 @@ def test_the_other_paths(client, recommender):
         ("/explain", {"history": ["?"]}, 400, "history must hold an item of the catalogue"),
         ("/explain", {"history": ["i1"], "item": "?"}, 400, "item must be an id of the catalogue"),
         ("/events", {"user": "u", "item": None}, 400, "item must be an item id"),
+        ("/events", {"user": "u", "item": "i" * 2000}, 400, "an item id of at most 1024 characters"),
         ("/nothing", {}, 404, "no such path"),
+        ("/recommend/", {"history": []}, 404, "no such path"),
+        (f"/items?q={'i' * 20_000}", None, 431, "path and headers must have at most 16384 bytes, got 20"),
         ("/recommend", None, 405, "another method"),
     ],
 )
@@ -189,6 +195,27 @@ def test_slow_clients_are_cut_off(recommender):
             assert b" 408 " in body.recv(200)
             assert headers.recv(200) == b"", "the connection is closed"
             assert time.monotonic() - begin < 15
+
+
+def test_a_client_that_does_not_read_is_cut_off(recommender):
+    """Its answers would fill the buffers of the system and then wait for ever."""
+
+    def send_on(sock):
+        for _ in range(100):
+            with contextlib.suppress(BlockingIOError):
+                sock.send(b"GET / HTTP/1.1\r\n")
+            time.sleep(0.1)
+
+    with running(recommender, timeout=0.5) as client, socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        sock.connect(("127.0.0.1", client.port))
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(100_000):
+                sock.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_on(sock)
+        assert client.json("/health")["status"] == "ok"
 
 
 def test_a_port_in_use_and_other_refusals(served, client):
@@ -256,6 +283,8 @@ def redis_url(tmp_path):
 
 
 def test_user_state_in_redis(recommender, redis_url):
+    import redis
+
     url, process = redis_url
     with running(recommender, redis=url, last=3) as client:
         assert client.json("/recommend", {"user": "new"})["popular"]
@@ -265,6 +294,25 @@ def test_user_state_in_redis(recommender, redis_url):
         assert client.json("/recommend", {"user": "ann", "k": 5})["items"] == want[0].items
         assert client.json("/recommend", {"user": "ann", "history": ["i9"], "k": 5})["items"] == want[1].items
         assert "user must be a text" in client.refused("/recommend", {"user": ""}, 400)
+        state = redis.Redis.from_url(url)
+        state.rpush("jaxrec:user:bob", *(json.dumps([f"i{i}", 9 - i]) for i in range(1, 9)))
+        answer = client.json("/recommend", {"user": "bob", "k": 5})
+        assert answer["items"] == recommender.recommend([["i8", "i7", "i6"]], 5)[0].items, (
+            "the last 3, by time"
+        )
+        for entry in (
+            b"i1",
+            b'"i1"',
+            b'["i1"]',
+            b'[["i1"], 1]',
+            b'["i1", "now"]',
+            b'["\\ud800", 1]',
+            b"\xff",
+        ):
+            state.rpush("jaxrec:user:eve", entry)
+            message = client.refused("/recommend", {"user": "eve"}, 503)
+            assert "'jaxrec:user:eve' must hold entries of the form" in message
+        state.close()
         process.terminate()
         process.wait(10)
         assert "user state does not answer" in client.refused("/recommend", {"user": "ann"}, 503)
