@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.differences import paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, named_data, write_record
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
 from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figure
 from jaxrec.analysis.figures import save_figure
-from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.api import fit
 from jaxrec.config import RunConfig, config_hash
@@ -354,38 +354,8 @@ def contrasts(
         ranks = Run(Path(out) / name.replace(" ", "-")).ranks("test")
         return np.stack([evaluation.values(metric) for evaluation, _ in ranks])
 
-    measured = [(values(a), values(b)) for a, b in pairs]
-    effects = [paired_bootstrap(a, b) for a, b in measured]
-    corrected = holm([effect.p_value for effect in effects])
-    return [
-        {
-            "a": a,
-            "b": b,
-            "metric": metric,
-            **effect._asdict(),
-            "p_holm": float(p),
-            "detectable": minimal_detectable_difference(*both),
-        }
-        for (a, b), effect, p, both in zip(pairs, effects, corrected, measured, strict=True)
-    ]
-
-
-def contrast_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of `contrasts`."""
-    return to_markdown(
-        ["metric", "comparison", "difference", "95% interval", "p Holm", "detectable"],
-        [
-            [
-                row["metric"],
-                f"{row['b']} - {row['a']}",
-                f"{row['difference']:+.4f}",
-                f"[{row['low']:+.4f}, {row['high']:+.4f}]",
-                f"{row['p_holm']:.4f}",
-                f"{row['detectable']:.4f}",
-            ]
-            for row in rows
-        ],
-    )
+    rows = paired_differences([(f"{b} less {a}, {metric}", values(a), values(b)) for a, b in pairs])
+    return [{"a": a, "b": b, "metric": metric, **row} for (a, b), row in zip(pairs, rows, strict=True)]
 
 
 def effects(result: Mapping[str, Any]) -> Figure:

@@ -21,7 +21,8 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.variants import StudyOptions, Variant, contrast_table, contrasts
+from experiments.differences import difference_table
+from experiments.variants import StudyOptions, Variant, contrasts
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import RefinedAttentionConfig, SoftmaxAttentionConfig, UniformAttentionConfig
@@ -107,7 +108,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
         result["against_uniform"] = contrasts(out, pairs, "HR@1")
         found += [
             "Against uniform weights, corrected over these rows:",
-            contrast_table(result["against_uniform"]),
+            difference_table(result["against_uniform"]),
         ]
     curves = {name: Curve.of(Path(out) / name.replace(" ", "-")) for name in names}
     result["curves"] = {

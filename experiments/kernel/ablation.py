@@ -21,7 +21,8 @@ from typing import Any, Literal
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.variants import LISTS, StudyOptions, Variant, contrast_table, contrasts
+from experiments.differences import difference_table
+from experiments.variants import LISTS, StudyOptions, Variant, contrasts
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.attention import KernelAttentionConfig, SoftmaxAttentionConfig
@@ -104,7 +105,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
     chosen = [pair for pair in pairs if set(pair) <= set(names)]
     if chosen:
         result["questions"] = contrasts(out, chosen)
-        found += ["Pairs of rows, corrected over these:", contrast_table(result["questions"])]
+        found += ["Pairs of rows, corrected over these:", difference_table(result["questions"])]
     return found
 
 

@@ -20,13 +20,13 @@ from typing import Any
 
 import tyro
 
+from experiments.differences import difference_table
 from experiments.miq.table3 import sections
 from experiments.variants import (
     Settings,
     StudyOptions,
     Variant,
     apply,
-    contrast_table,
     contrasts,
     recorder,
     study,
@@ -119,7 +119,7 @@ def tables(options: Options, seconds: float, result: dict[str, Any]) -> list[str
     found = []
     if chosen:
         result["questions"] = contrasts(options.out, chosen)
-        found += ["What pretraining adds, corrected over these rows:", contrast_table(result["questions"])]
+        found += ["What pretraining adds, corrected over these rows:", difference_table(result["questions"])]
     result["pretraining_seconds"] = seconds
     lines = [["first stage", f"{options.pretraining_epochs:g}", f"{seconds:.0f}"]]
     for row in result["variants"]:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.differences import difference_table, paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, write_record
 from experiments.variants import StudyOptions, Variant, plan_line, study
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.generation import GenerationQuality, generation_figure, generation_quality
-from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.models import GRU4RecConfig
@@ -117,17 +117,7 @@ def comparisons(qualities: dict[str, dict[str, GenerationQuality]]) -> list[dict
         values = by_choice["greedy"].values
         pairs.append((f"{name} less the first variant, own NDCG@10", first["own 10"], values["own 10"]))
         pairs.append((f"{name} less the first variant, recall", first["recall"], values["recall"]))
-    effects = [paired_bootstrap(a, b) for _, a, b in pairs]
-    corrected = holm([effect.p_value for effect in effects])
-    return [
-        {
-            "comparison": name,
-            **effect._asdict(),
-            "p_holm": float(p),
-            "detectable": minimal_detectable_difference(a, b),
-        }
-        for (name, a, b), effect, p in zip(pairs, effects, corrected, strict=True)
-    ]
+    return paired_differences(pairs)
 
 
 def record(
@@ -144,19 +134,6 @@ def record(
         for choice, quality in by_choice.items():
             steps, whole = to_markdown(*quality.rows()), to_markdown(*quality.whole_rows())
             tables.append(f"**{variant}, {choice}**\n\n{steps}\n\n{whole}")
-    differences = to_markdown(
-        ["difference", "mean", "95 % interval", "p (Holm)", "detectable"],
-        [
-            [
-                each["comparison"],
-                f"{each['difference']:+.4f}",
-                f"{each['low']:+.4f} to {each['high']:+.4f}",
-                f"{each['p_holm']:.3f}",
-                f"{each['detectable']:.4f}",
-            ]
-            for each in tests
-        ],
-    )
     write_record(
         name,
         {
@@ -179,7 +156,7 @@ def record(
             *filter(None, [plan_line(trained["plan"])]),
             f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}. Seeds {trained['seeds']}.",
             f"![Figure]({name}.png)",
-            differences,
+            difference_table(tests),
             *tables,
         ],
     )

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
+from experiments.differences import difference_table, paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, write_record
 from experiments.variants import StudyOptions, Variant, apply, plan_line, study
 from jaxrec.analysis.figures import save_figure
@@ -29,7 +30,6 @@ from jaxrec.analysis.personalisation import (
     ranks_by_step,
     run_personalisation,
 )
-from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import EvaluationCases
@@ -160,19 +160,7 @@ def comparisons(measured: dict[str, Measured]) -> list[dict[str, Any]]:
     for name, each in measured.items():
         if each.warm.new is not None:
             pairs.append((f"{name}: as new users less as themselves, {METRIC}", each.warm.own, each.warm.new))
-    if not pairs:
-        return []
-    effects = [paired_bootstrap(a, b) for _, a, b in pairs]
-    corrected = holm([effect.p_value for effect in effects])
-    return [
-        {
-            "comparison": name,
-            **effect._asdict(),
-            "p_holm": float(p),
-            "detectable": minimal_detectable_difference(a, b),
-        }
-        for (name, a, b), effect, p in zip(pairs, effects, corrected, strict=True)
-    ]
+    return paired_differences(pairs)
 
 
 def tables(trained: dict[str, Any], measured: dict[str, Measured]) -> list[str]:
@@ -227,19 +215,6 @@ def record(
     dataset = divided.training.name
     name = f"personalisation_{dataset.lower().replace(' ', '-')}"
     tests = comparisons(measured)
-    differences = to_markdown(
-        ["difference", "mean", "95 % interval", "p (Holm)", "detectable"],
-        [
-            [
-                each["comparison"],
-                f"{each['difference']:+.4f}",
-                f"{each['low']:+.4f} to {each['high']:+.4f}",
-                f"{each['p_holm']:.3f}",
-                f"{each['detectable']:.4f}",
-            ]
-            for each in tests
-        ],
-    )
     plan = options.plan(variants(options))
     result = {
         "plan": plan,
@@ -262,7 +237,7 @@ def record(
         *tables(trained, measured),
         "Paired over users (for the similarity of lists over pairs of users, which share users, so that these intervals are "
         "somewhat narrow) with seeds nested:",
-        differences,
+        difference_table(tests),
         f"![Similarities and effective ranks]({name}.png)",
     ]
     write_record(

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.variants import StudyOptions, Variant, apply, contrast_table, contrasts, steps_ratio
+from experiments.differences import difference_table
+from experiments.variants import StudyOptions, Variant, apply, contrasts, steps_ratio
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.attention import KernelAttentionConfig, SoftmaxAttentionConfig, UniformAttentionConfig
 from jaxrec.data.batches import Batch, BatchConfig, gather_batch
@@ -246,7 +247,7 @@ def tables(options: Options, rows: list[Variant], split: Split, result: dict[str
     found = []
     if chosen:
         result["questions"] = contrasts(options.out, chosen)
-        found += ["Pairs of rows, corrected over these:", contrast_table(result["questions"])]
+        found += ["Pairs of rows, corrected over these:", difference_table(result["questions"])]
     by_name = {row.name: apply(sasrec(), row.sections).batches for row in rows}
     logs: dict[str, dict[str, float]] = {}
     for name in names:

@@ -22,7 +22,8 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.variants import LISTS, StudyOptions, Variant, contrast_table, contrasts
+from experiments.differences import difference_table
+from experiments.variants import LISTS, StudyOptions, Variant, contrasts
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.objectives import CrossEntropyConfig, SampledSoftmaxConfig
@@ -127,7 +128,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
     if chosen:
         changes = contrasts(out, chosen)
         result["one_thing_changed"] = changes
-        found += ["One thing changed, corrected over these rows:", contrast_table(changes)]
+        found += ["One thing changed, corrected over these rows:", difference_table(changes)]
     return found
 
 

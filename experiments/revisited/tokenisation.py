@@ -22,7 +22,8 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.variants import StudyOptions, Variant, apply, contrast_table, contrasts, recorder, study
+from experiments.differences import difference_table
+from experiments.variants import StudyOptions, Variant, apply, contrasts, recorder, study
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.config import RunConfig
@@ -164,7 +165,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
     if result["contrasts"]:
         count = len(result["contrasts"])
         parts += [
-            contrast_table(result["contrasts"]),
+            difference_table(result["contrasts"]),
             f"Paired over users and seeds; p Holm corrects for all {count} comparisons of the study.",
         ]
     return parts

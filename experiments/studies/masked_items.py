@@ -18,7 +18,8 @@ from typing import Any
 
 import tyro
 
-from experiments.variants import StudyOptions, Variant, contrast_table, contrasts
+from experiments.differences import difference_table
+from experiments.variants import StudyOptions, Variant, contrasts
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.presets import bert4rec
 from jaxrec.tasks import MaskedItemConfig, NextItemConfig, TaskConfig
@@ -68,7 +69,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
     found = []
     if chosen:
         result["questions"] = contrasts(out, chosen)
-        found += ["Pairs of rows, corrected over these:", contrast_table(result["questions"])]
+        found += ["Pairs of rows, corrected over these:", difference_table(result["questions"])]
     lines = [
         [
             row["name"],

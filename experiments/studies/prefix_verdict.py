@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.variants import StudyOptions, Variant, contrast_table, contrasts, steps_ratio
+from experiments.differences import difference_table
+from experiments.variants import StudyOptions, Variant, contrasts, steps_ratio
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.data.splits import Split, split_dataset
 from jaxrec.objectives import BinaryCrossEntropyConfig, CrossEntropyConfig, ObjectiveConfig
@@ -151,7 +152,7 @@ def tables(options: Options, name: str, result: dict[str, Any]) -> list[str]:
     if chosen:
         changes = contrasts(options.out, chosen)
         result["factors"] = changes
-        found += ["One factor changed, corrected over these rows:", contrast_table(changes)]
+        found += ["One factor changed, corrected over these rows:", difference_table(changes)]
     printed = next((rows for key, rows in PRINTED.items() if key.lower() in name.lower()), {})
     if printed:
         lines = [[model, f"{hits:.4f}", f"{gain:.4f}"] for model, (hits, gain) in printed.items()]

@@ -183,12 +183,6 @@ def usable_cases(
         raise DataError(
             f"cases must have a target to rank, got {len(sizes)} cases and none has one: hold out more"
         )
-    selected = EvaluationCases(
-        users=np.asarray(cases.users, np.int32)[rows],
-        history_starts=np.asarray(cases.history_starts, np.int64)[rows],
-        history_stops=np.asarray(cases.history_stops, np.int64)[rows],
-        targets=targets,
-        target_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[rows], dtype=np.int64)]),
-    )
+    selected = cases.select(rows)
     counts["cases_with_empty_history"] = int((selected.history_stops <= selected.history_starts).sum())
     return selected, counts

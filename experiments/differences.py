@@ -1,0 +1,51 @@
+"""Paired differences of several measurements, corrected for their number, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrec.analysis.significance import holm, minimal_detectable_difference, paired_bootstrap
+from jaxrec.analysis.tables import to_markdown
+
+
+def paired_differences(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """Differences b less a with seeds nested, corrected over all pairs (Holm).
+
+    Args:
+      pairs: (name of the comparison, a, b); a and b are float[seeds, users] of the same users.
+
+    Returns:
+      For each pair its name as "comparison", difference, interval and p, "p_holm", and the smallest difference that these
+      users could have shown as "detectable".
+    """
+    effects = [paired_bootstrap(a, b) for _, a, b in pairs]
+    corrected = holm([effect.p_value for effect in effects])
+    return [
+        {
+            "comparison": name,
+            **effect._asdict(),
+            "p_holm": float(p),
+            "detectable": minimal_detectable_difference(a, b),
+        }
+        for (name, a, b), effect, p in zip(pairs, effects, corrected, strict=True)
+    ]
+
+
+def difference_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of `paired_differences`."""
+    return to_markdown(
+        ["difference", "mean", "95 % interval", "p (Holm)", "detectable"],
+        [
+            [
+                row["comparison"],
+                f"{row['difference']:+.4f}",
+                f"{row['low']:+.4f} to {row['high']:+.4f}",
+                f"{row['p_holm']:.4f}",
+                f"{row['detectable']:.4f}",
+            ]
+            for row in rows
+        ],
+    )
