@@ -169,6 +169,9 @@ def encode_histories(
     # Slot s of row r has index r * S + s in the concatenated states; -1 is the zero state of empty histories.
     where = np.full(len(starts), -1, np.int64)
     where[full] = packed.place
+    # A program that gathers has as many inputs as there are pieces, and compiles for seconds: few numbers of them.
+    step = max(1, rounded_up(len(pieces)) // 8)
+    pieces += pieces[:1] * (-len(pieces) % step)
     return _gather(pieces, where.astype(np.int32), mesh)
 
 

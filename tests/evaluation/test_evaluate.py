@@ -62,6 +62,18 @@ def data():
     return rng.normal(size=(N_ITEMS + 1, WIDTH)).astype(np.float32), items, offsets[:-1], offsets[1:]
 
 
+def test_calls_of_about_as_many_batches_share_a_program(data):
+    """A bulk job has another number of batches in each part."""
+    params, items, *_ = data
+    before = encode_module._gather._cache_size()
+    for batches in range(33, 41):
+        starts = np.zeros(50, np.int64)
+        stops = np.where(np.arange(50) < batches, LENGTH, 0)  # a row each
+        got = encode(params, items, starts, stops, tokens_per_batch=LENGTH)
+        np.testing.assert_allclose(got, expected(params, items, starts, stops), rtol=1e-5, atol=1e-5)
+    assert encode_module._gather._cache_size() == before + 1
+
+
 @pytest.mark.parametrize("origin", ["start", "end"])
 @pytest.mark.parametrize("tokens", [LENGTH, 3 * LENGTH + 2, 1000])
 def test_states_are_those_of_each_history_alone(data, origin, tokens):
