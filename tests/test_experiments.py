@@ -13,7 +13,7 @@ from experiments.record import command_line, named_data, write_record
 from experiments.revisited import tokenisation
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
-from experiments.studies import corrections
+from experiments.studies import corrections, sequential_rules
 from experiments.variants import apply
 from jaxrec.attention import ATTENTION
 from jaxrec.data import load_dataset
@@ -263,6 +263,15 @@ def test_former_and_present_rules_of_repeats_and_ties():
     targets, seen = np.array([10, 11, 12]), [np.array([], int), np.array([3, 3]), np.array([1])]
     assert corrections.constant_hits(by_number, targets, seen) == pytest.approx(2 / 3)
     assert corrections.constant_hits(-by_number, targets, seen) == 1.0
+
+
+def test_sequential_rules_have_a_row_for_each_length():
+    log = sequential_rules.main(sequential_rules.Options(shuffles=2))["logs"][0]
+    rows = [line.strip("| ").split() for line in sequential_rules.table([log]).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["movietweetings"] * 2
+    assert [int(row[4]) for row in rows] == [log["rules"][2], log["rules"][3]]
+    assert log["remaining"][2] == pytest.approx(np.mean(log["shuffled"][2]) / log["rules"][2])
+    assert "strongest" not in log
 
 
 def test_verdicts_are_corrected_within_each_metric():

@@ -19,7 +19,7 @@ ORDER = [
     *("errors", "files", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
     *("attention", "objectives", "evaluation", "models", "optim", "tasks", "config"),
     *("training", "runs", "serving", "analysis", "reporting", "interop", "extend", "presets", "pretraining"),
-    *("api", "tuning", "cli", "__main__"),
+    *("api", "through_time", "tuning", "cli", "__main__"),
 ]
 
 

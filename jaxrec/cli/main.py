@@ -14,6 +14,7 @@ from jaxrec.errors import Interrupted, JaxrecError
 COMMANDS = {
     "train": ("train", "train on interactions, rank the held-out targets, write a run directory"),
     "tune": ("tune", "search options by validation, several processes on one study, and rank the best trial"),
+    "through-time": ("through_time", "train and test at several cuts in time: cross-validation through time"),
     "evaluate": ("evaluate", "rank the held-out targets of a saved run again"),
     "recommend": ("recommend", "recommend the next items for a history, or for all users, from a saved run"),
     "similar": ("recommend", "list the items closest to one in the item table of a saved run"),
@@ -38,8 +39,8 @@ COMMANDS = {
     "attention": ("analysis", "list the attention mechanisms, or draw the attention of a run"),
 }
 
-#: Commands whose name is a word of Python -> their function.
-FUNCTIONS = {"import": "import_checkpoint"}
+#: Commands whose name is no name of a function -> their function.
+FUNCTIONS = {"import": "import_checkpoint", "through-time": "through_time"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -73,6 +73,31 @@ def base_config(arguments: list[str]) -> RunConfig:
     return config
 
 
+def chosen_config(options: Any, base: RunConfig) -> RunConfig:
+    """Return the configuration of parsed options with their short forms, ``--data``, ``--init-from`` and ``--seeds``.
+
+    Args:
+      options: parsed `configuration_fields`.
+      base: the configuration that they started from.
+
+    Raises:
+      ConfigError: ``--seeds`` is out of range, or the seeds are given twice.
+    """
+    config: RunConfig = options.config
+    if options.source != base.data.source:
+        config = config.updated({"data.source": options.source})
+    if options.init_from != base.training.init_from:
+        config = config.updated({"training.init_from": options.init_from})
+    if options.n_seeds != len(base.training.seeds):
+        if config.training.seeds != base.training.seeds:
+            raise ConfigError(
+                f"--seeds {options.n_seeds} and --training.seeds {' '.join(map(str, config.training.seeds))} exclude "
+                "each other: give the number of models, or their seeds"
+            )
+        config = config.updated({"training.seeds": first_seeds(options.n_seeds)})
+    return config
+
+
 def first_seeds(count: int) -> tuple[int, ...]:
     """Seeds of ``--seeds count``: 0, 1, ..."""
     if not 1 <= count <= MOST_SEEDS:
@@ -161,18 +186,7 @@ _DATA_HELP = "csv, tsv, parquet, arrow or text file, saved dataset, or movietwee
 
 def _run(options: Any, base: RunConfig) -> int:
     """Train as the parsed options say, and print the results."""
-    config: RunConfig = options.config
-    if options.source != base.data.source:
-        config = config.updated({"data.source": options.source})
-    if options.init_from != base.training.init_from:
-        config = config.updated({"training.init_from": options.init_from})
-    if options.n_seeds != len(base.training.seeds):
-        if config.training.seeds != base.training.seeds:
-            raise ConfigError(
-                f"--seeds {options.n_seeds} and --training.seeds {' '.join(map(str, config.training.seeds))} exclude "
-                "each other: give the number of models, or their seeds"
-            )
-        config = config.updated({"training.seeds": first_seeds(options.n_seeds)})
+    config = chosen_config(options, base)
     if options.distributed.mode != "off" and not options.workdir:
         raise ConfigError("several processes need one --workdir, on a disk that all of them see")
     directory = Path(options.workdir) if options.workdir else _default_workdir(config.data.source)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxrec.cli.common import emit, parse, value_of
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, configuration_fields, first_seeds
+from jaxrec.cli.train import aliases_resolved, base_config, chosen_config, configuration_fields
 from jaxrec.config import RunConfig
 from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.registry import load_plugins
@@ -54,13 +54,7 @@ def tune(arguments: list[str]) -> int:
     fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
     form = dataclasses.make_dataclass("Tune", fields, frozen=True)
     request: Any = parse(form, arguments, "tune")
-    config: RunConfig = request.config
-    given = {"data.source": request.source, "training.init_from": request.init_from}
-    defaults = {"data.source": base.data.source, "training.init_from": base.training.init_from}
-    config = config.updated({path: value for path, value in given.items() if value != defaults[path]})
-    if request.n_seeds != len(config.training.seeds):
-        config = config.updated({"training.seeds": first_seeds(request.n_seeds)})
-    return _run(request, config, file, changes)
+    return _run(request, chosen_config(request, base), file, changes)
 
 
 def _run(request: Any, config: RunConfig, file: str, changes: dict[str, str]) -> int:

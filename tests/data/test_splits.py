@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec.data import SequenceDataset, SplitConfig, split_dataset, splits
+from jaxrec.data import SequenceDataset, SplitConfig, audit, split_dataset, splits
+from jaxrec.data.batches import BatchConfig
+from jaxrec.data.usage import data_usage
 from jaxrec.errors import ConfigError, DataError
 
 
@@ -179,10 +181,11 @@ def test_cross_validation_through_time(random_dataset):
     # With successive targets every interaction from the first cut on is tested once, or has no history.
     late = int((data.timestamps >= splits[0].options["test_cut"]).sum())
     assert sum(s.counts["test_cases"] + s.counts["test_without_history"] for s in splits) == late
-    with pytest.raises(ConfigError, match="test_quantiles must increase"):
-        SplitConfig().through_time([0.6, 0.6])
-    with pytest.raises(ConfigError, match="test_quantiles must increase"):
-        SplitConfig().through_time([])
+    for cuts in ([0.6, 0.6], [], [0.5, 1.0]):
+        with pytest.raises(ConfigError, match=r"must increase and stay below --split\.end-quantile 1"):
+            SplitConfig().through_time(cuts)
+    with pytest.raises(ConfigError, match=r"validation period of 0\.05 .*got 0\.04"):
+        SplitConfig().through_time([0.04, 0.9])
 
 
 def test_descriptions_name_the_kind(random_dataset):
@@ -201,6 +204,23 @@ def test_descriptions_name_the_kind(random_dataset):
     assert len(set(descriptions)) == len(descriptions)
     assert "successive target, validation from 1970-01-01" in descriptions[2]
     assert descriptions[-2:] == ["leave-one-out", "leave-last-2"]
+
+
+@pytest.mark.parametrize(("target", "correlations"), [("first", "0.62 and 0.72"), ("all", "0.43 and 0.53")])
+def test_weak_targets_say_how_far_they_agree_with_successive_ones(random_dataset, target, correlations):
+    data = random_dataset(0)
+    split = split_dataset(data, SplitConfig("temporal", target=target))
+    sentence = split.agreement
+    assert f"--split.target {target} " in sentence
+    assert f"are {correlations}, those of last 0.83 and 0.94, those of random 0.91 and 0.98" in sentence
+    assert sentence in audit(data, split).warnings
+    assert sentence in data_usage(split, BatchConfig()).warnings
+
+
+def test_other_targets_need_no_such_word(random_dataset):
+    data = random_dataset(0)
+    options = [SplitConfig("temporal", target=target) for target in ("last", "random", "successive")]
+    assert not any(split_dataset(data, config).agreement for config in (SplitConfig(), *options))
 
 
 def test_training_mask_and_repeated_targets(random_dataset):

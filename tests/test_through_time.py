@@ -1,0 +1,84 @@
+"""Cross-validation through time: a run for each cut, continued where it was left, and its tables."""
+
+import json
+
+import pytest
+
+from jaxrec.data import split_dataset
+from jaxrec.errors import CheckpointError
+from jaxrec.runs import Run
+from jaxrec.through_time import fit_through_time
+from tests.cli.shared import SMALL, interactions, refused
+from tests.helpers import replace, small_config, small_dataset
+from tests.runs import jaxrec
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+DATASET = small_dataset()
+CUTS = (0.6, 0.8)
+CONFIG = replace(small_config(), split={"target": "random"}, training={"epochs": 1})
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return fit_through_time(DATASET, CONFIG, tmp_path_factory.mktemp("time") / "cuts", CUTS, progress=False)
+
+
+def training_lines(found, cut):
+    log = found.directory / f"cut-{cut:g}" / "log.jsonl"
+    return [line for line in log.read_text().splitlines() if "loss" in line]
+
+
+def test_each_run_is_tested_in_its_own_period(found):
+    for cut, split, result in zip(CUTS, CONFIG.split.through_time(CUTS), found.results, strict=True):
+        run = Run(found.directory / f"cut-{cut:g}", DATASET)
+        assert run.config.split == split
+        assert run.metrics == {name: value["mean"] for name, value in result["metrics"].items()}
+        own = split_dataset(DATASET, split)
+        assert result["counts"]["cases"] == len(own.test)
+        assert result["split"]["description"] == own.description
+    first, second = (result["split"]["options"] for result in found.results)
+    assert first["end_cut"] == second["test_cut"]
+
+
+def test_tables_have_every_cut_and_the_spread_over_them(found):
+    saved = json.loads((found.directory / "cuts.json").read_text())
+    assert saved == json.loads(json.dumps(found.to_dict()))
+    values = saved["metrics"]["NDCG@10"]
+    assert values[found.label] == [result["metrics"]["NDCG@10"]["mean"] for result in found.results]
+    a, b = values["markov"]
+    table = (found.directory / "cuts.md").read_text()
+    row = next(line for line in table.split("NDCG@10")[1].splitlines() if line.startswith("| markov"))
+    shown = [float(cell) for cell in row.strip("| ").split("|")[1:]]
+    assert shown == pytest.approx([a, b, (a + b) / 2, abs(a - b) / 2**0.5], abs=6e-5)
+    for result in found.results:
+        assert result["split"]["description"] in table
+
+
+def test_a_second_call_trains_nothing_and_refuses_another_configuration(found):
+    before = [training_lines(found, cut) for cut in CUTS]
+    assert all(before)
+    again = fit_through_time(DATASET, CONFIG, found.directory, CUTS, progress=False)
+    assert [result["metrics"] for result in again.results] == [result["metrics"] for result in found.results]
+    assert [training_lines(found, cut) for cut in CUTS] == before
+    with pytest.raises(CheckpointError, match=r"cannot resume .*cut-0\.6 .*encoder\.width"):
+        fit_through_time(
+            DATASET, replace(CONFIG, encoder={"width": 4}), found.directory, CUTS, progress=False
+        )
+
+
+@pytest.mark.slow
+def test_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    interactions().write_csv("log.csv")
+    options = ["--data", "log.csv", "--cuts", *CUTS, "--out", "cuts", "--training.epochs", 1, *SMALL]
+    out = jaxrec("through-time", *options, "--json").json
+    assert out["cuts"] == list(CUTS)
+    assert {path.name for path in (tmp_path / "cuts").iterdir()} == {
+        "cut-0.6",
+        "cut-0.8",
+        "cuts.md",
+        "cuts.json",
+    }
+    assert refused(jaxrec("through-time", "--cuts", 0.8, 0.6, "--out", "other"), "must increase", "0.8 0.6")
+    assert refused(jaxrec("through-time", "--cuts", 0.8), "--out must name the directory")
