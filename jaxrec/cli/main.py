@@ -125,11 +125,14 @@ def _sigterm_as_exception() -> Iterator[None]:
 
 
 def _how_to_continue(arguments: list[str]) -> str:
-    """Advice on continuing the run that these arguments name, after an interruption."""
+    """Advice on continuing the run or the lists that these arguments name, after an interruption."""
     from pathlib import Path
 
     from jaxrec.cli.common import value_of
 
+    out = value_of("out", arguments, "")
+    if out and (Path(out) / "_manifest.json").exists():  # of jaxrec.serving.parts, whose import takes seconds
+        return f"; all parts in {out} are complete, continue with the same command and --resume"
     workdir = value_of("workdir", arguments, "")
     if not workdir or not (Path(workdir) / "config.json").exists():
         return "; nothing was saved"

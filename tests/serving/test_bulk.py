@@ -66,8 +66,9 @@ def test_an_interrupted_job_continues_and_never_overwrites(job, tmp_path, monkey
         return part(table, number)
 
     monkeypatch.setattr(BulkTable, "part", stop_at_two)
-    with pytest.raises(KeyboardInterrupt):
-        run_bulk(job)
+    stopped = jaxrec("recommend", job.run, "--all-users", "-k", 7, "--out", job.out, "--users-per-part", 25)
+    assert stopped.status == 130
+    assert f"all parts in {job.out} are complete, continue with the same command and --resume" in stopped.err
     assert not (folder / "_SUCCESS").exists()
     first = (folder / "part-00000.parquet").read_bytes()
     monkeypatch.setattr(BulkTable, "part", part)
