@@ -38,12 +38,13 @@ class MicroBatcher(Generic[Input, Output]):
         self._function, self._most, self._observe = function, most, observe
         self._queue: asyncio.Queue[tuple[Input, asyncio.Future[Output]]] = asyncio.Queue(queue_size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._alone, self._calls = asyncio.Lock(), 0
         self._task: asyncio.Task | None = None
 
     @property
     def waiting(self) -> int:
-        """Inputs in the queue."""
-        return self._queue.qsize()
+        """Inputs in the queue, and calls that wait for the thread or are in it."""
+        return self._queue.qsize() + self._calls
 
     def start(self) -> None:
         """Begin to answer; call inside the running event loop."""
@@ -73,8 +74,19 @@ class MicroBatcher(Generic[Input, Output]):
         return await future
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function in the model's thread, between two batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        """Call a function in the model's thread, between two batches; of several calls, a batch waits for one at most.
+
+        Raises:
+          Overloaded: as many calls wait as the queue is long.
+        """
+        if self._calls >= self._queue.maxsize:
+            raise Overloaded
+        self._calls += 1
+        try:
+            async with self._alone:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        finally:
+            self._calls -= 1
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -6,7 +6,10 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
+
+import numpy as np
 
 from jaxrec.options import Range, validate
 from jaxrec.serving.batching import MicroBatcher
@@ -104,7 +107,7 @@ class Service:
         ).set_function(lambda: self.batcher.waiting)
         titles = recommender.items.item_titles
         self._titles = [str(title) for title in (recommender.items.item_ids if titles is None else titles)]
-        self._folded = [title.casefold() for title in self._titles]
+        self._search = TitleSearch(self._titles)
 
     def warm_up(self) -> None:
         """Compile the usual programs before the first request."""
@@ -218,17 +221,9 @@ class Service:
 
     def find(self, text: str, count: int = 20) -> dict[str, Any]:
         """Items whose titles (or ids) contain a text, those that start with it first."""
-        wanted = text.casefold().strip()
-        places = (
-            [place for place, title in enumerate(self._folded) if wanted in title][: 50 * count]
-            if wanted
-            else []
-        )
-        places.sort(key=lambda place: not self._folded[place].startswith(wanted))
         ids = self.recommender.items.item_ids
-        return {
-            "items": [{"item": str(ids[place]), "title": self._titles[place]} for place in places[:count]]
-        }
+        places = self._search.find(text, count)
+        return {"items": [{"item": str(ids[place]), "title": self._titles[place]} for place in places]}
 
     def health(self) -> dict[str, Any]:
         """Name of the run, number of items, requests waiting."""
@@ -238,6 +233,39 @@ class Service:
             "items": self.recommender.items.n_items,
             "waiting": self.batcher.waiting,
         }
+
+
+class TitleSearch:
+    """Finds titles by a part of them, whatever its case; all lie in one text, whose search takes milliseconds per million.
+
+    Args:
+      titles: of the items.
+    """
+
+    def __init__(self, titles: Sequence[str]):
+        folded = [title.casefold().replace("\n", " ") for title in titles]
+        self._text = "\n" + "\n".join(folded) + "\n"
+        # The line break before each title, and that after the last.
+        self._breaks = np.cumsum([0, *(len(title) + 1 for title in folded)])
+
+    def find(self, text: str, count: int) -> list[int]:
+        """Indices of ``count`` titles at most: those that start with the text first, in order of the catalogue otherwise."""
+        wanted = text.casefold().strip().replace("\n", " ")
+        if not wanted:
+            return []
+        places = self._lines("\n" + wanted, count)
+        first = set(places)
+        others = self._lines(wanted, count + len(first))
+        return (places + [place for place in others if place not in first])[:count]
+
+    def _lines(self, part: str, most: int) -> list[int]:
+        lines: list[int] = []
+        at = self._text.find(part)
+        while at >= 0 and len(lines) < most:
+            line = int(np.searchsorted(self._breaks, at, side="right")) - 1
+            lines.append(line)
+            at = self._text.find(part, int(self._breaks[line + 1]))
+        return lines
 
 
 def check_fields(body: dict[str, Any], known: tuple[str, ...]) -> None:

@@ -56,3 +56,29 @@ def test_a_full_queue_and_a_failing_model():
         return results
 
     assert [str(result) for result in asyncio.run(main())] == ["broken"] * 3
+
+
+def test_a_batch_waits_for_one_call_at_most():
+    """Explanations take long, and must not hold up the lists."""
+    release, order = threading.Event(), []
+
+    def call(number):
+        release.wait(10)
+        order.append(number)
+
+    async def main():
+        batcher = MicroBatcher(lambda values: order.extend(values) or values, 4, 3)
+        batcher.start()
+        tasks = [asyncio.create_task(batcher.in_thread(call, number)) for number in range(3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await batcher.in_thread(call, 3)
+        tasks.append(asyncio.create_task(batcher.submit("batch")))
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 3
+        release.set()
+        await asyncio.gather(*tasks)
+        await batcher.stop()
+
+    asyncio.run(main())
+    assert order == [0, "batch", 1, 2]

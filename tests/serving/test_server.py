@@ -24,7 +24,7 @@ from jaxrec.serving.explain import explain
 from jaxrec.serving.http_app import create_app
 from jaxrec.serving.http_protocol import build_server
 from jaxrec.serving.server import listen
-from jaxrec.serving.service import ServerConfig, Service
+from jaxrec.serving.service import ServerConfig, Service, TitleSearch
 from jaxrec.serving.similar import SimilarItems
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -122,6 +122,19 @@ def test_the_other_paths(client, recommender):
     assert status == 200
     assert "http://" not in text
     assert "https://" not in text
+
+
+def test_titles_are_found_as_by_looking_at_each():
+    rng = np.random.default_rng(0)
+    titles = ["".join(rng.choice(list("abAB \nß"), rng.integers(0, 7))) for _ in range(300)]
+    search = TitleSearch(titles)
+    for text in ("a", "ab", "BA", "ss", "a b", "bb\n", "x", " ", "abab"):
+        wanted = text.casefold().strip()
+        folded = [title.casefold().replace("\n", " ") for title in titles]
+        places = [place for place, title in enumerate(folded) if wanted and wanted in title]
+        places.sort(key=lambda place: not folded[place].startswith(wanted))
+        for count in (1, 20, 400):
+            assert search.find(text, count) == places[:count], (text, count)
 
 
 @pytest.mark.parametrize(
