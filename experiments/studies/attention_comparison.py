@@ -21,6 +21,7 @@ from jaxrec.attention import (
     PointwiseAttentionConfig,
     RefinedAttentionConfig,
     SoftmaxAttentionConfig,
+    UniformAttentionConfig,
     WassersteinAttentionConfig,
 )
 from jaxrec.models import STOSAConfig
@@ -68,6 +69,7 @@ def variants(dropout: float = 0.1) -> list[Variant]:
         of("softmax", softmax),
         miq(5),
         awrsr("simple"),
+        of("uniform", UniformAttentionConfig()),
         kernel("toeplitz", "full"),
         of("hstu block", pointwise, block="attention-only"),
         of("ligr block", softmax, block="gated"),

@@ -80,7 +80,7 @@ def parse(form: Any, arguments: list[str], command: str, default: Any = None) ->
                 form,
                 args=arguments,
                 prog=f"jaxrec {command}",
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+                config=(tyro.conf.AvoidSubcommands,),
                 **kwargs,
             )
     except SystemExit:

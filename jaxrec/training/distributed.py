@@ -39,21 +39,23 @@ class DistributedConfig:
 
     def __post_init__(self) -> None:
         if self.mode not in ("off", "auto", "manual"):
-            raise ConfigError(f"distributed.mode must be one of off, auto, manual; got {self.mode!r}")
+            raise ConfigError(f"--distributed.mode must be one of off, auto, manual; got {self.mode!r}")
         is_explicit = bool(self.coordinator) or self.processes != 0 or self.process != -1
         if is_explicit and self.mode != "manual":
             raise ConfigError(
-                f"distributed.coordinator, processes and process belong to distributed.mode manual, got mode {self.mode}"
+                "--distributed.coordinator, --distributed.processes and --distributed.process belong to --distributed.mode "
+                f"manual, got {self.mode}"
             )
         if self.mode == "manual" and not (
             ":" in self.coordinator and self.processes >= 1 and 0 <= self.process < self.processes
         ):
             raise ConfigError(
-                "distributed.mode manual needs coordinator HOST:PORT, processes (at least 1) and process (from 0 to "
-                f"processes - 1); got {self.coordinator!r}, {self.processes} and {self.process}"
+                "--distributed.mode manual needs --distributed.coordinator HOST:PORT, --distributed.processes (at least 1) "
+                f"and --distributed.process (from 0 to processes - 1); got {self.coordinator!r}, {self.processes} and "
+                f"{self.process}"
             )
         if self.timeout_seconds < 1:
-            raise ConfigError(f"distributed.timeout_seconds must be at least 1, got {self.timeout_seconds}")
+            raise ConfigError(f"--distributed.timeout-seconds must be at least 1, got {self.timeout_seconds}")
 
 
 def join(config: DistributedConfig) -> None:
@@ -90,13 +92,14 @@ def join(config: DistributedConfig) -> None:
         raise DistributedError(
             f"{who} waited {config.timeout_seconds} s{at}, and not all processes joined: start every one within that "
             "time with the same coordinator and number of processes, see that the port of process 0 can be reached "
-            "from all hosts, or raise distributed.timeout_seconds"
+            "from all hosts, or raise --distributed.timeout-seconds"
         )
     if error:
         reason = (str(error[0]).strip().splitlines() or [type(error[0]).__name__])[0][:300]
         raise DistributedError(
-            f"{who} could not join the others{at}: {reason}. With distributed.mode auto the launcher must be one that "
-            "JAX recognises; otherwise use manual with coordinator, processes and process"
+            f"{who} could not join the others{at}: {reason}. With --distributed.mode auto the launcher must be one that "
+            "JAX recognises; otherwise use manual with --distributed.coordinator, --distributed.processes and "
+            "--distributed.process"
         ) from error[0]
 
 

@@ -85,17 +85,17 @@ def is_resident(training: TrainingConfig, objective: ObjectiveConfig, dataset: S
     if resident and not few:
         raise DataError(
             f"the log has {len(dataset.items)} interactions, but indices on the device end at 2^31 - 1: "
-            "training.feed resident cannot hold it; choose streamed"
+            "--training.feed resident cannot hold it; choose streamed"
         )
     if not resident and objective.needs_seen:
         why = (
-            "training.feed is streamed"
+            "--training.feed is streamed"
             if training.feed == "streamed"
-            else f"the log takes {size / 2**20:,.1f} MiB on the device, over training.resident_share = {share:g} of it"
+            else f"the log takes {size / 2**20:,.1f} MiB on the device, over --training.resident-share {share:g} of it"
         )
         raise ConfigError(
-            f"objective.exclude_seen keeps the training items of every user on the device, which are as long as the log, "
-            f"so it cannot be streamed, but {why}: set objective.exclude_seen to False, or training.feed to resident"
+            f"--objective.exclude-seen keeps the training items of every user on the device, which are as long as the log, "
+            f"so it cannot be streamed, but {why}: give --objective.no-exclude-seen, or --training.feed resident"
         )
     return resident
 

@@ -233,7 +233,7 @@ def prepare_model(
     mesh = build_mesh(config.mesh, part, dataset.n_items)
     if max(config.evaluation.ks) > dataset.n_items:
         raise DataError(
-            f"evaluation.ks asks for lists of {max(config.evaluation.ks)}, but the catalogue has {dataset.n_items} items; "
+            f"--evaluation.ks asks for lists of {max(config.evaluation.ks)}, but the catalogue has {dataset.n_items} items; "
             "choose shorter lists"
         )
     split = split_dataset(dataset, config.split)

@@ -1,11 +1,15 @@
 """Help pages of `jaxrec train`: every option, its default, and no markup."""
 
 import dataclasses
+import re
 import subprocess
 import sys
+from typing import Annotated
 
 import pytest
+import tyro
 
+from jaxrec.cli.common import parse
 from jaxrec.cli.help import documented_fields
 from jaxrec.config import NAMED_SECTIONS, RunConfig
 from tests.runs import jaxrec
@@ -51,6 +55,23 @@ def test_defaults_are_those_of_the_preset():
         "--training.epochs NUMBER in (0, 1e9]  (default: 2)"
         in jaxrec("train", "--preset", "smoke", "--help").out
     )
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_both_forms_of_a_flag_that_the_page_lists_are_accepted(value):
+    """Whatever the default: a preset or a run may have turned an option on that this command turns off."""
+    forms = re.findall(r"^  --(\S+) \| --(\S+)", jaxrec("train", "--help-all").out, re.M)
+    assert len(forms) > 10
+    exclusive = {"split.holdout-users"}  # which needs other options beside it
+    chosen = [pair for pair in forms if pair[0] not in exclusive and not pair[0].startswith("distributed.")]
+    field = ("config", Annotated[RunConfig, tyro.conf.arg(name="")], RunConfig())
+    form = dataclasses.make_dataclass("Form", [(*field[:2], dataclasses.field(default=field[2]))])
+    config = parse(form, [f"--{pair[not value]}" for pair in chosen], "train").config
+    for name, _ in chosen:
+        section = config
+        for part in name.replace("-", "_").split("."):
+            section = getattr(section, part)
+        assert section is value, name
 
 
 def test_every_option_has_a_text():

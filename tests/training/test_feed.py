@@ -107,11 +107,11 @@ def test_only_a_resident_log_is_bounded():
 def test_seen_items_cannot_be_streamed():
     objective = BinaryCrossEntropyConfig(exclude_seen=True)
     with pytest.raises(
-        ConfigError, match=r"exclude_seen.*cannot be streamed, but training\.feed is streamed"
+        ConfigError, match=r"--objective\.exclude-seen.*cannot be streamed, but --training\.feed is streamed"
     ):
         is_resident(TrainingConfig(feed="streamed"), objective, DATASET)
     with pytest.raises(
-        ConfigError, match=r"log takes 0\.0 MiB.*over training\.resident_share = 0 of it.*resident"
+        ConfigError, match=r"log takes 0\.0 MiB.*over --training\.resident-share 0 of it.*no-exclude-seen"
     ):
         is_resident(TrainingConfig(resident_share=0.0), objective, DATASET)
     assert is_resident(TrainingConfig(), objective, DATASET)

@@ -252,7 +252,7 @@ def test_journal_drops_what_will_be_written_again(tmp_path):
 
 def test_lists_longer_than_the_catalogue_are_refused():
     with pytest.raises(
-        DataError, match=r"evaluation\.ks asks for lists of 50, but the catalogue has 40 items"
+        DataError, match=r"--evaluation\.ks asks for lists of 50, but the catalogue has 40 items"
     ):
         quiet(small_config(evaluation={"ks": (10, 50)}))
 

@@ -143,6 +143,7 @@ def test_rematerialised_blocks_need_less_compiled_memory():
 def test_bfloat16_runs_keep_everything_that_is_summed_in_float32():
     program, arguments = compiled_chunk(dtype="bfloat16")
     exact, same_arguments = compiled_chunk()
+    initial = jax.tree.map(np.array, same_arguments[0].params)  # the program takes the arguments' memory
     state, metrics = program(*arguments)
     state_exact, metrics_exact = exact(*same_arguments)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((state.params, state.opt_state, metrics))}
@@ -151,4 +152,9 @@ def test_bfloat16_runs_keep_everything_that_is_summed_in_float32():
     assert "bf16[" not in exact.as_text()
     np.testing.assert_allclose(metrics.loss, metrics_exact.loss, rtol=2e-3)
     np.testing.assert_allclose(metrics.gradient_norm, metrics_exact.gradient_norm, rtol=3e-2)
-    chex.assert_trees_all_close(state.params, state_exact.params, atol=5e-3)
+    # Adam's first steps are as long as the learning rate whatever the gradients: directions tell.
+    before, after, rounded = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+        for params in (initial, state_exact.params, state.params)
+    )
+    assert np.linalg.norm(rounded - after) < 0.15 * np.linalg.norm(after - before)
