@@ -61,6 +61,40 @@ def test_notebook_runs(tmp_path):
     assert "Traceback" not in outputs
 
 
+#: Figures of a table or a sentence: ".1234 ± .0056", and ".1234" alone; records have a zero before the point, pages none.
+PAIR = re.compile(r"(?<![\d.])0?(\.\d{3,4}) ± 0?(\.\d{3,4})(?!\d)")
+SINGLE = re.compile(r"(?<![\d.])0?(\.\d{4})(?!\d)")
+RESULTS = {path.stem: path.read_text() for path in (ROOT / "experiments/results").glob("*.md")}
+QUOTING = {**TEXTS, "README.md": (ROOT / "README.md").read_text()}
+
+
+def three_digits(figure):
+    return f"{float(figure):.3f}"[1:]
+
+
+@pytest.mark.parametrize("page", sorted(QUOTING))
+def test_quoted_figures_are_in_the_records_that_the_page_names(page):
+    """But for those of a paper, which stand in the paragraph that begins with its claim."""
+    named = {
+        name
+        for name in re.findall(r"`(?:experiments/results/)?([\w-]+)(?:\.md)?`", QUOTING[page])
+        if name in RESULTS
+    }
+    own = "\n".join(RESULTS[name] for name in named)
+    text = re.sub(r"^\*\*Claims?\.\*\*.*?\n\n", "", QUOTING[page], flags=re.DOTALL | re.MULTILINE)
+    pairs = set(PAIR.findall(own))
+    pairs |= {(three_digits(mean), three_digits(deviation)) for mean, deviation in pairs}
+    assert set(PAIR.findall(text)) <= pairs
+    quoted = set(re.findall(r"(?<![\d.])\.\d{4}(?!\d)", text))
+    assert quoted <= set(SINGLE.findall(own))
+
+
+def test_pages_quote_many_figures():
+    """So that the test above reads what it is meant to."""
+    assert len(PAIR.findall(QUOTING["README.md"])) > 40
+    assert len(SINGLE.findall(QUOTING["docs/papers/revisiting.md"])) > 100
+
+
 def test_figures_are_those_of_the_records():
     for path in (ROOT / "docs/figures").glob("*.png"):
         record = ROOT / "experiments/results" / path.name
