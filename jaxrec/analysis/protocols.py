@@ -287,10 +287,24 @@ class ProtocolStudy:
       results: for each protocol its name, metrics (mean over seeds), and the difference to the first, which is the
         project's own.
       seeds: number of models of each mean.
+      targets: number of targets.
+      repeated: those of them that are in the history of their own case.
     """
 
     results: list[dict[str, Any]]
     seeds: int
+    targets: int
+    repeated: int
+
+    @property
+    def note(self) -> str:
+        """Which protocols miss targets that their own history holds, and how many; empty where there are none."""
+        if not self.repeated:
+            return ""
+        return (
+            f"{self.repeated:,} of {self.targets:,} targets ({self.repeated / self.targets:.1%}) are in the history of "
+            "their own case: protocols that remove seen items count them as missed"
+        )
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of a table: value and, in brackets, the effect of the choice."""
@@ -349,7 +363,8 @@ def protocols(
         means = {name: float(np.mean([row.metrics[name] for row in rows])) for name in rows[0].metrics}
         changes = {name: float(np.mean([row.difference[name] for row in rows])) for name in rows[0].metrics}
         results.append({"protocol": rows[0].name, "metrics": means, "difference": changes})
-    study = ProtocolStudy(results, len(by_seed))
+    repeated = int(cases.repeated(setup.dataset.items).sum())
+    study = ProtocolStudy(results, len(by_seed), len(cases.targets), repeated)
     if out is not None:
         write_tables(out, "protocols", [study.rows()])
     return study

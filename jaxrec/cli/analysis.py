@@ -157,8 +157,13 @@ def protocols(arguments: list[str]) -> int:
         options.run, options.split, _moved((options.run,), options.data), options.out or None
     )
     emit(
-        {"protocols": study.results, "seeds": study.seeds},
-        _tables([study.rows()], options.latex),
+        {
+            "protocols": study.results,
+            "seeds": study.seeds,
+            "targets": study.targets,
+            "targets_in_history": study.repeated,
+        },
+        _tables([study.rows()], options.latex) + (f"\n{study.note}" if study.note else ""),
         options.json,
     )
     return 0

@@ -146,6 +146,8 @@ class TestProtocols:
             assert value == pytest.approx(own["metrics"][name]["mean"]), name
             assert first["difference"][name] == 0
         assert told["seeds"] == 2
+        assert told["targets"] == own["counts"]["targets"]
+        assert told["targets_in_history"] == own["counts"]["targets_in_history"]
         assert "full corpus; seen items kept" in [each["protocol"] for each in others]
         for each in others:
             change = each["metrics"]["MRR"] - first["metrics"]["MRR"]

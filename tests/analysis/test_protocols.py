@@ -7,6 +7,7 @@ from scipy import stats
 from jaxrec.analysis.protocols import (
     SIDE_BY_SIDE,
     Candidates,
+    ProtocolStudy,
     protocol_ranks,
     rank_among,
     sample_negatives,
@@ -130,6 +131,12 @@ def test_a_report_says_what_each_choice_does():
     assert [row.name for row in rows] == [protocol.name for protocol in protocols]
     assert rows[0].difference["HR@5"] == 0
     assert rows[2].difference["HR@5"] == pytest.approx(rows[2].metrics["HR@5"] - rows[0].metrics["HR@5"])
+
+
+def test_targets_in_their_own_history_are_counted_and_told():
+    study = ProtocolStudy([], 1, targets=40, repeated=30)
+    assert study.note.startswith("30 of 40 targets (75.0%) are in the history of their own case")
+    assert ProtocolStudy([], 1, targets=40, repeated=0).note == ""
 
 
 def test_bad_protocols_are_refused():
