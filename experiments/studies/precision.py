@@ -5,8 +5,9 @@
 
 In both, parameters, optimiser, sums, norms, log-sum-exp and the scores that rank are float32; only operands of matrix
 products differ. A CPU rounds these operands too, in attention as elsewhere, and multiplies the rounded numbers in float32
-but for two products of the loss: accuracy there is that of bfloat16 products, speed is not. Nothing is tuned. Rates are measured separately, in interleaved rounds, so that they hold on a busy
-machine. An interrupted study resumes where it stopped. Writes ``experiments/results/precision_<dataset>.{md,json}``.
+but for two products of the loss: accuracy there is that of bfloat16 products, speed is not. Nothing is tuned. Rates are
+measured separately, in interleaved rounds, so that they hold on a busy machine. An interrupted study resumes where it
+stopped. Writes ``experiments/results/precision_<dataset>.{md,json}``.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.presets import PRESETS
 
 ON_A_CPU = (
-    "On a CPU the operands of every product, those of attention included, are rounded to bfloat16 and multiplied in float32, "
-    "but for two products of the loss: the accuracy is that of bfloat16 products, the speed is not."
+    "On a CPU the operands of every product, those of attention included, are rounded to bfloat16 and multiplied in "
+    "float32, but for two products of the loss: the accuracy is that of bfloat16 products, the speed is not."
 )
 DTYPES = ("float32", "bfloat16")
 
