@@ -274,6 +274,15 @@ def test_sequential_rules_have_a_row_for_each_length():
     assert "strongest" not in log
 
 
+def test_controls_are_read_from_both_records():
+    rows = corrections.controls()
+    assert [row.item for row in rows] == ["A4 positions"] * len(corrections.CONTROLS)
+    page = (FOLDER / "results" / "attention-controls_movietweetings.md").read_text()
+    line = next(text for text in page.splitlines() if "hstu-block,-learned-positions - softmax" in text)
+    assert f"{rows[0].after:+.4f}" in line
+    assert rows[0].before < rows[0].after < 0
+
+
 def test_verdicts_are_corrected_within_each_metric():
     differences = [
         {"metric": metric, "users": p, "both": 2 * p}
