@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -388,3 +389,14 @@ class TestBadInput:
             load_dataset(3)
         with pytest.raises(DataError, match=r"no meta\.json"):
             load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("separator", ["::", ";", "|"])
+def test_a_file_with_another_separator_is_told_which(tmp_path, separator):
+    path = tmp_path / "log.csv"
+    lines = [separator.join(row) for row in (("user_id", "item_id"), ("u", "i"), ("u", "j"))]
+    path.write_text("\n".join(lines))
+    message = f"looks separated by '{separator}': give --data.separator '{separator}'"
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_dataset(path)
+    assert load_dataset(path, separator=separator).n_items == 2

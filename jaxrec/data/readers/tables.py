@@ -19,6 +19,8 @@ import polars as pl
 from jaxrec.errors import DataError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+#: Separators that a message proposes where the first line holds one and a single column was read.
+OTHER_SEPARATORS = ("::", ";", "|")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".ipc", ".feather")
 UNDERSTOOD = ".csv, .tsv (also .gz), .parquet, .arrow, .feather, .ipc, .txt (also .gz)"
@@ -308,6 +310,12 @@ def find_column(
             f"(columns: {listed})"
         )
     if not matches and required:
+        separator = next((mark for mark in OTHER_SEPARATORS if len(names) == 1 and mark in names[0]), "")
+        if separator:
+            raise DataError(
+                f"no {role} column found: the first line, {listed}, looks separated by {separator!r}: give --data.separator "
+                f"'{separator}'"
+            )
         raise DataError(
             f"no {role} column found: give {option} (columns: {listed}; "
             f"names looked for: {', '.join(USUAL_NAMES[role][:6])}, ...)"
