@@ -129,7 +129,8 @@ class BulkTable:
         return self._list_table(block)
 
     def _list_table(self, block: Block) -> pl.DataFrame:
-        lists = self.lists.top_k(block.histories, int(block.lengths.max(initial=1)), block.removed)
+        most, allowed = int(block.lengths.max(initial=1)), block.allowed or [None] * len(block.users)
+        lists = self.lists.top_k_among(block.histories, most, block.removed, allowed)
         real = (lists.items > 0) & (np.arange(lists.items.shape[1]) < block.lengths[:, None])
         popular = (block.histories.lengths == 0) & (self.recommender.ranker.item_counts is not None)
         flat = pl.DataFrame(

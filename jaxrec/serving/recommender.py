@@ -20,12 +20,12 @@ from jaxrec.files import write_atomically
 from jaxrec.runs import ITEM_COUNTS, Run
 from jaxrec.serving.generation import GREEDY, GenerationConfig, generate
 from jaxrec.serving.lists import Lists
-from jaxrec.serving.requests import Prepared, Request, RequestReader, requests_of
+from jaxrec.serving.requests import MANY_ITEMS, Prepared, Request, RequestReader, requests_of
 from jaxrec.serving.sequences import GeneratedSequence, sequence_of
 from jaxrec.training.run_directory import CATALOGUE
 from jaxrec.training.state import Params
 
-#: Entries of removed items in one call; requests with a list of allowed items remove all others.
+#: Entries of removed items in one call; requests with a list of allowed items may remove all others.
 MOST_REMOVED = 1 << 23
 
 
@@ -191,12 +191,13 @@ class Recommender:
         """Answer requests that `prepare` checked."""
         if not prepared:
             return []
-        restricted = sum(request.allowed is not None for request in prepared)
-        if len(prepared) > 1 and restricted * self.items.n_items > MOST_REMOVED:
+        few = sum(request.allowed is not None and not self._many(request) for request in prepared)
+        if len(prepared) > 1 and few * self.items.n_items > MOST_REMOVED:
             half = len(prepared) // 2
             return [*self.answer_prepared(prepared[:half]), *self.answer_prepared(prepared[half:])]
-        lists = self.lists.top_k(
-            histories_of_requests(prepared), max(request.k for request in prepared), self.removed(prepared)
+        removed, allowed = self.filters(prepared)
+        lists = self.lists.top_k_among(
+            histories_of_requests(prepared), max(request.k for request in prepared), removed, allowed
         )
         return [
             self._answer(
@@ -227,6 +228,16 @@ class Recommender:
             parts.append(part.astype(np.int32))
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         return SeenItems(offsets, np.concatenate(parts))
+
+    def filters(self, prepared: Sequence[Prepared]) -> tuple[SeenItems, list[np.ndarray | None]]:
+        """What is left out of each request: items that are no candidates and, where those would be many, all candidates."""
+        allowed = [request.allowed if self._many(request) else None for request in prepared]
+        rest = [request._replace(allowed=None) if self._many(request) else request for request in prepared]
+        return self.removed(rest), allowed
+
+    def _many(self, request: Prepared) -> bool:
+        """Whether the allowed items of a request leave out many."""
+        return request.allowed is not None and len(request.allowed) + MANY_ITEMS < self.items.n_items
 
     def _answer(
         self,

@@ -66,6 +66,9 @@ class Prepared(NamedTuple):
     user: int = -1
 
 
+#: More items than these are not removed from lists one by one.
+MANY_ITEMS = 1 << 14
+
 #: An escape of half a character, which JSON allows and no text holds.
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -110,10 +113,12 @@ class RequestReader:
           ConfigError: ``k`` is no integer from 1 to the catalogue.
           DataError: a field is not of its form, timestamps are needed, or a filter has an unknown name.
         """
-        shared: dict[tuple[str, int], np.ndarray] = {}
+        shared: dict[tuple[str, Any], np.ndarray] = {}
 
         def once(name: str, values: Any) -> np.ndarray:
-            key = (name, id(values))
+            key: tuple[str, Any] = (name, id(values))
+            if name.endswith("attributes") and _is_list(values):
+                key = (name, tuple(map(str, values)))
             if key not in shared:
                 shared[key] = (
                     self._attribute_filter(name, values)
@@ -139,19 +144,23 @@ class RequestReader:
             )
         numbers = self.items.item_indices(names)
         known = numbers[numbers > 0]
-        removed = [
-            known if remove_seen else known[:0],
-            once("exclude", request.exclude),
-            once("exclude_attributes", request.exclude_attributes),
-        ]
+        removed = [known if remove_seen else known[:0], once("exclude", request.exclude)]
+        attributes = request.exclude_attributes
+        if _is_collection(attributes):
+            attributes = list(attributes)
+        excluded = once("exclude_attributes", attributes)
+        if len(excluded) <= MANY_ITEMS:
+            removed.append(excluded)
         filters = [
             once(name, values)
             for name, values in (("allow", request.allow), ("allow_attributes", request.allow_attributes))
             if values is not None
         ]
+        if len(excluded) > MANY_ITEMS:
+            filters.append(once("other_attributes", attributes))
         allowed = None
         if filters:
-            allowed = filters[0] if len(filters) == 1 else np.intersect1d(*filters)
+            allowed = functools.reduce(np.intersect1d, filters)
         times = None if request.timestamps is None else relative_times(request.timestamps, numbers > 0)
         if not self.needs_times:
             times = None
@@ -200,6 +209,11 @@ class RequestReader:
             raise DataError(
                 f"{name} must be a list of attributes, or one such list per history, got {values!r}"
             )
+        if name == "other_attributes":  # all items but those with one of these
+            others = np.ones(self.items.n_items + 1, bool)
+            others[0] = False
+            others[self._attribute_filter("exclude_attributes", values)] = False
+            return np.flatnonzero(others).astype(np.int32)
         names, table = [str(value) for value in values], self.items.attributes
         if names and table is None:
             raise DataError(

@@ -37,12 +37,14 @@ class Block(NamedTuple):
       histories: of each user.
       removed: items that are no candidates of each.
       lengths: int64[E], length of each list.
+      allowed: the only candidates of each, None for all; None where no user has such.
     """
 
     users: list[str]
     histories: Histories
     removed: SeenItems
     lengths: np.ndarray
+    allowed: list[np.ndarray | None] | None = None
 
 
 class Source(Protocol):
@@ -174,8 +176,9 @@ class FileSource:
                 except JaxrecError as error:
                     raise DataError(f"--histories {self.file.name}, row {number}: {error}") from None
             raise
-        histories, removed = histories_of_requests(prepared), self.recommender.removed(prepared)
-        return Block(users, histories, removed, np.array([request.k for request in prepared]))
+        removed, allowed = self.recommender.filters(prepared)
+        lengths = np.array([request.k for request in prepared])
+        return Block(users, histories_of_requests(prepared), removed, lengths, allowed)
 
     def _request(self, row: dict[str, Any], number: int) -> Request:
         unknown = set(row) - {"user", "history", *OPTIONS}

@@ -16,6 +16,8 @@ from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.reporting.results import format_metrics
 from jaxrec.runs import CATALOGUE, ITEM_COUNTS
 from jaxrec.serving import Recommender
+from jaxrec.serving import recommender as recommender_module
+from jaxrec.serving import requests as requests_module
 from jaxrec.serving.recommender import save_catalogue
 from jaxrec.serving.requests import Request, RequestReader
 from tests.helpers import small_config, small_dataset
@@ -214,7 +216,15 @@ def test_arguments_of_the_wrong_form_are_one_clear_error(loaded, arguments, kind
         loaded.recommend(**given)
 
 
-def test_filters_per_request_equal_brute_force(run):
+@pytest.fixture(params=[1 << 14, 3])
+def many_items(request, monkeypatch):
+    """Filters that leave out more items than this become part of the table."""
+    for module in (recommender_module, requests_module):
+        monkeypatch.setattr(module, "MANY_ITEMS", request.param)
+    return request.param
+
+
+def test_filters_per_request_equal_brute_force(run, many_items):
     """Every combination against the whole list of scores with the filtered items struck out by hand."""
     recommender = Recommender.load(run.workdir)
     histories = [["i1", "i3"], ["i7"], ["i2", "i5"], []]
@@ -233,6 +243,8 @@ def test_filters_per_request_equal_brute_force(run):
     assert [len(answer.items) for answer in got] == [3, 3, 37, 2]
     everywhere = recommender.recommend(histories, 5, exclude=["i4"], allow={"i4", "i6", "i10"})
     assert all(set(answer.items) <= {"i6", "i10"} for answer in everywhere)
+    removed, _ = recommender.filters(recommender.prepare([Request(["i1"], allow=["i4"])] * 50))
+    assert len(removed.items) == 50 * (1 if many_items == 3 else 39), "what is not allowed takes no memory"
 
 
 def with_attributes(dataset):
@@ -241,7 +253,7 @@ def with_attributes(dataset):
     return dataclasses.replace(dataset, attributes=AttributeTable.from_lists(names))
 
 
-def test_filters_by_attribute(run):
+def test_filters_by_attribute(run, many_items):
     """Against the whole list, filtered by hand; requests of one batch differ in every field."""
     recommender = Recommender.load(run.workdir)
     recommender.items = with_attributes(recommender.items)
@@ -287,7 +299,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 @pytest.mark.slow  # compiles anew what other tests have compiled
-def test_a_day_of_mixed_requests_compiles_a_handful_of_programs(run):
+def test_a_day_of_mixed_requests_compiles_a_handful_of_programs(run, many_items):
     """The programs of calls of 1 to 64 requests with histories, lists and filters of many sizes."""
     recommender = Recommender.load(run.workdir)
     generator = np.random.default_rng(0)
