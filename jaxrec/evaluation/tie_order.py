@@ -2,8 +2,8 @@
 
 Items are numbered by their first appearance, so low numbers are popular: an order by number would give a scorer that
 knows nothing the popular items first. Each item has a key instead, a one-to-one function of its number and of a seed that
-is read off the dataset's fingerprint; of two equal scores the lower key comes first. So a constant scorer has the hits of
-chance, the same ones in every run and on any number of devices.
+is read off the dataset's fingerprint; of two equal scores the lower key comes first. So a constant scorer has, over seeds,
+the hits of chance, and the same ones in every run and on any number of devices.
 """
 
 from __future__ import annotations

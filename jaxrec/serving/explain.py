@@ -70,7 +70,7 @@ def explain(
       recommender: of a finished run.
       history: original item ids, oldest first; unknown ones are ignored.
       item: original id of the item to explain; None = the first of the recommended list.
-      timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
+      timestamps: seconds since 1970 of each interaction, for models whose positions are times.
       user: original id of the user, for models that read whose history it is.
 
     Raises:

@@ -113,7 +113,7 @@ class Recommender:
           k: length of the lists, one number or one per history.
           remove_seen: leave out the items of the history itself, one value or one per history; None = as the run was
             evaluated.
-          timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
+          timestamps: seconds since 1970 of each interaction, for models whose positions are times.
           exclude: ids that are no candidates: a list for all histories, or a list of lists, one per history.
           allow: the only candidates, likewise; a list is shorter than ``k`` where fewer are left.
           exclude_attributes: items with one of these attributes are no candidates, likewise.

@@ -24,7 +24,7 @@ class Request:
       history: original item ids, oldest first; unknown ones are ignored and named in the answer.
       k: length of the list.
       remove_seen: leave out the items of the history; None = as the run was evaluated.
-      timestamps: seconds since 1970 of each interaction, for models with time-interval attention.
+      timestamps: seconds since 1970 of each interaction, for models whose positions are times.
       exclude: ids of items that are no candidates.
       allow: ids of the only candidates; None = all items.
       exclude_attributes: items with one of these attributes are no candidates.
@@ -133,8 +133,8 @@ class RequestReader:
         names = item_names(request.history)
         if request.timestamps is None and self.needs_times:
             raise DataError(
-                "this model needs the time of each interaction (positions 'time-interval'): give timestamps=, a list of "
-                "seconds since 1970 for each history"
+                "this model needs the time of each interaction, which its positions are made of: give --timestamps (in "
+                "Python timestamps=), seconds since 1970 of each item of a history"
             )
         k = self._length(request.k)
         remove_seen = self.remove_seen if request.remove_seen is None else request.remove_seen

@@ -354,7 +354,7 @@ def test_time_interval_models_need_times(tmp_path):
     config = small_config(training={"epochs": 1}, encoder={"positions": "time-interval"})
     done = jaxrec.fit(DATASET, config, tmp_path / "run", progress=False)
     recommender = Recommender.load(done.workdir)
-    with pytest.raises(DataError, match=r"needs the time of each interaction.*timestamps="):
+    with pytest.raises(DataError, match=r"needs the time of each interaction.*--timestamps .*timestamps="):
         recommender.recommend([["i1"]], k=3)
     with pytest.raises(DataError, match=r"needs the time of each interaction.*build a Batch"):
         draw_attention(done.workdir, ["i1"], tmp_path / "figures")
