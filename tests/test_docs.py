@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxrec.presets import PRESETS
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in [*PAGES, ROOT / "CONTRIBUTING.md"]}
@@ -87,6 +89,15 @@ def test_quoted_figures_are_in_the_records_that_the_page_names(page):
     assert set(PAIR.findall(text)) <= pairs
     quoted = set(re.findall(r"(?<![\d.])\.\d{4}(?!\d)", text))
     assert quoted <= set(SINGLE.findall(own))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_figures_of_a_preset_are_in_the_records_that_it_names(name):
+    text = PRESETS[name].__doc__ or ""
+    named = re.findall(r"experiments/results/([\w-]+)\.md", text)
+    own = "\n".join(RESULTS[record] for record in named)
+    assert set(PAIR.findall(text)) <= set(PAIR.findall(own))
+    assert set(SINGLE.findall(text)) <= set(SINGLE.findall(own))
 
 
 def test_pages_quote_many_figures():
