@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from jaxrec.attention.cache import Grown
 from jaxrec.nn.precision import einsum, operand
 
 #: Stretches of time that a CPU computes one after another, and the least length of one.
@@ -35,6 +36,38 @@ def masked_softmax(
 ) -> Float[Array, "B H S L"]:
     """Softmax over the allowed entries of the last axis (one at least); exactly 0 elsewhere."""
     return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
+
+
+def pair_products(
+    q: Float[Array, "R S H d"], k: Float[Array, "R L H d"] | Grown, dtype: Any
+) -> Float[Array, "R H S L"]:
+    """Product of every query with every key, ``q . k``, for each head.
+
+    Keys in two parts stay where they are: rows with known keys in common meet them in one product.
+    """
+    equation = "bihd,bjhd->bhij"
+    if not isinstance(k, Grown):
+        return einsum(equation, q, k, dtype)
+    rows, queries, heads, width = q.shape
+    shared = q.reshape(k.known.shape[0], -1, heads, width)
+    known = einsum(equation, shared, k.known, dtype)
+    known = jnp.moveaxis(known.reshape(len(known), heads, -1, queries, known.shape[-1]), 2, 1)
+    known = known.reshape(rows, heads, queries, -1)
+    return jnp.concatenate([known, einsum(equation, q, k.new, dtype)], axis=-1)
+
+
+def weighted_sums(
+    weights: Float[Array, "R H S L"], v: Float[Array, "R L H d"] | Grown, dtype: Any
+) -> Float[Array, "R S H d"]:
+    """Sum of all values by the weights of each query and head; of values in two parts as in `pair_products`."""
+    equation = "bhij,bjhd->bihd"
+    if not isinstance(v, Grown):
+        return einsum(equation, weights, v, dtype)
+    (rows, heads, queries, _), (shared, known, _, _) = weights.shape, v.known.shape
+    of_known = weights[..., :known].reshape(shared, -1, heads, queries, known)
+    of_known = jnp.moveaxis(of_known, 1, 2).reshape(shared, heads, -1, known)
+    out = einsum(equation, of_known, v.known, dtype).reshape(rows, queries, heads, -1)
+    return out + einsum(equation, weights[..., known:], v.new, dtype)
 
 
 def keep_all(weights: Float[Array, "*size"]) -> Float[Array, "*size"]:

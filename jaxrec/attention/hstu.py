@@ -31,17 +31,17 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
-from jaxrec.attention.functional import keep_all, split_heads
+from jaxrec.attention.cache import Grown
+from jaxrec.attention.functional import keep_all, pair_products, split_heads, weighted_sums
 from jaxrec.attention.module import AttentionModule, position_count
 from jaxrec.attention.positions import offsets
 from jaxrec.nn.layers import Dense
-from jaxrec.nn.precision import einsum
 
 
 def pointwise_attention(
     q: Float[Array, "B S H d"],
-    k: Float[Array, "B L H d"],
-    v: Float[Array, "B L H d"],
+    k: Float[Array, "B L H d"] | Grown,
+    v: Float[Array, "B L H d"] | Grown,
     bias: Float[Array, "#B #H S L"] | float,
     mask: Bool[Array, "#B #H S L"],
     dropout: Callable[[Array], Array] = keep_all,
@@ -52,8 +52,8 @@ def pointwise_attention(
 
     Args:
       q: [B, S, H, d].
-      k: [B, L, H, d].
-      v: [B, L, H, d].
+      k: [B, L, H, d], or in two parts.
+      v: [B, L, H, d], or in two parts.
       bias: [1 or B, 1 or H, S, L], or a number.
       mask: bool[B, 1 or H, S, L].
       dropout: of the weights.
@@ -63,9 +63,9 @@ def pointwise_attention(
     Returns:
       [B, S, H, d], and the weights [B, H, S, L] before dropout, which do not sum to 1.
     """
-    scores = einsum("bihd,bjhd->bhij", q, k, dtype) + bias
+    scores = pair_products(q, k, dtype) + bias
     weights = jnp.where(mask, jax.nn.silu(scores) / max_length, 0.0)
-    return einsum("bhij,bjhd->bihd", dropout(weights), v, dtype), weights
+    return weighted_sums(dropout(weights), v, dtype), weights
 
 
 @dataclasses.dataclass(frozen=True)

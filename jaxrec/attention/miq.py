@@ -43,7 +43,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
-from jaxrec.attention.cache import new_positions, remember
+from jaxrec.attention.cache import new_positions, remember, whole
 from jaxrec.attention.functional import (
     attend_in_stretches,
     drop_weights,
@@ -475,13 +475,9 @@ class MultiItemQueryAttention(AttentionModule):
                 "dummy_share": early.astype(jnp.float32) / window,
             }
 
-        source, k, v = remember(
-            self,
-            context.cache,
-            sources=x if queries is None else queries,
-            keys=terms.rotate(k, new),
-            values=v,
-        )
+        sources = x if queries is None else queries
+        stored = remember(self, context.cache, sources=sources, keys=terms.rotate(k, new), values=v)
+        source, k, v = map(whole, stored)
         inputs = AttentionInputs.of((recent(source, new, window), k, v), context, keep, new)
         attended = self.over_rows(core, inputs, heads * window * length * length)
         return OutputProjection(self.spec, name="output")(attended)
@@ -516,7 +512,7 @@ class MultiItemQueryAttention(AttentionModule):
         window = self.config.slots
         extended = jnp.repeat(source[:, :, None], window, axis=2)
         items = place_windows(extended, jnp.repeat(dummies[:, None], window, axis=1), inputs)
-        rotate = partial(terms.rotate, query_positions=inputs.query_positions)
+        rotate = partial(terms.rotate, query_positions=inputs.query_positions, segments=inputs.segments)
         bias, mask = terms.bias(inputs), inputs.allowed()
         keep = inputs.keep
         if keep is not None:
@@ -554,7 +550,7 @@ class MultiItemQueryAttention(AttentionModule):
         q = split_heads(placed, heads)
         batch, length = q.shape[:2]
         flat = (batch, length * window, heads, q.shape[-1])
-        rotate = partial(terms.rotate, query_positions=inputs.query_positions)
+        rotate = partial(terms.rotate, query_positions=inputs.query_positions, segments=inputs.segments)
         bias, mask = terms.bias(inputs), inputs.allowed()
         if isinstance(bias, Array):
             bias = jnp.repeat(bias, window, axis=2)

@@ -13,8 +13,14 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec, Mask, allowed_positions
-from jaxrec.attention.cache import new_positions, remember
-from jaxrec.attention.functional import attend_in_stretches, merge_heads, split_heads, stretch_count
+from jaxrec.attention.cache import Grown, new_positions, remember, whole
+from jaxrec.attention.functional import (
+    attend_in_stretches,
+    index_from_start,
+    merge_heads,
+    split_heads,
+    stretch_count,
+)
 from jaxrec.attention.positions import POSITIONS, ScoreBias, interval_bias, rotate
 from jaxrec.nn.layers import Dense, dropout_mask
 from jaxrec.nn.precision import matmul
@@ -165,8 +171,9 @@ class PositionTerms(NamedTuple):
     """A position scheme inside one layer's attention.
 
     Attributes:
-      rotate: ``(x [B, L, H, d], query_positions=None) -> x``, rotated where the scheme does so; with
-        ``query_positions`` int32[B, S], x is [B, S, H, d].
+      rotate: ``(x [B, L, H, d], query_positions=None, segments=...) -> x``, rotated where the scheme does so; with
+        ``query_positions`` int32[B, S], x is [B, S, H, d]. ``segments`` int32[B, L] are those of x; the default is the
+        batch's.
       bias: ``AttentionInputs -> [1 or B, 1 or H, L, L]``, or [B, 1 or H, S, L] for its ``query_positions``; 0.0 without a
         bias.
     """
@@ -198,8 +205,16 @@ class AttentionModule(nn.Module):
         module = ScoreBias(scheme, self.config.heads, name="positions")
         bias, table = module(length, context.mask == "bidirectional")
 
-        def turn(x: Array, query_positions: Array | None = None) -> Array:
-            return rotate(x, length, query_positions) if scheme == "rotary" else x
+        def turn(x: Array, query_positions: Array | None = None, segments: Array = context.segments) -> Array:
+            if scheme != "rotary":
+                return x
+            if context.cache is None:
+                return rotate(x, length, query_positions)
+            # Offsets alone count. Stored keys may come from a packed row, where their columns are others.
+            index = index_from_start(segments)
+            if query_positions is not None:
+                index = jnp.take_along_axis(index, query_positions, axis=1)
+            return rotate(x, length, index)
 
         def bias_of(inputs: AttentionInputs) -> Array | float:
             if table is not None:
@@ -277,13 +292,13 @@ class AttentionModule(nn.Module):
         context: AttentionContext,
         new: Array | None,
         mix: Callable[[AttentionInputs, int], tuple[Array, Array, Array]] | None,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array | Grown, Array | Grown]:
         """Queries, and the keys and values of all columns so far, mixed; what is new is stored."""
         q, k, v = arrays
         k, v = remember(self, context.cache, keys=k, values=v)
         if mix is None:
             return q, k, v
-        q, k, v = mix(AttentionInputs.of((q, k, v), context, query_positions=new), 1)
+        q, k, v = mix(AttentionInputs.of((q, whole(k), whole(v)), context, query_positions=new), 1)
         k, v = remember(self, context.cache, mixed_keys=k, mixed_values=v)
         return q, k, v
 

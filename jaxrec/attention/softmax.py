@@ -13,7 +13,15 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
-from jaxrec.attention.functional import attend_in_stretches, keep_all, masked_softmax, merge_heads
+from jaxrec.attention.cache import Grown
+from jaxrec.attention.functional import (
+    attend_in_stretches,
+    keep_all,
+    masked_softmax,
+    merge_heads,
+    pair_products,
+    weighted_sums,
+)
 from jaxrec.attention.module import (
     AttentionInputs,
     AttentionModule,
@@ -24,13 +32,12 @@ from jaxrec.attention.module import (
 )
 from jaxrec.attention.padding_keys import extend_keys, keep_padding, padding_counts
 from jaxrec.attention.prefix_keys import with_prefix
-from jaxrec.nn.precision import einsum
 
 
 def softmax_attention(
     q: Float[Array, "B S H d"],
-    k: Float[Array, "B L H d"],
-    v: Float[Array, "B L H d"],
+    k: Float[Array, "B L H d"] | Grown,
+    v: Float[Array, "B L H d"] | Grown,
     bias: Float[Array, "#B #H S L"] | float,
     mask: Bool[Array, "#B #H S L"],
     dropout: Callable[[Array], Array] = keep_all,
@@ -40,8 +47,8 @@ def softmax_attention(
 
     Args:
       q: [B, S, H, d].
-      k: [B, L, H, d].
-      v: [B, L, H, d].
+      k: [B, L, H, d], or in two parts.
+      v: [B, L, H, d], or in two parts.
       bias: [1 or B, 1 or H, S, L], or a number.
       mask: bool[B, 1 or H, S, L], true where a query may attend to a key.
       dropout: of the weights.
@@ -50,9 +57,9 @@ def softmax_attention(
     Returns:
       [B, S, H, d], and the weights [B, H, S, L] before dropout.
     """
-    scores = einsum("bihd,bjhd->bhij", q * q.shape[-1] ** -0.5, k, dtype) + bias
+    scores = pair_products(q * q.shape[-1] ** -0.5, k, dtype) + bias
     weights = masked_softmax(scores, mask)
-    return einsum("bhij,bjhd->bihd", dropout(weights), v, dtype), weights
+    return weighted_sums(dropout(weights), v, dtype), weights
 
 
 @dataclasses.dataclass(frozen=True)

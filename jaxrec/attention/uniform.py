@@ -13,18 +13,18 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
-from jaxrec.attention.functional import keep_all, split_heads
+from jaxrec.attention.cache import Grown
+from jaxrec.attention.functional import keep_all, split_heads, weighted_sums
 from jaxrec.attention.module import AttentionModule, OutputProjection, projection_count
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
 from jaxrec.nn.layers import Dense
-from jaxrec.nn.precision import einsum
 
 
 def uniform_attention(
     q: Float[Array, "B S H d"],
-    k: Float[Array, "B L H d"],
-    v: Float[Array, "B L H d"],
+    k: Float[Array, "B L H d"] | Grown,
+    v: Float[Array, "B L H d"] | Grown,
     bias: Float[Array, "#B #H S L"] | float,
     mask: Bool[Array, "#B #H S L"],
     dropout: Callable[[Array], Array] = keep_all,
@@ -35,7 +35,7 @@ def uniform_attention(
     Args:
       q: [B, S, H, d], only its number of heads counts.
       k: unused.
-      v: [B, L, H, d].
+      v: [B, L, H, d], or in two parts.
       bias: unused.
       mask: bool[B, 1, S, L].
       dropout: of the weights.
@@ -46,7 +46,7 @@ def uniform_attention(
     """
     allowed = mask.astype(jnp.float32)
     weights = jnp.repeat(allowed / allowed.sum(axis=-1, keepdims=True), q.shape[2], axis=1)
-    return einsum("bhij,bjhd->bihd", dropout(weights), v, dtype), weights
+    return weighted_sums(dropout(weights), v, dtype), weights
 
 
 @dataclasses.dataclass(frozen=True)

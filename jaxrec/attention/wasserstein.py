@@ -28,7 +28,7 @@ from jaxtyping import Float
 
 from jaxrec.attention.awrsr import RefinementConfig, RefinementMaps, refine
 from jaxrec.attention.base import SECTION, AttentionContext, AttentionSpec
-from jaxrec.attention.cache import new_positions, remember
+from jaxrec.attention.cache import new_positions, remember, whole
 from jaxrec.attention.functional import (
     drop_weights,
     elu_plus_one,
@@ -185,7 +185,7 @@ class WassersteinAttention(AttentionModule):
 
         q = jnp.concatenate([mean_q, standard_deviation(cov_q)], axis=-1)
         k = jnp.concatenate([mean_k, standard_deviation(cov_k)], axis=-1)
-        stored = remember(self, context.cache, keys=k, means=mean_v, covariances=cov_v)
+        stored = map(whole, remember(self, context.cache, keys=k, means=mean_v, covariances=cov_v))
         inputs = AttentionInputs.of((q, *stored), context, keep, new_positions(context.cache, batch))
         attended = self.over_rows(core, inputs, heads * length * length)
         out_mean = OutputProjection(half, name="mean_output")(attended[..., : half.width])

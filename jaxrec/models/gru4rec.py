@@ -32,7 +32,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import Mask
-from jaxrec.attention.cache import CacheStep
+from jaxrec.attention.cache import GROWN, CacheStep, remember_ends
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig, current_columns
@@ -166,9 +166,13 @@ class GatedRecurrentUnit(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "L B I"], starts: Bool[Array, "L B"], cache: CacheStep | None = None
+        self,
+        x: Float[Array, "L B I"],
+        starts: Bool[Array, "L B"],
+        cache: CacheStep | None = None,
+        ends: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "L B H"]:
-        """Compute the states at all times; with a ``cache``, store the last, or continue from it by one time."""
+        """Compute the states at all times; with a ``cache``, store those at ``ends``, or continue by one time."""
         width = self.hidden_width
         inputs = tuple(
             Dense(width, self.use_bias, self.kernel_init, self.dtype, name=f"{gate}_input")(x)
@@ -180,14 +184,14 @@ class GatedRecurrentUnit(nn.Module):
             bias = self.param("recurrent_bias", nn.initializers.zeros_init(), (width,), jnp.float32)
         if cache is None:
             return gated_recurrence(inputs, kernel, bias, starts, self.dtype, self.unroll)
-        stored = self.variable("cache", "cached_state", jnp.zeros, (x.shape[1], width), jnp.float32)
         if cache.column is None:
             states = gated_recurrence(inputs, kernel, bias, starts, self.dtype, self.unroll)
         else:
-            before = jnp.where(starts[0][:, None], 0.0, stored.value)
+            stored: Any = self.get_variable(GROWN, "last_state")
+            before = jnp.where(starts[0][:, None], 0.0, stored[:, 0])
             now = tuple(part[0] for part in inputs)
             states = _step(now, before, kernel.astype(self.dtype), bias, self.dtype)[0][None]
-        stored.value = states[-1]
+        remember_ends(self, cache, "state", states.swapaxes(0, 1), ends)
         return states
 
 
@@ -301,7 +305,7 @@ class GRU4Rec(Encoder):
             unit = GatedRecurrentUnit(
                 config.state_width, config.unit_bias, kernel_init, dtype, config.unroll, name=f"layer_{layer}"
             )
-            x = Dropout(config.hidden_dropout)(unit(x, starts, cache), train)
+            x = Dropout(config.hidden_dropout)(unit(x, starts, cache, query_positions), train)
         hidden = x.swapaxes(0, 1)
         if query_positions is not None:
             hidden = take_positions(hidden, query_positions)

@@ -17,7 +17,7 @@ program too, and with the same results up to rounding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -31,14 +31,15 @@ from jaxrec.evaluation.encode import EncodingOptions, Forward, rounded_up
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.seen import SeenItems, as_seen
+from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.options import Range, validate
 from jaxrec.serving.rollout import Layout, Program, Prompts, Scoring, Steps, roll_out
 
 #: Histories of one batch at most, and scores that it holds at most.
 ROWS = 128
 SCORES = 1 << 22
-#: Histories are grouped by length, into rows of the longest one's columns, half of them, a quarter, and so on, but no
-#: narrower than so many columns: each width is compiled.
+#: Histories whose states are kept are grouped by length: up to the longest one's, a quarter of it, a sixteenth, and so on,
+#: but no less than so many. Each group has a program of its own, and stores as many columns for each history.
 LEAST_WIDTH = 24
 #: Histories of one packed row at most.
 MOST_PLACES = 16
@@ -157,6 +158,7 @@ def generate(
         None if ranker.item_counts is None else jnp.asarray(ranker.item_counts, jnp.float32),
         jnp.float32(config.temperature),
         jax.random.key(config.seed),
+        *_tie_order(ranker.n_items, ranker.table.tie_seed),
     )
     out = _empty(len(histories), beams, steps, targets is not None)
     most = max(1, min(ROWS, SCORES // ((ranker.n_items + 1) * beams)))
@@ -167,20 +169,15 @@ def generate(
             ranker.encoding.position_origin, ranker.table.tie_seed, forced,
         )  # fmt: skip
         chosen = np.flatnonzero((fits & may_cache) == cached)
-        if cached:
-            widest = longest - steps + 1
-            batches += [
-                _Part(program, rows, width, _size(len(rows), most), None)
-                for rows, width in _batches(chosen, lengths, widest, most)
-            ]
-        else:
-            batches += _packed(program, chosen, lengths, ranker.encoding, most)
+        groups = _by_width(chosen, lengths, longest - steps + 1) if cached else [(chosen, longest)]
+        for rows, width in groups:
+            batches += _packed(program, rows, lengths, width, ranker.encoding, most)
 
     def run(part: _Part) -> Steps:
         rows, size = part.rows, part.size
         prompts = _prompts(histories, rows, lengths, part.width, size)
         prompts = prompts._replace(
-            excluded=_excluded(seen, rows, size),
+            excluded=_excluded(seen, rows, size, ranker.n_items),
             repeats=np.pad(allowed[rows], (0, size - len(rows))),
             targets=None if targets is None else _padded(targets[rows], size, fill=1),
             layout=part.layout,
@@ -190,8 +187,7 @@ def generate(
 
     # The widest first: they take longest, and threads that run out of work then wait least.
     batches.reverse()
-    keys = [part.key(_excluded_width(seen, part.rows)) for part in batches]
-    results = parallel.map_programs(run, batches, keys, parallel.workers())
+    results = parallel.map_programs(run, batches, [part.key() for part in batches], parallel.workers())
     for batch, result in zip(batches, results, strict=True):
         for whole, values in zip(out, result, strict=True):
             if whole is not None and values is not None:
@@ -207,24 +203,18 @@ class _Part(NamedTuple):
       rows: numbers of the histories.
       width: columns of the prompts.
       size: histories that the call has room for.
-      layout: of packed rows, or None.
+      layout: of the packed rows in which they are read.
     """
 
     program: Program
     rows: np.ndarray
     width: int
     size: int
-    layout: Layout | None
+    layout: Layout
 
-    def key(self, excluded_width: int) -> tuple[Any, ...]:
+    def key(self) -> tuple[Any, ...]:
         """Everything that the compiled program depends on beside the ranker."""
-        packed = None if self.layout is None else self.layout.ends.shape
-        return self.program, self.width, self.size, packed, excluded_width
-
-
-def _size(count: int, most: int) -> int:
-    """Histories of the program that serves ``count`` of them: a power of two, so that few are compiled."""
-    return min(most, 1 << (count - 1).bit_length())
+        return self.program, self.width, self.size, self.layout.ends.shape
 
 
 def cache_obstacle(ranker: EncoderRanker, config: GenerationConfig = GREEDY) -> str | None:
@@ -282,49 +272,50 @@ def _empty(count: int, beams: int, steps: int, ranked: bool) -> Generated:
     return Generated(np.zeros(size, np.int32), scores, log_probabilities, entropies, ranks)
 
 
-def _batches(
-    chosen: np.ndarray, lengths: np.ndarray, widest: int, most: int
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows of each batch with the width of its columns: few widths, so that few programs are compiled."""
-    order = chosen[np.argsort(lengths[chosen], kind="stable")]
+def _by_width(chosen: np.ndarray, lengths: np.ndarray, widest: int) -> list[tuple[np.ndarray, int]]:
+    """Groups of histories with the columns that hold each of them: few widths, so that few programs are compiled."""
     widths = [widest]
-    while widths[0] >= 2 * LEAST_WIDTH:
-        widths.insert(0, -(-widths[0] // 2))
-    group = np.searchsorted(widths, lengths[order])
-    for number, width in enumerate(widths):
-        rows = order[group == number]
-        for start in range(0, len(rows), most):
-            yield rows[start : start + most], width
+    while widths[0] >= 4 * LEAST_WIDTH:
+        widths.insert(0, -(-widths[0] // 4))
+    group = np.searchsorted(widths, lengths[chosen])
+    return [(chosen[group == number], width) for number, width in enumerate(widths)]
 
 
 def _packed(
-    program: Program, chosen: np.ndarray, lengths: np.ndarray, encoding: EncodingOptions, most: int
+    program: Program,
+    chosen: np.ndarray,
+    lengths: np.ndarray,
+    width: int,
+    encoding: EncodingOptions,
+    most: int,
 ) -> list[_Part]:
-    """Parts of histories packed into rows that have room for all steps; each part has as many rows and places."""
+    """Parts of histories packed into rows, which have room for all steps where they are read again at each.
+
+    All parts have as many rows, places and histories at most, and nearly as many histories: the program is one.
+    """
     if not len(chosen):
         return []
     length, token = encoding.max_length, encoding.query_token is not None
-    grown = np.minimum(lengths[chosen] + program.steps - 1, program.longest)
+    growth = 0 if program.cached else program.steps - 1
+    grown = np.minimum(lengths[chosen] + growth, program.longest)
     places = (np.maximum(grown, 1) + token).astype(np.int32)
     order = np.argsort(-places, kind="stable")
-    at_once = parallel.workers() * length * program.beams
+    at_once = parallel.workers() * length * (1 if program.cached else program.beams)
     n_rows = max(1, min(encoding.tokens_per_batch // at_once, most, len(chosen)))
     sequences = Sequences(chosen[order], places[order], chosen[order].astype(np.int32))
     plan = pack(sequences, length, max(1, min(MOST_PLACES, most // n_rows)))
     n_rows = min(n_rows, rounded_up(len(plan.lengths)))
-    used = plan.lengths > 0
-    slots = rounded_up(int(used.sum(axis=1).max()))
+    count = (plan.lengths > 0).sum(axis=1)
+    slots = rounded_up(int(count.max()))
     whole = PackedRows(*(np.pad(part, ((0, 0), (0, slots)))[:, :slots] for part in plan))
-    parts = [whole.select(slice(first, first + n_rows)) for first in range(0, len(plan.lengths), n_rows)]
-    size = min(n_rows * slots, rounded_up(max(int((part.lengths > 0).sum()) for part in parts)))
+    # Rows are dealt out by what they hold.
+    dealt, n_parts = np.argsort(-count, kind="stable"), -(-len(count) // n_rows)
+    parts = [whole.select(dealt[part::n_parts]) for part in range(n_parts)]
+    # A lone part serves calls of many sizes, and its program the next ones too; of many parts no place shall be idle.
+    most_of_part = max(int((part.lengths > 0).sum()) for part in parts)
+    size = min(n_rows * slots, rounded_up(most_of_part) if n_parts == 1 else -(-most_of_part // 4) * 4)
     return [
-        _Part(
-            program,
-            part.users[part.lengths > 0],
-            program.longest,
-            size,
-            _layout(part.lengths, n_rows, size, length),
-        )
+        _Part(program, part.users[part.lengths > 0], width, size, _layout(part.lengths, n_rows, size, length))
         for part in parts
     ]
 
@@ -377,24 +368,23 @@ def _prompts(histories: Histories, rows: np.ndarray, lengths: np.ndarray, width:
         _padded(users.astype(np.int32), size),
         _padded(lengths[rows].astype(np.int32), size),
         _padded(rows.astype(np.int32), size),
-        np.zeros((2, 0), np.int32),
-        np.zeros(size, bool),
-        None,
-        None,
+        *(None,) * 4,
     )
 
 
-def _excluded_width(seen: SeenItems, rows: np.ndarray) -> int:
-    """Power of two that holds the excluded items of the rows."""
-    count = int((seen.offsets[rows + 1] - seen.offsets[rows]).sum())
-    return 1 << max(count - 1, 63).bit_length()
-
-
-def _excluded(seen: SeenItems, rows: np.ndarray, size: int) -> np.ndarray:
-    """int32[2, X], rows and items to leave out; padding names a row that does not exist."""
+def _excluded(seen: SeenItems, rows: np.ndarray, size: int, n_items: int) -> np.ndarray:
+    """bool[size, V+1], items that are no candidates, padding among them."""
     part = seen.select(rows)
-    count = len(part.items)
-    out = np.full((2, _excluded_width(seen, rows)), size, np.int32)
-    out[0, :count], out[1] = part.row_numbers(), 0
-    out[1, :count] = part.items
+    out = np.zeros((size, n_items + 1), bool)
+    out[:, 0] = True
+    out[part.row_numbers(), part.items] = True
     return out
+
+
+@functools.lru_cache(maxsize=4)
+def _tie_order(n_items: int, seed: int) -> tuple[jax.Array, jax.Array]:
+    """`Scoring.order` and `Scoring.places` for items with equal scores."""
+    order = np.argsort(tie_keys(np.arange(n_items + 1), seed)).astype(np.int32)
+    places = np.empty(n_items + 1, np.float32 if n_items < 1 << 24 else np.int32)
+    places[order] = np.arange(n_items + 1)
+    return jnp.asarray(order), jnp.asarray(places)

@@ -2,7 +2,9 @@
 
 Two ways of reading give the same states up to rounding. *Cached*: the encoder stores what new positions need of earlier
 ones (`jaxrec.models.base.Encoder.cache_obstacle`). *Re-encoded*: every step reads the whole history again, which any encoder
-can do, packed into rows beside others (`Layout`). Histories end at the same column, to which all new items go.
+can do. Whole histories are read in packed rows beside others (`Layout`), so that little work goes into padding; what is
+stored then moves to a row for each history. Histories end at the same column of these, to which all new items go. The loop
+over the steps carries what is stored of new columns alone: that of the histories stays where it is, for all beams.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxrec.attention.cache import CacheStep
+from jaxrec.attention.cache import GROWN, KNOWN, CacheStep, rows_of_sequences, with_room
 from jaxrec.data.batches import Batch, PositionOrigin
 from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.metrics import MISSED
@@ -83,10 +85,10 @@ class Prompts(NamedTuple):
       users: int32[B], index of the user, -1 = a new one.
       lengths: int32[B].
       numbers: int32[B], which history of the request it is: what its random draws follow from.
-      excluded: int32[2, X], rows and items that are no candidates; padding has row B.
+      excluded: bool[B, V+1], items that are no candidates.
       repeats: bool[B], whether a generated item stays a candidate.
       targets: int32[B, G], items to rank at each step, or None.
-      layout: of the packed rows in which they are encoded, or None if cached.
+      layout: of the packed rows in which they are read.
     """
 
     items: Any
@@ -97,7 +99,7 @@ class Prompts(NamedTuple):
     excluded: Any
     repeats: Any
     targets: Any
-    layout: Layout | None
+    layout: Layout
 
 
 class Scoring(NamedTuple):
@@ -109,6 +111,8 @@ class Scoring(NamedTuple):
       item_counts: float32[V+1], training interactions, whose logarithm answers empty histories; None = by the biases.
       temperature: float32 scalar.
       key: of the random draws.
+      order: int32[V+1], items by `jaxrec.evaluation.tie_order.tie_keys`.
+      places: float32[V+1] or, where that does not hold them, int32: place of each item in ``order``.
     """
 
     vectors: Array
@@ -116,6 +120,8 @@ class Scoring(NamedTuple):
     item_counts: Array | None
     temperature: Array
     key: Array
+    order: Array
+    places: Array
 
 
 class Steps(NamedTuple):
@@ -138,7 +144,7 @@ class _Rows(NamedTuple):
       lengths: int32[R], interactions that the rows hold.
       blocked: bool[R, V+1], items that are no candidates.
       repeats: bool[R].
-      cache: of the encoder, {} if re-encoded.
+      grown: what the encoder has stored of new columns, {} if re-encoded.
     """
 
     items: Array
@@ -147,21 +153,22 @@ class _Rows(NamedTuple):
     lengths: Array
     blocked: Array
     repeats: Array
-    cache: Any
+    grown: Any
 
 
 @partial(jax.jit, static_argnames="program")
 def roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> Steps:
     """Generate ``program.steps`` items after each history."""
-    rows, hidden = _read(program, params, prompts, scoring)
+    rows, known, hidden = _read(program, params, prompts)
     scores = _masked(rows, _first_scores(hidden, prompts, scoring))
+    variables = {"params": params, **known}
     if program.method == "beam":
-        return _beam_search(program, params, prompts, rows, scores, scoring)
-    return _one_sequence(program, params, prompts, rows, scores, scoring)
+        return _beam_search(program, variables, prompts, rows, scores, scoring)
+    return _one_sequence(program, variables, prompts, rows, scores, scoring)
 
 
 def _one_sequence(
-    program: Program, params: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
+    program: Program, variables: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
 ) -> Steps:
     """Greedy choices or draws, one sequence for each history."""
     keys = jax.vmap(partial(jax.random.fold_in, scoring.key))(prompts.numbers)
@@ -177,20 +184,23 @@ def _one_sequence(
 
     def advance(carry: tuple[_Rows, Array], step: Array) -> tuple[tuple[_Rows, Array], Steps]:
         rows, fed = carry
-        rows, hidden = _extend(program, params, rows, prompts.layout, fed, step)
+        rows, hidden = _extend(program, variables, rows, prompts.layout, fed, step)
         rows, fed, measured = choose(rows, _masked(rows, _scores(hidden, scoring)), step)
         return (rows, fed), measured
 
     rows, fed, first = choose(rows, scores, jnp.int32(0))
-    numbers = jnp.arange(1, program.steps, dtype=jnp.int32)
-    _, others = lax.scan(advance, (rows, fed), numbers)
-    whole = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]).swapaxes(0, 1), first, others)
+    whole = jax.tree.map(lambda x: x[None], first)
+    if program.steps > 1:
+        numbers = jnp.arange(1, program.steps, dtype=jnp.int32)
+        _, others = lax.scan(advance, (rows, fed), numbers)
+        whole = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), whole, others)
+    whole = jax.tree.map(lambda x: x.swapaxes(0, 1), whole)
     ranks = whole.ranks
     return jax.tree.map(lambda x: x[:, None], whole._replace(ranks=None))._replace(ranks=ranks)
 
 
 def _beam_search(
-    program: Program, params: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
+    program: Program, variables: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
 ) -> Steps:
     """The W sequences with the greatest sums of log-probabilities that a beam of W finds."""
     beams, steps, batch = program.beams, program.steps, scores.shape[0]
@@ -210,7 +220,7 @@ def _beam_search(
 
     def advance(carry: tuple[_Rows, Array, Array, Steps], step: Array) -> tuple[Any, None]:
         rows, last, totals, history = carry
-        rows, hidden = _extend(program, params, rows, prompts.layout, last.reshape(-1), step)
+        rows, hidden = _extend(program, variables, rows, prompts.layout, last.reshape(-1), step)
         scores = _masked(rows, _scores(hidden, scoring))
         _, items = best_items(scores, beams, program.tie_seed)
         new = jax.tree.map(lambda x: x.reshape(batch, beams, beams), measured(scores, items))
@@ -236,8 +246,9 @@ def _beam_search(
         )
         return (_block(rows, now.items.reshape(-1)), now.items, totals, history), None
 
-    carry, _ = lax.scan(advance, (rows, items, totals, history), jnp.arange(1, steps, dtype=jnp.int32))
-    _, _, totals, history = carry
+    if steps > 1:
+        carry, _ = lax.scan(advance, (rows, items, totals, history), jnp.arange(1, steps, dtype=jnp.int32))
+        _, _, totals, history = carry
     # A beam without a sequence of its own, for want of candidates, holds leftovers.
     empty = (totals == _MINUS_INFINITY)[:, :, None]
     return history._replace(items=jnp.where(empty, 0, history.items))
@@ -253,17 +264,18 @@ def _choose(program: Program, scores: Array, keys: Array, scoring: Scoring) -> A
         noise = jax.vmap(lambda key: jax.random.gumbel(key, best.shape[1:], jnp.float32))(keys)
         place = jnp.argmax(best / scoring.temperature + noise, axis=1, keepdims=True)
         return jnp.take_along_axis(items, place, axis=1)[:, 0]
+    # Two plain reductions: a CPU computes them several times as fast as an argmax.
     best = scores.max(axis=1, keepdims=True)
-    keys_of_items = tie_keys(jnp.arange(scores.shape[1], dtype=jnp.int32), program.tie_seed, jnp)
-    last = jnp.uint32(0xFFFFFFFF)
-    chosen = jnp.argmin(jnp.where(scores == best, keys_of_items[None], last), axis=1).astype(jnp.int32)
+    last = jnp.asarray(scores.shape[1] - 1, scoring.places.dtype)
+    place = jnp.where(scores == best, scoring.places[None], last).min(axis=1)
+    chosen = scoring.order[place.astype(jnp.int32)]
     return jnp.where(best[:, 0] > _MINUS_INFINITY, chosen, 0)
 
 
 def _measured(scores: Array, items: Array) -> Steps:
     """Score and log-probability of the items int32[R], and entropy of the softmax over the candidates, in nats."""
     candidate = scores > _MINUS_INFINITY
-    best = jnp.where(candidate, scores, jnp.finfo(jnp.float32).min).max(axis=1, keepdims=True)
+    best = scores.max(axis=1, keepdims=True)
     shifted = jnp.where(candidate, scores - best, 0.0)
     weights = jnp.where(candidate, jnp.exp(shifted), 0.0)
     total = jnp.maximum(weights.sum(axis=1), 1.0)  # the best candidate alone has 1
@@ -312,33 +324,38 @@ def _masked(rows: _Rows, scores: Array) -> Array:
     return jnp.where(rows.blocked, _MINUS_INFINITY, scores)
 
 
-def _read(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> tuple[_Rows, Array]:
-    """Rows that hold the histories, and the states [B, D] at their ends."""
-    count, width = prompts.items.shape
-    excluded_rows, excluded_items = prompts.excluded
-    blocked = jnp.zeros((count, scoring.bias.shape[0]), bool).at[:, 0].set(True)
-    blocked = blocked.at[excluded_rows, excluded_items].set(True, mode="drop")
-    extra = program.steps - 1
-    if program.cached:
-        # New columns on the right; a new interaction has the time of the newest known one.
-        padding, edge = ((0, 0), (0, extra)), prompts.timestamps
-        items = jnp.pad(prompts.items, padding)
-        times = None if edge is None else jnp.pad(edge, padding, mode="edge")
-    else:
-        # Histories move to the left as they grow, and what moves out of L columns is forgotten.
-        items, times = prompts.items, prompts.timestamps
-    rows = _Rows(items, times, prompts.users, prompts.lengths, blocked, prompts.repeats, {})
+def _read(program: Program, params: Any, prompts: Prompts) -> tuple[_Rows, Any, Array]:
+    """Rows that hold the histories, what the encoder stored of them, and the states [B, D] at their ends."""
+    width, extra = prompts.items.shape[1], program.steps - 1
+    rows = _Rows(
+        prompts.items,
+        prompts.timestamps,
+        prompts.users,
+        prompts.lengths,
+        prompts.excluded,
+        prompts.repeats,
+        {},
+    )
     if not program.cached:
-        return rows, _encode(program, params, rows, prompts.layout, 0)
-    batch = jax.tree.map(lambda x: x[:, :width], _growing_batch(program, rows, width))
-    last = jnp.full((count, 1), width - 1, jnp.int32)
-    cache = CacheStep(width + extra)
-    hidden, variables = _apply(program, {"params": params}, batch, last, cache)
-    return rows._replace(cache=variables), hidden[:, 0]
+        # Histories move to the left as they grow, and what moves out of L columns is forgotten.
+        return rows, {}, _encode(program, params, rows, prompts.layout, 0)
+    layout = prompts.layout
+    batch = _packed_batch(program, rows, layout, 0)
+    states, stored = _apply(program, {"params": params}, batch, layout.ends, CacheStep())
+    hidden = states.reshape(-1, states.shape[-1])[layout.index]
+    known, grown = with_room(rows_of_sequences(stored, layout.ends, layout.index, width), extra)
+    # New columns on the right; a new interaction has the time of the newest known one.
+    padding, edge = ((0, 0), (0, extra)), prompts.timestamps
+    rows = rows._replace(
+        items=jnp.pad(prompts.items, padding),
+        timestamps=None if edge is None else jnp.pad(edge, padding, mode="edge"),
+        grown=grown,
+    )
+    return rows, known, hidden
 
 
 def _extend(
-    program: Program, params: Any, rows: _Rows, layout: Layout | None, items: Array, step: Array
+    program: Program, variables: Any, rows: _Rows, layout: Layout, items: Array, step: Array
 ) -> tuple[_Rows, Array]:
     """Append an item to every row, and compute the states [R, D] at the new ends."""
     if not program.cached:
@@ -349,21 +366,21 @@ def _extend(
             timestamps=None if times is None else append([times[:, 1:], times[:, -1:]]),
             lengths=jnp.minimum(rows.lengths + 1, rows.items.shape[1]),
         )
-        return rows, _encode(program, params, rows, layout, step)
+        return rows, _encode(program, variables["params"], rows, layout, step)
     width = rows.items.shape[1] - (program.steps - 1)
     column = width + step - 1
     rows = rows._replace(items=lax.dynamic_update_slice_in_dim(rows.items, items[:, None], column, axis=1))
     batch = _growing_batch(program, rows, width)
-    cache = CacheStep(rows.items.shape[1], column)
-    hidden, variables = _apply(program, {"params": params, **rows.cache}, batch, None, cache)
-    return rows._replace(cache=variables), hidden[:, 0]
+    hidden, grown = _apply(program, {**variables, **rows.grown}, batch, None, CacheStep(column))
+    return rows._replace(grown=grown), hidden[:, 0]
 
 
 def _apply(
     program: Program, variables: Any, batch: Batch, query_positions: Array | None, cache: CacheStep
 ) -> tuple[Array, Any]:
     encoder: Any = program.forward.encoder
-    return encoder.apply(variables, batch, False, query_positions, cache=cache, mutable=["cache"])
+    stored = [KNOWN if cache.column is None else GROWN]
+    return encoder.apply(variables, batch, False, query_positions, cache=cache, mutable=stored)
 
 
 def _growing_batch(program: Program, rows: _Rows, width: int) -> Batch:
@@ -375,9 +392,15 @@ def _growing_batch(program: Program, rows: _Rows, width: int) -> Batch:
     return _batch(rows.items, index, real, rows._replace(users=rows.users[:, None]))
 
 
-def _encode(program: Program, params: Any, rows: _Rows, layout: Layout | None, step: Array | int) -> Array:
+def _encode(program: Program, params: Any, rows: _Rows, layout: Layout, step: Array | int) -> Array:
     """States [R, D] of histories that end at the last column, by the encoder's forward pass alone."""
-    assert layout is not None
+    layout = _repeated(layout, rows.items.shape[0] // layout.index.shape[0])
+    states = program.forward(params, _packed_batch(program, rows, layout, step), layout.ends)
+    return states.reshape(-1, states.shape[-1])[layout.index]
+
+
+def _packed_batch(program: Program, rows: _Rows, layout: Layout, step: Array | int) -> Batch:
+    """The packed rows [N, L] of histories that end at the last column."""
     items, lengths, times = rows.items, rows.lengths, rows.timestamps
     token = program.forward.query_token
     if token is not None:
@@ -386,21 +409,18 @@ def _encode(program: Program, params: Any, rows: _Rows, layout: Layout | None, s
         items = jnp.concatenate([items, jnp.full((items.shape[0], 1), number)], axis=1)
         times = None if times is None else jnp.concatenate([times, times[:, -1:]], axis=1)
         lengths = jnp.where(lengths > 0, lengths + 1, 0)
-    layout = _repeated(layout, items.shape[0] // layout.index.shape[0])
     owner, column = layout.history, jnp.maximum(items.shape[1] - 1 - layout.offset, 0)
     real = layout.offset < lengths[owner]
     if program.position_origin == "start":
         index = lengths[owner] - 1 - layout.offset
     else:
-        to_come = program.steps - 1 - jnp.int32(step) if program.planned else jnp.int32(0)
-        index = layout.offset + to_come
+        fixed = program.planned or program.cached
+        index = layout.offset + (program.steps - 1 - jnp.int32(step) if fixed else jnp.int32(0))
     packed = rows._replace(
         users=rows.users[owner], timestamps=None if times is None else times[owner, column]
     )
     batch = _batch(items[owner, column], index, real, packed)
-    batch = batch._replace(segments=jnp.where(real, layout.slots, 0))
-    states = program.forward(params, batch, layout.ends)
-    return states.reshape(-1, states.shape[-1])[layout.index]
+    return batch._replace(segments=jnp.where(real, layout.slots, 0))
 
 
 def _repeated(layout: Layout, beams: int) -> Layout:

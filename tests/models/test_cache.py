@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec.attention import ATTENTION
-from jaxrec.attention.cache import CacheStep
+from jaxrec.attention.cache import GROWN, KNOWN, CacheStep, with_room
 from jaxrec.models import ENCODERS
 from tests.attention.variants import QUICK, VARIANTS
 from tests.models.cases import CASES, L, batch_of, random_parameters, transformer
@@ -78,22 +78,23 @@ def test_new_positions_have_the_states_of_whole_rows(case):
         whole = encoder.apply({"params": params}, batch)
         first = jax.tree.map(lambda x: x[:, :known], batch)
         last = jnp.full((len(HISTORIES), 1), known - 1, jnp.int32)
-        hidden, cache = encoder.apply(
-            {"params": params}, first, False, last, cache=CacheStep(L), mutable=["cache"]
+        hidden, stored = encoder.apply(
+            {"params": params}, first, False, last, cache=CacheStep(), mutable=[KNOWN]
         )
+        stays, grown = with_room(stored, STEPS)
 
-        def step(cache, column):
+        def step(grown, column):
             # Columns to come are not known, so that they must not be read.
             unknown = jnp.arange(L)[None] > column
             so_far = batch._replace(
                 items=jnp.where(unknown, 7, batch.items), segments=jnp.where(unknown, 0, batch.segments)
             )
-            hidden, cache = encoder.apply(
-                {"params": params, **cache}, so_far, False, cache=CacheStep(L, column), mutable=["cache"]
+            hidden, grown = encoder.apply(
+                {"params": params, **stays, **grown}, so_far, False, cache=CacheStep(column), mutable=[GROWN]
             )
-            return cache, hidden[:, 0]
+            return grown, hidden[:, 0]
 
-        _, others = jax.lax.scan(step, cache, jnp.arange(known, L, dtype=jnp.int32))
+        _, others = jax.lax.scan(step, grown, jnp.arange(known, L, dtype=jnp.int32))
         return whole, jnp.concatenate([hidden[:, 0][None], others])
 
     whole, states = jax.device_get(grown(params, batch))
@@ -129,9 +130,10 @@ def test_planned_positions_from_the_end_grow_as_whole_rows_do():
     @functools.partial(jax.jit, compiler_options=QUICK)
     def last_states(params, batch):
         variables, first = {"params": params}, jax.tree.map(lambda x: x[:, : L - 1], batch)
-        _, cache = encoder.apply(variables, first, cache=CacheStep(L), mutable=["cache"])
+        _, stored = encoder.apply(variables, first, cache=CacheStep(), mutable=[KNOWN])
+        known, grown = with_room(stored, 1)
         state, _ = encoder.apply(
-            {**variables, **cache}, batch, cache=CacheStep(L, jnp.int32(L - 1)), mutable=["cache"]
+            {**variables, **known, **grown}, batch, cache=CacheStep(jnp.int32(L - 1)), mutable=[GROWN]
         )
         return state[:, 0], encoder.apply(variables, batch)[:, -1]
 
