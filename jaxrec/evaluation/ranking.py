@@ -13,6 +13,7 @@ summed over ``item``, and k candidates per device are gathered and merged.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -85,6 +86,11 @@ class CandidateTable:
     def item_shards(self) -> int:
         """Devices that share the items."""
         return self.mesh.shape[ITEM] if self.mesh is not None else 1
+
+    @functools.cached_property
+    def turned(self) -> Array | None:
+        """``vectors`` as float32[D, padded rows], made once: a CPU would turn them round for each of many small products."""
+        return None if self.vectors is None else jnp.asarray(self.vectors.T)
 
     @property
     def local_items(self) -> int:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.data.packing import PackedRows, Sequences, pack
+from jaxrec.data.packing import Sequences, pack
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import parallel
 from jaxrec.evaluation.encode import EncodingOptions, Forward, rounded_up
@@ -33,7 +33,7 @@ from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.options import Range, validate
-from jaxrec.serving.rollout import Layout, Program, Prompts, Scoring, Steps, roll_out
+from jaxrec.serving.rollout import Places, Program, Prompts, Scoring, Steps, roll_out
 
 #: Histories of one batch at most, and scores that it holds at most.
 ROWS = 128
@@ -42,7 +42,9 @@ SCORES = 1 << 22
 #: but no less than so many. Each group has a program of its own, and stores as many columns for each history.
 LEAST_WIDTH = 24
 #: Histories of one packed row at most.
-MOST_PLACES = 16
+MOST_PLACES = 8
+#: Histories whose states are kept that grow together, where there are as many: their steps are products of small matrices.
+GROWING = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +155,7 @@ def generate(
     fits = lengths + steps - 1 <= longest
     beams = config.beams if config.method == "beam" else 1
     scoring = Scoring(
-        ranker.table.vectors,
+        ranker.table.turned,
         ranker.table.bias,
         None if ranker.item_counts is None else jnp.asarray(ranker.item_counts, jnp.float32),
         jnp.float32(config.temperature),
@@ -166,7 +168,7 @@ def generate(
     for cached in (True, False):
         program = Program(
             forward, steps, config.method, config.top_k, beams, cached, planned, longest,
-            ranker.encoding.position_origin, ranker.table.tie_seed, forced,
+            ranker.encoding.position_origin, ranker.table.tie_seed, forced, ranker.encoding.max_length, 1,
         )  # fmt: skip
         chosen = np.flatnonzero((fits & may_cache) == cached)
         groups = _by_width(chosen, lengths, longest - steps + 1) if cached else [(chosen, longest)]
@@ -178,9 +180,9 @@ def generate(
         prompts = _prompts(histories, rows, lengths, part.width, size)
         prompts = prompts._replace(
             excluded=_excluded(seen, rows, size, ranker.n_items),
-            repeats=np.pad(allowed[rows], (0, size - len(rows))),
+            repeats=_padded(allowed[rows], size),
             targets=None if targets is None else _padded(targets[rows], size, fill=1),
-            layout=part.layout,
+            places=part.places,
         )
         done: Steps = jax.device_get(roll_out(part.program, ranker.params, prompts, scoring))
         return done
@@ -203,18 +205,18 @@ class _Part(NamedTuple):
       rows: numbers of the histories.
       width: columns of the prompts.
       size: histories that the call has room for.
-      layout: of the packed rows in which they are read.
+      places: in the packed rows in which they are read.
     """
 
     program: Program
     rows: np.ndarray
     width: int
     size: int
-    layout: Layout
+    places: Places
 
     def key(self) -> tuple[Any, ...]:
         """Everything that the compiled program depends on beside the ranker."""
-        return self.program, self.width, self.size, self.layout.ends.shape
+        return self.program, self.width, self.size, self.places.lengths.shape
 
 
 def cache_obstacle(ranker: EncoderRanker, config: GenerationConfig = GREEDY) -> str | None:
@@ -304,49 +306,36 @@ def _packed(
     n_rows = max(1, min(encoding.tokens_per_batch // at_once, most, len(chosen)))
     sequences = Sequences(chosen[order], places[order], chosen[order].astype(np.int32))
     plan = pack(sequences, length, max(1, min(MOST_PLACES, most // n_rows)))
-    n_rows = min(n_rows, rounded_up(len(plan.lengths)))
     count = (plan.lengths > 0).sum(axis=1)
-    slots = rounded_up(int(count.max()))
-    whole = PackedRows(*(np.pad(part, ((0, 0), (0, slots)))[:, :slots] for part in plan))
-    # Rows are dealt out by what they hold.
-    dealt, n_parts = np.argsort(-count, kind="stable"), -(-len(count) // n_rows)
-    parts = [whole.select(dealt[part::n_parts]) for part in range(n_parts)]
-    # A lone part serves calls of many sizes, and its program the next ones too; of many parts no place shall be idle.
-    most_of_part = max(int((part.lengths > 0).sum()) for part in parts)
-    size = min(n_rows * slots, rounded_up(most_of_part) if n_parts == 1 else -(-most_of_part // 4) * 4)
-    return [
-        _Part(program, part.users[part.lengths > 0], width, size, _layout(part.lengths, n_rows, size, length))
-        for part in parts
-    ]
-
-
-def _layout(lengths: np.ndarray, n_rows: int, size: int, row_length: int) -> Layout:
-    """Lay out places of so many columns each, one after the other in every row, numbered row by row.
-
-    Args:
-      lengths: int[R, S], columns of each place, 0 = none.
-      n_rows: rows of the layout, at least R; the others stay empty.
-      size: histories of the layout; the index of those beyond the places is 0.
-      row_length: L.
-    """
-    lengths = _padded(lengths, n_rows)
-    used, stops, column = lengths > 0, np.cumsum(lengths, axis=1), np.arange(row_length)[None]
-    number = (np.cumsum(used.reshape(-1)) - 1).reshape(used.shape)
-    slot = np.minimum((column[:, :, None] >= stops[:, None, :]).sum(axis=2), lengths.shape[1] - 1)
-    inside = column < stops[:, -1:]
-    layout = Layout(
-        history=np.where(inside, np.take_along_axis(number, slot, axis=1), 0),
-        offset=np.where(inside, np.take_along_axis(stops, slot, axis=1) - 1 - column, row_length),
-        slots=np.where(inside, slot + 1, 0),
-        ends=np.maximum(stops - 1, 0),
-        index=_padded(np.flatnonzero(used), size),
-    )
-    return Layout(*(values.astype(np.int32) for values in layout))
+    read, n_rows = n_rows, min(n_rows, rounded_up(len(count)))
+    if program.cached and n_rows == read:
+        more = min(GROWING // int(np.ceil(n_rows * count.mean())), most // (n_rows * int(count.max())))
+        n_rows *= max(1, min(more, len(count) // n_rows))
+    program = dataclasses.replace(program, rows_at_once=min(read, n_rows))
+    slots, n_parts = rounded_up(int(count.max())), -(-len(count) // n_rows)
+    # Rows are dealt out by what they hold, so that all parts hold much the same.
+    dealt = np.argsort(-count, kind="stable")
+    lengths_of_places = plan.lengths[:, :slots]
+    if slots > lengths_of_places.shape[1]:
+        lengths_of_places = _padded(lengths_of_places.T, slots).T
+    parts = [dealt[part::n_parts] for part in range(n_parts)]
+    # A lone part serves calls of many sizes, and its program the next ones too; of many parts, few places are idle.
+    histories = max(int(count[part].sum()) for part in parts)
+    size = min(n_rows * slots, rounded_up(histories) if n_parts == 1 else -(-histories // 2) * 2)
+    out = []
+    for part in parts:
+        lengths_of_part = _padded(lengths_of_places[part], n_rows)
+        used = np.flatnonzero(lengths_of_part)
+        index = _padded(used.astype(np.int32), size)
+        members = plan.users[part][plan.lengths[part] > 0]
+        out.append(_Part(program, members, width, size, Places(lengths_of_part, index)))
+    return out
 
 
 def _padded(values: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
-    extra = [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)]
-    return np.pad(values, extra, constant_values=fill)
+    out = np.full((size, *values.shape[1:]), fill, values.dtype)
+    out[: len(values)] = values
+    return out
 
 
 def _prompts(histories: Histories, rows: np.ndarray, lengths: np.ndarray, width: int, size: int) -> Prompts:

@@ -10,6 +10,7 @@ over the steps carries what is stored of new columns alone: that of the historie
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +44,8 @@ class Program:
       position_origin: what positions count from.
       tie_seed: order of items with equal scores.
       forced: feed back the targets in place of the chosen items.
+      row_length: L, columns of packed rows.
+      rows_at_once: packed rows that are read together; a divisor of N.
     """
 
     forward: Forward
@@ -56,10 +59,24 @@ class Program:
     position_origin: PositionOrigin
     tie_seed: int
     forced: bool
+    row_length: int
+    rows_at_once: int
+
+
+class Places(NamedTuple):
+    """Places of histories in packed rows, one after the other in each, which have room for what a history grows to.
+
+    Attributes:
+      lengths: int32[N, S], columns of each place, 0 = none; histories are numbered row by row.
+      index: int32[B], place of each history in the flattened [N, S].
+    """
+
+    lengths: Any
+    index: Any
 
 
 class Layout(NamedTuple):
-    """Places of histories in packed rows [N, L], with room for what they grow to; each ends at the end of its place.
+    """Columns of packed rows [N, L]; each history ends at the end of its place.
 
     Attributes:
       history: int32[N, L], number of the history that each column belongs to.
@@ -88,7 +105,7 @@ class Prompts(NamedTuple):
       excluded: bool[B, V+1], items that are no candidates.
       repeats: bool[B], whether a generated item stays a candidate.
       targets: int32[B, G], items to rank at each step, or None.
-      layout: of the packed rows in which they are read.
+      places: in the packed rows in which they are read.
     """
 
     items: Any
@@ -99,14 +116,14 @@ class Prompts(NamedTuple):
     excluded: Any
     repeats: Any
     targets: Any
-    layout: Layout
+    places: Places
 
 
 class Scoring(NamedTuple):
     """What states are scored against.
 
     Attributes:
-      vectors: float32[V+1, D].
+      vectors: float32[D, V+1].
       bias: float32[V+1].
       item_counts: float32[V+1], training interactions, whose logarithm answers empty histories; None = by the biases.
       temperature: float32 scalar.
@@ -159,16 +176,25 @@ class _Rows(NamedTuple):
 @partial(jax.jit, static_argnames="program")
 def roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> Steps:
     """Generate ``program.steps`` items after each history."""
-    rows, known, hidden = _read(program, params, prompts)
+    layout = _layout(prompts.places, program.row_length)
+    rows, known, hidden = _read(program, params, prompts, layout)
     scores = _masked(rows, _first_scores(hidden, prompts, scoring))
     variables = {"params": params, **known}
     if program.method == "beam":
-        return _beam_search(program, variables, prompts, rows, scores, scoring)
-    return _one_sequence(program, variables, prompts, rows, scores, scoring)
+        extend = partial(_extend, program, variables, layout)
+        return _beam_search(program, extend, rows, scores, scoring)
+    return _one_sequence(
+        program, partial(_extend, program, variables, layout), prompts, rows, scores, scoring
+    )
 
 
 def _one_sequence(
-    program: Program, variables: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
+    program: Program,
+    extend: Callable[..., tuple[_Rows, Array]],
+    prompts: Prompts,
+    rows: _Rows,
+    scores: Array,
+    scoring: Scoring,
 ) -> Steps:
     """Greedy choices or draws, one sequence for each history."""
     keys = jax.vmap(partial(jax.random.fold_in, scoring.key))(prompts.numbers)
@@ -184,7 +210,7 @@ def _one_sequence(
 
     def advance(carry: tuple[_Rows, Array], step: Array) -> tuple[tuple[_Rows, Array], Steps]:
         rows, fed = carry
-        rows, hidden = _extend(program, variables, rows, prompts.layout, fed, step)
+        rows, hidden = extend(rows, fed, step)
         rows, fed, measured = choose(rows, _masked(rows, _scores(hidden, scoring)), step)
         return (rows, fed), measured
 
@@ -200,7 +226,11 @@ def _one_sequence(
 
 
 def _beam_search(
-    program: Program, variables: Any, prompts: Prompts, rows: _Rows, scores: Array, scoring: Scoring
+    program: Program,
+    extend: Callable[..., tuple[_Rows, Array]],
+    rows: _Rows,
+    scores: Array,
+    scoring: Scoring,
 ) -> Steps:
     """The W sequences with the greatest sums of log-probabilities that a beam of W finds."""
     beams, steps, batch = program.beams, program.steps, scores.shape[0]
@@ -220,7 +250,7 @@ def _beam_search(
 
     def advance(carry: tuple[_Rows, Array, Array, Steps], step: Array) -> tuple[Any, None]:
         rows, last, totals, history = carry
-        rows, hidden = _extend(program, variables, rows, prompts.layout, last.reshape(-1), step)
+        rows, hidden = extend(rows, last.reshape(-1), step)
         scores = _masked(rows, _scores(hidden, scoring))
         _, items = best_items(scores, beams, program.tie_seed)
         new = jax.tree.map(lambda x: x.reshape(batch, beams, beams), measured(scores, items))
@@ -306,7 +336,7 @@ def _scores(hidden: Array, scoring: Scoring) -> Array:
     product = lax.dot_general(
         hidden.astype(jnp.float32),
         scoring.vectors,
-        (((1,), (1,)), ((), ())),
+        (((1,), (0,)), ((), ())),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
@@ -324,7 +354,7 @@ def _masked(rows: _Rows, scores: Array) -> Array:
     return jnp.where(rows.blocked, _MINUS_INFINITY, scores)
 
 
-def _read(program: Program, params: Any, prompts: Prompts) -> tuple[_Rows, Any, Array]:
+def _read(program: Program, params: Any, prompts: Prompts, layout: Layout) -> tuple[_Rows, Any, Array]:
     """Rows that hold the histories, what the encoder stored of them, and the states [B, D] at their ends."""
     width, extra = prompts.items.shape[1], program.steps - 1
     rows = _Rows(
@@ -338,10 +368,14 @@ def _read(program: Program, params: Any, prompts: Prompts) -> tuple[_Rows, Any, 
     )
     if not program.cached:
         # Histories move to the left as they grow, and what moves out of L columns is forgotten.
-        return rows, {}, _encode(program, params, rows, prompts.layout, 0)
-    layout = prompts.layout
-    batch = _packed_batch(program, rows, layout, 0)
-    states, stored = _apply(program, {"params": params}, batch, layout.ends, CacheStep())
+        return rows, {}, _encode(program, params, rows, layout, 0)
+
+    def read(part: tuple[Batch, Array]) -> tuple[Array, Any]:
+        return _apply(program, {"params": params}, *part, CacheStep())
+
+    states, stored = _in_parts(
+        read, program.rows_at_once, (_packed_batch(program, rows, layout, 0), layout.ends)
+    )
     hidden = states.reshape(-1, states.shape[-1])[layout.index]
     known, grown = with_room(rows_of_sequences(stored, layout.ends, layout.index, width), extra)
     # New columns on the right; a new interaction has the time of the newest known one.
@@ -354,8 +388,17 @@ def _read(program: Program, params: Any, prompts: Prompts) -> tuple[_Rows, Any, 
     return rows, known, hidden
 
 
+def _in_parts(function: Callable[[Any], Any], size: int, rows: Any) -> Any:
+    """``function`` of so many rows after another: more leave the cache of a CPU."""
+    count = jax.tree.leaves(rows)[0].shape[0] // size
+    if count == 1:
+        return function(rows)
+    parts = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), rows)
+    return jax.tree.map(lambda x: x.reshape(count * size, *x.shape[2:]), lax.map(function, parts))
+
+
 def _extend(
-    program: Program, variables: Any, rows: _Rows, layout: Layout, items: Array, step: Array
+    program: Program, variables: Any, layout: Layout, rows: _Rows, items: Array, step: Array
 ) -> tuple[_Rows, Array]:
     """Append an item to every row, and compute the states [R, D] at the new ends."""
     if not program.cached:
@@ -421,6 +464,25 @@ def _packed_batch(program: Program, rows: _Rows, layout: Layout, step: Array | i
     )
     batch = _batch(items[owner, column], index, real, packed)
     return batch._replace(segments=jnp.where(real, layout.slots, 0))
+
+
+def _layout(places: Places, row_length: int) -> Layout:
+    """The columns of the places; those of rows without any belong to none."""
+    lengths, column = places.lengths, jnp.arange(row_length, dtype=jnp.int32)[None]
+    used = lengths > 0
+    stops = jnp.cumsum(lengths, axis=1, dtype=jnp.int32)
+    number = (jnp.cumsum(used.reshape(-1), dtype=jnp.int32) - 1).reshape(used.shape)
+    slot = (column[:, :, None] >= stops[:, None, :]).sum(axis=2, dtype=jnp.int32)
+    slot = jnp.minimum(slot, lengths.shape[1] - 1)
+    inside = column < stops[:, -1:]
+    end = jnp.take_along_axis(stops, slot, axis=1)
+    return Layout(
+        history=jnp.where(inside, jnp.take_along_axis(number, slot, axis=1), 0),
+        offset=jnp.where(inside, end - 1 - column, row_length),
+        slots=jnp.where(inside, slot + 1, 0),
+        ends=jnp.maximum(stops - 1, 0),
+        index=places.index,
+    )
 
 
 def _repeated(layout: Layout, beams: int) -> Layout:
