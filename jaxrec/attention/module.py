@@ -257,7 +257,7 @@ class AttentionModule(nn.Module):
         batch, length, heads, _ = k.shape
         new = new_positions(context.cache, batch)
         query_positions = query_positions if new is None else new
-        arrays = (terms.rotate(q, query_positions), terms.rotate(k, new), v)
+        arrays: Any = (terms.rotate(q, query_positions), terms.rotate(k, new), v)
         if context.cache is not None:
             arrays, mix = self._remembered(arrays, context, new, mix), None
         if query_positions is not None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -43,8 +44,8 @@ SCORES = 1 << 22
 LEAST_WIDTH = 24
 #: Histories of one packed row at most.
 MOST_PLACES = 8
-#: Histories whose states are kept that grow together, where there are as many: their steps are products of small matrices.
-GROWING = 48
+#: Batches that one call of a program answers at most. A call costs as much as reading several histories.
+BATCHES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,8 @@ def generate(
       DataError: targets of another form.
     """
     forward = ranker.forward
-    if not isinstance(forward, Forward) or ranker.mesh is not None or ranker.table.vectors is None:
+    vectors = ranker.table.turned
+    if not isinstance(forward, Forward) or ranker.mesh is not None or vectors is None:
         raise ConfigError(
             "generate needs the ranker of an encoder on one device; open the run without --mesh"
         )
@@ -155,7 +157,7 @@ def generate(
     fits = lengths + steps - 1 <= longest
     beams = config.beams if config.method == "beam" else 1
     scoring = Scoring(
-        ranker.table.turned,
+        vectors,
         ranker.table.bias,
         None if ranker.item_counts is None else jnp.asarray(ranker.item_counts, jnp.float32),
         jnp.float32(config.temperature),
@@ -168,37 +170,39 @@ def generate(
     for cached in (True, False):
         program = Program(
             forward, steps, config.method, config.top_k, beams, cached, planned, longest,
-            ranker.encoding.position_origin, ranker.table.tie_seed, forced, ranker.encoding.max_length, 1,
+            ranker.encoding.position_origin, ranker.table.tie_seed, forced, ranker.encoding.max_length,
         )  # fmt: skip
         chosen = np.flatnonzero((fits & may_cache) == cached)
         groups = _by_width(chosen, lengths, longest - steps + 1) if cached else [(chosen, longest)]
         for rows, width in groups:
             batches += _packed(program, rows, lengths, width, ranker.encoding, most)
 
-    def run(part: _Part) -> Steps:
+    def prompts_of(part: _Part) -> Prompts:
         rows, size = part.rows, part.size
-        prompts = _prompts(histories, rows, lengths, part.width, size)
-        prompts = prompts._replace(
+        return _prompts(histories, lengths, part)._replace(
             excluded=_excluded(seen, rows, size, ranker.n_items),
             repeats=_padded(allowed[rows], size),
             targets=None if targets is None else _padded(targets[rows], size, fill=1),
-            places=part.places,
         )
-        done: Steps = jax.device_get(roll_out(part.program, ranker.params, prompts, scoring))
+
+    def run(call: _Call) -> Steps:
+        prompts = _stacked([prompts_of(part) for part in call.parts], call.count)
+        done: Steps = jax.device_get(roll_out(call.parts[0].program, ranker.params, prompts, scoring))
         return done
 
     # The widest first: they take longest, and threads that run out of work then wait least.
-    batches.reverse()
-    results = parallel.map_programs(run, batches, [part.key() for part in batches], parallel.workers())
-    for batch, result in zip(batches, results, strict=True):
-        for whole, values in zip(out, result, strict=True):
-            if whole is not None and values is not None:
-                whole[batch.rows] = values[: len(batch.rows)]
+    calls = _calls(batches[::-1])
+    results = parallel.map_programs(run, calls, [call.key() for call in calls], parallel.workers())
+    for call, result in zip(calls, results, strict=True):
+        for number, part in enumerate(call.parts):
+            for whole, values in zip(out, result, strict=True):
+                if whole is not None and values is not None:
+                    whole[part.rows] = values[number, : len(part.rows)]
     return out
 
 
 class _Part(NamedTuple):
-    """Histories that one call of a compiled program answers.
+    """Histories that a program answers together.
 
     Attributes:
       program: of the call.
@@ -217,6 +221,36 @@ class _Part(NamedTuple):
     def key(self) -> tuple[Any, ...]:
         """Everything that the compiled program depends on beside the ranker."""
         return self.program, self.width, self.size, self.places.lengths.shape
+
+
+class _Call(NamedTuple):
+    """Parts that one call of a program answers, which has room for ``count``."""
+
+    parts: list[_Part]
+    count: int
+
+    def key(self) -> tuple[Any, ...]:
+        """Everything that the compiled program depends on beside the ranker."""
+        return *self.parts[0].key(), self.count
+
+
+def _calls(parts: list[_Part]) -> list[_Call]:
+    """Adjacent parts of the same program in calls of equal size, enough of them for all threads."""
+    calls = []
+    for _, same in itertools.groupby(parts, key=_Part.key):
+        group = list(same)
+        count = min(BATCHES, rounded_up(-(-len(group) // parallel.workers())))
+        calls += [_Call(group[first : first + count], count) for first in range(0, len(group), count)]
+    return calls
+
+
+def _stacked(prompts: list[Prompts], count: int) -> Prompts:
+    """The prompts of several parts, and empty ones, [count, ...]."""
+
+    def stack(*arrays: np.ndarray) -> np.ndarray:
+        return _padded(np.stack(arrays), count)
+
+    return jax.tree.map(stack, *prompts)
 
 
 def cache_obstacle(ranker: EncoderRanker, config: GenerationConfig = GREEDY) -> str | None:
@@ -307,11 +341,7 @@ def _packed(
     sequences = Sequences(chosen[order], places[order], chosen[order].astype(np.int32))
     plan = pack(sequences, length, max(1, min(MOST_PLACES, most // n_rows)))
     count = (plan.lengths > 0).sum(axis=1)
-    read, n_rows = n_rows, min(n_rows, rounded_up(len(count)))
-    if program.cached and n_rows == read:
-        more = min(GROWING // int(np.ceil(n_rows * count.mean())), most // (n_rows * int(count.max())))
-        n_rows *= max(1, min(more, len(count) // n_rows))
-    program = dataclasses.replace(program, rows_at_once=min(read, n_rows))
+    n_rows = min(n_rows, rounded_up(len(count)))
     slots, n_parts = rounded_up(int(count.max())), -(-len(count) // n_rows)
     # Rows are dealt out by what they hold, so that all parts hold much the same.
     dealt = np.argsort(-count, kind="stable")
@@ -338,8 +368,9 @@ def _padded(values: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
     return out
 
 
-def _prompts(histories: Histories, rows: np.ndarray, lengths: np.ndarray, width: int, size: int) -> Prompts:
-    """The last interactions of the histories ``rows``, each ending at the last of ``width`` columns."""
+def _prompts(histories: Histories, lengths: np.ndarray, part: _Part) -> Prompts:
+    """The last interactions of the histories of a part, each ending at the last of its columns."""
+    rows, width, size = part.rows, part.width, part.size
     place = np.asarray(histories.stops)[rows][:, None] - width + np.arange(width)
     real = np.arange(width)[None] >= width - lengths[rows][:, None]
     place = np.where(real, place, 0)
@@ -357,7 +388,8 @@ def _prompts(histories: Histories, rows: np.ndarray, lengths: np.ndarray, width:
         _padded(users.astype(np.int32), size),
         _padded(lengths[rows].astype(np.int32), size),
         _padded(rows.astype(np.int32), size),
-        *(None,) * 4,
+        *(None,) * 3,
+        part.places,
     )
 
 

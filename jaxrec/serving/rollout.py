@@ -45,7 +45,6 @@ class Program:
       tie_seed: order of items with equal scores.
       forced: feed back the targets in place of the chosen items.
       row_length: L, columns of packed rows.
-      rows_at_once: packed rows that are read together; a divisor of N.
     """
 
     forward: Forward
@@ -60,7 +59,6 @@ class Program:
     tie_seed: int
     forced: bool
     row_length: int
-    rows_at_once: int
 
 
 class Places(NamedTuple):
@@ -175,7 +173,35 @@ class _Rows(NamedTuple):
 
 @partial(jax.jit, static_argnames="program")
 def roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> Steps:
-    """Generate ``program.steps`` items after each history."""
+    """Generate ``program.steps`` items after each history, one batch after the other.
+
+    Args:
+      program: static settings.
+      params: of the encoder.
+      prompts: batches [C, ...]; those without a history are skipped.
+      scoring: what states are scored against.
+    """
+    count, size, steps = (*prompts.lengths.shape, program.steps)
+
+    def answer(batch: Prompts) -> Steps:
+        return _roll_out(program, params, batch, scoring)
+
+    if count == 1:
+        return jax.tree.map(lambda x: x[None], answer(jax.tree.map(lambda x: x[0], prompts)))
+
+    def nothing(batch: Prompts) -> Steps:
+        numbers = jnp.zeros((size, program.beams, steps), jnp.float32)
+        ranks = None if batch.targets is None else jnp.zeros((size, steps), jnp.int32)
+        return Steps(numbers.astype(jnp.int32), numbers, numbers, numbers, ranks)
+
+    def one(batch: Prompts) -> Steps:
+        return lax.cond((batch.places.lengths > 0).any(), answer, nothing, batch)
+
+    return lax.map(one, prompts)
+
+
+def _roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) -> Steps:
+    """The answers to one batch."""
     layout = _layout(prompts.places, program.row_length)
     rows, known, hidden = _read(program, params, prompts, layout)
     scores = _masked(rows, _first_scores(hidden, prompts, scoring))
@@ -369,13 +395,8 @@ def _read(program: Program, params: Any, prompts: Prompts, layout: Layout) -> tu
     if not program.cached:
         # Histories move to the left as they grow, and what moves out of L columns is forgotten.
         return rows, {}, _encode(program, params, rows, layout, 0)
-
-    def read(part: tuple[Batch, Array]) -> tuple[Array, Any]:
-        return _apply(program, {"params": params}, *part, CacheStep())
-
-    states, stored = _in_parts(
-        read, program.rows_at_once, (_packed_batch(program, rows, layout, 0), layout.ends)
-    )
+    batch = _packed_batch(program, rows, layout, 0)
+    states, stored = _apply(program, {"params": params}, batch, layout.ends, CacheStep())
     hidden = states.reshape(-1, states.shape[-1])[layout.index]
     known, grown = with_room(rows_of_sequences(stored, layout.ends, layout.index, width), extra)
     # New columns on the right; a new interaction has the time of the newest known one.
@@ -386,15 +407,6 @@ def _read(program: Program, params: Any, prompts: Prompts, layout: Layout) -> tu
         grown=grown,
     )
     return rows, known, hidden
-
-
-def _in_parts(function: Callable[[Any], Any], size: int, rows: Any) -> Any:
-    """``function`` of so many rows after another: more leave the cache of a CPU."""
-    count = jax.tree.leaves(rows)[0].shape[0] // size
-    if count == 1:
-        return function(rows)
-    parts = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), rows)
-    return jax.tree.map(lambda x: x.reshape(count * size, *x.shape[2:]), lax.map(function, parts))
 
 
 def _extend(
