@@ -234,8 +234,8 @@ def main(options: Options) -> None:
                 f"call that compiles; ratios are medians of those of each round. Width 64, one head, positions from the "
                 f"start; L = {LENGTH}, {n_items:,} items, items of the history excluded. Equal items: "
                 f"share of generated items that are those of the way that keeps states. {long.mean():.0%} of the histories, "
-                f"with {lengths[long].sum() / lengths.sum():.0%} of the interactions read, outgrow L; a sliding window reads "
-                "them again at every step."
+                f"with {lengths[long].sum() / lengths.sum():.0%} of the interactions read, outgrow L; a sliding window "
+                "reads them again at every step."
             ],
         )
 

@@ -186,7 +186,7 @@ def generate(
         )
 
     def run(call: _Call) -> Steps:
-        prompts = _stacked([prompts_of(part) for part in call.parts], call.count)
+        prompts = _stacked([prompts_of(part) for part in call.parts], call.size)
         done: Steps = jax.device_get(roll_out(call.parts[0].program, ranker.params, prompts, scoring))
         return done
 
@@ -224,14 +224,14 @@ class _Part(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """Parts that one call of a program answers, which has room for ``count``."""
+    """Parts that one call of a program answers, which has room for ``size`` of them."""
 
     parts: list[_Part]
-    count: int
+    size: int
 
     def key(self) -> tuple[Any, ...]:
         """Everything that the compiled program depends on beside the ranker."""
-        return *self.parts[0].key(), self.count
+        return *self.parts[0].key(), self.size
 
 
 def _calls(parts: list[_Part]) -> list[_Call]:

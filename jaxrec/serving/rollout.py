@@ -181,7 +181,7 @@ def roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) 
       prompts: batches [C, ...]; those without a history are skipped.
       scoring: what states are scored against.
     """
-    count, size, steps = (*prompts.lengths.shape, program.steps)
+    count, size = prompts.lengths.shape
 
     def answer(batch: Prompts) -> Steps:
         return _roll_out(program, params, batch, scoring)
@@ -190,8 +190,8 @@ def roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring) 
         return jax.tree.map(lambda x: x[None], answer(jax.tree.map(lambda x: x[0], prompts)))
 
     def nothing(batch: Prompts) -> Steps:
-        numbers = jnp.zeros((size, program.beams, steps), jnp.float32)
-        ranks = None if batch.targets is None else jnp.zeros((size, steps), jnp.int32)
+        numbers = jnp.zeros((size, program.beams, program.steps), jnp.float32)
+        ranks = None if batch.targets is None else jnp.zeros((size, program.steps), jnp.int32)
         return Steps(numbers.astype(jnp.int32), numbers, numbers, numbers, ranks)
 
     def one(batch: Prompts) -> Steps:
