@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec.attention import ATTENTION
-from jaxrec.attention.cache import GROWN, KNOWN, CacheStep, with_room
+from jaxrec.attention.cache import GROWN, KNOWN, CacheStep, rows_of_sequences, with_room
 from jaxrec.models import ENCODERS
 from tests.attention.variants import QUICK, VARIANTS
 from tests.models.cases import CASES, L, batch_of, random_parameters, transformer
@@ -101,6 +101,56 @@ def test_new_positions_have_the_states_of_whole_rows(case):
     expected = whole[:, known - 1 :].swapaxes(0, 1)
     np.testing.assert_allclose(states, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(states[1:]).max() > 0.1
+
+
+#: Cases of each way in which stored arrays depend on columns or on sequences.
+PACKED = (
+    "softmax--rotary-start",
+    "gru4rec-deep",
+    "miq-query_window=3,query_level=sum,dummies_as_keys=True,share_dummies=True-rotary-start",
+    "kernel-upper=full,lower=banded,bandwidth=2,per_head=True-none-start",
+    "stosa",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if "rotary" in name[:16] else pytest.mark.slow) for name in PACKED]
+)
+def test_packed_histories_grow_in_rows_of_their_own(name):
+    """Two histories share a row as long as they are known."""
+    case = next(case for case in TABLE if case.name == name)
+    encoder, alone = case.config.build(spec(case)), jax.tree.map(lambda x: x[:3], rows(case))
+    params = random_parameters(encoder, alone)
+    known = L - STEPS
+    sizes = [len(items) - STEPS for items in HISTORIES[:3]]
+    places = [(0, 0), (0, sizes[0]), (1, 0)]
+    packed = batch_of(
+        case,
+        [
+            [(place[1], HISTORIES[h][: sizes[h]]) for h, place in enumerate(places) if place[0] == row]
+            for row in (0, 1)
+        ],
+    )
+    times = np.zeros_like(packed.items)
+    for h, (row, column) in enumerate(places):
+        times[row, column : column + sizes[h]] = alone.timestamps[h, known - sizes[h] : known]
+    packed = packed._replace(timestamps=times)
+    ends = np.array([[sizes[0] - 1, sizes[0] + sizes[1] - 1], [sizes[2] - 1, 0]], np.int32)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def grown(params, packed, batch):
+        variables, index = {"params": params}, jnp.arange(3)
+        states, stored = encoder.apply(variables, packed, False, ends, cache=CacheStep(), mutable=[KNOWN])
+        stays, grown = with_room(rows_of_sequences(stored, jnp.asarray(ends), index, known), STEPS)
+        out = [states.reshape(-1, states.shape[-1])[index]]
+        for column in range(known, L):
+            hidden, grown = encoder.apply(
+                {**variables, **stays, **grown}, batch, cache=CacheStep(jnp.int32(column)), mutable=[GROWN]
+            )
+            out.append(hidden[:, 0])
+        return jnp.stack(out), encoder.apply(variables, batch)[:, known - 1 :].swapaxes(0, 1)
+
+    np.testing.assert_allclose(*jax.device_get(grown(params, packed, alone)), rtol=1e-4, atol=1e-5)
 
 
 def test_what_grows_and_what_does_not():

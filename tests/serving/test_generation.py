@@ -1,5 +1,6 @@
 """Generated sequences against step-by-step re-encoding in NumPy: choices, windows, filters, beams, ranks."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -178,6 +179,28 @@ def test_cache_changes_nothing_but_the_work():
     )
     np.testing.assert_array_equal(kept.items, again.items)
     np.testing.assert_allclose(kept.scores, again.scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_many_batches_answer_as_one_does(method):
+    """Histories in several calls of several batches each, the last of them empty, and in several widths."""
+    rng = np.random.default_rng(7)
+    lengths = rng.integers(0, 5, 45)
+    stops = np.cumsum(lengths)
+    many = Histories(
+        rng.integers(1, V + 1, stops[-1]).astype(np.int32),
+        stops - lengths,
+        stops,
+        np.sort(TIMES[:1].repeat(stops[-1])),
+    )
+    model = ranker("softmax")
+    config = GenerationConfig(method, **({"beams": 2} if method == "beam" else {}))
+    whole = generate(model, many, 3, config)
+    few = dataclasses.replace(model.encoding, tokens_per_batch=2 * L)
+    parts = generate(dataclasses.replace(model, encoding=few), many, 3, config)
+    np.testing.assert_array_equal(parts.items, whole.items)
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5, atol=1e-5)
 
 
 def test_filters_and_repeats_of_each_history():
