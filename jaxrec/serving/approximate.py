@@ -23,12 +23,13 @@ class ApproximateIndex:
       recommender: of a finished run.
       connectivity: edges of an item; more = better recall, more memory.
       effort: candidates that a search looks at; more = better recall, slower.
+      threads: that build the graph; with more than one, two graphs of the same items differ, and so does their recall.
 
     Raises:
       ConfigError: the extra ``usearch`` is not installed.
     """
 
-    def __init__(self, recommender: Recommender, connectivity: int = 16, effort: int = 128):
+    def __init__(self, recommender: Recommender, connectivity: int = 16, effort: int = 128, threads: int = 1):
         try:
             from usearch.index import Index
         except ImportError:
@@ -42,7 +43,8 @@ class ApproximateIndex:
             expansion_add=max(128, effort),
             expansion_search=effort,
         )
-        self.index.add(np.arange(1, len(self.vectors) + 1, dtype=np.uint64), self.vectors)
+        keys = np.arange(1, len(self.vectors) + 1, dtype=np.uint64)
+        self.index.add(keys, self.vectors, threads=threads)
 
     def top_k(self, histories: Histories, k: int, removed: SeenItems) -> TopK:
         """Find about the k best items of each history, best first; see `jaxrec.serving.lists.Lists.top_k`.

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from jaxrec.errors import ConfigError, DataError, RunExistsError
-from jaxrec.serving import Request
+from jaxrec.serving import Request, approximate
 from jaxrec.serving.approximate import ApproximateIndex
 from jaxrec.serving.bulk import BulkJob, BulkTable, run_bulk
 from jaxrec.serving.ray_job import PartWriter, run_on_ray
@@ -225,6 +225,15 @@ def test_approximate_index(recommender, served, tmp_path):
     outcome = jaxrec("export", served, "--vectors", "--index", "--out", tmp_path / "v", "--json").json
     assert 0.9 <= outcome["recall@10"] <= 1
     assert len(index_module.Index.restore(str(tmp_path / "v" / "items.usearch"))) == 40
+
+
+def test_an_index_is_built_again_alike(recommender, monkeypatch):
+    """Several threads would make another graph every time, some of them with a lower recall."""
+    pytest.importorskip("usearch.index", reason="the extra usearch is not installed")
+    vectors = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32)
+    monkeypatch.setattr(approximate, "item_vectors", lambda _: vectors)
+    first, second = (bytes(ApproximateIndex(recommender).index.save()) for _ in range(2))
+    assert first == second
 
 
 def test_an_actor_writes_parts_that_it_is_sent(job, tmp_path):
