@@ -245,8 +245,8 @@ def _endurance_line(found: dict[str, Any]) -> str:
     ]
     return (
         f"{found['minutes']:g} minutes, {found['steps']:,} steps, {found['log_lines']:,} lines of the log. Resident memory "
-        f"{memory[0]:g} MiB after the warm-up, {memory[-1]:g} MiB at the end: {changes[0]}. Steps per second of processor "
-        f"time {speed[0]:g} and {speed[-1]:g}: {changes[1]}. Verdict: {found['verdict']}."
+        f"without pages of files {memory[0]:g} MiB after the warm-up, {memory[-1]:g} MiB at the end: {changes[0]}. Steps "
+        f"per second of processor time {speed[0]:g} and {speed[-1]:g}: {changes[1]}. Verdict: {found['verdict']}."
     )
 
 

@@ -1,7 +1,7 @@
 """A long run: whether its memory stays flat and its speed steady.
 
-The resident memory and the processor time of a training process are read every few seconds, its steps from its log. Steps
-per second of processor time do not depend on what else the machine does.
+The resident memory (without pages of files) and the processor time of a training process are read every few seconds, its
+steps from its log. Steps per second of processor time do not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Sample(NamedTuple):
 
     Attributes:
       seconds: since the start of the process.
-      mebibytes: resident memory.
+      mebibytes: resident memory, but for pages of files, which the system takes and gives back as it likes.
       processor: seconds of processor time.
       steps: of training, as the log says.
     """
@@ -79,7 +79,7 @@ def slope(hours: Sequence[float], values: Sequence[float]) -> Slope:
 
 def _sample(pid: int, run: Path, started: float) -> Sample | None:
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        status = Path(f"/proc/{pid}/status").read_text()
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return None
@@ -93,7 +93,7 @@ def _sample(pid: int, run: Path, started: float) -> Sample | None:
     ticks = int(fields[11]) + int(fields[12])
     return Sample(
         round(time.monotonic() - started, 2),
-        round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 2),
+        round(int(status.split("RssAnon:")[1].split()[0]) / 2**10, 2),
         ticks / os.sysconf("SC_CLK_TCK"),
         steps,
     )
