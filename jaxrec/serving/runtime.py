@@ -166,6 +166,8 @@ class Artefact:
             raise ArtefactError("this model needs the time of each interaction: give timestamps=")
         if timestamps is not None and list(map(len, timestamps)) != list(map(len, histories)):
             raise ArtefactError("timestamps must have one entry for each interaction of each history")
+        for each in timestamps or ():
+            _check_times(each)
         remove_seen = self.model["remove_seen"] if remove_seen is None else remove_seen
         removed = np.zeros(self.n_items + 1, bool)
         removed[0] = True
@@ -237,6 +239,16 @@ class Artefact:
                 f"{name} must hold ids of the catalogue, got {', '.join(map(repr, unknown[:5]))}"
             )
         return [self._numbers[text] for text in texts]
+
+
+def _check_times(timestamps: Any) -> None:
+    message = "timestamps must be whole seconds since 1970, oldest first"
+    try:
+        seconds = np.asarray(timestamps, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArtefactError(f"{message}; {error}") from None
+    if not ((np.abs(seconds) < 2.0**62).all() and (np.diff(seconds) >= 0).all()):  # NaN is not below
+        raise ArtefactError(f"{message}; got {seconds[:5].tolist()}")
 
 
 def _with(removed: np.ndarray, items: Any) -> np.ndarray:

@@ -104,6 +104,12 @@ def test_changed_artefacts_are_refused(artefact, tmp_path, change, message):
         Artefact(copy)
 
 
+@pytest.mark.parametrize("times", [[2, 1], [float("nan"), 1], [1, 2**80], ["now", 1], [None, 1], [1]])
+def test_times_that_are_none_are_refused(artefact, times):
+    with pytest.raises(ArtefactError, match="timestamps must"):
+        Artefact(artefact).recommend([["i1", "i2"]], 3, timestamps=[times])
+
+
 def edit(folder, entries, seal=True):
     manifest = json.loads((folder / "manifest.json").read_text()) | entries
     if seal:
