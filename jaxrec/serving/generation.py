@@ -141,11 +141,11 @@ def generate(
       DataError: targets of another form.
     """
     forward = ranker.forward
-    vectors = ranker.table.turned
-    if not isinstance(forward, Forward) or ranker.mesh is not None or vectors is None:
+    if not isinstance(forward, Forward) or ranker.mesh is not None or ranker.table.vectors is None:
         raise ConfigError(
             "generate needs the ranker of an encoder on one device; open the run without --mesh"
         )
+    vectors: Any = ranker.table.turned
     _check(ranker, steps, config)
     targets = _checked_targets(ranker, targets, (len(histories), steps), config, forced)
     seen = as_seen(exclude, len(histories), ranker.n_items)
