@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        print(f"jaxrec: unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        _tell(f"jaxrec: unknown command {command!r}: expected one of {', '.join(COMMANDS)}")
         return 2
     try:
         with _sigterm_as_exception():
@@ -66,14 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
             status: int = getattr(module, FUNCTIONS.get(command, command))(rest)
             return status
     except Interrupted as interruption:
-        print(f"jaxrec: {interruption}", file=sys.stderr)
+        _tell(f"jaxrec: {interruption}")
         return 128 + interruption.signal_number
     except JaxrecError as error:
-        print(f"jaxrec: {error}", file=sys.stderr)
+        _tell(f"jaxrec: {error}")
         return 1
     except KeyboardInterrupt as stop:
         number = getattr(stop, "signal_number", signal.SIGINT)
-        print(f"jaxrec: stopped by {number.name}{_how_to_continue(rest)}", file=sys.stderr)
+        _tell(f"jaxrec: stopped by {number.name}{_how_to_continue(rest)}")
         return 128 + number
     except BrokenPipeError:
         # The reader went away (as in `jaxrec ... | head`); nothing is wrong with the run.
@@ -81,8 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         # A full disk, a directory without permission, a file that vanished.
-        print(f"jaxrec: {error}; check the path, the permissions and the free space", file=sys.stderr)
+        _tell(f"jaxrec: {error}; check the path, the permissions and the free space")
         return 1
+
+
+def _tell(message: str) -> None:
+    """Print a line on standard error; where that cannot be written either, as on a full disk, the status has to do."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def _load_plugins(arguments: list[str]) -> list[str]:

@@ -1,7 +1,10 @@
 """What is refused, in which words, and that nothing is lost by it."""
 
+import sys
+
 import pytest
 
+from jaxrec.cli.main import main
 from tests.cli.shared import SMALL, interactions, refused
 from tests.runs import jaxrec
 
@@ -118,3 +121,19 @@ def test_refused_overwrite_loses_nothing(small, tmp_path):
         jaxrec("train", "--data", tmp_path / "absent.csv", "--workdir", run, "--overwrite", *SMALL), "no file"
     )
     assert sorted(run.rglob("*")) == before
+
+
+class _Full:
+    """Standard error on a full disk."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def flush(self):
+        raise OSError(28, "No space left on device")
+
+
+def test_an_error_that_cannot_be_printed_is_still_a_status(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stderr", _Full())
+    assert main(["evaluate", str(tmp_path / "absent")]) == 1
+    assert main(["no-such-command"]) == 2
