@@ -298,7 +298,7 @@ class ProtocolStudy:
 
     @property
     def note(self) -> str:
-        """Which protocols miss targets that their own history holds, and how many; empty where there are none."""
+        """The number of targets that their own history holds, and the protocols that miss them; empty without any."""
         if not self.repeated:
             return ""
         return (

@@ -137,7 +137,7 @@ def with_room(known: Any, columns: int) -> tuple[Any, Any]:
 
 
 def rows_of_sequences(known: Any, ends: Array, index: Array, width: int) -> Any:
-    """What an encoder stored of packed rows [N, L], with a row for each sequence.
+    """Give each sequence of packed rows [N, L] a row of its own in what an encoder stored.
 
     Args:
       known: the collection, stored with the query positions ``ends``.

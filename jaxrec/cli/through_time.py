@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from jaxrec.cli.common import emit, parse, value_of
+from jaxrec.cli.common import emit, value_of
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, chosen_config, configuration_fields
+from jaxrec.cli.train import aliases_resolved, base_config, chosen_config, run_request
 from jaxrec.errors import ConfigError
 from jaxrec.registry import load_plugins
 
@@ -37,13 +36,8 @@ def through_time(arguments: list[str]) -> int:
         print(_help_page())
         return 0
     base = base_config(arguments)
-    options: list[tuple[str, Any, Any]] = [
-        *configuration_fields(base),
-        *((name, kind, default) for name, kind, default, _, _ in _OPTIONS),
-    ]
-    fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
-    form = dataclasses.make_dataclass("ThroughTime", fields, frozen=True)
-    request: Any = parse(form, arguments, "through-time")
+    own = [(name, kind, default) for name, kind, default, _, _ in _OPTIONS]
+    request = run_request("through-time", own, arguments, base)
     if not request.out:
         raise ConfigError("--out must name the directory of the runs, got none: give --out runs/cuts")
     config = chosen_config(request, base)

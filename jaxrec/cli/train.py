@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,19 +29,33 @@ def aliases_resolved(arguments: list[str]) -> list[str]:
     return [re.sub(r"^--attention(?=$|[.=])", "--encoder.attention", argument) for argument in arguments]
 
 
-def configuration_fields(base: RunConfig) -> list[tuple[str, Any, Any]]:
-    """Fields (name, type, default) of a command that configures a run: its options, their short forms, the named parts."""
+def run_request(name: str, own: Iterable[tuple[str, Any, Any]], arguments: list[str], base: RunConfig) -> Any:
+    """Parse the arguments of a command that configures a run: its options, their short forms, the named parts.
+
+    Args:
+      name: of the command.
+      own: name, type and default of the options beside those of a run.
+      arguments: of the command line.
+      base: configuration that they change, as `base_config` returns it; `chosen_config` applies them.
+
+    Returns:
+      A dataclass with an attribute for each.
+    """
     named = {path: section_label(base, path) for path in NAMED_SECTIONS if section_label(base, path)}
-    return [
+    options: list[tuple[str, Any, Any]] = [
         ("config", Annotated[RunConfig, tyro.conf.arg(name="")], base),
         ("source", Annotated[str, tyro.conf.arg(name="data")], base.data.source),
         ("init_from", str, base.training.init_from),
         ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
         *(
-            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], name)
-            for path, name in named.items()
+            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], label)
+            for path, label in named.items()
         ),
+        *own,
     ]
+    fields = [(option, kind, dataclasses.field(default=default)) for option, kind, default in options]
+    title = name.title().replace("-", "")
+    return parse(dataclasses.make_dataclass(title, fields, frozen=True), arguments, name)
 
 
 def base_config(arguments: list[str]) -> RunConfig:
@@ -77,7 +92,7 @@ def chosen_config(options: Any, base: RunConfig) -> RunConfig:
     """Return the configuration of parsed options with their short forms, ``--data``, ``--init-from`` and ``--seeds``.
 
     Args:
-      options: parsed `configuration_fields`.
+      options: from `run_request`.
       base: the configuration that they started from.
 
     Raises:
@@ -113,14 +128,11 @@ def train(arguments: list[str]) -> int:
     if {"-h", "--help", "--help-all"} & set(arguments):
         print(help_page(base, everything="--help-all" in arguments))
         return 0
-    options: list[tuple[str, Any, Any]] = [
-        *configuration_fields(base),
+    own: list[tuple[str, Any, Any]] = [
         *((name.replace("-", "_"), kind, default) for name, kind, default, _ in _COMMAND_OPTIONS),
         ("distributed", DistributedConfig, DistributedConfig()),
     ]
-    fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
-    form = dataclasses.make_dataclass("Train", fields, frozen=True)
-    return _run(parse(form, arguments, "train"), base)
+    return _run(run_request("train", own, arguments, base), base)
 
 
 #: Options of the command itself: name, type, default, help.

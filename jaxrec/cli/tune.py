@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from typing import Any
 
-from jaxrec.cli.common import emit, parse, value_of
+from jaxrec.cli.common import emit, value_of
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, chosen_config, configuration_fields
+from jaxrec.cli.train import aliases_resolved, base_config, chosen_config, run_request
 from jaxrec.config import RunConfig
 from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.registry import load_plugins
@@ -47,13 +46,8 @@ def tune(arguments: list[str]) -> int:
         print(_help_page())
         return 0
     base = base_config(arguments)
-    options: list[tuple[str, Any, Any]] = [
-        *configuration_fields(base),
-        *((name, kind, default) for name, kind, default, _ in _OPTIONS),
-    ]
-    fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
-    form = dataclasses.make_dataclass("Tune", fields, frozen=True)
-    request: Any = parse(form, arguments, "tune")
+    own = [(name, kind, default) for name, kind, default, _ in _OPTIONS]
+    request = run_request("tune", own, arguments, base)
     return _run(request, chosen_config(request, base), file, changes)
 
 
