@@ -53,7 +53,8 @@ class TrainingConfig:
         log that stays in its file; "auto" is resident where the log takes no more than ``resident_share`` of the device.
         All give the same result to the bit.
       resident_share: share of the device's memory (on a CPU: the machine's) that "auto" gives to the log.
-      checkpoint_seconds: seconds between checkpoints at least; one is always written at the end and on a signal.
+      checkpoint_seconds: seconds between checkpoints at least; one is always written at the end and on a signal. Each save
+        costs a little memory that TensorStore does not give back: about a kilobyte per array.
       keep_checkpoints: newest checkpoints to keep besides the best.
     """
 
@@ -70,7 +71,7 @@ class TrainingConfig:
     accumulate_steps: Annotated[int, Range("[1, inf)")] = 1
     feed: Literal["auto", "resident", "streamed"] = "auto"
     resident_share: Annotated[float, Range("[0, 1]")] = 0.25
-    checkpoint_seconds: Annotated[float, Range("[0, inf)")] = 30.0
+    checkpoint_seconds: Annotated[float, Range("[0, inf)")] = 120.0
     keep_checkpoints: Annotated[int, Range("[1, inf)")] = 2
 
     def __post_init__(self) -> None:

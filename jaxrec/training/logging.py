@@ -16,22 +16,25 @@ from jaxrec.files import write_atomically
 
 
 class MetricsLog:
-    """Log with one JSON object per line; ``path`` None keeps the lines in memory only.
+    """Log with one JSON object per line, none of which stays in memory; with ``path`` None nothing is written.
 
     On resume, lines of steps after the checkpoint are dropped: they will be written again, unchanged.
     """
 
     def __init__(self, path: Path | None, resume_step: int | None = None):
         self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path is not None and resume_step is not None and path.exists():
-            self.lines = [line for line in read_metrics(path) if line.get("step", 0) <= resume_step]
-        if path is not None:
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if path is None:
+            return
+        kept: list[dict[str, Any]] = []
+        if resume_step is not None and path.exists():
+            kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def __contains__(self, line: dict[str, Any]) -> bool:
+        return self.path is not None and line in read_metrics(self.path)
 
     def write(self, **values: Any) -> None:
         """Append one line and flush it."""
-        self.lines.append(values)
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")

@@ -295,7 +295,7 @@ def _report_rate(metrics_log: MetricsLog, run: _Progress) -> None:
         line = {"step": run.step, "learning_rate_before": before, "learning_rate": after}
         if step != run.step:
             return
-        if line not in metrics_log.lines:  # a killed resumption may have written it
+        if line not in metrics_log:  # a killed resumption may have written it
             metrics_log.write(**line)
         if is_first():
             print(

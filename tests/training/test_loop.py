@@ -1,5 +1,6 @@
 import json
 import signal
+import sys
 import threading
 
 import chex
@@ -248,8 +249,20 @@ def test_journal_drops_what_will_be_written_again(tmp_path):
     with path.open("a") as file:
         file.write('{"step": 8, "lo')
     assert [line["step"] for line in read_metrics(path)] == [2, 4, 6]
-    assert [line["step"] for line in MetricsLog(path, resume_step=4).lines] == [2, 4]
+    second = MetricsLog(path, resume_step=4)
     assert [line["step"] for line in read_metrics(path)] == [2, 4]
+    assert {"step": 4} in second
+    assert {"step": 6} not in second
+
+
+def test_journal_keeps_no_line_in_memory(tmp_path):
+    """A run of days writes millions."""
+    log = MetricsLog(tmp_path / "log.jsonl")
+    log.write(step=0, loss=[0.0])
+    before = sys.getallocatedblocks()
+    for step in range(500):
+        log.write(step=step, loss=[step / 7])
+    assert sys.getallocatedblocks() - before < 500
 
 
 def test_lists_longer_than_the_catalogue_are_refused():
