@@ -230,7 +230,7 @@ class Recommender:
         return SeenItems(offsets, np.concatenate(parts))
 
     def filters(self, prepared: Sequence[Prepared]) -> tuple[SeenItems, list[np.ndarray | None]]:
-        """What is left out of each request: items that are no candidates and, where those would be many, all candidates."""
+        """Items that are no candidates of each request and, where those would be many, all its candidates instead."""
         allowed = [request.allowed if self._many(request) else None for request in prepared]
         rest = [request._replace(allowed=None) if self._many(request) else request for request in prepared]
         return self.removed(rest), allowed
