@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from jaxrec.cli.heaps import limit_heaps
 from jaxrec.errors import Interrupted, JaxrecError
 
 #: Command -> (module of `jaxrec.cli` that holds a function of that name, or of that in `FUNCTIONS`, one line of help).
@@ -39,6 +40,9 @@ COMMANDS = {
     "attention": ("analysis", "list the attention mechanisms, or draw the attention of a run"),
 }
 
+#: Commands that train, for hours perhaps.
+TRAINING = ("train", "tune", "through-time")
+
 #: Commands whose name is no name of a function -> their function.
 FUNCTIONS = {"import": "import_checkpoint", "through-time": "through_time"}
 
@@ -58,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         _tell(f"jaxrec: unknown command {command!r}: expected one of {', '.join(COMMANDS)}")
         return 2
+    if command in TRAINING:
+        limit_heaps()  # before anything is imported that starts threads
     try:
         with _sigterm_as_exception():
             if command != "train":  # which has the option in its help
