@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,8 @@ import numpy as np
 from scipy.stats import t
 
 from experiments.reliability.base import walks
-from experiments.reliability.processes import PATIENCE, forked
+from experiments.reliability.processes import PATIENCE, Group
 from experiments.reliability.trials import Trial, TrialLog
-from jaxrec.cli.main import main
 from jaxrec.training.logging import read_metrics
 
 #: Share of the run before memory and speed are compared: compiling, first saves, caches that fill.
@@ -158,7 +158,18 @@ def endurance(
     arguments = ["train", "--workdir", str(run), "--data", str(work / "data"), *OPTIONS]
     arguments += ["--training.seeds", str(seed)]
     started = time.monotonic()
-    group = forked(lambda _: main(arguments), output)
+    # A program of its own: a fork has the heaps of its parent, and objects that the collector leaves out.
+    write = (os.POSIX_SPAWN_OPEN, 1, str(output), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    group = Group(
+        [
+            os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "jaxrec", *arguments],
+                os.environ,
+                file_actions=[write, (os.POSIX_SPAWN_DUP2, 1, 2)],
+            )
+        ]
+    )
     end = started + min(seconds, 60.0 * count)
     samples: list[Sample] = []
     status = None
