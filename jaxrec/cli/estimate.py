@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from jaxrec.cli.common import emit, parse, value_of
+from jaxrec.cli.common import emit
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, first_seeds
-from jaxrec.config import NAMED_SECTIONS, RunConfig, section_label
+from jaxrec.cli.run_options import (
+    JSON,
+    PLUGIN,
+    CommandOption,
+    aliases_resolved,
+    asks_for_help,
+    base_config,
+    first_seeds,
+    run_request,
+)
 from jaxrec.errors import ConfigError
-from jaxrec.registry import load_plugins
 
-#: Options of the command beside those of a run: name, type, default, help.
-_OPTIONS: list[tuple[str, type, Any, str]] = [
-    ("preset", str, "sasrec", "starting configuration, as in jaxrec train"),
-    ("items", int, 0, "items of the catalogue"),
-    ("interactions", int, 0, "interactions of the log"),
-    ("users", int, 0, "users of the log; default: interactions / batches.max-length"),
-    ("timestamps", bool, False, "the log has times"),
-    ("memory", float, 0.0, "budget in GiB: search the largest batch that fits; 0 = do not search"),
-    ("plugin", str, "", "modules that register parts of your own, separated by commas"),
-    ("json", bool, False, "print the result as one JSON object on the last line"),
-]
+#: Options of the command beside those of a run.
+_OPTIONS = (
+    CommandOption("preset", str, "sasrec", "starting configuration, as in jaxrec train"),
+    CommandOption("items", int, 0, "items of the catalogue"),
+    CommandOption("interactions", int, 0, "interactions of the log"),
+    CommandOption("users", int, 0, "users of the log; default: interactions / batches.max-length"),
+    CommandOption("timestamps", bool, False, "the log has times"),
+    CommandOption(
+        "memory", float, 0.0, "budget in GiB: search the largest batch that fits; 0 = do not search"
+    ),
+    JSON,
+)
 
 
 def estimate(arguments: list[str]) -> int:
     """Run ``jaxrec estimate``; return the exit status."""
     arguments = aliases_resolved(arguments)
-    load_plugins(tuple(filter(None, value_of("plugin", arguments, "").split(","))))
     base = base_config(arguments)
-    if {"-h", "--help"} & set(arguments):
+    if asks_for_help(arguments):
         print(_help_page())
         return 0
-    named = {path: section_label(base, path) for path in NAMED_SECTIONS if section_label(base, path)}
-    options: list[tuple[str, Any, Any]] = [
-        ("config", Annotated[RunConfig, tyro.conf.arg(name="")], base),
-        *((name, kind, default) for name, kind, default, _ in _OPTIONS),
-        ("source", Annotated[str, tyro.conf.arg(name="data")], ""),
-        ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
-        *(
-            (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], name)
-            for path, name in named.items()
-        ),
-    ]
-    fields = [(name, kind, dataclasses.field(default=default)) for name, kind, default in options]
-    form = dataclasses.make_dataclass("Estimate", fields, frozen=True)
-    request: Any = parse(form, arguments, "estimate")
+    request = run_request("estimate", _OPTIONS, arguments, base, source="")
 
     from jaxrec.analysis.estimate import GIB, largest_batch
     from jaxrec.analysis.estimate import estimate as estimate_training
@@ -98,10 +90,7 @@ def _sizes(options: Any) -> Any:
 
 
 def _help_page() -> str:
-    rows = [
-        Option(f"--{name}", {bool: "", str: "TEXT", int: "INT"}.get(kind, "FLOAT"), text, str(default or ""))
-        for name, kind, default, text in _OPTIONS
-    ]
+    rows = [*(option.row() for option in _OPTIONS), PLUGIN]
     source = Option("--data", "TEXT", "dataset to take the sizes from, in place of the options for them")
     seeds = Option("--seeds", "INT", "number of models", "1")
     return "\n".join(

@@ -66,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         limit_heaps()  # before anything is imported that starts threads
     try:
         with _sigterm_as_exception():
-            if command != "train":  # which has the option in its help
-                rest = _load_plugins(rest)
+            rest = _load_plugins(rest)
             module = importlib.import_module(f"jaxrec.cli.{COMMANDS[command][0]}")
             status: int = getattr(module, FUNCTIONS.get(command, command))(rest)
             return status

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jaxrec.cli.common import emit, value_of
+from jaxrec.cli.common import emit
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, chosen_config, run_request
+from jaxrec.cli.run_options import (
+    JSON,
+    NO_COMPILE_CACHE,
+    PLUGIN,
+    QUIET,
+    CommandOption,
+    aliases_resolved,
+    asks_for_help,
+    base_config,
+    chosen_config,
+    run_request,
+)
 from jaxrec.errors import ConfigError
-from jaxrec.registry import load_plugins
 
-#: Options of the command beside those of a run: name, type, default, values in the help, help.
-_OPTIONS: list[tuple[str, Any, Any, str, str]] = [
-    ("preset", str, "sasrec", "TEXT", "starting configuration, or a run directory to take it from"),
-    (
+#: Options of the command beside those of a run.
+_OPTIONS = (
+    CommandOption("preset", str, "sasrec", "starting configuration, or a run directory to take it from"),
+    CommandOption(
         "cuts",
         tuple[float, ...],
         (0.7, 0.8, 0.9),
-        "NUMBER ...",
         "where test periods begin, as quantiles of the times of all interactions; each ends where the next begins",
     ),
-    ("out", str, "", "TEXT", "directory of the runs; the same command goes on with what an earlier one left"),
-    ("plugin", str, "", "TEXT", "modules that register parts of your own, separated by commas"),
-    ("quiet", bool, False, "", "no progress bar"),
-    ("no_compile_cache", bool, False, "", "neither read nor write compiled programs in ~/.cache/jaxrec"),
-    ("json", bool, False, "", "print the result as one JSON object on the last line"),
-]
+    CommandOption(
+        "out", str, "", "directory of the runs; the same command goes on with what an earlier one left"
+    ),
+    QUIET,
+    NO_COMPILE_CACHE,
+    JSON,
+)
 
 
 def through_time(arguments: list[str]) -> int:
     """Run ``jaxrec through-time``; return the exit status."""
     arguments = aliases_resolved(arguments)
-    load_plugins(tuple(filter(None, value_of("plugin", arguments, "").split(","))))
-    if {"-h", "--help"} & set(arguments):
+    if asks_for_help(arguments):
         print(_help_page())
         return 0
     base = base_config(arguments)
-    own = [(name, kind, default) for name, kind, default, _, _ in _OPTIONS]
-    request = run_request("through-time", own, arguments, base)
+    request = run_request("through-time", _OPTIONS, arguments, base)
     if not request.out:
         raise ConfigError("--out must name the directory of the runs, got none: give --out runs/cuts")
     config = chosen_config(request, base)
@@ -56,15 +62,7 @@ def through_time(arguments: list[str]) -> int:
 
 
 def _help_page() -> str:
-    rows = [
-        Option(
-            f"--{name.replace('_', '-')}",
-            values,
-            text,
-            " ".join(map(str, default)) if isinstance(default, tuple) else str(default or ""),
-        )
-        for name, _, default, values, text in _OPTIONS
-    ]
+    rows = [*(option.row() for option in _OPTIONS), PLUGIN]
     source = Option("--data", "TEXT", "as in jaxrec train", "movietweetings")
     return "\n".join(
         [

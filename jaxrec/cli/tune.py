@@ -5,49 +5,64 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from jaxrec.cli.common import emit, value_of
+from jaxrec.cli.common import emit
 from jaxrec.cli.help import Option, page
-from jaxrec.cli.train import aliases_resolved, base_config, chosen_config, run_request
+from jaxrec.cli.run_options import (
+    JSON,
+    NO_COMPILE_CACHE,
+    PLUGIN,
+    QUIET,
+    CommandOption,
+    aliases_resolved,
+    asks_for_help,
+    base_config,
+    chosen_config,
+    run_request,
+)
 from jaxrec.config import RunConfig
 from jaxrec.errors import ConfigError, Interrupted
-from jaxrec.registry import load_plugins
 
-#: Options of the command beside those of a run: name, type, default, help.
-_OPTIONS: list[tuple[str, type, Any, str]] = [
-    ("preset", str, "sasrec", "configuration of the first trial, or a run directory to take it from"),
-    ("out", str, "", "directory of the study; the same command goes on with one that was interrupted"),
-    ("budget", int, 40, "trials of the whole study, those of earlier calls and of other processes included"),
-    (
+#: Options of the command beside those of a run.
+_OPTIONS = (
+    CommandOption(
+        "preset", str, "sasrec", "configuration of the first trial, or a run directory to take it from"
+    ),
+    CommandOption(
+        "out", str, "", "directory of the study; the same command goes on with one that was interrupted"
+    ),
+    CommandOption(
+        "budget", int, 40, "trials of the whole study, those of earlier calls and of other processes included"
+    ),
+    CommandOption(
         "pruner",
         str,
         "median",
         "median: stop trials that lag behind at a validation; none: train all to their end",
     ),
-    ("seed", int, 0, "of the draws; --training.seeds and --seeds are those of every trial's models"),
-    (
+    CommandOption(
+        "seed", int, 0, "of the draws; --training.seeds and --seeds are those of every trial's models"
+    ),
+    CommandOption(
         "oracle",
         bool,
         False,
         "rank the test targets of every complete trial too, to show what choosing by them would give",
     ),
-    ("print_space", bool, False, "print the space as a file for --space, and end"),
-    ("plugin", str, "", "modules that register parts of your own, separated by commas"),
-    ("quiet", bool, False, "no line per trial"),
-    ("no_compile_cache", bool, False, "neither read nor write compiled programs in ~/.cache/jaxrec"),
-    ("json", bool, False, "print the result as one JSON object on the last line"),
-]
+    CommandOption("print_space", bool, False, "print the space as a file for --space, and end"),
+    QUIET._replace(text="no line per trial"),
+    NO_COMPILE_CACHE,
+    JSON,
+)
 
 
 def tune(arguments: list[str]) -> int:
     """Run ``jaxrec tune``; return the exit status."""
     file, changes, arguments = space_options(aliases_resolved(arguments))
-    load_plugins(tuple(filter(None, value_of("plugin", arguments, "").split(","))))
-    if {"-h", "--help"} & set(arguments):
+    if asks_for_help(arguments):
         print(_help_page())
         return 0
     base = base_config(arguments)
-    own = [(name, kind, default) for name, kind, default, _ in _OPTIONS]
-    request = run_request("tune", own, arguments, base)
+    request = run_request("tune", _OPTIONS, arguments, base)
     return _run(request, chosen_config(request, base), file, changes)
 
 
@@ -113,12 +128,7 @@ def space_options(arguments: list[str]) -> tuple[str, dict[str, str], list[str]]
 
 
 def _help_page() -> str:
-    rows = [
-        Option(
-            f"--{name.replace('_', '-')}", {bool: "", str: "TEXT", int: "INT"}[kind], text, str(default or "")
-        )
-        for name, kind, default, text in _OPTIONS
-    ]
+    rows = [*(option.row() for option in _OPTIONS), PLUGIN]
     space = [
         Option("--space", "FILE", "TOML or JSON file of options to search, in place of the declared ones"),
         Option(
