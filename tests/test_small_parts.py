@@ -45,18 +45,23 @@ def test_an_estimate_in_rows_words_and_json():
     assert ESTIMATE.to_dict()["batch_size"] == 4
 
 
-def test_the_largest_batch_is_found_without_compiling(monkeypatch):
-    def grows(config, sizes, rate=None):
+@pytest.mark.parametrize("room", [37, 1_000, 50_000])
+def test_the_largest_batch_is_found_in_few_programs(monkeypatch, room):
+    tried = []
+
+    def grows(config, sizes, rate=None, optimised=True):
         rows = config.batches.batch_size
+        tried.append((rows, optimised))
         return dataclasses.replace(ESTIMATE, batch_size=rows, temporary_bytes=100 * rows)
 
     monkeypatch.setattr(estimate, "estimate", grows)
     monkeypatch.setattr(estimate, "matmul_rate", lambda *args, **options: 1e9)
     fixed = ESTIMATE.total_bytes - ESTIMATE.temporary_bytes
-    best, too_large = estimate.largest_batch(small_config(), None, fixed + 100 * 37)
-    assert best.batch_size <= 37
-    assert best.total_bytes <= fixed + 100 * 37
-    assert too_large is None or too_large > best.batch_size
+    best, too_large = estimate.largest_batch(small_config(), None, fixed + 100 * room)
+    assert best.batch_size <= room < too_large
+    assert too_large - best.batch_size <= max(1, room // 16)
+    assert len(tried) <= 6
+    assert [optimised for _, optimised in tried] == [False] * (len(tried) - 1) + [True]
 
 
 def test_a_rate_of_matrix_products():
