@@ -17,13 +17,13 @@ class EvaluationConfig:
       ks: list lengths K of HR@K and NDCG@K.
       remove_seen: rank each target among the items that the user has not interacted with ("seen items removed"); False
         ranks it among all items ("seen items kept").
-      item_chunk: items scored at a time; bounds the memory of ranking.
+      item_chunk: items scored at a time, which bounds the memory of ranking; 0 = automatic, at most 4,096.
       tokens_per_batch: positions encoded at a time.
     """
 
     ks: tuple[Annotated[int, Range("[1, inf)")], ...] = (5, 10, 20)
     remove_seen: bool = True
-    item_chunk: Annotated[int, Range("[1, inf)")] = 4096
+    item_chunk: Annotated[int, Range("[0, inf)")] = 0
     tokens_per_batch: Annotated[int, Range("[1, inf)")] = 6400
 
     def __post_init__(self) -> None:

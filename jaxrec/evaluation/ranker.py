@@ -16,7 +16,6 @@ from jaxrec.evaluation.encode import ApplyFn, EncodingOptions, Forward, encode_h
 from jaxrec.evaluation.histories import Histories, RankingCases
 from jaxrec.evaluation.popularity import Popularity
 from jaxrec.evaluation.ranking import (
-    ITEM_CHUNK,
     ROW_CHUNK,
     CandidateTable,
     TopK,
@@ -177,13 +176,13 @@ class ScoreRanker:
     Attributes:
       scorer: scores of all items.
       row_chunk: histories scored at a time; their scores are in memory together.
-      item_chunk: items ranked at a time.
+      item_chunk: items ranked at a time; 0 = automatic.
       tie_seed: order of items with equal scores.
     """
 
     scorer: Scorer
     row_chunk: int = ROW_CHUNK
-    item_chunk: int = ITEM_CHUNK
+    item_chunk: int = 0
     tie_seed: int = 0
 
     @property

@@ -33,8 +33,10 @@ from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.sharding import DATA, ITEM
 
-#: Rows and items of one tile of scores: 8 MiB of float32, which stays in the cache of a CPU core complex.
+#: Rows of one tile of scores.
 ROW_CHUNK = 512
+#: Items of one tile that are chosen by themselves: at most 8 MiB of float32 with its rows, which stays in the cache of a CPU
+#: core complex. A catalogue that fits is one tile; in a larger one a CPU is faster with half of it.
 ITEM_CHUNK = 4096
 #: Least number of removed scores per tile that a program is compiled for.
 LEAST_EXCLUDED = 64
@@ -101,7 +103,7 @@ class CandidateTable:
 def candidate_table(
     table: ItemTable | CandidateTable,
     *,
-    item_chunk: int = ITEM_CHUNK,
+    item_chunk: int = 0,
     mesh: Mesh | None = None,
     tie_seed: int = 0,
 ) -> CandidateTable:
@@ -110,19 +112,19 @@ def candidate_table(
     Args:
       table: vectors [V+1, D], bias [V+1] or None; row 0 is padding and never a candidate. A `CandidateTable`
         passes through.
-      item_chunk: items of one tile; more memory, fewer and larger products.
+      item_chunk: items of one tile, more memory with fewer and larger products; 0 = automatic.
       mesh: axes ``data`` and ``item`` (both are needed; either may have size 1), or None: that on which the
         table lies, if any.
       tie_seed: see `jaxrec.evaluation.tie_order`.
 
     Raises:
       NonFiniteError: the table holds NaN or infinity.
-      ConfigError: ``item_chunk`` is below 1, or the mesh lacks an axis.
+      ConfigError: ``item_chunk`` is below 0, or the mesh lacks an axis.
     """
     if isinstance(table, CandidateTable):
         return table
-    if item_chunk < 1:
-        raise ConfigError(f"item_chunk must be at least 1, got {item_chunk}")
+    if item_chunk < 0:
+        raise ConfigError(f"item_chunk must be at least 1, or 0 for automatic, got {item_chunk}")
     if mesh is not None and set(mesh.axis_names) != {DATA, ITEM}:
         raise ConfigError(f"mesh must have the axes 'data' and 'item', got {mesh.axis_names}")
     if table.shards is not None:
@@ -137,13 +139,22 @@ def candidate_table(
     n_items = table.n_items
     vectors, bias = (vectors, jnp.asarray(bias)) if mesh is None else _shard(vectors, bias, mesh)
     local = vectors.shape[0] // (1 if mesh is None else mesh.shape[ITEM])
-    return CandidateTable(vectors, bias, n_items, min(item_chunk, local), tie_seed, mesh, largest)
+    return CandidateTable(vectors, bias, n_items, tile_items(local, item_chunk), tie_seed, mesh, largest)
 
 
-def score_table(n_items: int, *, item_chunk: int = ITEM_CHUNK, tie_seed: int = 0) -> CandidateTable:
+def tile_items(rows: int, item_chunk: int) -> int:
+    """Items of a tile of a table of ``rows``: ``item_chunk`` at most, or with 0 what is fast here."""
+    if not item_chunk:
+        item_chunk = ITEM_CHUNK if rows <= ITEM_CHUNK or jax.default_backend() != "cpu" else ITEM_CHUNK // 2
+    return min(item_chunk, rows)
+
+
+def score_table(n_items: int, *, item_chunk: int = 0, tie_seed: int = 0) -> CandidateTable:
     """For scores that are no product: the "hidden states" are the scores float32[E, V+1] themselves."""
     bias = jnp.zeros((n_items + 1,), jnp.float32)
-    return CandidateTable(None, bias, n_items, min(item_chunk, n_items + 1), tie_seed, None, (0.0, 0.0))
+    return CandidateTable(
+        None, bias, n_items, tile_items(n_items + 1, item_chunk), tie_seed, None, (0.0, 0.0)
+    )
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -187,7 +198,7 @@ def rank_targets(
     targets: Any,
     seen: Any = None,
     *,
-    item_chunk: int = ITEM_CHUNK,
+    item_chunk: int = 0,
     row_chunk: int = ROW_CHUNK,
     mesh: Mesh | None = None,
     seen_rule: Literal["remove", "zero"] = "remove",
@@ -200,7 +211,7 @@ def rank_targets(
       table: the items; see `candidate_table`.
       targets: int[E], ids 1..V.
       seen: `SeenItems`, padded int[E, S] with 0 = none, or None. A row's target among them is `MISSED`.
-      item_chunk: items of one tile (ignored for a `CandidateTable`).
+      item_chunk: items of one tile, 0 = automatic (ignored for a `CandidateTable`).
       row_chunk: rows of one tile and device; a tile takes ``4 * row_chunk * item_chunk`` bytes.
       mesh: see `candidate_table` (ignored for a `CandidateTable`).
       seen_rule: "remove", or "zero": seen items, a seen target too, score 0 and stay (see `protocols`).
@@ -256,7 +267,7 @@ def top_k(
     k: int,
     seen: Any = None,
     *,
-    item_chunk: int = ITEM_CHUNK,
+    item_chunk: int = 0,
     row_chunk: int = ROW_CHUNK,
     mesh: Mesh | None = None,
 ) -> TopK:

@@ -22,10 +22,11 @@ from jaxtyping import Float, Int
 from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.sharding import DATA, ITEM
 
-#: top-k looks for new entrants in blocks of this many columns; `BLOCK_LEVELS` of them are examined before
-#: all are.
-BLOCK = 64
-BLOCK_LEVELS = (4, 16)
+#: top-k looks for new entrants in blocks of this many columns.
+BLOCK = 32
+#: What a tile's entrants may fit into, the least work first: (a part of the rows, blocks of each). Past the first tiles few
+#: rows have an entrant, and few blocks hold them.
+MERGES = ((8, 2), (4, 4), (2, 4), (1, 8))
 _MINUS_INFINITY = -float("inf")
 
 
@@ -168,7 +169,7 @@ def _local_rank(tiles: _Tiles, targets: Array) -> Array:
 
 def _local_top_k(tiles: _Tiles, k: int) -> tuple[Array, Array]:
     n_rows, spec = tiles.hidden.shape[0], tiles.spec
-    blocked = spec.item_chunk % BLOCK == 0 and spec.item_chunk // BLOCK > max(BLOCK_LEVELS)
+    blocked = spec.item_chunk % BLOCK == 0 and spec.item_chunk // BLOCK > max(count for _, count in MERGES)
 
     def merge(best: tuple[Array, Array], tile: Array) -> tuple[tuple[Array, Array], None]:
         scores = tiles.product(tile) + tiles.bias_of(tile)[None, :]
@@ -176,15 +177,16 @@ def _local_top_k(tiles: _Tiles, k: int) -> tuple[Array, Array]:
         if not blocked:
             return _merge_tile(best, scores, ids, spec.tie_seed), None
         # An item enters the list only with a score at least as great as its last one, so only blocks whose
-        # maximum is are examined: past the first tiles that is a few of them, and the full top-k of a tile
-        # costs more than its product.
+        # maximum is are examined, of rows that have one: the full top-k of a tile costs more than its product.
         peaks = scores.reshape(n_rows, -1, BLOCK).max(axis=2)
         enters = (peaks >= best[0][:, -1:]) & (peaks > _MINUS_INFINITY)
-        entrants = enters.sum(axis=1, dtype=jnp.int32).max()
-        level = sum((entrants > m).astype(jnp.int32) for m in BLOCK_LEVELS)
-        some = [partial(_merge_blocks, count=m, seed=spec.tie_seed) for m in BLOCK_LEVELS]
-        whole = partial(_merge_whole, seed=spec.tie_seed)
-        return lax.switch(level, [*some, whole], best, scores, peaks, ids), None
+        entrants = enters.sum(axis=1, dtype=jnp.int32)
+        rows, most = (entrants > 0).sum(dtype=jnp.int32), entrants.max()
+        sizes = [(max(1, n_rows // part), count) for part, count in MERGES]
+        fits = jnp.stack([(rows <= size) & (most <= count) for size, count in sizes] + [jnp.bool_(True)])
+        some = [partial(_merge_blocks, size=size, count=count, seed=spec.tie_seed) for size, count in sizes]
+        whole = partial(_merge_peaks, seed=spec.tie_seed)
+        return lax.switch(jnp.argmax(fits), [*some, whole], best, scores, peaks, entrants, ids), None
 
     best = (jnp.full((n_rows, k), _MINUS_INFINITY, jnp.float32), jnp.zeros((n_rows, k), jnp.int32))
     if spec.axis is not None:
@@ -204,18 +206,56 @@ def _merge_tile(best: _Lists, scores: Array, ids: Array, seed: int) -> _Lists:
     return _appended(best, scores, jnp.broadcast_to(ids, scores.shape), seed)
 
 
-def _merge_whole(best: _Lists, scores: Array, peaks: Array, ids: Array, seed: int) -> _Lists:
-    """The list after a tile, from all of its columns."""
-    return _merge_tile(best, scores, ids, seed)
+def _merge_peaks(best: _Lists, scores: Array, peaks: Array, entrants: Array, ids: Array, seed: int) -> _Lists:
+    """The list after a tile, from as many blocks as the list has items: those with the highest peaks.
+
+    As many items are in other blocks than an item that is in none of them, and before it; but for ties of peaks, for which
+    the whole tile is merged.
+    """
+    n_rows, k = best[0].shape
+    whole = partial(_merge_tile, best, scores, ids, seed)
+    if 2 * k * BLOCK > scores.shape[1]:
+        return whole()
+    highest = _top_k(peaks, k + 1)[0]
+    tied = ((highest[:, -2] == highest[:, -1]) & (highest[:, -1] > _MINUS_INFINITY)).any()
+    blocks = partial(_merge_blocks, best, scores, peaks, entrants, ids, n_rows, k, seed)
+    return lax.cond(tied, whole, blocks)
 
 
-def _merge_blocks(best: _Lists, scores: Array, peaks: Array, ids: Array, count: int, seed: int) -> _Lists:
-    """The list after a tile, from the ``count`` blocks with the highest peaks [R, C / BLOCK]."""
+def _merge_blocks(
+    best: _Lists, scores: Array, peaks: Array, entrants: Array, ids: Array, size: int, count: int, seed: int
+) -> _Lists:
+    """The list after a tile, from the ``count`` blocks with the highest peaks [R, C / BLOCK] of rows with entrants.
+
+    Args:
+      best: the list before.
+      scores: [R, C], of the items ``ids`` [C].
+      peaks: [R, C / BLOCK].
+      entrants: int32[R], blocks that may change the list of each row, at most ``count``.
+      ids: int32[C].
+      size: bound on the rows with entrants.
+      count: blocks of a row.
+      seed: order of equal scores.
+    """
     n_rows = scores.shape[0]
-    _, block = lax.top_k(peaks, count)
-    column = block[:, :, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, None, :]
-    entrants = jnp.take_along_axis(scores.reshape(n_rows, -1, BLOCK), block[:, :, None], axis=1)
-    return _appended(best, entrants.reshape(n_rows, -1), ids[column.reshape(n_rows, -1)], seed)
+    blocks = scores.reshape(n_rows, -1, BLOCK)
+    if size == n_rows:
+        block = lax.top_k(peaks, count)[1]
+        entering = jnp.take_along_axis(blocks, block[:, :, None], axis=1)
+        return _appended(best, entering.reshape(n_rows, -1), _columns(block) + ids[0], seed)
+    # Where fewer rows have entrants, rows that do not exist follow: read anywhere, and written nowhere.
+    rows = jnp.nonzero(entrants > 0, size=size, fill_value=n_rows)[0].astype(jnp.int32)
+    values, items, row_peaks = (jnp.take(x, rows, axis=0, mode="clip") for x in (*best, peaks))
+    block = lax.top_k(row_peaks, count)[1]
+    entering = blocks.at[rows[:, None], block].get(mode="clip")
+    merged = _appended((values, items), entering.reshape(size, -1), _columns(block) + ids[0], seed)
+    return best[0].at[rows].set(merged[0], mode="drop"), best[1].at[rows].set(merged[1], mode="drop")
+
+
+def _columns(block: Array) -> Array:
+    """The columns int32[R, count * BLOCK] of blocks int32[R, count]."""
+    inside = jnp.arange(BLOCK, dtype=jnp.int32)
+    return (block[:, :, None] * BLOCK + inside[None, None, :]).reshape(block.shape[0], -1)
 
 
 def _appended(best: _Lists, scores: Array, ids: Array, seed: int) -> _Lists:

@@ -8,7 +8,7 @@ import pytest
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
 from jaxrec.evaluation import ranking_tiles
 from jaxrec.evaluation.metrics import ranking_metrics
-from jaxrec.evaluation.ranking import candidate_table, rank_targets, score_table, top_k
+from jaxrec.evaluation.ranking import candidate_table, rank_targets, score_table, tile_items, top_k
 from jaxrec.evaluation.seen import SeenItems, as_seen, ranges, repeated_targets, seen_items
 from jaxrec.evaluation.tie_order import tie_keys, tie_seed
 from jaxrec.nn.item_table import ItemTable
@@ -94,22 +94,38 @@ def test_a_target_has_rank_r_exactly_when_it_stands_at_place_r(n_items, width, c
     np.testing.assert_array_equal(items[inside, ranks[inside] - 1], targets[inside])
 
 
-@pytest.mark.parametrize("direction", ["rising", "falling", "random", "one block"])
+@pytest.mark.parametrize(
+    "direction", ["rising", "falling", "random", "one block", "few rows", "half of the rows", "equal peaks"]
+)
 def test_the_search_for_new_entrants_misses_none(direction):
-    """Whatever the order in which good items come: tiles with none, few, some or many entrants in a row's
-    list.
+    """Whatever the order in which good items come: tiles with none, few, some or many entrants in the lists of few or
+    many rows.
     """
     rng = np.random.default_rng(5)
-    n_items, rows = 8 * 2048 - 1, 6
+    n_items, rows = 8 * 2048 - 1, 24
     scores = rng.integers(0, 300, (rows, n_items + 1)).astype(np.float32)
     if direction in ("rising", "falling"):
         scores += np.arange(n_items + 1, dtype=np.float32) * (1 if direction == "rising" else -1)
     if direction == "one block":
         scores[:, 5000:5064] += 1000
+    if direction in ("few rows", "half of the rows"):
+        late = [5, 17] if direction == "few rows" else range(0, rows, 2)
+        for row in late:
+            for tile in range(8):  # two entrants in two blocks of every tile
+                scores[row, tile * 2048 + np.array([70, 900])] += 1000 * (tile + 1)
+    if direction == "equal peaks":
+        scores[:, ::32] = 400
     table = score_table(n_items, item_chunk=2048)
-    _, items = top_k(scores, table, 12)
-    want = oracle.order(oracle.strike(scores.astype(np.float64), np.zeros((rows, 0), int)))[:, :12]
-    np.testing.assert_array_equal(items, want)
+    want = oracle.order(oracle.strike(scores.astype(np.float64), np.zeros((rows, 0), int)))
+    for k in (12, 60):
+        np.testing.assert_array_equal(top_k(scores, table, k).items, want[:, :k])
+
+
+@pytest.mark.parametrize("rows", [300, 4096, 4097, 50_000])
+def test_sizes_of_tiles_that_are_chosen_by_themselves(rows):
+    chosen = tile_items(rows, 0)
+    assert chosen == (rows if rows <= 4096 else 2048)
+    assert tile_items(rows, 1000) == min(rows, 1000)
 
 
 @pytest.mark.parametrize("seed", [0, 0x3F2A9C51])
@@ -275,8 +291,8 @@ def test_bad_requests_are_refused():
         rank_targets(hidden[:1], table, targets[:1], np.array([[1, 99]]))
     with pytest.raises(DataError, match="seen must be SeenItems or a padded"):
         rank_targets(hidden, table, targets, np.zeros(3, np.int32))
-    with pytest.raises(ConfigError, match="item_chunk must be at least 1, got 0"):
-        rank_targets(hidden, table, targets, item_chunk=0)
+    with pytest.raises(ConfigError, match="item_chunk must be at least 1, or 0 for automatic, got -1"):
+        rank_targets(hidden, table, targets, item_chunk=-1)
     with pytest.raises(ConfigError, match="row_chunk must be at least 1, got 0"):
         rank_targets(hidden, table, targets, row_chunk=0)
     with pytest.raises(ConfigError, match="mesh must have the axes 'data' and 'item'"):
