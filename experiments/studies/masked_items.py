@@ -5,7 +5,8 @@
 
 All rows have exact cross-entropy over the catalogue. BERT4Rec's encoder is trained by both tasks; the first row is
 the preset "sasrec", whose blocks differ. A step of masked items has a fifth of the targets, so two rows have four
-times the epochs, without an early end.
+times the epochs, without an early end. The last two rows choose their settings on validation, each from four candidates:
+two learning rates, and two dropouts of the encoder or two mask rates; they have twice the epochs.
 
 Writes ``experiments/results/masked-items_<dataset>.{md,json,png}`` after each row; until all are done, it says which
 are missing.
@@ -19,14 +20,23 @@ from typing import Any
 import tyro
 
 from experiments.differences import difference_table
-from experiments.variants import StudyOptions, Variant, contrasts
+from experiments.variants import Settings, StudyOptions, Variant, contrasts
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.presets import bert4rec
 from jaxrec.tasks import MaskedItemConfig, NextItemConfig, TaskConfig
 
-#: How many times the epochs of the longer rows.
+#: How many times the epochs of the longer rows, and of those that are tuned.
 TIMES = 4
+TUNED_TIMES = 2
+#: Settings that each task chooses from on validation: as many for one as for the other.
+LEARNING_RATES = (1e-3, 3e-3)
+CHOICES: dict[str, list[Settings]] = {
+    "next item": [{"encoder": {"dropout": 0.2}}, {"encoder": {"dropout": 0.4}}],
+    "masked items": [{"task": {"mask_rate": 0.2}}, {"task": {"mask_rate": 0.5}}],
+}
 PAIRS = (
+    ("next item, tuned", "masked items, tuned"),
+    ("masked items", "masked items, tuned"),
     ("next item", "masked items"),
     ("next item, longer", "masked items, longer"),
     ("masked items", "masked items, longer"),
@@ -59,6 +69,16 @@ def variants(epochs: float, mask_rate: float = 0.2) -> list[Variant]:
     for name, task in tasks.items():
         training = {"epochs": TIMES * epochs, "patience": 0, "evaluate_every": 2 * TIMES}
         rows.append(Variant(f"{name}, longer", {"encoder": encoder, "task": task, "training": training}))
+    for name, task in tasks.items():
+        candidates = [
+            {**choice, "optimizer": {"learning_rate": rate}}
+            for rate in LEARNING_RATES
+            for choice in CHOICES[name]
+        ]
+        more = {"epochs": TUNED_TIMES * epochs}
+        rows.append(
+            Variant(f"{name}, tuned", {"encoder": encoder, "task": task, "training": more}, candidates)
+        )
     return rows
 
 
