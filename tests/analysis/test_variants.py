@@ -13,7 +13,7 @@ from experiments.miq import table3
 from experiments.studies import attention_comparison, objective_comparison
 from experiments.variants import Variant, apply, study, write
 from jaxrec.objectives import BinaryCrossEntropyConfig
-from jaxrec.presets import sasrec_s3rec
+from jaxrec.presets import gru4rec, sasrec_s3rec
 from tests.helpers import small_config, small_dataset
 from tests.tasks.data import described_dataset
 
@@ -84,12 +84,13 @@ def test_the_command_of_a_study_keeps_a_record(tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", [attention_comparison, objective_comparison, table3])
 def test_an_unknown_variant_is_refused(module):
     with pytest.raises(SystemExit, match=r"only: expected some of .*; got \['rope'\]"):
-        module.main(module.Options(only=("rope",)))
+        module.main(module.Options(data="movietweetings", only=("rope",)))
 
 
 def test_rows_of_table_3():
     options = table3.Options(epochs=2, out="runs/a")
-    rows = {row.name: apply(sasrec_s3rec(), row.sections) for row in table3.variants(options)}
+    lengths = np.array([10, 40, 400])  # two thirds of the positions that rows of 50 have
+    rows = {row.name: apply(sasrec_s3rec(), row.sections) for row in table3.variants(options, lengths)}
     assert len(rows) == 14
     assert {each.row for each in table3.PRINTED} <= rows.keys()
     assert next(iter(rows)) == "SASRec"
@@ -98,9 +99,14 @@ def test_rows_of_table_3():
         stage = "pretraining-miq" if name.startswith("MIQ") else "pretraining-softmax"
         assert config.training.init_from == (f"runs/a/{stage}" if "S3-Rec" in name else "")
         assert config.training.epochs == 2
+        assert config.batches.mode == "packed"
+        assert config.training.evaluate_every * config.training.patience >= 60
         if name.startswith("MIQ"):
             assert config.encoder.attention.query_window == 5
-    assert apply(sasrec_s3rec(), table3.variants(table3.Options())[1].sections).training.epochs == 200
+    assert rows["SASRec"].batches.batch_size == round(256 * 2 / 3)
+    assert rows["GRU4Rec"].batches == gru4rec().batches
+    every = table3.variants(table3.Options(), lengths)
+    assert apply(sasrec_s3rec(), every[1].sections).training.epochs == 200
 
 
 @pytest.mark.slow
