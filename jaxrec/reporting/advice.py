@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+#: Part of the planned epochs in which a best validation comes suspiciously early.
+EARLY = 0.1
+
 
 class Step(NamedTuple):
     """A reason, and the command that follows from it ("" where it is no command)."""
@@ -71,6 +74,7 @@ def _doubts(results: dict[str, Any], directory: Path) -> list[Step]:
                 else f"jaxrec train --preset {directory} --training.epochs {epochs} --workdir {directory}-longer",
             )
         )
+    steps += _impatience(results, directory)
     if len(results["seeds"]) == 1:
         steps.append(
             Step(
@@ -79,6 +83,34 @@ def _doubts(results: dict[str, Any], directory: Path) -> list[Step]:
             )
         )
     return steps
+
+
+def _impatience(results: dict[str, Any], directory: Path) -> list[Step]:
+    """Seeds that ran out of patience in the first part of training, where validation may fall before it rises."""
+    planned, training = results["config"]["training"], results["training"]
+    if not planned.get("patience") or planned["select"] != "best" or not training["epochs"]:
+        return []
+    per_epoch = training["steps"] / training["epochs"]
+    waited = planned["patience"] * planned["evaluate_every"]
+    best = {
+        seed: step / per_epoch for seed, step in zip(results["seeds"], training["best_steps"], strict=True)
+    }
+    early = {
+        seed: epoch
+        for seed, epoch in best.items()
+        if epoch < EARLY * planned["epochs"] and epoch + waited < planned["epochs"]
+    }
+    if not early:
+        return []
+    seeds = ", ".join(f"seed {seed} at epoch {epoch:.0f}" for seed, epoch in early.items())
+    return [
+        Step(
+            f"Training of {seeds} of at most {planned['epochs']:g} ended for want of patience ({waited:g} epochs). Where "
+            "validation falls before it rises, as on small data, such a model has learnt little but popularity.",
+            f"jaxrec train --preset {directory} --training.patience {5 * planned['patience']} "
+            f"--workdir {directory}-patient",
+        )
+    ]
 
 
 def _metric(results: dict[str, Any]) -> str:

@@ -195,6 +195,36 @@ def test_next_steps_follow_from_the_results(tmp_path):
     assert "One seed" not in text
 
 
+@pytest.mark.parametrize(
+    ("best", "patience", "expected"),
+    [
+        ([400, 300], 10, ""),
+        ([400, 24], 10, "seed 1 at epoch 6"),
+        ([24, 20], 10, "seed 0 at epoch 6, seed 1 at epoch 5"),
+        ([400, 24], 0, ""),
+        ([400, 24], 100, ""),  # at epoch 6 it could not have run out of patience
+    ],
+)
+def test_models_that_ended_in_the_first_epochs_are_named(tmp_path, best, patience, expected):
+    results = {
+        "metrics": {"NDCG@10": {"mean": 0.2}},
+        "baselines": {"popularity": {"NDCG@10": 0.1}},
+        "seeds": [0, 1],
+        "training": {"steps": 480, "epochs": 120.0, "best_steps": best},
+        "config": {
+            "training": {"select": "best", "epochs": 200.0, "patience": patience, "evaluate_every": 2.0},
+            "optimizer": {"schedule": "constant"},
+        },
+    }
+    steps = [step for step in next_steps(results, tmp_path / "run", titles=True) if "patience" in step.reason]
+    assert len(steps) == bool(expected)
+    if steps:
+        assert (
+            f"Training of {expected} of at most 200 ended for want of patience (20 epochs)" in steps[0].reason
+        )
+        assert f"--training.patience {5 * patience} --workdir {tmp_path / 'run'}-patient" in steps[0].command
+
+
 def test_changed_options_name_classes_and_values():
     config = small_config(attention={"heads": 2}).updated({"encoder.block": "post-norm"})
     options = {name: (value, default) for name, value, default in changed_options(to_dict(config))}
