@@ -80,6 +80,11 @@ class TrainingConfig:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"--training.seeds must be distinct and at least one; got {self.seeds}")
 
+    @property
+    def ends_seeds(self) -> bool:
+        """Whether one seed may end before another."""
+        return len(self.seeds) > 1 and self.patience > 0 and self.select == "best"
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingConfig:

@@ -194,7 +194,8 @@ def estimate(
     if over_seeds == "auto":
         over_seeds = "map" if jax.default_backend() == "cpu" else "vmap"
     chunk = make_train_chunk(task, optimizer, config.batches, over_seeds, config.training.accumulate_steps)
-    traced = chunk.trace(state, inputs, resources)
+    active = jax.ShapeDtypeStruct(seeds.shape, jnp.bool_)
+    traced = chunk.trace(state, inputs, resources, *((active,) if config.training.ends_seeds else ()))
     started = time.perf_counter()
     options = None if optimised or jax.default_backend() != "cpu" else _UNOPTIMISED
     memory = traced.lower().compile(compiler_options=options).memory_analysis()

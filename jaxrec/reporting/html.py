@@ -66,7 +66,7 @@ def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
     # A damaged log may lack names or numbers.
     seeds = max((len(line["loss"]) for line in lines if "loss" in line), default=0)
     trained = [line for line in lines if "step" in line and len(line.get("loss", [])) == seeds > 0]
-    steps, losses = [line["step"] for line in trained], np.array([line["loss"] for line in trained])
+    steps, losses = [line["step"] for line in trained], np.array([line["loss"] for line in trained], float)
     if steps:  # none where the log of a resumed run was lost
         axis.plot(steps, losses.reshape(len(steps), -1), color="tab:blue", alpha=0.8, linewidth=1)
     axis.set_xlabel("step")
@@ -80,7 +80,7 @@ def _training_curve(lines: list[dict[str, Any]], metric: str) -> Figure:
         right = axis.twinx()
         right.plot(
             [step for step, _ in validations],
-            [scores for _, scores in validations],
+            np.array([scores for _, scores in validations], float),
             color="tab:orange",
             marker=".",
             linewidth=1,

@@ -66,7 +66,10 @@ def _is_sound(line: dict[str, Any]) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
+    """Whether it is a number for each seed, or null for one that has ended."""
+    return isinstance(values, list) and all(
+        value is None or isinstance(value, (int, float)) for value in values
+    )
 
 
 class ProgressBar:

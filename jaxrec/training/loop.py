@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +136,10 @@ def train(
         )
 
 
+#: The compiled chunk of steps, and its further arguments: which seeds are active, or nothing.
+_Program = tuple[stages.Compiled, tuple[np.ndarray, ...]]
+
+
 @dataclasses.dataclass
 class _Progress:
     """The run so far; arrays have a leading axis of seeds."""
@@ -203,15 +207,18 @@ def _train(
             while not finished:
                 # ---- one chunk of steps on the device, while the host prepares the next
                 chunk = feed.take()
+                active = np.logical_not(host_state.stopped)
+                # Seeds that have ended cost nothing; a run without such seeds has the program without the question.
+                which = (active,) if config.training.ends_seeds else ()
                 if compiled is None:
                     started = time.perf_counter()
-                    compiled = program.lower(run.state, chunk.inputs, setup.resources).compile()
+                    compiled = program.lower(run.state, chunk.inputs, setup.resources, *which).compile()
                     host_state.compile_seconds += time.perf_counter() - started
                 started = time.perf_counter()
-                run.state, pending = compiled(run.state, chunk.inputs, setup.resources)
-                metrics: StepMetrics = jax.device_get(pending)
+                run.state, pending = compiled(run.state, chunk.inputs, setup.resources, *which)
+                metrics = _of_active(jax.device_get(pending), active)
                 seconds = time.perf_counter() - started + chunk.waited_seconds
-                _check_finite(metrics, run, setup, store, source, compiled)
+                _check_finite(metrics, run, setup, store, source, (compiled, which))
                 run.step += schedule.chunk_steps
                 _account(host_state, chunk, metrics, seconds)
                 _report(metrics_log, bar, metrics, run.step, schedule, seconds, chunk.waited_seconds)
@@ -219,14 +226,13 @@ def _train(
                 # ---- validation, early stopping, best parameters
                 if run.step % schedule.evaluation_steps == 0:
                     started = time.perf_counter()
-                    scores = _scores(setup, run, store)
+                    scores = _scores(setup, run, store, active)
                     improved = host_state.update(scores, run.step, config.training)
                     run.best = keep_best(improved, run.state.params, run.best)
                     host_state.evaluation_seconds += time.perf_counter() - started
                     score = float(np.mean(scores))
-                    metrics_log.write(
-                        step=run.step, valid={config.metric: scores}, best=list(host_state.best)
-                    )
+                    found = [x if on else None for x, on in zip(scores, active, strict=True)]
+                    metrics_log.write(step=run.step, valid={config.metric: found}, best=list(host_state.best))
                     bar.advance(0, **{f"valid {config.metric}": f"{score:.4f}"})
                     finished = all(host_state.stopped) or run.step >= schedule.total_steps
                     due = time.monotonic() - last_saved >= config.training.checkpoint_seconds
@@ -328,6 +334,19 @@ def _feed(setup: TrainingSetup, run: _Progress, finished: bool) -> ChunkFeed:
     return ChunkFeed(setup.streams, run.host_state.positions, batches, steps, left, setup.host_log, put, rows)
 
 
+def _of_active(metrics: Any, active: np.ndarray) -> StepMetrics:
+    """Metrics [S, K], of which those of seeds that have ended are NaN."""
+    loss, norm = (
+        cast(Any, np.where(active[:, None], x, np.nan)) for x in (metrics.loss, metrics.gradient_norm)
+    )
+    return StepMetrics(loss, metrics.targets, norm)
+
+
+def _rounded(values: Any) -> list[float | None]:
+    """Means [S] of a chunk for the log: six places, None for a seed that has ended."""
+    return [None if np.isnan(value) else round(float(value), 6) for value in values]
+
+
 def _account(host_state: HostState, chunk: Chunk, metrics: StepMetrics, seconds: float) -> None:
     """Add a chunk to the totals of the run."""
     host_state.positions = chunk.positions
@@ -350,19 +369,24 @@ def _report(
     metrics_log.write(
         step=step,
         epoch=round(step / schedule.steps_per_epoch, 3),
-        loss=[round(float(x), 6) for x in metrics.loss.mean(axis=1)],
-        gradient_norm=[round(float(x), 6) for x in metrics.gradient_norm.mean(axis=1)],
+        loss=_rounded(metrics.loss.mean(axis=1)),
+        gradient_norm=_rounded(metrics.gradient_norm.mean(axis=1)),
         seconds=round(seconds, 4),
         waited_seconds=round(waited_seconds, 4),
         interactions_per_second=round(rate, 1),
     )
-    bar.advance(schedule.chunk_steps, loss=f"{metrics.loss.mean():.3f}", rate=f"{rate:,.0f} int/s")
+    bar.advance(schedule.chunk_steps, loss=f"{np.nanmean(metrics.loss):.3f}", rate=f"{rate:,.0f} int/s")
 
 
-def _evaluate(setup: TrainingSetup, params: Params, split: Literal["valid", "test"]) -> list[Evaluation]:
-    """Ranks of a split's targets with each seed's parameters."""
+def _evaluate(
+    setup: TrainingSetup,
+    params: Params,
+    split: Literal["valid", "test"],
+    seeds: Iterable[int] | None = None,
+) -> list[Evaluation]:
+    """Ranks of a split's targets with the parameters of each seed, or of some."""
     cases = setup.split.cases(split)
-    seeds = range(len(setup.config.training.seeds))
+    seeds = range(len(setup.config.training.seeds)) if seeds is None else seeds
     return [setup.evaluate(setup.sharding.seed_params(params, seed), cases) for seed in seeds]
 
 
@@ -379,14 +403,16 @@ def _save(store: CheckpointStore | None, run: _Progress, setup: TrainingSetup, s
     store.save(run.step, {"state": run.state, "best": run.best}, record, score)
 
 
-def _scores(setup: TrainingSetup, run: _Progress, store: CheckpointStore | None) -> list[float]:
-    """The validation metric of each seed.
+def _scores(
+    setup: TrainingSetup, run: _Progress, store: CheckpointStore | None, active: np.ndarray
+) -> list[float]:
+    """The validation metric of each seed; of one that has ended, its best.
 
     Raises:
       NonFiniteError: parameters or scores are not finite: the last update before the validation was the one that broke them.
     """
     try:
-        evaluations = _evaluate(setup, run.state.params, "valid")
+        evaluations = iter(_evaluate(setup, run.state.params, "valid", np.flatnonzero(active).tolist()))
     except NonFiniteError as error:
         finding = divergence.broken_parameter(run.state.params, run.step)
         good = _good_step(store)
@@ -394,7 +420,10 @@ def _scores(setup: TrainingSetup, run: _Progress, store: CheckpointStore | None)
             f"the validation after step {run.step} failed, since {error}; {divergence.explanation(setup, finding)}; "
             f"{divergence.how_to_go_on(setup.config, _directory(store), good)}"
         ) from None
-    return [float(evaluation.metrics[setup.config.metric]) for evaluation in evaluations]
+    return [
+        float(next(evaluations).metrics[setup.config.metric]) if on else best
+        for on, best in zip(active, run.host_state.best, strict=True)
+    ]
 
 
 def _good_step(store: CheckpointStore | None) -> int | None:
@@ -415,10 +444,11 @@ def _check_finite(
     setup: TrainingSetup,
     store: CheckpointStore | None,
     source: Path | None,
-    compiled: stages.Compiled,
+    program: _Program,
 ) -> None:
     """Raise `NonFiniteError` after a chunk whose loss or gradient is not finite: with the tensor, and how to go on."""
     bad = ~np.isfinite(metrics.loss) | ~np.isfinite(metrics.gradient_norm)
+    bad &= np.logical_not(run.host_state.stopped)[:, None]
     if not bad.any():
         return
     index = int(np.argmax(bad.any(axis=0)))
@@ -432,7 +462,7 @@ def _check_finite(
         # Room for the state of the second run: that of the first is of no use any more.
         del run.state, run.best
         try:
-            state, inputs = _replayed(setup, store if good is not None else None, source, compiled, step)
+            state, inputs = _replayed(setup, store if good is not None else None, source, program, step)
             finding = divergence.examine(setup, state, inputs, seed, step)
         except Exception as error:
             # The divergence must be told even where its cause cannot be found, as for want of memory.
@@ -448,14 +478,18 @@ def _replayed(
     setup: TrainingSetup,
     store: CheckpointStore | None,
     source: Path | None,
-    compiled: stages.Compiled,
+    program: _Program,
     step: int,
 ) -> tuple[TrainState, Any]:
-    """The state after ``step`` steps, to the bit, from the last checkpoint or the start; and the next chunk's inputs."""
+    """The state after ``step`` steps, to the bit, from the last checkpoint or the start; and the next chunk's inputs.
+
+    Of a seed that ended in between it is another state, which nobody asks for.
+    """
+    compiled, which = program
     again, _ = _begin(setup, store, source)
     with _feed(setup, again, False) as feed:
         while again.step < step:
-            again.state, _ = compiled(again.state, feed.take().inputs, setup.resources)
+            again.state, _ = compiled(again.state, feed.take().inputs, setup.resources, *which)
             again.step += setup.schedule.chunk_steps
         return again.state, feed.take().inputs
 

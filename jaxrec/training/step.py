@@ -114,9 +114,10 @@ def make_train_chunk(
 ) -> stages.Wrapped:
     """A jitted function that runs K steps for each of S seeds; the state is donated.
 
-    ``(state with leading [S], inputs with leading [S, K, B], resources) -> (state, metrics [S, K])``, where the inputs
-    are `PackedRows` to be filled from the resident log or a `Batch` that the host filled. With "vmap" the seeds advance
-    together; with "map" one after the other inside the same program, which holds the activations of one seed at a time.
+    ``(state with leading [S], inputs with leading [S, K, B], resources, active=None) -> (state, metrics [S, K])``, where the
+    inputs are `PackedRows` to be filled from the resident log or a `Batch` that the host filled. With "vmap" the seeds
+    advance together; with "map" one after the other inside the same program, which holds the activations of one seed at a
+    time. With "map" and ``active`` bool[S], the other seeds keep their state, cost nothing, and have metrics of zero.
 
     K is the length of the rows: every chunk of a run has the same, so the program is compiled once. It should be at
     least 2: XLA unrolls a loop of one trip and rounds it differently.
@@ -126,7 +127,7 @@ def make_train_chunk(
     step = partial(train_step, task, optimizer, accumulate_steps)
 
     def chunk(
-        state: TrainState, inputs: PackedRows | Batch, resources: Resources
+        state: TrainState, inputs: PackedRows | Batch, resources: Resources, active: Array | None = None
     ) -> tuple[TrainState, StepMetrics]:
         def one_seed(arguments: tuple[TrainState, Any]) -> tuple[TrainState, StepMetrics]:
             own_state, own_inputs = arguments
@@ -134,9 +135,15 @@ def make_train_chunk(
             filled = filled if sharding is None else sharding.batches(filled)
             return lax.scan(lambda s, batch: step(s, batch, resources), own_state, filled)
 
+        def none(arguments: tuple[TrainState, Any]) -> tuple[TrainState, StepMetrics]:
+            zeros = jnp.zeros(jax.tree.leaves(arguments[1])[0].shape[0], jnp.float32)
+            return arguments[0], StepMetrics(zeros, zeros, zeros)
+
         if over_seeds == "vmap":
             return jax.vmap(one_seed)((state, inputs))
-        return lax.map(one_seed, (state, inputs))
+        if active is None:
+            return lax.map(one_seed, (state, inputs))
+        return lax.map(lambda seed: lax.cond(seed[1], one_seed, none, seed[0]), ((state, inputs), active))
 
     shardings = None if sharding is None else (sharding.shardings(), sharding.replicated())
     return jax.jit(chunk, donate_argnums=0, out_shardings=shardings)

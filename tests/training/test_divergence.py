@@ -220,4 +220,4 @@ def test_a_validation_of_broken_parameters_is_explained(prepared):
         NonFiniteError,
         match=r"validation after step 12 failed.*the first tensor that is not finite is the parameter",
     ):
-        loop._scores(setup, run, None)
+        loop._scores(setup, run, None, np.array([True]))

@@ -154,6 +154,47 @@ def test_patience_stops_each_seed_and_freezes_its_best():
         assert loop.HostState.load({"ledger": record["host_state"]}) == state, "of version 0.1"
 
 
+@pytest.mark.slow
+def test_a_seed_that_has_ended_costs_nothing_and_changes_nothing(tmp_path, monkeypatch):
+    """The second of two seeds gets worse and worse on validation, so that its patience ends."""
+    config = small_config(training={"seeds": (1, 0), "epochs": 6, "patience": 2})
+    ranked, steps = [], []
+    evaluate, scores = loop._evaluate, loop._scores
+
+    def noted(setup, params, split, seeds=None):
+        ranked.append(None if seeds is None else list(seeds))
+        return evaluate(setup, params, split, seeds)
+
+    def worse(setup, run, store, active):
+        steps.append(np.asarray(run.state.step).tolist())
+        second = scores(setup, run, store, active)[1]
+        return [run.step / 1000, -run.step / 1000 if active[1] else second]
+
+    monkeypatch.setattr(loop, "_scores", worse)
+    monkeypatch.setattr(loop, "_evaluate", noted)
+    whole = quiet(config, tmp_path / "whole")
+    assert whole.host_state.stopped == [False, True]
+    assert ranked[:3] == [[0, 1]] * 3
+    assert ranked[3:-2] == [[0]] * (len(ranked) - 5) != []
+    ends = steps[2][1]
+    assert [own for _, own in steps[2:]] == [ends] * len(steps[2:])
+    assert steps[-1][0] == whole.steps > ends
+    lines = read_metrics(tmp_path / "whole" / "log.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert all(None not in line["loss"] for line in lines if "loss" in line and line["step"] <= ends)
+    assert losses[-1][0] > 0
+    assert losses[-1][1] is None
+    assert [line["valid"]["NDCG@10"][1] for line in lines if "valid" in line][3:] == [None] * (len(steps) - 3)
+
+    alone = quiet(replace(config, training={"patience": 0}))
+    chex.assert_trees_all_close(whole.seed_params(0), alone.seed_params(0), atol=1e-4)
+    monkeypatch.setattr(loop, "StopRequest", StopAfter(4))
+    with pytest.raises(Interrupted):
+        quiet(config, tmp_path / "run")
+    monkeypatch.setattr(loop, "StopRequest", StopAfter(10**6))
+    assert_same_run(whole, quiet(config, tmp_path / "run", resume=True))
+
+
 @pytest.mark.parametrize("mode", ["packed", "padded", "prefix"])
 def test_one_compilation_for_a_whole_run(mode, monkeypatch):
     """Every chunk, across epochs of differing numbers of rows, has the shapes of the first."""
