@@ -13,7 +13,6 @@ The same command resumes an interrupted study.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +37,8 @@ METRICS = ("HR@5", "NDCG@5", "HR@10", "NDCG@10", "HR@20", "NDCG@20")
 PRESETS = {"SASRec": sasrec_s3rec, "GRU4Rec": gru4rec, "SR-GNN": srgnn, "BERT4Rec": bert4rec}
 #: Items of MIQ-Attn's query.
 WINDOW = 5
-#: Epochs between validations, at least: LastFM has four steps in an epoch.
-EVALUATE_EVERY = 4.0
+#: Validations within the patience, at most: more cost as much as training, since LastFM has four steps in an epoch.
+VALIDATIONS = 15
 
 
 class Printed(NamedTuple):
@@ -80,7 +79,8 @@ class Options:
       data: S3-Rec's archive s3rec_data.zip, whose LastFM is read, or a dataset with attributes as for ``jaxrec train``.
       seeds: models for each row.
       epochs: most epochs of each row; 0 = those of its preset.
-      patience: epochs without a gain on validation after which a model has ended, at least.
+      patience: epochs without a gain on validation after which a model of 200 epochs has ended, in proportion for others;
+        10 is that of the authors' code.
       pretraining_epochs: epochs of S3-Rec's pretraining; its authors' choice for LastFM.
       out: run directories; an interrupted study resumes there.
       only: names of the rows to train; empty = all.
@@ -114,14 +114,14 @@ def sections(config: RunConfig, epochs: float, patience: float = 0.0) -> dict[st
     Args:
       config: of the preset.
       epochs: above 0, in place of its own.
-      patience: least epochs without a gain before a model ends; 0 = as the preset has it.
+      patience: see `Options`; 0 = as the preset has it.
     """
     whole = {name: getattr(config, name) for name in ("batches", "encoder", "task", "objective", "optimizer")}
     kept = {name: getattr(config.training, name) for name in ("evaluate_every", "patience", "metric")}
     if patience:
-        every = max(EVALUATE_EVERY, kept["evaluate_every"])
-        least = max(patience, config.training.patience * config.training.evaluate_every)
-        kept = {**kept, "evaluate_every": every, "patience": math.ceil(least / every)}
+        waited = patience * config.training.epochs / 200
+        every = max(1.0, waited / VALIDATIONS)
+        kept = {**kept, "evaluate_every": every, "patience": round(waited / every)}
     return {**whole, "training": {**kept, "epochs": epochs or config.training.epochs}}
 
 
@@ -222,7 +222,8 @@ def main(options: Options) -> None:
     for prefix in mechanisms():
         if any(row.name.startswith(f"{prefix}S3-Rec") for row in chosen):
             pretrain(options, prefix, base, dataset)
-    write = recorder("miq-table-3", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3")
+    own = "" if options.patience == Options.patience else f"-patience-{options.patience:g}"
+    write = recorder(f"miq-table-3{own}", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3")
 
     def record(result: dict[str, Any]) -> None:
         """Write the record with the printed figures and the costs among its tables."""
