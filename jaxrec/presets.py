@@ -221,7 +221,11 @@ def bert4rec() -> RunConfig:
     """BERT4Rec (Sun et al. 2019): masked items read from both sides, exact cross-entropy over the catalogue.
 
     It learns from a fifth of the positions in a step, so it has many more epochs than `sasrec`, and more patience: published
-    comparisons often stop it too early (Petrov & Macdonald, RecSys 2022). No figure of ours yet: not measured.
+    comparisons often stop it too early (Petrov & Macdonald, RecSys 2022).
+
+    MovieTweetings, 5 seeds, 80 epochs, mask rate .5 and learning rate .003 chosen on validation: HR@10 .2335 ± .0027,
+    NDCG@10 .1247 ± .0024; next items with the same encoder .2446 ± .0026 and .1363 ± .0017
+    (``experiments/results/masked-items_movietweetings.md``).
     """
     return RunConfig(
         batches=BatchConfig(mode="packed", batch_size=32, max_length=50, position_origin="end"),
