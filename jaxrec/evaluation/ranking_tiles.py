@@ -185,8 +185,8 @@ def _local_top_k(tiles: _Tiles, k: int) -> tuple[Array, Array]:
         sizes = [(max(1, n_rows // part), count) for part, count in MERGES]
         fits = jnp.stack([(rows <= size) & (most <= count) for size, count in sizes] + [jnp.bool_(True)])
         some = [partial(_merge_blocks, size=size, count=count, seed=spec.tie_seed) for size, count in sizes]
-        whole = partial(_merge_peaks, seed=spec.tie_seed)
-        return lax.switch(jnp.argmax(fits), [*some, whole], best, scores, peaks, entrants, ids), None
+        many = partial(_merge_peaks, seed=spec.tie_seed)
+        return lax.switch(jnp.argmax(fits), [*some, many], best, scores, peaks, entrants, ids), None
 
     best = (jnp.full((n_rows, k), _MINUS_INFINITY, jnp.float32), jnp.zeros((n_rows, k), jnp.int32))
     if spec.axis is not None:
@@ -209,8 +209,8 @@ def _merge_tile(best: _Lists, scores: Array, ids: Array, seed: int) -> _Lists:
 def _merge_peaks(best: _Lists, scores: Array, peaks: Array, entrants: Array, ids: Array, seed: int) -> _Lists:
     """The list after a tile, from as many blocks as the list has items: those with the highest peaks.
 
-    As many items are in other blocks than an item that is in none of them, and before it; but for ties of peaks, for which
-    the whole tile is merged.
+    Before an item of any other block come their peaks, as many as the list has places. Where a peak ties with that of a
+    block left out, this need not hold, and the whole tile is merged.
     """
     n_rows, k = best[0].shape
     whole = partial(_merge_tile, best, scores, ids, seed)
@@ -231,9 +231,9 @@ def _merge_blocks(
       best: the list before.
       scores: [R, C], of the items ``ids`` [C].
       peaks: [R, C / BLOCK].
-      entrants: int32[R], blocks that may change the list of each row, at most ``count``.
+      entrants: int32[R], blocks that may change the list of each row.
       ids: int32[C].
-      size: bound on the rows with entrants.
+      size: rows that are merged: R, or as many as have entrants at most.
       count: blocks of a row.
       seed: order of equal scores.
     """
