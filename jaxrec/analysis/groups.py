@@ -152,12 +152,11 @@ def case_groupings(split: Split, part: str, users: np.ndarray) -> dict[str, Grou
     Args:
       split: the split.
       part: "valid" or "test".
-      users: int32[E], users of the evaluated cases, as `Evaluation.users`.
+      users: int32[E], users of the evaluated cases, as `Evaluation.users`; one with several cases (successive targets) is
+        there as often, in their order.
     """
     cases, dataset = split.cases(part), split.dataset
-    row_of_user = np.full(dataset.n_users, -1, np.int64)
-    row_of_user[cases.users] = np.arange(len(cases.users))
-    rows = row_of_user[users]
+    rows = _rows_of(users, cases.users)
     targets = np.asarray(cases.targets)[np.asarray(cases.target_offsets)[rows]]
     items = np.asarray(dataset.items)
     histories = Histories(items, cases.history_starts, cases.history_stops, users=cases.users).select(rows)
@@ -180,6 +179,16 @@ def case_groupings(split: Split, part: str, users: np.ndarray) -> dict[str, Grou
         gaps = _gaps(dataset, histories, targets)
         groupings["gap"] = Grouping(*gap_groups(gaps), "time since the last interaction")
     return groupings
+
+
+def _rows_of(users: np.ndarray, users_of_cases: np.ndarray) -> np.ndarray:
+    """int64[E], the case of each entry of ``users``: the n-th entry of a user is the user's n-th case."""
+    order, asked = np.argsort(users_of_cases, kind="stable"), np.argsort(users, kind="stable")
+    ascending = np.asarray(users)[asked]
+    number = np.arange(len(asked)) - np.searchsorted(ascending, ascending)
+    rows = np.empty(len(asked), np.int64)
+    rows[asked] = order[np.searchsorted(np.asarray(users_of_cases)[order], ascending) + number]
+    return rows
 
 
 def _gaps(dataset: SequenceDataset, histories: Histories, targets: np.ndarray) -> np.ndarray:

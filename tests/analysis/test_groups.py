@@ -26,7 +26,8 @@ def random_split(strategy="leave-one-out", times=True):
         timestamps=stamps if times else None,
         meta={"name": "random"},
     )
-    options = {"target": "all", "valid_quantile": 0.6, "test_quantile": 0.8} if strategy == "temporal" else {}
+    strategy, _, target = strategy.partition(" ")
+    options = {"target": target, "valid_quantile": 0.6, "test_quantile": 0.8} if target else {}
     return split_dataset(dataset, SplitConfig(strategy, **options))
 
 
@@ -59,7 +60,7 @@ def slow_groups(split, part):
     return out
 
 
-@pytest.mark.parametrize("strategy", ["leave-one-out", "temporal"])
+@pytest.mark.parametrize("strategy", ["leave-one-out", "temporal all", "temporal successive"])
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_groupings_equal_the_loops(strategy, part):
     split = random_split(strategy)
