@@ -20,7 +20,7 @@ from jax import Array, lax
 from jaxrec.analysis.tables import write_tables
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.histories import Histories, distinct_targets
 from jaxrec.evaluation.metrics import DEFAULT_KS, ranking_metrics
 from jaxrec.evaluation.ranking import CandidateTable, candidate_table, rank_targets
 from jaxrec.evaluation.seen import SeenItems, as_seen, seen_items
@@ -257,6 +257,7 @@ def side_by_side(
     item_counts: np.ndarray,
     protocols: Sequence[Candidates] = SIDE_BY_SIDE,
     ks: Sequence[int] = DEFAULT_KS,
+    target_offsets: np.ndarray | None = None,
 ) -> list[ProtocolRow]:
     """Rank the targets of one model under several protocols.
 
@@ -268,12 +269,13 @@ def side_by_side(
       item_counts: int[V+1], training interactions of each item, for negatives drawn by popularity.
       protocols: candidate sets; differences are to the first.
       ks: cutoffs.
+      target_offsets: cases of several targets; see `jaxrec.evaluation.metrics.metric_values`.
     """
     items = candidate_table(table)
     rows: list[ProtocolRow] = []
     for protocol in protocols:
         ranks = protocol_ranks(protocol, hidden, items, targets, seen, item_counts)
-        metrics = ranking_metrics(ranks, ks)
+        metrics = ranking_metrics(ranks, ks, target_offsets)
         first = rows[0].metrics if rows else metrics
         rows.append(ProtocolRow(protocol.name, ranks, metrics, {m: metrics[m] - first[m] for m in metrics}))
     return rows
@@ -332,7 +334,7 @@ def protocols(
       out: directory for ``protocols.md`` and ``protocols.tex``; None writes nothing.
     """
     opened = Run(run, dataset)
-    setup, cases = opened.setup, opened.setup.split.cases(split)
+    setup, cases = opened.setup, distinct_targets(opened.setup.split.cases(split))
     rows_of_target = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
     seen = seen_items(cases, setup.dataset.items).select(rows_of_target)
     by_seed = []
@@ -356,6 +358,7 @@ def protocols(
                 setup.split.item_counts,
                 protocols=candidates,
                 ks=opened.config.evaluation.ks,
+                target_offsets=cases.target_offsets,
             )
         )
     results = []

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.config import EvaluationConfig
-from jaxrec.evaluation.histories import RankingCases, histories_of
+from jaxrec.evaluation.histories import RankingCases, distinct_targets, histories_of
 from jaxrec.evaluation.metrics import metric_values, ranking_metrics
 from jaxrec.evaluation.ranker import Ranker
 from jaxrec.evaluation.seen import repeated_targets, seen_items
@@ -171,7 +171,8 @@ def check_cutoffs(ks: Sequence[int], n_items: int) -> None:
 def usable_cases(
     cases: EvaluationCases, known_items: Bool[np.ndarray, " V1"] | None = None
 ) -> tuple[EvaluationCases, dict[str, int]]:
-    """Cases that have a target, and counts of what they are and what was left out."""
+    """Cases that have a target, each target once (`distinct_targets`), and counts of what they are and what was left out."""
+    cases = distinct_targets(cases)
     offsets = np.asarray(cases.target_offsets, np.int64)
     sizes = np.diff(offsets)
     rows = np.flatnonzero(sizes)

@@ -87,6 +87,20 @@ class RankingCases:
         return np.repeat(np.arange(len(sizes)), sizes)
 
 
+def distinct_targets(cases: EvaluationCases) -> EvaluationCases:
+    """The same cases, whose targets are sets: an item that a case holds out twice is one target, at its first place."""
+    sizes = np.diff(cases.target_offsets)
+    if not (sizes > 1).any():
+        return cases
+    owner, targets = np.repeat(np.arange(len(sizes)), sizes), np.asarray(cases.targets)
+    first = np.sort(np.unique(np.stack([owner, targets]), axis=1, return_index=True)[1])
+    if len(first) == len(targets):
+        return cases
+    counts = np.bincount(owner[first], minlength=len(sizes))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return dataclasses.replace(cases, targets=targets[first], target_offsets=offsets)
+
+
 def histories_of(cases: EvaluationCases, items: Any, timestamps: Any = None) -> Histories:
     """Histories of the cases of a split; see `ranking_cases`."""
     return Histories(items, cases.history_starts, cases.history_stops, timestamps, cases.users)
@@ -95,7 +109,7 @@ def histories_of(cases: EvaluationCases, items: Any, timestamps: Any = None) -> 
 def ranking_cases(
     cases: EvaluationCases, items: Any, timestamps: Any = None, remove_seen: bool = True
 ) -> RankingCases:
-    """Ranking cases of a split.
+    """Ranking cases of a split, whose targets are sets (`distinct_targets`).
 
     Args:
       cases: of the split.
@@ -103,6 +117,7 @@ def ranking_cases(
       timestamps: see `Histories`.
       remove_seen: exclude the items of the whole history of each case.
     """
+    cases = distinct_targets(cases)
     histories = histories_of(cases, items, timestamps)
     targets = np.asarray(cases.targets, np.int32)
     offsets = np.asarray(cases.target_offsets, np.int64)

@@ -157,9 +157,13 @@ class TestProtocols:
         refused(jaxrec("protocols", runs["a"], "--out", out), "already holds protocols.md")
 
     def test_several_targets_a_case_and_moved_data(self, runs):
-        table = jaxrec("protocols", runs["temporal"], "--data", runs["a"].parent / "log")
-        assert table.status == 0, table.err
-        assert "full corpus; seen items removed" in table.out
+        told = jaxrec("protocols", runs["temporal"], "--data", runs["a"].parent / "log", "--json").json
+        own = json.loads((runs["temporal"] / "results.json").read_text())["metrics"]
+        first = told["protocols"][0]
+        assert first["protocol"] == "full corpus; seen items removed"
+        assert set(first["metrics"]) == set(own)
+        for name, value in first["metrics"].items():
+            assert value == pytest.approx(own[name]["mean"]), name
         refused(
             jaxrec("protocols", runs["a"], "--data", runs["a"].parent / "other-log"),
             "fingerprint",

@@ -10,7 +10,7 @@ from jaxrec.evaluation import parallel
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import EncodingOptions, encode_histories
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
-from jaxrec.evaluation.histories import Histories
+from jaxrec.evaluation.histories import Histories, distinct_targets, ranking_cases
 from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.ranking import candidate_table
@@ -168,6 +168,20 @@ def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
     assert got.protocol.startswith("full corpus; seen items " + ("removed" if remove_seen else "kept"))
     assert got.metrics["HR@5"] == pytest.approx(got.values("HR@5").mean())
     assert ("Precision@5" in got.metrics) == several
+
+
+def test_an_item_that_a_case_holds_out_twice_is_one_target(data, make_cases):
+    params, items, starts, stops = data
+    config = EvaluationConfig(remove_seen=False)
+    twice = make_cases(starts, stops, [[7, 9, 7, 7], [3, 3]] + [[5]] * (len(starts) - 2))
+    once = make_cases(starts, stops, [[7, 9], [3]] + [[5]] * (len(starts) - 2))
+    got, want = (evaluate_cases(ranker(params), cases, items, config) for cases in (twice, once))
+    assert (got.metrics, got.counts) == (want.metrics, want.counts)
+    np.testing.assert_array_equal(got.targets, want.targets)
+    asked = ranking_cases(twice, items)
+    np.testing.assert_array_equal(asked.target_offsets, want.target_offsets)
+    # Counted once for each time, the best list would have an NDCG of 2 / 1.63.
+    assert distinct_targets(once) is once
 
 
 def test_what_is_saved_comes_back(data, make_cases, tmp_path):
