@@ -103,10 +103,11 @@ class Comparison:
       metrics: the metrics compared.
       values: {run: {metric: the mean over users for each seed}}.
       differences: every other run against the first, by metric.
-      users: number of cases of each mean.
+      users: number of users.
       protocol: evaluation protocol of all runs.
       confidence: level of the intervals.
       warnings: settings in which the runs differ that make a difference hard to attribute (`compare`).
+      cases: number of cases of each mean, of which a user may have several; 0 = one each.
     """
 
     metrics: tuple[str, ...]
@@ -116,6 +117,7 @@ class Comparison:
     protocol: str
     confidence: float
     warnings: tuple[str, ...] = ()
+    cases: int = 0
 
     def result_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: mean ± standard deviation over seeds."""
@@ -147,7 +149,10 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Both tables, the protocol, warnings, and the differences that these users cannot show."""
-        parts = [f"{self.users} users; {self.protocol}\n", to_markdown(*self.result_rows())]
+        parts = [
+            f"{users_and_cases(self.users, self.cases)}; {self.protocol}\n",
+            to_markdown(*self.result_rows()),
+        ]
         if self.differences:
             parts += [to_markdown(*self.difference_rows()), self.caption(), *self.limits()]
         return "\n".join([*parts, *self.warning_lines()])
@@ -195,7 +200,7 @@ def compare_runs(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Compare every run with the first, on the same users.
+    """Compare every run with the first, on the same cases, paired over their users.
 
     Args:
       runs: at least one; the first is the baseline.
@@ -217,13 +222,17 @@ def compare_runs(
     values = {
         run.name: {metric: run.values(metric).mean(axis=1).tolist() for metric in metrics} for run in runs
     }
+    first = runs[0].evaluations[0]
+    users = first.users
     differences: list[Difference] = []
     for metric in metrics:
         base = runs[0].values(metric)
         rows = []
         for run in runs[1:]:
             other = run.values(metric)
-            effect = paired_bootstrap(base, other, resamples=resamples, confidence=confidence, seed=seed)
+            effect = paired_bootstrap(
+                base, other, users=users, resamples=resamples, confidence=confidence, seed=seed
+            )
             rows.append(
                 Difference(
                     metric=metric,
@@ -235,16 +244,25 @@ def compare_runs(
                     high=effect.high,
                     p_bootstrap=effect.p_value,
                     p_holm=1.0,
-                    p_permutation=paired_permutation(base, other, resamples=resamples, seed=seed),
-                    detectable=minimal_detectable_difference(base, other),
+                    p_permutation=paired_permutation(
+                        base, other, users=users, resamples=resamples, seed=seed
+                    ),
+                    detectable=minimal_detectable_difference(base, other, users=users),
                 )
             )
         corrected = holm([row.p_bootstrap for row in rows])
         differences += [
             dataclasses.replace(row, p_holm=float(p)) for row, p in zip(rows, corrected, strict=True)
         ]
-    first = runs[0].evaluations[0]
-    return Comparison(tuple(metrics), values, differences, len(first.users), first.protocol, confidence)
+    count = len(np.unique(users))
+    return Comparison(
+        tuple(metrics), values, differences, count, first.protocol, confidence, cases=len(users)
+    )
+
+
+def users_and_cases(users: int, cases: int) -> str:
+    """Such as "300 users", or "900 cases of 300 users" where a user has several."""
+    return f"{cases} cases of {users} users" if cases > users else f"{users} users"
 
 
 def check_comparable(a: RunRanks, b: RunRanks) -> None:

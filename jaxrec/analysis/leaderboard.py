@@ -17,9 +17,10 @@ from jaxrec.analysis.compare import (
     saved_ranks,
     setting_warnings,
     training_facts,
+    users_and_cases,
 )
 from jaxrec.analysis.figures import COLOURS
-from jaxrec.analysis.significance import holm, paired_bootstrap
+from jaxrec.analysis.significance import Effect, holm, paired_bootstrap
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown, write_tables
 from jaxrec.config import to_dict
 from jaxrec.errors import DataError
@@ -51,9 +52,10 @@ class Leaderboard:
     Attributes:
       metrics: the metrics; the first sorts.
       entries: best first.
-      users: number of cases.
+      users: number of users.
       protocol: evaluation protocol of all runs.
       warnings: settings in which the runs differ.
+      cases: number of cases, of which a user may have several; 0 = one each.
     """
 
     metrics: tuple[str, ...]
@@ -61,6 +63,7 @@ class Leaderboard:
     users: int
     protocol: str
     warnings: tuple[str, ...] = ()
+    cases: int = 0
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table."""
@@ -85,8 +88,9 @@ class Leaderboard:
         """The table, the test and the warnings."""
         pairs = len(self.entries) * (len(self.entries) - 1) // 2
         caption = (
-            f"{self.users} users; {self.protocol}. Two runs cannot be told apart where the paired bootstrap over users and "
-            f"seeds, corrected by Holm for all {pairs} pairs, gives p of .05 or more in {self.metrics[0]}."
+            f"{users_and_cases(self.users, self.cases)}; {self.protocol}. Two runs cannot be told apart where the paired "
+            f"bootstrap over users and seeds, corrected by Holm for all {pairs} pairs, gives p of .05 or more in "
+            f"{self.metrics[0]}."
         )
         return "\n".join(
             [to_markdown(*self.rows()), caption, *(f"Warning: {warning}" for warning in self.warnings)]
@@ -120,7 +124,12 @@ def rank_runs(
     values = {run.name: run.values(metrics[0]) for run in runs}
     ordered = sorted(runs, key=lambda run: -float(values[run.name].mean()))
     pairs = list(itertools.combinations([run.name for run in ordered], 2))
-    corrected = holm([paired_bootstrap(values[a], values[b], resamples=2000).p_value for a, b in pairs])
+    first = runs[0].evaluations[0]
+
+    def effect(a: np.ndarray, b: np.ndarray) -> Effect:
+        return paired_bootstrap(a, b, users=first.users, resamples=2000)
+
+    corrected = holm([effect(values[a], values[b]).p_value for a, b in pairs])
     tied: dict[str, list[str]] = {name: [] for name in names}
     for (a, b), p_value in zip(pairs, corrected, strict=True):
         if p_value >= alpha:
@@ -130,11 +139,11 @@ def rank_runs(
     for run in ordered:
         values_of_run = values[run.name]
         # Against a model that never succeeds: the interval of the mean itself, over users and seeds.
-        interval = paired_bootstrap(np.zeros_like(values_of_run), values_of_run, resamples=2000)
+        interval = effect(np.zeros_like(values_of_run), values_of_run)
         by_metric = {metric: run.values(metric).mean(axis=1).tolist() for metric in metrics}
         entries.append(Entry(run.name, by_metric, interval.low, interval.high, tuple(tied[run.name])))
-    first = runs[0].evaluations[0]
-    return Leaderboard(tuple(metrics), tuple(entries), len(first.users), first.protocol)
+    users = len(np.unique(first.users))
+    return Leaderboard(tuple(metrics), tuple(entries), users, first.protocol, cases=len(first.users))
 
 
 def leaderboard(

@@ -2,7 +2,8 @@
 
 Models are compared on the same users, so the unit is the difference per user, whose spread is far smaller than that of
 either model. Each model may have several seeds; then the value of a user is its mean over seeds, and intervals also
-carry the variation between seeds.
+carry the variation between seeds. A user may have several cases (successive targets), which are alike: means are over
+cases, and users are drawn with all of theirs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ class Effect(NamedTuple):
 
 
 def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    users: np.ndarray | None = None,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Effect:
     """Test and estimate a difference by bootstrap over users, and over the seeds of each model where there are several.
 
@@ -46,8 +53,9 @@ def paired_bootstrap(
     as zero does.
 
     Args:
-      a: float[U] or float[S, U], a metric of every user for one or several seeds.
+      a: float[E] or float[S, E], a metric of every case for one or several seeds.
       b: the same of the other model.
+      users: int[E], the user of each case; None = a user each.
       resamples: how many.
       confidence: of the interval, between 0 and 1.
       seed: of the resampling.
@@ -60,26 +68,55 @@ def paired_bootstrap(
         raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
     rng = np.random.default_rng(seed)
     observed = float(b.mean() - a.mean())
-    users = a.shape[1]
+    (a, b), sizes = _sums_of_users([a, b], users)
+    count = a.shape[1]
     samples = np.empty(resamples)
-    block = max(1, _BLOCK // users)
+    block = max(1, _BLOCK // count)
     for start in range(0, resamples, block):
         n = min(block, resamples - start)
-        index = rng.integers(0, users, (n, users), dtype=np.int32)
-        means_b, means_a = _resampled_means(b, index), _resampled_means(a, index)
-        samples[start : start + n] = _nested(means_b, b, rng) - _nested(means_a, a, rng)
+        index = rng.integers(0, count, (n, count), dtype=np.int32)
+        means_b, means_a = _resampled_means(b, index, sizes), _resampled_means(a, index, sizes)
+        samples[start : start + n] = _nested(means_b, rng) - _nested(means_a, rng)
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     beyond = np.abs(samples - observed) >= abs(observed) * (1 - 1e-12)
     return Effect(observed, float(low), float(high), float((1 + beyond.sum()) / (resamples + 1)))
 
 
-def _resampled_means(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """float64[S, n]: mean of each seed over each drawn set of users."""
-    return np.stack([seed[index].mean(axis=1) for seed in values])
+def _sums_of_users(
+    values: Sequence[np.ndarray], users: np.ndarray | None
+) -> tuple[Sequence[np.ndarray], np.ndarray | None]:
+    """Sums over the cases of each user, float64[S, U] each, and float64[U], their number; None where each has one.
+
+    Raises:
+      DataError: there are fewer than two users, or another number of entries than of cases.
+    """
+    if users is None:
+        return values, None
+    cases = values[0].shape[1]
+    names, owner = np.unique(users, return_inverse=True)
+    if len(owner) != cases or len(names) < 2:
+        raise DataError(
+            f"users must hold the user of each of the {cases} cases, at least two different ones, got {len(owner)} "
+            f"entries of {len(names)}"
+        )
+    if len(names) == cases:
+        return values, None
+    sums = [
+        np.stack([np.bincount(owner, weights=seed, minlength=len(names)) for seed in each]) for each in values
+    ]
+    return sums, np.bincount(owner).astype(np.float64)
 
 
-def _nested(means: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _resampled_means(values: np.ndarray, index: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
+    """float64[S, n]: mean of each seed over the cases of each drawn set of users."""
+    if sizes is None:
+        return np.stack([seed[index].mean(axis=1) for seed in values])
+    cases = sizes[index].sum(axis=1)
+    return np.stack([seed[index].sum(axis=1) / cases for seed in values])
+
+
+def _nested(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """float64[n]: mean over seeds drawn with replacement, deviations widened (see `paired_bootstrap`)."""
     seeds, n = means.shape
     centre = means.mean(axis=0)
@@ -90,7 +127,14 @@ def _nested(means: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> 
     return centre + np.sqrt(seeds / (seeds - 1)) * (samples - centre)
 
 
-def paired_permutation(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> float:
+def paired_permutation(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    users: np.ndarray | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
     """Two-sided p-value of the sign-flip test over users (randomisation test; Smucker et al., CIKM 2007).
 
     Under the hypothesis that the two models are alike, a user's difference is as likely positive as
@@ -100,13 +144,14 @@ def paired_permutation(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000,
     Args:
       a: see `paired_bootstrap`.
       b: see `paired_bootstrap`.
+      users: see `paired_bootstrap`; all cases of a user flip together.
       resamples: number of random sign flips.
       seed: of the flips.
 
     Returns:
       (1 + #{|flipped mean| >= |mean|}) / (1 + resamples), never 0.
     """
-    a, b = _by_seed(a, b)
+    (a, b), _ = _sums_of_users(_by_seed(a, b), users)
     difference = b.mean(axis=0) - a.mean(axis=0)
     moved = difference[difference != 0].astype(np.float64)  # a user without a difference has no sign to flip
     if not len(moved):
@@ -136,7 +181,12 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def minimal_detectable_difference(
-    a: np.ndarray, b: np.ndarray | None = None, *, alpha: float = 0.05, power: float = 0.8
+    a: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    users: np.ndarray | None = None,
+    alpha: float = 0.05,
+    power: float = 0.8,
 ) -> float:
     """The smallest true difference of means that a paired test on these users detects with probability ``power``.
 
@@ -145,18 +195,24 @@ def minimal_detectable_difference(
     pessimistic case.
 
     Args:
-      a: float[U] or float[S, U], a metric of every user for one or several seeds.
+      a: float[E] or float[S, E], a metric of every case for one or several seeds.
       b: the same of the other model, or None.
+      users: see `paired_bootstrap`.
       alpha: level of the two-sided test.
       power: probability of a significant result.
     """
     pessimistic = b is None
     a, b = _by_seed(a, a if b is None else b)
-    users = a.shape[1]
-    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    variance = 2 * mean_a.var(ddof=1) if pessimistic else (mean_b - mean_a).var(ddof=1)
+    values = a.mean(axis=0) if pessimistic else b.mean(axis=0) - a.mean(axis=0)
+    (sums,), sizes = _sums_of_users([values[None]], users)
+    own = sums[0]
+    if (
+        sizes is not None
+    ):  # deviations of the sums of users from what their numbers of cases give: a ratio of means
+        own = (own - sizes * values.mean()) * (len(sizes) / len(values))
+    variance = (2 if pessimistic else 1) * own.var(ddof=1)
     z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return float(z * np.sqrt(variance / users))
+    return float(z * np.sqrt(variance / len(own)))
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:

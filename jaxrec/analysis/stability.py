@@ -162,6 +162,7 @@ class Stability:
       ranks, ranks_before: int32[S, T], ranks of the targets after and before.
       target_offsets: int64[E+1].
       k: length of the lists.
+      users: int[E], the user of each case; None = one each.
     """
 
     perturbation: Perturbation
@@ -171,6 +172,7 @@ class Stability:
     ranks_before: np.ndarray
     target_offsets: np.ndarray
     k: int
+    users: np.ndarray | None = None
 
     def change(self, metric: str) -> np.ndarray:
         """float64[S, E]: a metric after minus before, such as ``change("NDCG@10")``."""
@@ -239,6 +241,7 @@ def measure_stability(
                 ranks_before=np.stack([ranks for _, ranks in before]),
                 target_offsets=np.asarray(cases.target_offsets, np.int64),
                 k=k,
+                users=histories.users,
             )
         )
     return results
@@ -272,7 +275,7 @@ def compare_stability(
             f"{[stability.perturbation.name for stability in b]} (or other seeds)"
         )
     return {
-        x.perturbation.name: paired_bootstrap(getattr(x, measure), getattr(y, measure))
+        x.perturbation.name: paired_bootstrap(getattr(x, measure), getattr(y, measure), users=x.users)
         for x, y in zip(a, b, strict=True)
     }
 
@@ -290,7 +293,9 @@ def stability_figure(runs: Mapping[str, Sequence[Stability]]) -> Figure:
     for number, (run, results) in enumerate(runs.items()):
         names, k = [stability.perturbation.name for stability in results], results[0].k
         # Against a model that never moves: the interval of the mean itself, over users and seeds.
-        intervals = [paired_bootstrap(0 * row.overlap, row.overlap, resamples=2000) for row in results]
+        intervals = [
+            paired_bootstrap(0 * row.overlap, row.overlap, users=row.users, resamples=2000) for row in results
+        ]
         mean, low, high = np.array([effect[:3] for effect in intervals]).T
         place = np.arange(len(results)) + 0.08 * (number - (len(runs) - 1) / 2)
         colour = COLOURS[number % len(COLOURS)]

@@ -126,6 +126,25 @@ def test_tables_say_what_was_measured(save):
     assert "toprule" in alone.to_latex()
 
 
+def test_successive_cases_of_a_user_count_as_one_user(save):
+    def of_few_users(run):
+        users = np.arange(USERS, dtype=np.int32) // 30
+        changed = [dataclasses.replace(each, users=users) for each in run.evaluations]
+        return dataclasses.replace(run, evaluations=tuple(changed))
+
+    runs = [save("base", 100), save("better", 50)]
+    single = compare_runs(runs, ("HR@10",), resamples=200)
+    got = compare_runs([of_few_users(run) for run in runs], ("HR@10",), resamples=200)
+    assert (got.users, got.cases) == (10, USERS)
+    assert "300 cases of 10 users; full corpus" in got.to_markdown()
+    assert "With 10 users you cannot expect" in got.to_markdown()
+    assert got.values == single.values
+    assert got.differences[0].difference == single.differences[0].difference
+    assert got.differences[0].detectable != single.differences[0].detectable
+    assert got.differences[0].p_bootstrap != single.differences[0].p_bootstrap
+    assert "300 cases of 10 users" in rank_runs([of_few_users(run) for run in runs]).to_markdown()
+
+
 def test_runs_that_are_not_comparable_are_refused(save):
     base = save("base", 100)
     refused = {

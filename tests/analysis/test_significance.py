@@ -30,6 +30,37 @@ def test_p_values_are_uniform_where_models_are_alike():
         assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.1
 
 
+def test_cases_of_a_user_are_drawn_together():
+    """Alike cases of one user say little more than one of them: taken as users they reject most of the time."""
+    rng = np.random.default_rng(6)
+    p_values, permuted, by_case = [], [], []
+    for trial in range(200):
+        sizes = rng.integers(1, 20, 40)
+        users = rng.permutation(np.repeat(np.arange(40) * 3, sizes))
+        b = rng.normal(size=120)[users] + 0.1 * rng.normal(size=len(users))
+        a = np.zeros(len(users))
+        p_values.append(paired_bootstrap(a, b, users=users, resamples=300, seed=trial).p_value)
+        permuted.append(paired_permutation(a, b, users=users, resamples=300, seed=trial))
+        by_case.append(paired_bootstrap(a, b, resamples=300, seed=trial).p_value)
+    assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.12
+    assert 0.01 <= np.mean(np.array(permuted) < 0.05) <= 0.1
+    assert np.mean(np.array(by_case) < 0.05) > 0.4
+    effect = paired_bootstrap(a, b, users=users, resamples=4000)
+    totals = np.array([(b[users == user] - b.mean()).sum() for user in np.unique(users)])
+    error = np.sqrt(40 / 39 * (totals**2).sum()) / len(users)
+    assert effect.difference == pytest.approx(b.mean())
+    assert effect.high - effect.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert minimal_detectable_difference(a, b, users=users) == pytest.approx(2.8016 * error, rel=1e-4)
+
+
+def test_one_case_each_is_the_test_over_users_to_the_bit():
+    rng = np.random.default_rng(7)
+    a, b, users = rng.normal(size=(2, 50)), rng.normal(size=(3, 50)), rng.permutation(50)
+    assert paired_bootstrap(a, b, users=users, resamples=200) == paired_bootstrap(a, b, resamples=200)
+    assert paired_permutation(a, b, users=users) == paired_permutation(a, b)
+    assert minimal_detectable_difference(a, b, users=users) == minimal_detectable_difference(a, b)
+
+
 def test_intervals_cover_the_truth_with_seeds_nested():
     """Seeds differ as much as users do: an interval over users alone would miss most of the time."""
     rng = np.random.default_rng(1)
@@ -107,5 +138,7 @@ def test_bad_values_are_refused():
         paired_bootstrap(np.zeros(3), np.zeros(4))
     with pytest.raises(DataError, match="at least two, got 1 and 1 users"):
         paired_permutation(np.zeros(1), np.zeros(1))
+    with pytest.raises(DataError, match="at least two different ones, got 3 entries of 1"):
+        paired_bootstrap(np.zeros(3), np.zeros(3), users=np.zeros(3))
     with pytest.raises(ConfigError, match="confidence must be between 0 and 1, got 95"):
         paired_bootstrap(np.zeros(3), np.zeros(3), confidence=95)
