@@ -40,7 +40,8 @@ class TrainingConfig:
       evaluate_every: epochs between validations (a fraction is fine).
       metric: validation metric that chooses the best parameters and stops training early; empty = NDCG@10, or NDCG at the
         longest list where ``evaluation.ks`` has no 10.
-      patience: validations without a new best before training stops; 0 = never stop early.
+      patience: validations without a new best before training stops; 0 = never stop early. A run that ended goes on when it
+        is resumed with more, unless a seed of several ended before the others.
       select: "best" keeps the parameters of the best validation, "last" those of the last one (for pretraining).
       init_from: directory of a finished run whose best parameters this one starts from; empty = fresh parameters.
       init_items: of ``init_from``: "same" asks for the same dataset; "match" takes the vectors of items by their original

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrec.config import TrainingConfig
 from jaxrec.data.sampler import Position
+from jaxrec.errors import CheckpointError
 from jaxrec.training.checkpoint import json_safe
 
 
@@ -60,6 +61,29 @@ class HostState:
         """Return plain values for a checkpoint's record, in which JSON cannot represent infinity."""
         best = [None if best == -math.inf else best for best in self.best]
         return json_safe({**dataclasses.asdict(self), "best": best})
+
+    def extend_patience(self, training: TrainingConfig, step: int, interval: int) -> None:
+        """Let seeds that ended go on where a resumed run has more patience than they ended with.
+
+        Args:
+          training: of the resumed run.
+          step: of the checkpoint.
+          interval: steps between validations.
+
+        Raises:
+          CheckpointError: such a seed ended before ``step``, so that its state is that of an earlier step.
+        """
+        for seed, stopped in enumerate(self.stopped):
+            if not stopped or 0 < training.patience <= self.waited[seed]:
+                continue
+            end = self.best_step[seed] + self.waited[seed] * interval
+            if end != step:
+                raise CheckpointError(
+                    f"cannot resume with --training.patience {training.patience}: seed {training.seeds[seed]} ended at step "
+                    f"{end}, after {self.waited[seed]} validations without a new best, and the run went on to step {step} "
+                    f"without it; give --training.patience {self.waited[seed]} at most, or start a new run"
+                )
+            self.stopped[seed] = False
 
     def update(self, scores: list[float], step: int, training: TrainingConfig) -> np.ndarray:
         """Take in the validation at ``step``.

@@ -174,10 +174,11 @@ def _train(
     setup = prepare(config, dataset)
     store: CheckpointStore | None = None
     if directory is not None:
-        if is_first():
-            save_config(config, directory / "config.json")
+        if not resume:
+            _save_config(config, directory)
         store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
     run, origin = _begin(setup, store if resume else None, source)
+    _save_config(config, directory)  # on resume only now: one that is refused is not that of the run
     metrics_log = MetricsLog(
         directory / "log.jsonl" if directory is not None and is_first() else None,
         run.step if resume else None,
@@ -263,6 +264,12 @@ def _train(
     return FitResult(setup, run.best, valid, test, host_state, directory, run.step)
 
 
+def _save_config(config: RunConfig, directory: Path | None) -> None:
+    """Write the configuration of a run that has a directory."""
+    if directory is not None and is_first():
+        save_config(config, directory / "config.json")
+
+
 def _begin(
     setup: TrainingSetup, store: CheckpointStore | None, source: Path | None
 ) -> tuple[_Progress, Initialization | None]:
@@ -283,6 +290,7 @@ def _begin(
         check_record(store.record(), config, setup.dataset)
         parts, record = store.restore(abstract({"state": state, "best": best}), **sharding.tables())
         host_state = HostState.load(record)
+        host_state.extend_patience(config.training, record["step"], setup.schedule.evaluation_steps)
         rates = [from_dict(record["config"]).optimizer.learning_rate, config.optimizer.learning_rate]
         if rates[0] != rates[1]:
             host_state.rate_changes.append([record["step"], *rates])

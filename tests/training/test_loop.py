@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.config import TrainingConfig
+from jaxrec.config import TrainingConfig, load_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.sampler import Position
 from jaxrec.errors import CheckpointError, ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
@@ -152,6 +152,30 @@ def test_patience_stops_each_seed_and_freezes_its_best():
         record = json.loads(json.dumps({"host_state": state.dump()}))
         assert loop.HostState.load(record) == state
         assert loop.HostState.load({"ledger": record["host_state"]}) == state, "of version 0.1"
+
+
+def test_more_patience_on_resume_trains_on(tmp_path, monkeypatch):
+    """To the bits of the run that had it from the start."""
+    monkeypatch.setattr(loop, "_scores", lambda setup, run, store, active: [1 / run.step])
+    config = small_config(training={"patience": 1, "epochs": 5})
+    assert quiet(config, tmp_path / "run", rank=False).host_state.waited == [1]
+    patient = replace(config, training={"patience": 2})
+    resumed = quiet(patient, tmp_path / "run", resume=True, rank=False)
+    assert resumed.host_state.waited == [2]
+    assert_same_run(quiet(patient, rank=False), resumed)
+    assert load_config(tmp_path / "run" / "config.json") == patient
+
+
+def test_patience_that_a_seed_ended_without_is_refused_on_resume():
+    state = loop.HostState.start(2)
+    state.best_step, state.waited, state.stopped = [10, 20], [2, 2], [True, True]
+    state.extend_patience(TrainingConfig(patience=2, seeds=(4, 5)), 40, 10)
+    assert state.stopped == [True, True]
+    for patience in (0, 3):
+        with pytest.raises(
+            CheckpointError, match=rf"patience {patience}: seed 4 ended at step 30.* step 40 .*2 at most"
+        ):
+            state.extend_patience(TrainingConfig(patience=patience, seeds=(4, 5)), 40, 10)
 
 
 @pytest.mark.slow
