@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments.differences import paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, named_data, write_record
+from experiments.untrained import against_untrained, best_untrained, untrained_table
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
 from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figure
 from jaxrec.analysis.figures import save_figure
@@ -30,7 +31,7 @@ from jaxrec.config import RunConfig, config_hash
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sampler import RowStream
-from jaxrec.data.splits import Split
+from jaxrec.data.splits import Split, split_dataset
 from jaxrec.presets import sasrec
 from jaxrec.runs import Run
 from jaxrec.training.loop import train
@@ -240,8 +241,17 @@ def study(
       The figures of the tables.
     """
     (out / "tuning").mkdir(parents=True, exist_ok=True)
+    untrained = best_untrained(split_dataset(dataset, base.split), base)
     rows: list[dict[str, Any]] = []
     runs: list[Path] = []
+
+    def result_without(unfinished: list[str]) -> dict[str, Any]:
+        """Collect what is finished, beside the best way without training."""
+        names = {row["name"]: run for row, run in zip(rows, runs, strict=True)}
+        differences = against_untrained(names, untrained, base.metric)
+        added = {"name": untrained.name, "metric": base.metric, "rows": differences}
+        return {**_so_far(rows, runs, results, metrics, unfinished), "untrained": added}
+
     for number, variant in enumerate(variants, start=1):
         run = out / variant.name.replace(" ", "-")
         config, tried = tuned(base, variant, dataset, out / "tuning")
@@ -267,8 +277,8 @@ def study(
             flush=True,
         )
         if record is not None and new and 1 < number < len(variants):
-            record(_so_far(rows, runs, results, metrics, [each.name for each in variants[number:]]))
-    result = _so_far(rows, runs, results, metrics, [])
+            record(result_without([each.name for each in variants[number:]]))
+    result = result_without([])
     if record is not None:
         record(result)
     return result
@@ -421,6 +431,7 @@ def write(
         result["markdown"],
         f"![Figure]({name}.png)" if drawn else "",
         "Without training:\n\n" + "\n".join(baselines),
+        untrained_table(**result["untrained"]) if "untrained" in result else "",
         "\n".join(
             [
                 f"| variant | parameters | validation NDCG@10 | coverage@{LISTS} |",

@@ -11,7 +11,10 @@ import pytest
 from experiments import variants
 from experiments.miq import table3
 from experiments.studies import attention_comparison, objective_comparison
+from experiments.untrained import best_untrained
 from experiments.variants import Variant, apply, study, write
+from jaxrec.data.splits import split_dataset
+from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from jaxrec.presets import gru4rec, sasrec_s3rec
 from tests.helpers import small_config, small_dataset
@@ -56,11 +59,26 @@ def test_a_study_chooses_on_validation_and_goes_on_where_it_stopped(tmp_path, mo
     for row in whole["variants"]:
         assert 0 < row["lists"]["coverage@10"]["mean"] <= 1
 
+    found = whole["untrained"]
+    assert found["metric"] == "NDCG@10"
+    assert [row["comparison"].split(" less ")[0] for row in found["rows"]] == [each.name for each in more]
+    for row, each in zip(found["rows"], whole["variants"], strict=True):
+        gap = each["metrics"]["NDCG@10"]["mean"] - whole["baselines"][found["name"]]["NDCG@10"]
+        assert row["difference"] == pytest.approx(gap, abs=1e-6)
+
     write(kept[1], "Title", "command", "record", tmp_path)
     text = (tmp_path / "record.md").read_text()
     assert "**Partial**: not trained yet: plain again." in text
     write(whole, "Title", "command", "record", tmp_path)
     assert "Partial" not in (tmp_path / "record.md").read_text()
+
+
+def test_validation_chooses_the_best_way_without_training():
+    split = split_dataset(DATASET, BASE.split)
+    chosen = best_untrained(split, BASE)
+    valid, test = (evaluate_baselines(split, part, BASE.evaluation) for part in ("valid", "test"))
+    assert all(valid[chosen.name].metrics["NDCG@10"] >= each.metrics["NDCG@10"] for each in valid.values())
+    np.testing.assert_array_equal(chosen.evaluation.ranks, test[chosen.name].ranks)
 
 
 @pytest.mark.slow
