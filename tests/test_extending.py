@@ -45,6 +45,7 @@ def test_there_is_an_example_of_each_kind():
 def test_unknown_plugin_is_rejected_before_training():
     message = run("-m", "jaxrec", "train", "--plugin", "my_absent_module", status=1)
     assert "--plugin my_absent_module cannot be imported" in message
+    assert "PYTHONPATH=." in message
     assert message.count("\n") == 1
 
 
