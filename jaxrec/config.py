@@ -33,7 +33,7 @@ class TrainingConfig:
     """Training length, evaluation and checkpointing.
 
     Attributes:
-      epochs: passes over the training data at most.
+      epochs: passes over the training data at most, rounded to a whole number of validations, at least one.
       seeds: one model is trained per seed.
       over_seeds: "vmap" trains the models side by side, "map" one after the other in the same compiled program, "auto"
         picks "vmap" on an accelerator and "map" on a CPU.

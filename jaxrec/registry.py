@@ -175,6 +175,6 @@ def load_plugins(modules: tuple[str, ...] = ()) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(
-                f"--plugin {module} cannot be imported: {error}; expected a module that Python finds: install its package, or "
-                "name its folder in PYTHONPATH (PYTHONPATH=. for the current one)"
+                f"--plugin {module} cannot be imported: {error}; expected a module that Python finds: install its package, "
+                "or name its folder in PYTHONPATH (PYTHONPATH=. for the current one)"
             ) from error

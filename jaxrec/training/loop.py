@@ -37,6 +37,9 @@ from jaxrec.training.setup import Schedule, TrainingSetup, prepare
 from jaxrec.training.state import Params, TrainState, initial_state
 from jaxrec.training.step import StepMetrics, make_train_chunk
 
+#: Share of the epochs asked for beyond which a run says that it has others.
+NOTICEABLE = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
@@ -188,13 +191,12 @@ def _train(
         if progress and is_first():
             print(f"initialised: {origin.summary()}", file=sys.stderr)
     _report_rate(metrics_log, run)
-    if progress and is_first() and not run.step:
-        usage = data_usage(setup.split, config.batches, remove_seen=config.evaluation.remove_seen)
-        print("\n".join(usage.lines()), file=sys.stderr)
 
     # ---- the compiled program, and the feed that prepares its inputs
     schedule, host_state = setup.schedule, run.host_state
     finished = all(host_state.stopped) or run.step >= schedule.total_steps
+    if progress and is_first():
+        print(*_remarks(setup, run, finished), sep="", end="", file=sys.stderr)
     bar = ProgressBar(schedule.total_steps, run.step, progress and not finished and is_first())
     program = _train_chunk(setup)
     compiled = None
@@ -301,6 +303,28 @@ def _begin(
         state = state._replace(params=origin.params)
         best = jax.tree.map(jnp.copy, state.params)
     return _Progress(state, best, HostState.start(len(seeds))), origin
+
+
+def _remarks(setup: TrainingSetup, run: _Progress, finished: bool) -> list[str]:
+    """Lines before training: what it uses of the data, another length than asked for, or that nothing is left to train."""
+    config, schedule, lines = setup.config, setup.schedule, []
+    training = config.training
+    if not run.step:
+        lines += data_usage(setup.split, config.batches, remove_seen=config.evaluation.remove_seen).lines()
+    epochs = schedule.total_steps / schedule.steps_per_epoch
+    if abs(epochs - training.epochs) > NOTICEABLE * training.epochs:
+        lines.append(
+            f"--training.epochs {training.epochs:g} becomes {epochs:.1f}: a run ends with a validation, and one comes after "
+            f"every {epochs / schedule.evaluations:.1f} epochs (--training.evaluate-every {training.evaluate_every:g})"
+        )
+    if finished:
+        reason = (
+            f"the run has its {schedule.total_steps:,} steps (--training.epochs {training.epochs:g})"
+            if run.step >= schedule.total_steps
+            else f"every model ended after {training.patience} validations without a new best (--training.patience)"
+        )
+        lines.append(f"nothing left to train: {reason}; give a greater value to go on")
+    return [f"{line}\n" for line in lines]
 
 
 def _report_rate(metrics_log: MetricsLog, run: _Progress) -> None:

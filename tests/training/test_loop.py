@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 import sys
@@ -176,6 +177,17 @@ def test_patience_that_a_seed_ended_without_is_refused_on_resume():
             CheckpointError, match=rf"patience {patience}: seed 4 ended at step 30.* step 40 .*2 at most"
         ):
             state.extend_patience(TrainingConfig(patience=patience, seeds=(4, 5)), 40, 10)
+
+
+def test_a_run_says_where_its_epochs_are_rounded():
+    setup = prepare(small_config(training={"epochs": 2, "evaluate_every": 1}), DATASET)
+    progress = loop._Progress(None, None, loop.HostState.start(1), setup.schedule.total_steps)
+    (ended,) = loop._remarks(setup, progress, finished=True)
+    assert ended.startswith("nothing left to train: the run has its ")
+    assert ended.endswith(" steps (--training.epochs 2); give a greater value to go on\n")
+    longer = dataclasses.replace(setup, config=replace(setup.config, training={"epochs": 2.4}))
+    (rounded,) = loop._remarks(longer, progress, finished=False)
+    assert rounded.startswith("--training.epochs 2.4 becomes 2.0: a run ends with a validation, ")
 
 
 @pytest.mark.slow
