@@ -86,10 +86,12 @@ class PublicDataset:
             )
         paths = [Path(path) for path in config.archive] or self.on_disk()
         if len(paths) < self.required:
-            automatic = "give --download, or " if self.downloads else ""
+            automatic = (
+                f"; jaxrec prepare {self.name} --download --out DIRECTORY does both" if self.downloads else ""
+            )
             raise DataError(
-                f"{self.name} needs {', '.join(self.files[: self.required])}: {automatic}"
-                f"download it from {self.url} and give --data.archive FILE, or put it in {data_home()}"
+                f"{self.name} needs {', '.join(self.files[: self.required])}: "
+                f"download it from {self.url} and give --data.archive FILE, or put it in {data_home()}{automatic}"
             )
         if len(paths) > len(self.files):
             raise ConfigError(

@@ -548,7 +548,7 @@ class TestRegistry:
         monkeypatch.setenv("JAXREC_DATA", str(tmp_path))
         with pytest.raises(
             DataError,
-            match=r"gowalla needs loc-gowalla_totalCheckins\.txt\.gz: give --download, or download",
+            match=r"gowalla needs loc-gowalla_totalCheckins\.txt\.gz: .*; jaxrec prepare gowalla --download --out",
         ):
             load_dataset("gowalla")
         (tmp_path / "loc-gowalla_totalCheckins.txt.gz").write_bytes(

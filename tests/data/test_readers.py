@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jaxrec.data import load_dataset
+from jaxrec.data import load_dataset, prepare_in_blocks
 from jaxrec.errors import ConfigError, DataError
 
 # File order, with a tie in time (u1 at 10), ids with leading zeros, and users that are interleaved.
@@ -391,12 +391,48 @@ class TestBadInput:
             load_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("separator", ["::", ";", "|"])
+@pytest.mark.parametrize("separator", ["::", ";", "|", "\t"])
 def test_a_file_with_another_separator_is_told_which(tmp_path, separator):
     path = tmp_path / "log.csv"
     lines = [separator.join(row) for row in (("user_id", "item_id"), ("u", "i"), ("u", "j"))]
     path.write_text("\n".join(lines))
-    message = f"looks separated by '{separator}': give --data.separator '{separator}'"
+    message = f"looks separated by {separator!r}: give --data.separator {separator!r}"
     with pytest.raises(DataError, match=re.escape(message)):
         load_dataset(path)
     assert load_dataset(path, separator=separator).n_items == 2
+    assert load_dataset(path, separator=repr(separator).strip("'")).n_items == 2, "as a shell passes it on"
+
+
+def test_advice_of_a_file_without_a_header_in_another_encoding_or_of_another_library(tmp_path):
+    plain = written(tmp_path / "plain.csv", "ann,x,5\nann,y,6\n")
+    with pytest.raises(DataError, match=r"looks like an interaction: .*--data\.no-has-header .*column_3"):
+        load_dataset(plain)
+    with pytest.raises(
+        DataError, match=r"columns without a header are numbered: give --data\.user-column, such as"
+    ):
+        load_dataset(plain, has_header=False)
+    with pytest.raises(DataError, match=r"have one column: give --data\.separator"):
+        load_dataset(plain, has_header=False, separator=";")
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("user_id,item_id\né,x\né,y\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"--data\.encoding latin-1"):
+        load_dataset(latin)
+    assert load_dataset(latin, encoding="latin-1").n_items == 2
+    with pytest.raises(DataError, match=r"read by --data recbole --data\.archive .*log\.inter"):
+        load_dataset(written(tmp_path / "log.inter", "user_id:token\titem_id:token\n"))
+
+
+def test_thresholds_without_a_filter_are_no_secret(tmp_path):
+    log = {"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"]}
+    idle = load_dataset(log, min_interactions=2)
+    (warning,) = idle.meta["warnings"]
+    assert (
+        warning
+        == "nothing was filtered: --data.min-interactions 2 needs --data.filter, such as k-core or one-pass"
+    )
+    assert idle.n_users == 2
+    assert "warnings" not in load_dataset(log, min_interactions=1, filter="k-core").meta
+    assert load_dataset("movietweetings", min_user_interactions=9).meta["warnings"]
+    written(tmp_path / "log.csv", "user_id,item_id\na,x\na,y\n")
+    blocks = prepare_in_blocks(tmp_path / "log.csv", tmp_path / "out", min_interactions=2)
+    assert blocks.meta["warnings"] == [warning]

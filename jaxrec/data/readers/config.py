@@ -22,7 +22,7 @@ IN_MEMORY = "(a dataset in memory)"
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Source of the interactions, its columns and format, and the filters, for `jaxrec.data.load_dataset`.
+    r"""Source of the interactions, its columns and format, and the filters, for `jaxrec.data.load_dataset`.
 
     Attributes:
       source: "movietweetings" (bundled); a CSV, TSV, Parquet, Arrow or text file; the directory of a saved dataset or of
@@ -34,7 +34,7 @@ class DataConfig:
       time_unit: unit of numeric times: s, ms, us, ns, or auto to judge by their size.
       rating_column: name of the rating column, for ``min_rating``; empty = recognised by the usual names.
       min_rating: keep only interactions with at least this rating; None = all, whatever their rating.
-      separator: of delimited text, one or more characters such as "::" or ";"; empty = by the file's extension.
+      separator: of delimited text, one or more characters such as "::" or ";" (\t: a tab); empty = by the file's extension.
       has_header: whether the first line names the columns; without one they are column_1, column_2, ...
       encoding: of text files, such as utf-8 or latin-1.
       layout: of a .txt file: pairs (``user item`` per line), sequences (``user item item ...`` per line) or auto.
@@ -43,7 +43,7 @@ class DataConfig:
         until none is left, none never; one-pass-then-users drops users once more after it (BERT4Rec's); items-then-users
         drops items of too few distinct users and then users of too few distinct items (Scalable-SASRec's); sessions drops
         short users (sessions), rare items, and users that have become short (SR-GNN's).
-      min_interactions: threshold of the filter.
+      min_interactions: threshold of the filter; without one it has no effect.
       min_user_interactions: threshold of users, where it is another one; 0 = min_interactions.
       item_table: a file with one row per item, for titles and attributes; empty = none.
       item_separator: of the item table, where it is delimited text; empty = by its extension.
@@ -59,7 +59,8 @@ class DataConfig:
       vector_ids: of a .npy file of vectors: a text file with the item id of each row, one per line.
       missing_vectors: of items without a vector: "error" rejects the data, "zero" gives them zeros.
       archive: of a public dataset: its downloaded files; empty = in the data directory (JAXREC_DATA).
-      rule: of a public dataset: the filter of a paper; empty = its first rule.
+      rule: of a public dataset: the filter of a paper; empty = its first rule. Options that differ from their defaults
+        replace those of the rule; the rule "all" filters nothing.
       other_edition: accept an archive whose checksum is not the published one.
       verify: of a saved dataset: read it all and compare its fingerprint, rather than sizes and samples.
     """

@@ -117,11 +117,13 @@ def _load(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> Sequenc
         unused = [name for name in (*config.changed(), *tables) if name not in _OF_FINISHED]
         if unused:
             raise DataError(
-                f"{_name_of(source)} is a finished dataset: {', '.join(option_name('data', name) for name in unused)} "
-                "apply to raw logs only"
+                f"{_name_of(source)} is a finished dataset, to which only filters apply: leave out "
+                f"{', '.join(option_name('data', name) for name in unused)}, or give them where the raw log is read"
             )
         if config.name:
             ready = ready.with_meta({"name": config.name})
+        if idle := _idle_thresholds(config):
+            ready = ready.with_meta({"warnings": [*ready.meta.get("warnings", ()), *idle]})
         filters = _filters(config)
         return filter_dataset(ready, filters) if filters else ready
     raw = open_raw(source, config, tables)
@@ -178,8 +180,8 @@ def open_raw(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> RawL
     unused = [name for name in ("archive", "rule", "other_edition") if getattr(config, name)]
     if unused:
         raise DataError(
-            f"{', '.join(option_name('data', name) for name in unused)} apply to public datasets only, and "
-            f"{_name_of(source)} is none: jaxrec datasets lists them"
+            f"{_name_of(source)} is no public dataset (jaxrec datasets lists them): leave out "
+            f"{', '.join(option_name('data', name) for name in unused)}"
         )
     frame, described, default_name = _open_source(source, config)
     return RawLog(frame, config, tables, {"name": config.name or default_name, "source": described})
@@ -222,8 +224,17 @@ def items_of(raw: RawLog) -> tuple[Titles | None, Attributes | None]:
 def meta_of(raw: RawLog, note: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of ``meta``, given the notes of the reader."""
     # A loader that says why times are missing knows better than the reader.
-    warnings = {"warnings": raw.meta["warnings"]} if "warnings" in raw.meta else {}
-    return {**raw.meta, **note, **warnings}
+    warnings = [*raw.meta.get("warnings", note.get("warnings", ())), *_idle_thresholds(raw.config)]
+    return {**raw.meta, **note, **({"warnings": warnings} if warnings else {})}
+
+
+def _idle_thresholds(config: DataConfig) -> list[str]:
+    """A sentence where thresholds are given without the filter that would apply them."""
+    given = [name for name in ("min_interactions", "min_user_interactions") if name in config.changed()]
+    if config.filter != "none" or not given:
+        return []
+    listed = " and ".join(f"{option_name('data', name)} {getattr(config, name)}" for name in given)
+    return [f"nothing was filtered: {listed} needs --data.filter, such as k-core or one-pass"]
 
 
 def _filters(config: DataConfig) -> list[Filter]:
@@ -279,7 +290,7 @@ def _open_source(source: Any, config: DataConfig) -> tuple[pl.LazyFrame, dict[st
         if is_directory(path):
             files = parquet_files(path)
             with reading(f"directory {str(path)!r}"):
-                return scan_parts(files), describe_parts(path, files), path.name
+                return scan_parts(files), describe_parts(path, files), path.name or path.resolve().name
         if not is_file(path):
             raise DataError(
                 f"no file {_short(str(path))!r}: give an existing file ({UNDERSTOOD}), the directory of a saved dataset, "

@@ -20,10 +20,12 @@ from jaxrec.errors import DataError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 #: Separators that a message proposes where the first line holds one and a single column was read.
-OTHER_SEPARATORS = ("::", ";", "|")
+OTHER_SEPARATORS = ("::", "\t", ";", "|", ",")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".ipc", ".feather")
 UNDERSTOOD = ".csv, .tsv (also .gz), .parquet, .arrow, .feather, .ipc, .txt (also .gz)"
+#: Extensions of files that a public dataset reads -> its name.
+READ_BY_NAME = {".inter": "recbole", ".pkl": "pickled"}
 
 #: Control characters that stand for a separator of several characters while a fast parser reads the text.
 _STAND_INS = ("\x1f", "\x1e", "\x1d", "\x1c", "\x01", "\x02")
@@ -31,10 +33,10 @@ _STAND_INS = ("\x1f", "\x1e", "\x1d", "\x1c", "\x01", "\x02")
 
 @dataclasses.dataclass(frozen=True)
 class TextFormat:
-    """Format of delimited text.
+    r"""Format of delimited text.
 
     Attributes:
-      separator: between fields, of any length; empty = by the file's extension.
+      separator: between fields, of any length; ``\t`` is a tab; empty = by the file's extension.
       has_header: whether the first line names the columns; without one they are column_1, column_2, ...
       encoding: of the characters.
     """
@@ -71,7 +73,7 @@ def describe_parts(directory: Path, files: Sequence[Path]) -> dict[str, Any]:
     """Return name, number, size and a digest of the names and sizes of files, for ``meta["source"]``."""
     listed = [f"{path.relative_to(directory).as_posix()}:{path.stat().st_size}" for path in files]
     return {
-        "file": directory.name,
+        "file": directory.name or directory.resolve().name,
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
         "sha256_of_names_and_sizes": hashlib.sha256("\n".join(listed).encode()).hexdigest(),
@@ -99,12 +101,18 @@ def reading(subject: str) -> Iterator[None]:
         TypeError,
         zlib.error,
     ) as error:
-        raise DataError(f"{subject} cannot be read as a table: {first_line(error)}") from None
+        raise DataError(f"{subject} cannot be read as a table: {first_line(error)}{_advice(error)}") from None
     except BaseException as error:
         # A panic of the Rust reader derives from BaseException.
         if type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{subject} cannot be read as a table: {first_line(error)}") from None
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about text in another encoding."""
+    other = isinstance(error, UnicodeDecodeError) or "invalid utf-8" in str(error)
+    return "; if it is text in another encoding, name it (--data.encoding latin-1)" if other else ""
 
 
 def check_encoding(encoding: str) -> str:
@@ -137,10 +145,12 @@ def scan_file(path: Path, text: TextFormat) -> pl.LazyFrame:
     if suffix in ARROW:
         return pl.scan_ipc(path)
     if suffix in SEPARATORS or text.separator:
-        return scan_delimited(path, text.separator or SEPARATORS[suffix], text)
+        return scan_delimited(path, text.separator.replace("\\t", "\t") or SEPARATORS[suffix], text)
+    name = READ_BY_NAME.get(suffix)
+    other = f"; such files are read by --data {name} --data.archive {path}" if name else ""
     raise DataError(
         f"file {str(path)!r} has an unknown extension: understood are {UNDERSTOOD}; for delimited text give "
-        "--data.separator"
+        f"--data.separator{other}"
     )
 
 
@@ -310,14 +320,34 @@ def find_column(
             f"(columns: {listed})"
         )
     if not matches and required:
-        separator = next((mark for mark in OTHER_SEPARATORS if len(names) == 1 and mark in names[0]), "")
-        if separator:
-            raise DataError(
-                f"no {role} column found: the first line, {listed}, looks separated by {separator!r}: give --data.separator "
-                f"'{separator}'"
-            )
-        raise DataError(
-            f"no {role} column found: give {option} (columns: {listed}; "
-            f"names looked for: {', '.join(USUAL_NAMES[role][:6])}, ...)"
-        )
+        raise DataError(f"no {role} column found: {_advice_on_columns(role, names, option)}")
     return matches[0] if matches else None
+
+
+def _advice_on_columns(role: str, names: Sequence[str], option: str) -> str:
+    """Likely reason why a table has no column of a usual name, and what to do."""
+    listed = ", ".join(map(repr, names)) or "none"
+    separator = next((mark for mark in OTHER_SEPARATORS if len(names) == 1 and mark in names[0]), "")
+    if separator:
+        return (
+            f"the first line, {listed}, looks separated by {separator!r}: give --data.separator {separator!r}"
+        )
+    if list(names) == ["column_1"]:
+        return "lines without a header have one column: give --data.separator"
+    if names and names[0] == "column_1":
+        return f"columns without a header are numbered: give {option}, such as column_1 (columns: {listed})"
+    if any(_is_number(name) for name in names):
+        return (
+            f"the first line, {listed}, looks like an interaction: for a file without a header give --data.no-has-header "
+            "and columns by number, as --data.user-column column_1 --data.item-column column_2 --data.time-column column_3"
+        )
+    return f"give {option} (columns: {listed}; names looked for: {', '.join(USUAL_NAMES[role][:6])}, ...)"
+
+
+def _is_number(text: str) -> bool:
+    """Whether text is a number, as no name of a column is."""
+    try:
+        float(text.split("_duplicated_")[0])
+    except ValueError:
+        return False
+    return True
