@@ -94,7 +94,7 @@ def help_page(base: RunConfig, everything: bool) -> str:
     return page(title, [("the options to begin with", first)], "jaxrec train --help-all lists every option.")
 
 
-_DATA_HELP = "csv, tsv, parquet, arrow or text file, saved dataset, or movietweetings"
+_DATA_HELP = "csv, tsv, parquet, arrow or text file, saved dataset, movietweetings, or a public dataset (jaxrec datasets)"
 
 
 def _run(options: Any, base: RunConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
+from jaxrec.errors import CheckpointError
 from jaxrec.interop.formats import FORMATS, CheckpointFormat, ImportedModel, ImportOptions, LayerNames, Reader
 from jaxrec.models import TransformerConfig
 
@@ -45,6 +46,11 @@ class RecBoleSASRec(CheckpointFormat):
         reader.finish()
         activation = setting("hidden_act")
         activation_name = _ACTIVATIONS.get(activation) if isinstance(activation, str) else None
+        if isinstance(activation, str) and activation_name is None and not options.activation:
+            raise CheckpointError(
+                f"{reader.file.path} was trained with hidden_act {activation!r}: expected {', '.join(_ACTIVATIONS)}, since "
+                "the feed-forward network here has no other"
+            )
         dropout = float(reader.setting("dropout", options.dropout, setting("hidden_dropout_prob"), 0.5))
         encoder = TransformerConfig(
             width=width,

@@ -20,6 +20,7 @@ from jaxrec.data import SequenceDataset
 from jaxrec.data.batches import Batch
 from jaxrec.errors import CheckpointError, ConfigError, DataError, RunExistsError
 from jaxrec.interop import FORMATS, ImportOptions, import_checkpoint, read_model, read_torch_file
+from jaxrec.interop.formats import Reader
 from jaxrec.interop.importing import item_rows
 from jaxrec.interop.unpickling import DataUnpickler, Storage
 from jaxrec.models import DataSpec
@@ -97,6 +98,14 @@ def test_settings_that_a_file_holds_are_read():
     rectools = read_model(FILES / "rectools.pth", "rectools")
     assert rectools.item_ids == [f"film-{i}" for i in range(1, ITEMS + 1)]
     assert (rectools.objective, rectools.encoder.dropout) == ("gbce", 0.3)
+
+
+def test_an_activation_that_is_not_here_is_no_other():
+    file = read_torch_file(FILES / "recbole.pth", FORMATS["recbole"].inert)
+    settings = {**dict(file.extra("config", "final_config_dict")), "hidden_act": "tanh"}
+    file = dataclasses.replace(file, extras={"config": {"final_config_dict": settings}})
+    with pytest.raises(CheckpointError, match=r"trained with hidden_act 'tanh': expected gelu, relu, swish"):
+        FORMATS["recbole"]().read(Reader(file, "recbole"), ImportOptions())
 
 
 def test_what_is_assumed_and_what_has_no_counterpart_is_said():
