@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset, open_dataset
+from jaxrec.data.splits import split_dataset
 from jaxrec.errors import CheckpointError, ConfigError
 from jaxrec.nn.spec import DataSpec
 from jaxrec.optim import is_frozen
@@ -81,8 +82,8 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
 
     Raises:
       ConfigError: there is no run in ``source``.
-      CheckpointError: the run has no usable checkpoint, is of another dataset, or has another encoder; the message
-        names the arrays and sizes that differ.
+      CheckpointError: the run has no usable checkpoint, is of another dataset, was trained on interactions that this one
+        holds out, or has another encoder; the message names the arrays and sizes that differ.
     """
     saved, record = run_config(source)
     methods = saved.encoder.item_codes.method, setup.config.encoder.item_codes.method
@@ -96,6 +97,8 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
     task = build_task(saved, _spec(saved, catalogue, setup), setup.mesh)
     fingerprint = None if match else setup.dataset.fingerprint
     stacked = restore_best(source, task, saved.training.seeds, fingerprint)
+    if not match:
+        _check_split(source, saved, setup)
     old, new = flatten(stacked), flatten(params)
     copied = [name for name in new if not belongs_to_task(name) and not _comes_from_data(name)]
     tables = setup.sharding.parameter_tables() if match else {}
@@ -137,6 +140,24 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
         seeds=[saved_seeds[i] for i in index],
         items=None if rows is None else (int((rows[1:] >= 0).sum()), int((rows[1:] < 0).sum())),
     )
+
+
+def _check_split(source: Path, saved: RunConfig, setup: TrainingSetup) -> None:
+    """Refuse a source whose training part holds interactions that this run holds out.
+
+    Raises:
+      CheckpointError: it does.
+    """
+    if saved.split == setup.config.split:
+        return
+    theirs = split_dataset(setup.dataset, saved.split).training_mask
+    leaked = int(np.sum(theirs & ~setup.split.training_mask))
+    if leaked:
+        raise CheckpointError(
+            f"--init-from {source} was trained on another split, with {leaked:,} interactions that are held out here: "
+            f"expected its options --split.*, such as --split.strategy {saved.split.strategy}, or a run whose training part "
+            "lies inside this one's; train one on this split"
+        )
 
 
 def _catalogue(source: Path) -> SequenceDataset:

@@ -3,12 +3,16 @@
 import shutil
 
 import chex
+import jax
 import numpy as np
 import pytest
 
 import jaxrec
 from jaxrec.errors import CheckpointError, ConfigError, Interrupted
 from jaxrec.training import loop
+from jaxrec.training.initialize import initialize_from
+from jaxrec.training.setup import prepare
+from jaxrec.training.state import initial_params
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -79,6 +83,22 @@ def test_another_dataset_or_no_run_is_refused(source, tmp_path):
         jaxrec.fit(small_dataset(seed=5), started_from(source), progress=False)
     with pytest.raises(ConfigError, match=r"config\.json not found"):
         jaxrec.fit(DATASET, replace(CONFIG, training={"init_from": str(tmp_path)}), progress=False)
+
+
+def test_source_that_trained_on_held_out_interactions_is_refused(source):
+    """The source holds out one interaction of each user in each part, these two, or those from a moment on."""
+    for split in ({"strategy": "leave-last-n", "n": 2}, {"strategy": "temporal"}):
+        with pytest.raises(
+            CheckpointError, match=r"another split, with \d+ interactions that are held out here"
+        ):
+            jaxrec.fit(DATASET, started_from(source, split=split), progress=False)
+
+
+def test_source_that_trained_on_less_is_accepted(source):
+    """Another split with the same training part will do."""
+    setup = prepare(started_from(source, split={"drop_unseen_targets": True}), DATASET)
+    params = jax.vmap(lambda seed: initial_params(setup.task, seed))(np.array([0, 3], np.uint32))
+    assert initialize_from(source.workdir, params, setup).copied
 
 
 def test_last_parameters_are_kept_where_asked():
