@@ -74,7 +74,7 @@ def explain(
       user: original id of the user, for models that read whose history it is.
 
     Raises:
-      DataError: no item of the history is known, or ``item`` is not in the catalogue.
+      DataError: no item of the history is known, ``item`` is not in the catalogue, or there is none and the list is empty.
     """
     request = recommender.prepare([Request(history, 1, timestamps=timestamps, user=user)])[0]
     known = request.known
@@ -84,7 +84,13 @@ def explain(
             "items, which no interaction moved"
         )
     if item is None:
-        target = int(recommender.items.item_indices(recommender.answer_prepared([request])[0].items)[0])
+        best = recommender.answer_prepared([request])[0].items
+        if not best:
+            raise DataError(
+                f"history holds all {recommender.items.n_items} items of the catalogue, and the run removes seen items, so "
+                "that the list is empty: name the item to explain (--item, in Python item=)"
+            )
+        target = int(recommender.items.item_indices(best)[0])
     else:
         target = int(recommender.items.item_indices([item])[0])
         if not target:

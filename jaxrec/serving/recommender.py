@@ -14,13 +14,21 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from jaxrec.data.dataset import SequenceDataset, save_dataset
+from jaxrec.errors import DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.files import write_atomically
 from jaxrec.runs import ITEM_COUNTS, Run
 from jaxrec.serving.generation import GREEDY, GenerationConfig, generate
 from jaxrec.serving.lists import Lists
-from jaxrec.serving.requests import MANY_ITEMS, Prepared, Request, RequestReader, requests_of
+from jaxrec.serving.requests import (
+    MANY_ITEMS,
+    Prepared,
+    Request,
+    RequestReader,
+    one_per_history,
+    requests_of,
+)
 from jaxrec.serving.sequences import GeneratedSequence, sequence_of
 from jaxrec.training.run_directory import CATALOGUE
 from jaxrec.training.state import Params
@@ -168,10 +176,16 @@ class Recommender:
             return []
         read = histories_of_requests(prepared)
         default = self.config.evaluation.remove_seen
-        if repeats is None:
-            repeats = [not (default if r.remove_seen is None else r.remove_seen) for r in requests]
+        again = one_per_history("repeats", repeats, len(requests))
+        if not all(each is None or isinstance(each, (bool, np.bool_)) for each in again):
+            raise DataError(
+                f"repeats must be True or False, or one of them per history, got {repeats!r}: None = where items of the "
+                "history may"
+            )
+        seen = [default if request.remove_seen is None else request.remove_seen for request in requests]
+        allowed = [not removed if each is None else each for each, removed in zip(again, seen, strict=True)]
         generated = generate(
-            self.ranker, read, steps, config, exclude=self.removed(prepared), repeats=repeats
+            self.ranker, read, steps, config, exclude=self.removed(prepared), repeats=allowed
         )
         known = self.ranker.item_counts is not None
         return [

@@ -305,19 +305,29 @@ def requests_of(histories: Any, **options: Any) -> list[Request]:
 
 
 #: Fields that hold one value for each history, with the error and the noun of a message.
-_ONE_EACH = {"k": (ConfigError, "number"), "remove_seen": (DataError, "value"), "user": (DataError, "id")}
+_ONE_EACH = {
+    "k": (ConfigError, "number"),
+    "remove_seen": (DataError, "value"),
+    "repeats": (DataError, "value"),
+    "user": (DataError, "id"),
+}
+
+
+def one_per_history(name: str, value: Any, count: int) -> Sequence[Any]:
+    """One value of a field for each of ``count`` histories, from a list of them or a single one for all."""
+    if not _is_list(value):
+        return [value] * count
+    if len(value) != count:
+        kind, noun = _ONE_EACH[name]
+        raise kind(f"{name} must have one {noun} for each of the {count} histories, got {len(value)}")
+    return list(value)
 
 
 def _per_history(name: str, value: Any, count: int) -> Sequence[Any]:
     if name == "timestamps":
         return _timestamps_per_history(value, count)
     if name in _ONE_EACH:
-        if not _is_list(value):
-            return [value] * count
-        if len(value) != count:
-            kind, noun = _ONE_EACH[name]
-            raise kind(f"{name} must have one {noun} for each of the {count} histories, got {len(value)}")
-        return list(value)
+        return one_per_history(name, value, count)
     if value is None or not _is_collection(value):
         return [value] * count
     listed = list(value)

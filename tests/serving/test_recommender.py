@@ -422,3 +422,9 @@ def test_generated_sequences_are_recommendations_asked_again(run, tmp_path):
         assert message in outcome.err
     with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
         recommender.generate([["i1"]], 2, top=3)
+    with pytest.raises(DataError, match="repeats must have one value for each of the 1 histories, got 2"):
+        recommender.generate([["i1"]], 2, repeats=[True, False])
+    with pytest.raises(
+        DataError, match="repeats must be True or False, or one of them per history, got 'no'"
+    ):
+        recommender.generate([["i1"]], 2, repeats="no")

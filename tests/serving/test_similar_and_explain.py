@@ -78,3 +78,9 @@ def test_explaining_the_first_of_the_list(recommender, served):
         explain(recommender, ["?"])
     with pytest.raises(DataError, match=r"item must be an id of the catalogue, got '\?'"):
         explain(recommender, ["i1"], "?")
+    everything = [str(item) for item in recommender.items.item_ids]
+    with pytest.raises(
+        DataError, match="history holds all 40 items of the catalogue, and the run removes seen"
+    ):
+        explain(recommender, everything)
+    assert explain(recommender, everything, "i3").item == "i3"
