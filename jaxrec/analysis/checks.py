@@ -173,7 +173,9 @@ def run_checks(
 
         def of_baselines(variant: Split) -> dict[str, float]:
             part: Any = split
-            fitted = evaluate_baselines(variant, part, config.evaluation)
+            # Equal scores are in the order of the log as filed, or their order would be part of the spread.
+            filed = setup.dataset.fingerprint
+            fitted = evaluate_baselines(variant, part, config.evaluation, filed)
             return {name: float(evaluation.values(metric).mean()) for name, evaluation in fitted.items()}
 
         ties = measure_ties(setup.split, split, metric, ("model", of_model), of_baselines, draws=checks.retie)

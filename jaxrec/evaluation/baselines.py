@@ -298,6 +298,7 @@ def evaluate_baselines(
     split: Split,
     part: Literal["valid", "test"] = "test",
     config: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    fingerprint: str = "",
 ) -> dict[str, Evaluation]:
     """Evaluate every baseline of `baseline_rankers`, fitted to the training part and ranked like a model.
 
@@ -305,6 +306,7 @@ def evaluate_baselines(
       split: the dataset and its cases.
       part: held-out part.
       config: cutoffs, and whether seen items are candidates.
+      fingerprint: which fixes the order of items with equal scores; "" = that of the dataset.
     """
     return {
         name: evaluate_cases(
@@ -315,17 +317,18 @@ def evaluate_baselines(
             timestamps=relative_seconds(split.dataset.timestamps),
             known_items=split.item_counts > 0,
         )
-        for name, ranker in baseline_rankers(split).items()
+        for name, ranker in baseline_rankers(split, fingerprint=fingerprint).items()
     }
 
 
-def baseline_rankers(split: Split, days: int = 7) -> dict[str, ScoreRanker]:
+def baseline_rankers(split: Split, days: int = 7, fingerprint: str = "") -> dict[str, ScoreRanker]:
     """Rankers of every baseline, fitted to the training part of ``split``.
 
     Args:
       split: the split; without timestamps there is no recent popularity.
       days: window of the recent popularity; it ends with the training part of a temporal split, and otherwise with the
         newest interaction of each history.
+      fingerprint: see `evaluate_baselines`.
     """
     dataset = split.dataset
     log = (np.asarray(dataset.items), split.train_starts, split.train_stops, dataset.n_items)
@@ -341,7 +344,7 @@ def baseline_rankers(split: Split, days: int = 7) -> dict[str, ScoreRanker]:
             "training" if split.strategy == "temporal" else "history",
         )
     scorers |= {"markov": MarkovChain(*log), "item-knn": ItemKNN(*log), "graph": TransitionGraph(*log)}
-    seed = tie_seed(split.dataset.fingerprint)
+    seed = tie_seed(fingerprint or split.dataset.fingerprint)
     return {name: ScoreRanker(scorer, tie_seed=seed) for name, scorer in scorers.items()}
 
 

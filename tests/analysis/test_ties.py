@@ -1,14 +1,18 @@
 """Reordered ties against loops over users, their borders, and spreads of refitted baselines."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.ties import measure_ties, retie, tie_shares, ties_figure
 from jaxrec.data import SequenceDataset, split_dataset
 from jaxrec.errors import DataError
+from jaxrec.evaluation.baselines import baseline_rankers
+from jaxrec.evaluation.config import EvaluationConfig
 
 
 def tied_dataset(times=True, users=40, seed=0):
@@ -74,6 +78,30 @@ def test_shares_of_ties_equal_the_loops():
     borders = split.train_stops[cases.users]
     crossing = np.mean([times[border] == times[border - 1] for border in borders])
     assert tie_shares(split, "test") == pytest.approx((tied, at_target, crossing))
+
+
+def test_the_order_of_equal_scores_is_no_part_of_the_spread():
+    """Ties among the two oldest interactions change nothing that popularity counts or that is asked."""
+    rng, users, items = np.random.default_rng(0), 40, 90
+    dataset = SequenceDataset(
+        np.concatenate([rng.permutation(items)[:6] + 1 for _ in range(users)]).astype(np.int32),
+        np.arange(users + 1) * 6,
+        user_ids=[f"u{i}" for i in range(users)],
+        item_ids=[f"i{i}" for i in range(items)],
+        timestamps=np.concatenate([np.array([0, 0, 1, 2, 3, 4]) + user for user in range(users)]),
+        meta={"name": "tied"},
+    )
+    split = split_dataset(dataset)
+    run = SimpleNamespace(
+        setup=SimpleNamespace(split=split, dataset=dataset, timestamps=dataset.timestamps),
+        config=SimpleNamespace(metric="NDCG@10", evaluation=EvaluationConfig(ks=(10,))),
+        seeds=(0,),
+        ranker=lambda seed: baseline_rankers(split)["popularity"],
+    )
+    ties = run_checks(run, "test", Checks(retie=4), [], {}).ties
+    model, popularity = (next(x for x in ties.spreads if x.name == name) for name in ("model", "popularity"))
+    assert set(popularity.draws) == {popularity.original} == set(model.draws)
+    assert popularity.original > 0
 
 
 def test_a_model_never_gets_a_training_item_as_target(tmp_path):
