@@ -143,6 +143,7 @@ def run_checks(
     """
     setup, config = run.setup, run.config
     metric = checks.metric or config.metric
+    length = min(parse_metric(metric)[1] or 10, setup.dataset.n_items)
     rankers = [run.ranker(seed) for seed in run.seeds]
     seconds: dict[str, float] = {}
     sequentiality = ties = breakdown = personalisation = None
@@ -152,7 +153,7 @@ def run_checks(
             setup.split.cases(split), setup.dataset.items, setup.timestamps, config.evaluation.remove_seen
         )
         sequentiality = measure_sequentiality(
-            rankers, cases, config.batches.max_length, metric, checks.shuffle, k=parse_metric(metric)[1] or 10
+            rankers, cases, rankers[0].encoding.longest_history, metric, checks.shuffle, k=length
         )
         seconds["shuffle"] = time.perf_counter() - started
     if checks.retie:
@@ -187,7 +188,7 @@ def run_checks(
         seconds["breakdown"] = time.perf_counter() - started
     if checks.personal:
         started = time.perf_counter()
-        personalisation = run_personalisation(run, split, parse_metric(metric)[1] or 10, metric)
+        personalisation = run_personalisation(run, split, length, metric)
         seconds["personal"] = time.perf_counter() - started
     rounded = {name: round(value, 2) for name, value in seconds.items()}
     return CheckResults(sequentiality, ties, breakdown, personalisation, rounded)

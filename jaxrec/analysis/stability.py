@@ -248,9 +248,12 @@ def measure_stability(
 
 
 def run_stability(run: Run, split: str, k: int) -> list[Stability]:
-    """Measure the stability of every seed of a run on "test" or "valid"; see `measure_stability`."""
-    setup = run.setup
-    cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps)
+    """Measure the stability of every seed of a run on "test" or "valid"; see `measure_stability`.
+
+    Seen items are removed, or kept, as in the run's evaluation.
+    """
+    setup, remove_seen = run.setup, run.config.evaluation.remove_seen
+    cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps, remove_seen)
     rankers = [run.ranker(seed) for seed in run.seeds]
     return measure_stability(rankers, cases, run.config.batches.max_length, k)
 
@@ -396,7 +399,7 @@ def stability(
 
     Raises:
       ConfigError: ``k`` is below 1 or above the catalogue.
-      DataError: runs of different datasets or splits.
+      DataError: runs of different datasets, splits or rules of seen items.
     """
     if not runs:
         raise DataError("runs must hold at least one run directory, got none")
@@ -408,6 +411,11 @@ def stability(
         for label, a, b in (
             ("dataset", first.setup.dataset.fingerprint, opened.setup.dataset.fingerprint),
             ("split", dict(first.setup.split.options), dict(opened.setup.split.options)),
+            (
+                "--evaluation.remove-seen",
+                first.config.evaluation.remove_seen,
+                opened.config.evaluation.remove_seen,
+            ),
         ):
             if a != b:
                 raise DataError(

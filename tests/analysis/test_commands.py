@@ -15,7 +15,7 @@ from jaxrec.data import load_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.metrics import metric_values
 from jaxrec.runs import Run, run_names
-from tests.helpers import small_dataset
+from tests.helpers import replace, small_dataset
 from tests.runs import jaxrec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -214,12 +214,15 @@ class TestStability:
             stability([])
         opened, other = Run(runs["b"]), Run(runs["b"])
         other.setup = dataclasses.replace(opened.setup, dataset=small_dataset(seed=1))
-        answers = iter([opened, other])
-        with monkeypatch.context() as patched:
-            patched.setattr(stability_module, "Run", lambda *_: next(answers))
-            patched.setattr(stability_module, "run_stability", lambda *_: [])
-            with pytest.raises(DataError, match="same dataset"):
-                stability([runs["b"], runs["other"]])
+        repeating = Run(runs["b"])
+        repeating.config = replace(opened.config, evaluation={"remove_seen": False})
+        for second, message in ((other, "same dataset"), (repeating, r"same --evaluation\.remove-seen")):
+            answers = iter([opened, second])
+            with monkeypatch.context() as patched:
+                patched.setattr(stability_module, "Run", lambda *_, answers=answers: next(answers))
+                patched.setattr(stability_module, "run_stability", lambda *_: [])
+                with pytest.raises(DataError, match=message):
+                    stability([runs["b"], runs["other"]])
         with pytest.raises(DataError, match="same split"):
             stability([runs["a"], runs["temporal"]])
         refused(jaxrec("stability", runs["a"], "-k", 41), "k must be from 1 to the catalogue's 40 items")

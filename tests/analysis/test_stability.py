@@ -1,8 +1,13 @@
 """Edits of histories against lists in plain Python, and list similarities against their definitions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from jaxrec.analysis import checks as checks_module
+from jaxrec.analysis import stability as stability_module
+from jaxrec.analysis.checks import Checks, run_checks
 from jaxrec.analysis.stability import (
     DEFAULT_PERTURBATIONS,
     Perturbation,
@@ -12,10 +17,13 @@ from jaxrec.analysis.stability import (
     measure_stability,
     perturb,
     rank_biased_overlap,
+    run_stability,
 )
+from jaxrec.data import split_dataset
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.histories import Histories, RankingCases
 from jaxrec.evaluation.ranking import TopK
+from tests.helpers import small_config, small_dataset
 
 N_ITEMS = 30
 
@@ -159,6 +167,39 @@ def test_models_are_measured_and_compared():
     assert "±" in study.rows()[1][0][2]
     with pytest.raises(ConfigError, match="must be measured under the same perturbations"):
         compare_stability(moved, still[:1])
+
+
+@pytest.mark.parametrize("remove_seen", [True, False])
+def test_a_run_is_measured_under_its_own_rule_of_seen_items(monkeypatch, remove_seen):
+    dataset = small_dataset(n_users=20)
+    run = SimpleNamespace(
+        setup=SimpleNamespace(split=split_dataset(dataset), dataset=dataset, timestamps=None),
+        config=small_config(evaluation={"remove_seen": remove_seen}),
+        seeds=(0,),
+        ranker=lambda seed: None,
+    )
+    monkeypatch.setattr(stability_module, "measure_stability", lambda rankers, cases, *_: cases)
+    assert (run_stability(run, "test", 5).exclude is not None) == remove_seen
+
+
+def test_a_shuffle_moves_what_the_model_reads(monkeypatch):
+    """A model that appends a token reads an interaction less; lists are no longer than a small catalogue."""
+    dataset = small_dataset(n_users=20, n_items=7)
+    run = SimpleNamespace(
+        setup=SimpleNamespace(split=split_dataset(dataset), dataset=dataset, timestamps=None),
+        config=small_config(),
+        seeds=(0,),
+        ranker=lambda seed: SimpleNamespace(encoding=SimpleNamespace(max_length=16, longest_history=15)),
+    )
+    calls = []
+
+    def measure(rankers, cases, longest, metric, shuffle, k):
+        calls.append((longest, metric, shuffle, k))
+
+    monkeypatch.setattr(checks_module, "measure_sequentiality", measure)
+    run_checks(run, "test", Checks(shuffle="all", metric="MRR"), [], {})
+    run_checks(run, "test", Checks(shuffle="all", metric="HR@5"), [], {})
+    assert calls == [(15, "MRR", "all", 7), (15, "HR@5", "all", 5)]
 
 
 def test_bad_perturbations_are_refused():
