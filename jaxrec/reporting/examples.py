@@ -11,6 +11,7 @@ import numpy as np
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.evaluate import usable_cases
 from jaxrec.evaluation.histories import ranking_cases
+from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.training.loop import FitResult
 
 #: With at most so many test cases all are encoded, by the program that the evaluation compiled already.
@@ -89,6 +90,8 @@ def example_users(fit: FitResult, count: int = 8, k: int = 10, newest: int = 8) 
     scores = states @ np.asarray(table.vectors)[: dataset.n_items + 1].T
     if table.bias is not None:
         scores = scores + np.asarray(table.bias)[None, : dataset.n_items + 1]
+    # Equal scores in the order of ranks and lists.
+    keys = tie_keys(np.arange(dataset.n_items + 1), ranker.table.tie_seed)
     ranks = fit.test[0].ranks
     examples = []
     for place, row in enumerate(rows):
@@ -99,7 +102,7 @@ def example_users(fit: FitResult, count: int = 8, k: int = 10, newest: int = 8) 
         scores[place, 0] = -np.inf
         if config.evaluation.remove_seen:
             scores[place, history] = -np.inf
-        best = np.argsort(-scores[place], kind="stable")[:k]
+        best = np.lexsort((keys, -scores[place]))[:k]
         best = best[np.isfinite(scores[place, best])]
         users = cases.histories.users
         examples.append(

@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -162,6 +164,21 @@ def test_page_shows_users_drawn_at_random_with_what_was_held_out(run):
         assert f"<h3>User {example.user}</h3>" in page
         assert f'<strong title="{target.id}">{target.label}</strong>, rank {rank}' in page
     assert f"{sum(e.hit for e in examples)} have a held-out item" in page
+
+
+def test_examples_of_a_model_without_a_preference_agree_with_its_ranks(run):
+    """All scores are equal, so that lists and ranks follow from the order of ties alone."""
+    setup, flat = run.fit.setup, jax.tree.map(jnp.zeros_like, run.fit.params)
+    nothing = dataclasses.replace(run.fit, params=flat)
+    tested = setup.evaluate(nothing.seed_params(0), setup.split.test)
+    examples = example_users(dataclasses.replace(nothing, test=[tested]), count=60)
+    assert 0 < sum(example.hit for example in examples) < len(examples)
+    for example in examples:
+        listed = [item.id for item in example.recommendations]
+        for target, rank in example.targets:
+            assert (listed.index(target.id) + 1 if target.id in listed else 99) == (
+                rank if rank <= 10 else 99
+            )
 
 
 def test_page_names_options_and_next_steps(run):
