@@ -172,8 +172,15 @@ def measure_duality(
     curves, chosen = [], []
     for one, other in zip(items.seeds, users.seeds, strict=True):
         ranker = items.ranker(one)
-        first = EncoderScorer(ranker)
-        second = NextUserScorer.build(users.ranker(other), sequences, split.item_counts, popularity)
+        first = EncoderScorer(ranker, getattr(items.config.objective, "temperature", 1.0))
+        second = NextUserScorer.build(
+            users.ranker(other),
+            sequences,
+            split.item_counts,
+            popularity,
+            temperature=getattr(users.config.objective, "temperature", 1.0),
+            cosine=getattr(users.config.objective, "cosine", False),
+        )
         curve = weight_curve(
             first,
             second,

@@ -32,9 +32,11 @@ class EncoderScorer:
 
     Attributes:
       ranker: of the encoder.
+      temperature: divides the scores, so that their softmax is that of training (``objective.temperature``).
     """
 
     ranker: EncoderRanker
+    temperature: float = 1.0
 
     @property
     def n_items(self) -> int:
@@ -42,11 +44,12 @@ class EncoderScorer:
         return self.ranker.n_items
 
     def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
-        """float32[R, V+1], products of states and items."""
+        """float32[R, V+1], products of states and items over the temperature."""
         table, rows = self.ranker.table, slice(0, self.n_items + 1)
         assert table.vectors is not None
         hidden = np.asarray(self.ranker.encode(histories), np.float32)
         scores = hidden @ np.asarray(table.vectors)[rows].T + np.asarray(table.bias)[None, rows]
+        scores /= np.float32(self.temperature)
         empty = np.flatnonzero(histories.lengths == 0)
         if len(empty) and self.ranker.item_counts is not None:
             scores[empty] = Popularity(self.ranker.item_counts).scores(histories.select(empty))

@@ -5,9 +5,10 @@ training users, and the model gives every user a probability of being the next o
 
     log P(u | users of i) + popularity * log P(i)
 
-with the softmax over all users, the users of i themselves included, and P(i) from training counts. With popularity 0 the
-items are asked alone; 1 is Bayes' rule for log P(i | u) up to a constant of the user. An item without a training user says
-nothing about anyone: its P(u | nobody) is the share of u among the members of all sequences. Shares are of counts plus one.
+with the softmax of training over all users, the users of i themselves included, and P(i) from training counts. With
+popularity 0 the items are asked alone; 1 is Bayes' rule for log P(i | u) up to a constant of the user. An item without a
+training user says nothing about anyone: its P(u | nobody) is the share of u among the members of all sequences. Shares are
+of counts plus one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxrec.data.readers.vectors import unit_rows
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker
@@ -31,7 +33,7 @@ class NextUserScorer:
     """Scores of all items for the user of a history; the history itself is not read.
 
     Attributes:
-      item_states: float32[V+1, D], states of the items' sequences of users; row 0 is no item.
+      item_states: float32[V+1, D], states of the items' sequences of users over the temperature; row 0 is no item.
       log_totals: float32[V+1], log of the softmax's denominator of each item.
       user_vectors: float32[U, D].
       user_bias: float32[U].
@@ -55,6 +57,9 @@ class NextUserScorer:
         sequences: Histories,
         item_counts: Shaped[np.ndarray, " V1"],
         popularity: float = 0.0,
+        *,
+        temperature: float = 1.0,
+        cosine: bool = False,
     ) -> NextUserScorer:
         """Encode the sequence of every item once.
 
@@ -63,6 +68,8 @@ class NextUserScorer:
           sequences: V sequences of users, item 1 first.
           item_counts: int[V+1], training interactions of each item.
           popularity: weight of log P(i).
+          temperature: of the softmax that the model was trained with (``objective.temperature``).
+          cosine: whether that softmax was of unit vectors (``objective.cosine``).
 
         Raises:
           DataError: sequences and counts are of different numbers of items.
@@ -81,6 +88,9 @@ class NextUserScorer:
         states = np.concatenate(
             [np.zeros((1, vectors.shape[1]), np.float32), np.asarray(ranker.encode(sequences), np.float32)]
         )
+        if cosine:
+            states, vectors = unit_rows(states), unit_rows(vectors)
+        states, bias = states / np.float32(temperature), bias / np.float32(temperature)
         totals = np.empty(n_items + 1, np.float32)
         for first in range(0, n_items + 1, ITEMS_AT_ONCE):
             part = slice(first, first + ITEMS_AT_ONCE)

@@ -23,7 +23,7 @@ from jaxrec.evaluation.next_user import NextUserScorer
 from jaxrec.runs import Run
 from jaxrec.training.setup import prepare_model
 from jaxrec.training.state import initial_params
-from tests.helpers import small_config, small_dataset
+from tests.helpers import replace, small_config, small_dataset
 from tests.runs import jaxrec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -86,6 +86,25 @@ def test_held_out_items_do_not_enter_the_scores(sides):
         scorer = NextUserScorer.build(users.ranker(0), item_sequences(users), split.item_counts)
         scores.append(scorer.scores(Histories(data.items, everyone, everyone + 1, None, everyone)))
     np.testing.assert_array_equal(*scores)
+
+
+def test_log_softmax_is_that_of_training(sides):
+    """A model whose scores are a tenth of another's, divided by .1 in its loss, gives the same probabilities."""
+    options = {"scale": "log-softmax", "metric": "NDCG@10", "weights": (0.3,)}
+    plain = measure_duality(*sides, **options)
+    tempered = []
+    for side in sides:
+        changed = Untrained(side.name, side.dataset)
+        changed.config = replace(side.config, objective={"temperature": 0.1})
+        changed.ranker = lambda seed, side=side: scaled(side.ranker(seed), 0.1)
+        tempered.append(changed)
+    other = measure_duality(*tempered, **options)
+    assert [curve[0.3] for curve in other.curves] == pytest.approx([curve[0.3] for curve in plain.curves])
+
+
+def scaled(ranker, factor):
+    table = dataclasses.replace(ranker.table, vectors=ranker.table.vectors * factor)
+    return dataclasses.replace(ranker, table=dataclasses.replace(table, bias=table.bias * factor))
 
 
 def test_pairs_that_do_not_belong_together_are_refused(sides):
