@@ -21,6 +21,7 @@ from jaxrec.optim import is_frozen
 from jaxrec.training.run_directory import CATALOGUE, restore_best, run_config
 from jaxrec.training.setup import TrainingSetup, build_task, data_spec
 from jaxrec.training.state import Params
+from jaxrec.training.state_sharding import on_mesh
 from jaxrec.training.trees import flatten, path_name
 
 #: Vectors of users, matched by their ids where the data is another.
@@ -94,7 +95,9 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
         )
     match = setup.config.training.init_items == "match" and bool(record)
     catalogue = _catalogue(source) if match else setup.dataset
-    task = build_task(saved, _spec(saved, catalogue, setup), setup.mesh)
+    # Its arrays lie where the new run's do; what else it was computed with, such as groups of rows, is no matter here.
+    task = build_task(saved, _spec(saved, catalogue, match))
+    task = dataclasses.replace(task, encoder=on_mesh(task.encoder, setup.mesh))
     fingerprint = None if match else setup.dataset.fingerprint
     stacked = restore_best(source, task, saved.training.seeds, fingerprint)
     if not match:
@@ -170,9 +173,11 @@ def _catalogue(source: Path) -> SequenceDataset:
     return open_dataset(source / CATALOGUE)
 
 
-def _spec(saved: RunConfig, catalogue: SequenceDataset, setup: TrainingSetup) -> DataSpec:
-    """Sizes of the source; times are those of the new run."""
-    return dataclasses.replace(data_spec(saved, catalogue), has_timestamps=True)
+def _spec(saved: RunConfig, catalogue: SequenceDataset, match: bool) -> DataSpec:
+    """Sizes of the source; times are those of the new run, and a catalogue may have no users but their number."""
+    spec = dataclasses.replace(data_spec(saved, catalogue), has_timestamps=True)
+    users = catalogue.meta.get("users", spec.n_users) if match else spec.n_users
+    return dataclasses.replace(spec, n_users=int(users))
 
 
 def _matching_rows(catalogue: SequenceDataset, setup: TrainingSetup) -> np.ndarray:

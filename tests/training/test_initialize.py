@@ -1,5 +1,6 @@
 """Runs that start from the parameters of a finished one."""
 
+import dataclasses
 import shutil
 
 import chex
@@ -9,6 +10,7 @@ import pytest
 
 import jaxrec
 from jaxrec.errors import CheckpointError, ConfigError, Interrupted
+from jaxrec.tasks import ConsistencyConfig
 from jaxrec.training import loop
 from jaxrec.training.initialize import initialize_from
 from jaxrec.training.setup import prepare
@@ -30,6 +32,14 @@ def source(tmp_path_factory):
 def started_from(source, **sections):
     sections["training"] = {"epochs": 1, "init_from": str(source.workdir), **sections.get("training", {})}
     return replace(CONFIG, **sections)
+
+
+def first_parameters(source, dataset, **sections):
+    """Of one seed, without training."""
+    sections["training"] = {"seeds": (0,), **sections.get("training", {})}
+    setup = prepare(started_from(source, **sections), dataset)
+    params = jax.vmap(lambda seed: initial_params(setup.task, seed))(np.array([0], np.uint32))
+    return jax.tree.map(lambda x: np.asarray(x[0]), initialize_from(source.workdir, params, setup).params)
 
 
 def test_parameters_are_those_of_the_source_seed_by_seed(source, capsys):
@@ -96,9 +106,21 @@ def test_source_that_trained_on_held_out_interactions_is_refused(source):
 
 def test_source_that_trained_on_less_is_accepted(source):
     """Another split with the same training part will do."""
-    setup = prepare(started_from(source, split={"drop_unseen_targets": True}), DATASET)
-    params = jax.vmap(lambda seed: initial_params(setup.task, seed))(np.array([0, 3], np.uint32))
-    assert initialize_from(source.workdir, params, setup).copied
+    params = first_parameters(source, DATASET, split={"drop_unseen_targets": True})
+    np.testing.assert_array_equal(params["items"]["table"], source.fit.seed_params(0)["items"]["table"])
+
+
+@pytest.mark.slow
+def test_the_source_may_have_another_task_and_groups_of_rows(tmp_path):
+    """What its encoder was trained beside, and how it was computed, is no matter: on other data, and on a mesh."""
+    config = replace(CONFIG, training={"epochs": 1, "seeds": (0,)}, attention={"rows_per_group": 2})
+    config = dataclasses.replace(config, task=ConsistencyConfig(items_per_step=8))
+    source = jaxrec.fit(DATASET, config, tmp_path / "source", progress=False)
+    table = np.asarray(source.fit.seed_params(0)["items"]["table"])
+    on_mesh = first_parameters(source, DATASET, mesh={"data": 2})
+    np.testing.assert_array_equal(on_mesh["items"]["table"], table)
+    matched = first_parameters(source, small_dataset(seed=5), training={"init_items": "match"})
+    np.testing.assert_array_equal(matched["items"]["table"][1:], table[1:])
 
 
 def test_last_parameters_are_kept_where_asked():
