@@ -436,3 +436,26 @@ def test_thresholds_without_a_filter_are_no_secret(tmp_path):
     written(tmp_path / "log.csv", "user_id,item_id\na,x\na,y\n")
     blocks = prepare_in_blocks(tmp_path / "log.csv", tmp_path / "out", min_interactions=2)
     assert blocks.meta["warnings"] == [warning]
+
+
+def test_an_item_table_with_other_ids_is_warned_of(tmp_path):
+    log = {"user_id": ["a", "a", "b"], "item_id": ["i7", "i8", "i7"]}
+    numbers = pl.DataFrame({"item_id": [7, 8], "title": ["Seven", "Eight"], "genres": ["x", "y"]})
+    strange = load_dataset(log, item_table=numbers, attribute_columns=["genres"])
+    assert strange.meta["warnings"] == [
+        "no item has a title or an attribute: write ids as the log does, such as 'i7'"
+    ]
+    numbers.write_csv(tmp_path / "items.csv")
+    options = {"item_table": str(tmp_path / "items.csv")}
+    assert "no item has a title:" in prepare_in_blocks(log, tmp_path / "out", **options).meta["warnings"][0]
+    same = numbers.with_columns(pl.Series("item_id", ["i7", "i9"]))
+    assert "warnings" not in load_dataset(log, item_table=same, attribute_columns=["genres"]).meta
+
+
+@pytest.mark.parametrize("date", ["13/09/2020", "2020/09/13 12:49:09", "yesterday"])
+def test_dates_in_another_form_are_told_the_right_one(date):
+    log = {"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [date, date]}
+    with pytest.raises(
+        DataError, match=r"neither numbers nor ISO 8601 dates .*: convert the column to one of the two"
+    ):
+        load_dataset(log)

@@ -30,7 +30,7 @@ from jaxrec.data.interactions import (
     stable_order,
 )
 from jaxrec.data.readers.config import DataConfig
-from jaxrec.data.readers.load import RawLog, items_of, meta_of, open_finished, open_raw
+from jaxrec.data.readers.load import RawLog, items_of, meta_of, open_finished, open_raw, with_unmatched_items
 from jaxrec.data.readers.log import NO_TIMES, choose_columns, clean_ids, no_rows, parse_ratings
 from jaxrec.data.readers.tables import reading
 from jaxrec.data.readers.times import parse_times
@@ -114,11 +114,12 @@ class _Preparation:
         meta = meta_of(self.raw, note)
         dataset = dataset.with_meta({**meta, "order": dataset.meta["order"], "steps": steps})
         with reading("the item table"):
-            return dataclasses.replace(
+            dataset = dataclasses.replace(
                 dataset,
                 item_titles=titles(dataset.item_ids) if titles else None,
                 attributes=attributes(dataset.item_ids) if attributes else None,
             )
+        return with_unmatched_items(dataset)
 
     # ---- reading
 

@@ -213,7 +213,8 @@ def _build(raw: RawLog) -> SequenceDataset:
     titles, attributes = items_of(raw)
     log = apply_filters(log, raw.filters())
     with reading("the item table"):
-        return to_dataset(log, meta=meta_of(raw, note), titles=titles, attributes=attributes)
+        dataset = to_dataset(log, meta=meta_of(raw, note), titles=titles, attributes=attributes)
+    return with_unmatched_items(dataset)
 
 
 def items_of(raw: RawLog) -> tuple[Titles | None, Attributes | None]:
@@ -226,6 +227,19 @@ def meta_of(raw: RawLog, note: Mapping[str, Any]) -> dict[str, Any]:
     # A loader that says why times are missing knows better than the reader.
     warnings = [*raw.meta.get("warnings", note.get("warnings", ())), *_idle_thresholds(raw.config)]
     return {**raw.meta, **note, **({"warnings": warnings} if warnings else {})}
+
+
+def with_unmatched_items(dataset: SequenceDataset) -> SequenceDataset:
+    """Add a warning where titles or attributes were given and no item of the log has any, since the ids differ."""
+    titles, attributes = dataset.item_titles, dataset.attributes
+    absent = [] if titles is None or any(titles) else ["a title"]
+    absent += [] if attributes is None or len(attributes.values) else ["an attribute"]
+    if not absent:
+        return dataset
+    sentence = (
+        f"no item has {' or '.join(absent)}: write ids as the log does, such as {dataset.item_ids[0]!r}"
+    )
+    return dataset.with_meta({"warnings": [*dataset.meta.get("warnings", ()), sentence]})
 
 
 def _idle_thresholds(config: DataConfig) -> list[str]:

@@ -85,9 +85,19 @@ def _from_text(values: pl.Series, column: str, unit: TimeUnit) -> tuple[np.ndarr
     dates = _parse_iso(stripped)
     if not dates.null_count():
         return _from_datetimes(dates)
+    iso = "ISO 8601 dates such as 2013-04-03T20:11:47Z"
+    if floats.null_count() == dates.null_count() == len(values):
+        _refuse(
+            dates.is_null(),
+            values,
+            column,
+            f"neither numbers nor {iso}",
+            "convert the column to one of the two",
+        )
     numeric = floats.null_count() <= dates.null_count()
-    fault = "not numbers" if numeric else "not ISO 8601 dates such as 2013-04-03T20:11:47Z"
-    _refuse((floats if numeric else dates).is_null(), values, column, fault)
+    _refuse(
+        (floats if numeric else dates).is_null(), values, column, "not numbers" if numeric else f"not {iso}"
+    )
     raise AssertionError("unreachable: some value was null")
 
 
