@@ -88,6 +88,15 @@ def test_imports_point_one_way():
     assert upward == [("jaxrec.cli.main", "jaxrec")]
 
 
+def test_the_lists_of_packages_are_whole_and_in_order():
+    """Those that a reader finds in README.md and docs/index.md."""
+    packages = [name for name in ORDER if (ROOT / "jaxrec" / name / "__init__.py").exists()]
+    readme = re.findall(r"^    jaxrec/(\w+)/ ", (ROOT / "README.md").read_text(), re.M)
+    page = re.findall(r"^\| `jaxrec\.(\w+)` ", (ROOT / "docs/index.md").read_text(), re.M)
+    assert readme == packages
+    assert page == packages
+
+
 def test_no_import_cycle():
     graphlib.TopologicalSorter(IMPORTS).prepare()
 

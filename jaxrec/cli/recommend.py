@@ -298,7 +298,10 @@ def explain(arguments: list[str]) -> int:
     answer = explain_item(
         recommender, options.history, options.item or None, options.timestamps, options.user
     )
-    lines = [f"{answer.item} {answer.title or ''}  score {answer.score:.3f}, rank {answer.rank}", ""]
+    lines = [
+        f"{answer.item} {answer.title or ''}  score {answer.score:.3f}, rank {answer.rank} of all items",
+        "",
+    ]
     lines.append("change of the score, and rank without it:")
     lines += [
         f"{reason.change:>+8.3f}  rank {reason.rank_without:>6}  {reason.item:<12} {reason.title or ''}"
