@@ -109,7 +109,7 @@ def test_rows_of_table_3():
     options = table3.Options(epochs=2, out="runs/a")
     lengths = np.array([10, 40, 400])  # two thirds of the positions that rows of 50 have
     rows = {row.name: apply(sasrec_s3rec(), row.sections) for row in table3.variants(options, lengths)}
-    assert len(rows) == 14
+    assert len(rows) == 16
     assert {each.row for each in table3.PRINTED} <= rows.keys()
     assert next(iter(rows)) == "SASRec"
     for name, config in rows.items():
