@@ -33,6 +33,8 @@ from jaxrec.objectives import BinaryCrossEntropyConfig
 from jaxrec.presets import bert4rec, gru4rec, s3rec_pretrain, sasrec_s3rec, srgnn
 
 METRICS = ("HR@5", "NDCG@5", "HR@10", "NDCG@10", "HR@20", "NDCG@20")
+#: That of the other transformers, in place of the .2 of BERT4Rec's preset.
+DROPOUT = {"encoder": {"dropout": 0.5, "attention.dropout": 0.5}}
 #: Encoders by the name of their rows; the first row is the reference.
 PRESETS = {
     "SASRec": sasrec_s3rec,
@@ -41,8 +43,6 @@ PRESETS = {
     "BERT4Rec": bert4rec,
     "BERT4Rec, dropout .5": lambda: apply(bert4rec(), DROPOUT),
 }
-#: That of the other transformers, in place of the .2 of BERT4Rec's preset.
-DROPOUT = {"encoder": {"dropout": 0.5, "attention.dropout": 0.5}}
 #: Items of MIQ-Attn's query.
 WINDOW = 5
 #: Validations within the patience, at most: more cost as much as training, since LastFM has four steps in an epoch.
