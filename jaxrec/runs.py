@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -237,6 +238,14 @@ class Run:
 
 
 def run_names(runs: Sequence[str | Path]) -> list[str]:
-    """Short names of run directories: their last parts, or their paths where those would be the same."""
-    names = [Path(run).name for run in runs]
+    """Short names of run directories: their last parts, or their paths where those would be the same.
+
+    Raises:
+      DataError: a directory is given twice.
+    """
+    places = [Path(run).resolve() for run in runs]
+    twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise DataError(f"RUN: expected different run directories, got {twice} twice: give it once")
+    names = [Path(os.path.abspath(run)).name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]

@@ -11,6 +11,7 @@ from jaxrec.analysis import estimate
 from jaxrec.analysis.attention_maps import WeightStatistics, statistics_figure
 from jaxrec.attention import AttentionSpec
 from jaxrec.attention.wasserstein import WassersteinAttentionConfig
+from jaxrec.cli.common import read_ids
 from jaxrec.errors import ConfigError
 from jaxrec.models import GRU4RecConfig, SRGNNConfig
 from jaxrec.nn.item_table import ItemTable, sum_over_positions
@@ -107,3 +108,9 @@ def test_sums_over_the_positions_of_a_mesh():
     function = lambda table, items, shared: (table.take(items).vectors.sum(),)  # noqa: E731
     (total,) = sum_over_positions(function, table, jnp.asarray([1, 2, 3, 3], jnp.int32))
     assert float(total) == 2 + 3 + 4 + 5 + 2 * (6 + 7)
+
+
+def test_ids_of_a_file_end_with_lines_alone(tmp_path):
+    file = tmp_path / "ids.txt"
+    file.write_bytes("a\u2028b\r\nc\x85d\n\n e \n日本".encode())
+    assert read_ids(str(file)) == ["a\u2028b", "c\x85d", "e", "日本"]

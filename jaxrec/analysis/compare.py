@@ -405,8 +405,8 @@ def compare(
     """
     if len(runs) < 2:
         raise DataError(f"RUN: expected at least two run directories to compare, got {len(runs)}")
-    opened = [Run(run, dataset) for run in runs]
     names = run_names(runs)
+    opened = [Run(run, dataset) for run in runs]
     ranks = [saved_ranks(name, run.ranks(split)) for name, run in zip(names, opened, strict=True)]
     comparison = compare_runs(ranks, metrics)
     facts = {name: training_facts(to_dict(run.config)) for name, run in zip(names, opened, strict=True)}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxrec.cli.common import emit, parse
+from jaxrec.errors import ConfigError
 
 Runs = Annotated[
     tuple[str, ...],
@@ -229,6 +230,10 @@ def attention(arguments: list[str]) -> int:
     """Run ``jaxrec attention`` and ``jaxrec attention RUN --history ...``; return the exit status."""
     options = parse(Attention, arguments, "attention")
     if options.run is None:
+        if options.history or options.out:
+            raise ConfigError(
+                "--history and --out belong to the figures of a run, got none: jaxrec attention RUN --history ITEM ITEM"
+            )
         listed = mechanisms()
         lines = []
         for name, about in listed.items():

@@ -31,7 +31,7 @@ def _nullable(value: Any) -> Any:
 
 
 def read_ids(file: str) -> list[str]:
-    """Item ids of a text file, one per line; empty lines are ignored.
+    """Item ids of a text file, one per line, without the spaces around them; empty lines are ignored.
 
     Raises:
       DataError: it is no text file.
@@ -40,7 +40,8 @@ def read_ids(file: str) -> list[str]:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} must be a UTF-8 text file of item ids, one per line: {error}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines, which breaks lines at characters that an id may have, such as U+2028.
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def value_of(option: str, arguments: list[str], default: str) -> str:

@@ -84,6 +84,7 @@ def evaluate(arguments: list[str]) -> int:
     from jaxrec.api import evaluate
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.data import load_dataset
+    from jaxrec.evaluation.metrics import parse_metric
     from jaxrec.reporting.results import format_metrics
     from jaxrec.runs import Run
 
@@ -92,6 +93,18 @@ def evaluate(arguments: list[str]) -> int:
         raise ConfigError(f"--steps must be at least 0, got {options.steps}")
     if options.generation != GenerationConfig() and not options.steps:
         raise ConfigError("--generation.* chooses the items of --steps: expected --steps of 1 or more, got 0")
+    checked = bool(options.shuffle or options.retie or options.breakdown or options.personal)
+    if options.check_metric and not checked:
+        parse_metric(options.check_metric)
+        raise ConfigError(
+            f"--check-metric {options.check_metric} is the metric of --shuffle, --retie, --breakdown and --personal: "
+            "expected one of them, got none"
+        )
+    if options.out and not (checked or options.steps):
+        raise ConfigError(
+            f"--out {options.out} holds tables and figures of --shuffle, --retie, --breakdown, --personal and --steps: "
+            "expected one of them, got none; --json prints the metrics for programs"
+        )
     config = load_config(Path(options.run) / "config.json")
     if options.data:
         config = dataclasses.replace(config, data=config.data.moved(options.data))

@@ -56,6 +56,11 @@ def export(arguments: list[str]) -> int:
         raise ConfigError("--users and --index belong to --vectors: give that, too")
     if options.onnx and options.vectors:
         raise ConfigError("--onnx and --vectors write different things: choose one of them")
+    if options.platforms != Export.platforms and (options.onnx or options.vectors):
+        raise ConfigError(
+            f"--platforms {' '.join(options.platforms)} belongs to the artefact, got "
+            f"{'--onnx' if options.onnx else '--vectors'}, which is for all of them: leave it out"
+        )
     if options.rows is not None and (not options.onnx or options.rows < 1):
         raise ConfigError(f"--rows belongs to --onnx and must be at least 1, got {options.rows}")
 

@@ -90,10 +90,15 @@ def recommend(arguments: list[str]) -> int:
 
 
 def _recommend_one(options: Recommend) -> int:
-    if options.out or options.resume or options.ray_actors:
+    if (
+        options.out
+        or options.resume
+        or options.ray_actors
+        or options.users_per_part != Recommend.users_per_part
+    ):
         raise ConfigError(
-            "--out, --resume and --ray-actors belong to --all-users and --histories, got --history; --json prints the "
-            "answer for programs"
+            "--out, --resume, --users-per-part and --ray-actors belong to --all-users and --histories, got --history; "
+            "--json prints the answer for programs"
         )
 
     from jaxrec.compilation import enable_compilation_cache

@@ -302,3 +302,16 @@ def test_open_run(runs):
         Run(runs["a"].parent)
     assert run_names([runs["a"], runs["b"]]) == ["a", "b"]
     assert run_names(["x/run", "y/run"]) == ["x/run", "y/run"]
+
+
+def test_a_run_is_given_once_and_has_a_name(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    assert run_names([".", "../b/"]) == ["a", "b"]
+    with pytest.raises(
+        DataError, match=r"expected different run directories, got \.\./a/\. twice: give it once"
+    ):
+        run_names(["../b", "../a/.", tmp_path / "a"])
+    for command in ("leaderboard", "compare", "stability"):
+        refused(jaxrec(command, "../a", "."), "expected different run directories, got ../a twice")

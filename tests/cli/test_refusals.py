@@ -79,6 +79,21 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
         (["compare", "/nonexistent/a", "/nonexistent/b"], ["/nonexistent"]),
         (["protocols", "/nonexistent"], ["config.json not found"]),
         (["stability", "/nonexistent"], ["config.json not found"]),
+        (["evaluate", "RUN", "--check-metric", "HR@5"], ["--check-metric HR@5", "--breakdown", "got none"]),
+        (["evaluate", "RUN", "--out", "RUN"], ["--out", "--steps: expected one of them, got none"]),
+        (
+            ["recommend", "RUN", "--history", "i", "--users-per-part", "9"],
+            ["--users-per-part", "--all-users"],
+        ),
+        (
+            ["export", "RUN", "--out", "RUN", "--vectors", "--platforms", "cpu"],
+            ["--platforms cpu", "--vectors"],
+        ),
+        (
+            ["export", "RUN", "--out", "RUN", "--onnx", "--platforms", "cpu"],
+            ["--platforms cpu", "got --onnx"],
+        ),
+        (["attention", "--history", "i1"], ["--history and --out belong to the figures of a run"]),
     ],
 )
 def test_bad_requests_are_refused_in_words(arguments, words, tmp_path):
