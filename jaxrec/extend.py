@@ -126,7 +126,7 @@ def _config(config: RunConfig, workdir: Path) -> RunConfig:
         config,
         data=DataConfig(source=str(workdir / DATASET)),
         mesh=MeshConfig(),
-        training=dataclasses.replace(config.training, init_from=""),
+        training=dataclasses.replace(config.training, init_from="", init_items="same"),
     )
 
 

@@ -34,7 +34,7 @@ def named_config(name: str) -> RunConfig:
     saved = Path(name) / "config.json"
     if name in PRESETS or not saved.is_file():
         return PRESETS[name]()
-    return load_config(saved).updated({"training.init_from": ""})
+    return load_config(saved).updated({"training.init_from": "", "training.init_items": "same"})
 
 
 @PRESETS.register("sasrec")

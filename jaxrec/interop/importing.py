@@ -127,7 +127,7 @@ def import_checkpoint(
         batches=dataclasses.replace(
             config.batches, max_length=model.max_length, position_origin=model.position_origin
         ),
-        training=dataclasses.replace(config.training, init_from=""),
+        training=dataclasses.replace(config.training, init_from="", init_items="same"),
     )
     seeds = len(config.training.seeds)
     arrays = {

@@ -259,6 +259,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
       DataError: the data lack what the configuration asks for.
       ConfigError: the configuration contradicts itself or the devices.
     """
+    _check_effect(config)
     dataset = load_dataset(config.data) if dataset is None else dataset
     resident = is_resident(config.training, config.objective, dataset)
     model = prepare_model(config, dataset, resident)
@@ -285,6 +286,26 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
         sharding=sharding,
         known_users=stops - split.train_starts > 1,
     )
+
+
+def _check_effect(config: RunConfig) -> None:
+    """Refuse options that another section leaves without an effect."""
+    batches, task = config.batches, config.task
+    chosen = {
+        "--batches.targets last": batches.targets == "last",
+        "--batches.prefix-targets all": batches.prefix_targets == "all",
+    }
+    listed = " and ".join(option for option, given in chosen.items() if given)
+    if task.whole_sequences and listed:
+        raise ConfigError(
+            f"{listed} chooses among the next items of a sequence, and {type(task).__name__} makes targets of its own: "
+            "expected a task that predicts next items; leave the option out, or choose --task next-item"
+        )
+    if config.training.init_items == "match" and not (config.training.init_from or config.pretraining.preset):
+        raise ConfigError(
+            "--training.init-items match has no run to take items from: expected --init-from RUN too, got none; add it, or "
+            "leave the option out to start from fresh parameters"
+        )
 
 
 def training_stops(config: RunConfig, split: Split) -> np.ndarray:

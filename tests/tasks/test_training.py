@@ -20,6 +20,7 @@ from jaxrec.tasks import ConsistencyConfig, MaskedItemConfig, NextItemConfig, S3
 from jaxrec.training import loop
 from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
+from jaxrec.training.setup import prepare
 from tests.helpers import StopAfter, assert_same_run, small_config
 from tests.tasks.data import described_dataset, poisoned
 
@@ -48,6 +49,26 @@ def quiet(settings, workdir=None, dataset=DATASET, **options):
 def whole(task):
     """The run that the others are compared with."""
     return quiet(config(task))
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (
+            "masked-item",
+            {"batches.targets": "last"},
+            r"--batches\.targets last chooses .* MaskedItemConfig makes",
+        ),
+        (
+            "s3rec",
+            {"batches.prefix_targets": "all"},
+            r"--batches\.prefix-targets all chooses .* S3RecConfig makes",
+        ),
+    ],
+)
+def test_targets_that_a_task_does_not_read_are_refused(task, options, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(task, **options), DATASET)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import jaxrec
+from jaxrec.config import save_config
 from jaxrec.errors import CheckpointError, ConfigError, Interrupted
+from jaxrec.presets import named_config
 from jaxrec.tasks import ConsistencyConfig
 from jaxrec.training import loop
 from jaxrec.training.initialize import initialize_from
@@ -121,6 +123,14 @@ def test_the_source_may_have_another_task_and_groups_of_rows(tmp_path):
     np.testing.assert_array_equal(on_mesh["items"]["table"], table)
     matched = first_parameters(source, small_dataset(seed=5), training={"init_items": "match"})
     np.testing.assert_array_equal(matched["items"]["table"][1:], table[1:])
+
+
+def test_matching_without_a_run_is_refused_and_not_inherited(tmp_path):
+    config = replace(CONFIG, training={"init_items": "match"})
+    with pytest.raises(ConfigError, match=r"init-items match has no run .* expected --init-from RUN too"):
+        prepare(config, DATASET)
+    save_config(replace(config, training={"init_from": "runs/a"}), tmp_path / "config.json")
+    assert named_config(str(tmp_path)) == CONFIG
 
 
 def test_last_parameters_are_kept_where_asked():
