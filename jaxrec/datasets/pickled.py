@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,8 @@ def read_pickled(archive: Path) -> RawDataset:
     user_ids, item_ids = (_original(value.get(key), key, archive.name) for key in ("umap", "smap"))
     users: list[str] = []
     items: list[str] = []
-    for user, sequence in value["train"].items():
-        whole = [*sequence, *(item for part in _PARTS[1:] for item in value[part].get(user, ()))]
+    for user in value["train"]:
+        whole = [item for part in _PARTS for item in _sequence(value[part], part, user, archive.name)]
         users += [user_ids.get(user, str(user))] * len(whole)
         items += [item_ids.get(item, str(item)) for item in whole]
     note = {"warnings": ["the source has no times: its order is taken for the order of the interactions"]}
@@ -173,6 +173,17 @@ def read_pickled(archive: Path) -> RawDataset:
         rows = [(item_ids.get(item, str(item)), str(title)) for item, title in titles.items()]
         table = pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")
     return RawDataset(pl.DataFrame({"user": users, "item": items}), {}, items=table, meta=note)
+
+
+def _sequence(sequences: Mapping[Any, Any], part: str, user: Any, name: str) -> Sequence[Any]:
+    """Items of a user in one part; none where the part lacks the user."""
+    sequence = sequences.get(user, ())
+    if not isinstance(sequence, (list, tuple)) or not all(isinstance(item, (int, str)) for item in sequence):
+        raise DataError(
+            f"file {name!r} must hold a list of items, each a number or text, for user {user!r} in {part}; "
+            f"got {sequence!r:.100}"
+        )
+    return sequence
 
 
 def _original(numbers: Any, key: str, name: str) -> Mapping[Any, str]:

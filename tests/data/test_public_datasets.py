@@ -498,6 +498,11 @@ class TestPickled:
             (b"\x80\x02}K\x01a.", "is not a readable pickle: APPEND to a dict"),
             (pickle.dumps(VALUE)[:-30], "is not a readable pickle"),
             (pickle.dumps({**VALUE, "umap": [1]}), "umap of file 'dataset.pkl' must be a dictionary"),
+            (
+                pickle.dumps({**VALUE, "val": {1: 3}}),
+                "a list of items, each a number or text, for user 1 in val; got 3",
+            ),
+            (pickle.dumps({**VALUE, "train": {1: [[1], [2]]}}), "for user 1 in train; got"),
             (pickle.dumps({**VALUE, "more": np.int64(3)}), "could run code; save it again with int"),
             (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x0fabc.", "is not a readable pickle"),
         ],

@@ -38,7 +38,7 @@ class DataConfig:
       has_header: whether the first line names the columns; without one they are column_1, column_2, ...
       encoding: of text files, such as utf-8 or latin-1.
       layout: of a .txt file: pairs (``user item`` per line), sequences (``user item item ...`` per line) or auto.
-      first_of_pair: keep only the first interaction of a user with an item.
+      first_of_pair: keep only the first row, in the order of the file, of a user with an item.
       filter: drop users and items with fewer than ``min_interactions``: one-pass once (the original SASRec's), k-core
         until none is left, none never; one-pass-then-users drops users once more after it (BERT4Rec's); items-then-users
         drops items of too few distinct users and then users of too few distinct items (Scalable-SASRec's); sessions drops
