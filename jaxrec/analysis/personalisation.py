@@ -205,7 +205,8 @@ def measure_personalisation(
 
     Args:
       rankers: one model per seed.
-      cases: histories and targets; of more than `MOST_USERS` a sample.
+      cases: histories and targets; of a user with several (successive targets) the last, of more than `MOST_USERS` users a
+        sample.
       k: length of the lists.
       metric: such as "NDCG@10".
       with_users: the models have vectors of users.
@@ -217,6 +218,9 @@ def measure_personalisation(
     generator = np.random.default_rng(seed)
     sizes = np.diff(cases.target_offsets)
     usable = np.flatnonzero((cases.histories.lengths > 0) & (sizes > 0))
+    if cases.histories.users is not None:  # a user's own cases would be the most similar ones
+        newest = usable[::-1]
+        usable = np.sort(newest[np.unique(np.asarray(cases.histories.users)[newest], return_index=True)[1]])
     if len(usable) < 2:
         raise ConfigError(
             f"pairs of users need two histories with a held-out item each, got {len(usable)}: hold out fewer interactions"

@@ -73,7 +73,7 @@ class Sequentiality:
                 f"{row.after:.4f}",
                 f"{row.effect.difference:+.4f}",
                 f"[{row.effect.low:+.4f}, {row.effect.high:+.4f}]",
-                f"{row.relative:+.1%}",
+                "-" if np.isnan(row.relative) else f"{row.relative:+.1%}",
                 f"{row.overlap:.3f}",
                 f"{row.jaccard:.3f}",
             ]
@@ -82,9 +82,9 @@ class Sequentiality:
         return header, rows
 
     def sentence(self) -> str:
-        """The share of the metric that depends on the newest interaction's place and on the order of the others."""
+        """The share of the metric that depends on the newest interaction's place and on the order of the others; "" of 0."""
         change = {row.shuffle: row.relative for row in self.shuffles}
-        if set(change) != {"all", "all-but-last"}:
+        if set(change) != {"all", "all-but-last"} or np.isnan(list(change.values())).any():
             return ""
         order, both = change["all-but-last"], change["all"]
         return (

@@ -123,7 +123,7 @@ def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndar
 
     The extrapolated form for lists of the same length K (Webber, Moffat and Zobel, TOIS 2010, equation 32):
     X_K / K * p^K + (1 - p) / p * sum over d = 1..K of X_d / d * p^d, with X_d the overlap of the first d
-    places.
+    places. Where both lists end before K, K is the length of the longer one; two empty lists are the same.
 
     Args:
       a: int32[E, K], items, 0 = none.
@@ -140,8 +140,14 @@ def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndar
         axis=1
     )
     depth = np.arange(1, length + 1)
-    weights = p**depth / depth
-    return overlap[:, -1] * weights[-1] + (1 - p) / p * (overlap * weights[None]).sum(axis=1)
+    agreement = overlap / depth
+    # Beyond both lists it stays as it is, which gives the value of the shorter K.
+    end = np.maximum((a > 0).sum(axis=1), (b > 0).sum(axis=1))
+    last = np.where(
+        end > 0, np.take_along_axis(agreement, np.maximum(end - 1, 0)[:, None], axis=1)[:, 0], 1.0
+    )
+    agreement = np.where(depth[None] > end[:, None], last[:, None], agreement)
+    return agreement[:, -1] * p**length + (1 - p) / p * (agreement * p ** depth[None]).sum(axis=1)
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:

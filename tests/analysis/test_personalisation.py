@@ -8,20 +8,25 @@ import pytest
 
 import jaxrec
 from experiments.revisited.personalisation import Options, divide, variants
+from jaxrec.analysis import personalisation as personalisation_module
 from jaxrec.analysis.checks import Checks
 from jaxrec.analysis.personalisation import (
     BOUNDS,
     LayerStates,
     effective_rank,
+    measure_personalisation,
     personalisation_figure,
     ranks_by_step,
     run_personalisation,
     similar_pairs,
     state_ranks,
 )
+from jaxrec.data.splits import SplitConfig, split_dataset
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.encode import Forward, encode_histories
-from jaxrec.evaluation.histories import Histories, RankingCases, histories_of
+from jaxrec.evaluation.histories import Histories, RankingCases, histories_of, ranking_cases
+from jaxrec.evaluation.metrics import metric_values
+from jaxrec.evaluation.ranking import TopK
 from jaxrec.runs import Run
 from tests.helpers import replace, small_config, small_dataset
 
@@ -71,6 +76,37 @@ def test_pairs_are_those_of_a_loop():
         best = max(share(histories[a], histories[b]) for b in range(30) if b != a)
         own = (pairs.first == a) | (pairs.second == a)
         assert pairs.histories[own].max() == pytest.approx(best)
+
+
+class Newest:
+    """A ranker whose list begins with the newest item."""
+
+    n_items = DATASET.n_items
+
+    def top_k(self, histories, k, exclude=None):
+        newest = histories.last_items()[:, None]
+        return TopK(np.zeros((len(newest), k), np.float32), (newest + np.arange(k) - 1) % self.n_items + 1)
+
+    def rank(self, cases):
+        newest = cases.histories.last_items()[cases.case_of_target]
+        return ((cases.targets - newest) % self.n_items + 1).astype(np.int32)
+
+
+def test_a_user_with_several_cases_is_paired_with_others(monkeypatch):
+    split = split_dataset(
+        DATASET, SplitConfig("temporal", target="successive", valid_quantile=0.3, test_quantile=0.5)
+    )
+    assert len(np.unique(split.test.users)) < len(split.test)
+    cases = ranking_cases(split.test, DATASET.items)
+    monkeypatch.setattr(personalisation_module, "state_ranks", lambda *_: (["layer 1"], [1.0]))
+    monkeypatch.setattr(personalisation_module, "table_rank", lambda *_: 1.0)
+    result = measure_personalisation([Newest()], cases, 5, "HR@5")
+    number = len(np.unique(split.test.users))
+    assert result.own.shape == (1, number)
+    assert max(result.pairs.second) < number
+    last = split.test.select(np.flatnonzero(np.append(np.diff(split.test.users) != 0, True)))
+    alone = Newest().rank(ranking_cases(last, DATASET.items))
+    np.testing.assert_array_equal(result.own[0], metric_values(alone, "HR@5"))
 
 
 def test_effective_rank_is_its_definition():

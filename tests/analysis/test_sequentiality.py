@@ -1,5 +1,7 @@
 """Shuffled histories against plain lists, and models whose use of order is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,11 @@ def test_table_sentence_and_figure(tmp_path):
     assert "place of the newest (recency): a further -" in result.sentence()
     assert set(result.to_dict()["shuffles"]) == {"all", "all-but-last"}
     save_figure(sequentiality_figure(result), tmp_path / "figure.png")
+    cases = cases_for(model)
+    worst = model.top_k(cases.histories, N_ITEMS).items[:, -1].astype(np.int32)
+    nothing = measure_sequentiality([model], dataclasses.replace(cases, targets=worst), 8, "HR@1", k=5)
+    assert [row[5] for row in nothing.rows()[1]] == ["-", "-"], "a share of nothing"
+    assert nothing.sentence() == ""
     one = measure_sequentiality([model], cases_for(model), 8, "HR@1", "all", 5)
     assert one.sentence() == ""
     with pytest.raises(ConfigError, match="shuffle of all or all-but-last"):

@@ -107,6 +107,11 @@ def test_list_similarities_by_their_definitions():
     np.testing.assert_allclose(jaccard(a, b), want_jaccard)
     assert rank_biased_overlap(a, a, p) == pytest.approx(1)
     assert jaccard(a * 0, b * 0).tolist() == [1] * 9
+    short = np.where(np.arange(6) < 4, a, 0), np.where(np.arange(6) < 4, b, 0)
+    np.testing.assert_allclose(rank_biased_overlap(*short, p), rank_biased_overlap(a[:, :4], b[:, :4], p))
+    assert rank_biased_overlap(short[0], short[0], p) == pytest.approx(1)
+    assert rank_biased_overlap(a * 0, a * 0, p) == pytest.approx(1)
+    assert rank_biased_overlap(a, a * 0, p) == pytest.approx(0)
 
 
 class LastItemModel:
