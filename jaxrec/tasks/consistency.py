@@ -124,11 +124,13 @@ class Consistency(NextItem):
         average = {name: value for name, value in params.items() if name != "task"}
         if self.config.decay:
             decay, first = jnp.float32(self.config.decay), memory["steps"] == 0
-            average = jax.tree.map(
-                lambda new, old: jnp.where(first, new, decay * old + (1 - decay) * new),
-                average,
-                memory["average"],
-            )
+
+            def averaged(path: Any, new: Array, old: Array) -> Array:
+                if path[-1].key == "codes":  # numbers of rows, whose mean may round to just below them
+                    return new
+                return jnp.where(first, new, decay * old + (1 - decay) * new)
+
+            average = jax.tree_util.tree_map_with_path(averaged, average, memory["average"])
             memory["average"] = average
         hidden = self.encoder.apply({"params": average}, batch, False)
         states = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)

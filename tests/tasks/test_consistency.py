@@ -13,6 +13,7 @@ from jaxrec.data import load_dataset, split_dataset
 from jaxrec.data.transposed import item_user_rows
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.models import TransformerConfig
+from jaxrec.nn.item_codes import ItemCodesConfig
 from jaxrec.nn.spec import DataSpec
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.optim import trained_mask
@@ -176,6 +177,22 @@ def test_states_are_remembered_from_the_average(decay):
     np.testing.assert_array_equal(after["items"]["table"], second["items"]["table"])
     if decay:
         np.testing.assert_allclose(memory["average"]["items"]["table"], average["items"]["table"], rtol=1e-5)
+
+
+def test_codes_of_items_are_not_averaged():
+    """With this decay the mean of 3 and 3 is below 3 in float32, and would be the row before it."""
+    config = TransformerConfig(width=D, layers=1, item_codes=ItemCodesConfig("hashed", count=2, size=V))
+    consistency = ConsistencyConfig(decay=0.1).build(
+        config.build(DataSpec(V, L, n_users=U)), CrossEntropyConfig()
+    )
+    batch = batch_with_targets()
+    params = random_parameters(consistency.encoder, batch)
+    codes = jnp.asarray(np.arange(2 * (V + 1)).reshape(V + 1, 2) % (V + 1), jnp.float32)
+    params = {**params, "items": {**params["items"], "codes": codes}}
+    params["task"] = jax.jit(consistency.init)(jax.random.key(0))
+    remember = jax.jit(consistency.remember)
+    after = remember(remember(params, batch, Resources()), batch, Resources())
+    np.testing.assert_array_equal(after["task"]["memory"]["average"]["items"]["codes"], codes)
 
 
 def test_g_starts_as_the_mean_of_the_known_users():
