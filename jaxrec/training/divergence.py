@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from jaxrec.config import RunConfig
+from jaxrec.optim import trained_mask
 from jaxrec.options import option_name
 from jaxrec.tasks import Task
 from jaxrec.training.feed import fill_batches
@@ -116,6 +117,13 @@ def _is_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in arrays]).all() if arrays else jnp.bool_(True)
 
 
+def largest_size(params: Params) -> jax.Array:
+    """Greatest finite absolute value of the trained parameters: codes of items and a count of steps have any size."""
+    trained = jax.tree.map(lambda x, on: x if on else None, params, trained_mask(params))
+    sizes = [jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0), initial=0.0) for x in _arrays(trained)]
+    return jnp.max(jnp.stack(sizes))
+
+
 def _examiner(task: Task, setup: TrainingSetup, watch: _Watch) -> Callable[[TrainState, Any], Any]:
     """A compiled step that also says of every tensor whether it is finite."""
 
@@ -131,16 +139,13 @@ def _examiner(task: Task, setup: TrainingSetup, watch: _Watch) -> Callable[[Trai
             )
         updates, opt_state = setup.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        sizes = [
-            jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0), initial=0.0) for x in _arrays(state.params)
-        ]
         facts = {
             "parameter": finite(state.params),
             "loss": jnp.isfinite(loss),
             "gradient": finite(gradients),
             "gradient norm": jnp.isfinite(optax.tree.norm(gradients)),
             "update": finite(params),
-            "largest": jnp.max(jnp.stack(sizes)),
+            "largest": largest_size(state.params),
         }
         return TrainState(state.step + 1, state.seed, params, opt_state), facts
 

@@ -35,6 +35,14 @@ def saved_data(tmp_path_factory):
     return folder
 
 
+def test_the_largest_parameter_is_a_trained_one():
+    params = {
+        "items": {"codes": jnp.full((3, 2), 200.0), "code_table": jnp.array([-2.0, jnp.inf])},
+        "task": {"memory": {"steps": jnp.float32(5000)}, "places": jnp.zeros(2)},
+    }
+    assert float(divergence.largest_size(params)) == 2.0
+
+
 @pytest.mark.slow
 def test_weight_decay_is_named_and_the_command_continues(saved_data, tmp_path, capsys):
     run = tmp_path / "a run"
