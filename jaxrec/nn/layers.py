@@ -96,9 +96,9 @@ def dropout_mask(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Bool[
     """Draw a keep-mask ``bool[shape]``; return it with the probability that it keeps an element.
 
     Eight random bits per element: on a CPU the bits cost more than the layer they regularise. The rate is therefore
-    rounded to a multiple of 1/256, and the probability returned is the exact one of the mask.
+    rounded to a multiple of 1/256 below 1, and the probability returned is the exact one of the mask.
     """
-    dropped = round(rate * 256)
+    dropped = min(round(rate * 256), 255)
     size = 1
     for extent in shape:
         size *= extent
