@@ -268,7 +268,11 @@ def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) ->
 def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
     """Open a saved dataset; see `SequenceDataset.load`."""
     path = as_path(directory, "the directory of a dataset")
-    arrays, meta = read_arrays(path, (FORMAT,), "give the directory that SequenceDataset.save wrote")
+    arrays, meta = read_arrays(
+        path,
+        (FORMAT,),
+        "give the directory that jaxrec prepare (SequenceDataset.save) wrote, or one of Parquet files",
+    )
     if "fingerprint" not in meta:
         raise DataError(
             f"dataset {str(path)!r} has an altered meta.json: no fingerprint; build it again from the source"

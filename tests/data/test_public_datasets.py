@@ -549,6 +549,18 @@ class TestRegistry:
         with pytest.raises(DataError, match="unknown extension"):
             load_dataset("steam")
 
+    def test_a_saved_dataset_goes_before_a_name_and_an_unpacked_archive_does_not(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        log = "0\t2010-10-19T23:55:27Z\t1\t2\t3\n0\t2010-10-18T23:55:27Z\t1\t2\t4\n"
+        (tmp_path / "log.txt.gz").write_bytes(gzip.compress(log.encode()))
+        (tmp_path / "gowalla").mkdir()
+        (tmp_path / "gowalla" / "README.txt").write_text("unpacked")
+        raw = load_dataset("gowalla", archive="log.txt.gz", rule="all")
+        assert raw.n_items == 2
+        (tmp_path / "gowalla" / "README.txt").unlink()
+        load_dataset("movietweetings").save("gowalla")
+        assert load_dataset("gowalla").n_items == 2414
+
     def test_archives_of_the_data_directory(self, tmp_path, monkeypatch):
         monkeypatch.setenv("JAXREC_DATA", str(tmp_path))
         with pytest.raises(

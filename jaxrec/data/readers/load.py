@@ -283,13 +283,16 @@ def open_finished(source: Any, config: DataConfig) -> SequenceDataset | None:
         )
     if isinstance(source, str) and source in BUNDLED:
         return load_bundled(source)
-    if isinstance(source, str | os.PathLike) and is_directory(source) and not parquet_files(Path(source)):
+    if not isinstance(source, str | os.PathLike) or not is_directory(source) or parquet_files(Path(source)):
+        return None
+    # A folder that an archive was unpacked into often has the name of the public dataset.
+    if is_file(Path(source) / "meta.json") or _named(source) is None:
         return open_dataset(source, verify=config.verify)
     return None
 
 
 def _named(source: Any) -> Any:
-    """The registered loader that ``source`` names, if it does; a file of that name goes first."""
+    """The registered loader that ``source`` names, if it does; a file or a saved dataset of that name goes first."""
     if not isinstance(source, str) or is_file(source):
         return None
     if source not in DATASETS:
