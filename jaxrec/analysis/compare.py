@@ -273,9 +273,10 @@ def check_comparable(a: RunRanks, b: RunRanks) -> None:
     """
     for field, label in _MUST_AGREE.items():
         if a.meta.get(field) != b.meta.get(field):
+            ours, theirs = map(_short, _differing(a.meta.get(field), b.meta.get(field)))
             raise DataError(
-                f"runs must have the same {label}, got {_short(a.meta.get(field))} ({a.name}) and "
-                f"{_short(b.meta.get(field))} ({b.name}): numbers cannot be compared; evaluate both on one"
+                f"runs must have the same {label}, got {ours} ({a.name}) and {theirs} ({b.name}): numbers cannot be "
+                "compared; evaluate both on one"
             )
     first = a.evaluations[0]
     for other in b.evaluations:
@@ -290,6 +291,14 @@ def check_comparable(a: RunRanks, b: RunRanks) -> None:
                     f"runs must be evaluated on the same {field.replace('_', ' ')}, but {a.name} and "
                     f"{b.name} differ ({len(first.users)} and {len(other.users)} users)"
                 )
+
+
+def _differing(own: Any, other: Any) -> tuple[Any, Any]:
+    """Two values; of two mappings the entries alone that differ."""
+    if not isinstance(own, Mapping) or not isinstance(other, Mapping):
+        return own, other
+    keys = [key for key in {**own, **other} if own.get(key) != other.get(key)]
+    return {key: own.get(key) for key in keys}, {key: other.get(key) for key in keys}
 
 
 def _short(value: Any) -> str:

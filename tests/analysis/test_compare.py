@@ -152,15 +152,19 @@ def test_runs_that_are_not_comparable_are_refused(save):
         r"same split, got .*leave-one-out.* and .*temporal": save(
             "b", 100, meta={"split": {"protocol": "temporal"}}
         ),
+        r'same split, got \{"target": "last"\} \(base2\) and \{"target": "first"\}': save(
+            "g", 100, meta={"split": {"strategy": "temporal", "target": "first"}}
+        ),
         "same part of the split, got test .* and valid": save("c", 100, meta={"part": "valid"}),
         "same protocol, got 'full corpus; seen items removed": save("d", 100, remove_seen=False),
         r"same users, but base and e differ \(300 and 299 users\)": save("e", 100, users=USERS - 1),
         "same targets, but base and f differ": save("f", 100, shift=1),
         "runs must have different names, got base, base": base,
     }
+    temporal = save("base2", 100, meta={"split": {"strategy": "temporal", "target": "last"}})
     for message, run in refused.items():
         with pytest.raises(DataError, match=message):
-            compare_runs([base, run])
+            compare_runs([temporal if run.name == "g" else base, run])
     with pytest.raises(DataError, match="at least one run to compare, got none"):
         compare_runs([])
     with pytest.raises(DataError, match="run 'x' has no saved ranks"):
