@@ -304,7 +304,8 @@ def draw_attention(
 
     Args:
       run: run directory.
-      history: original item ids, oldest first; unknown ids are ignored.
+      history: original item ids, oldest first; unknown ids are ignored. A model with vectors of users reads it as that of a
+        new user.
       out: directory for the figures.
       seed: which of the run's models; None = the first.
 
@@ -331,7 +332,7 @@ def draw_attention(
     ids = ids[ids > 0][-batches.max_length :].astype(np.int32)
     if not len(ids):
         raise ConfigError("history has no item of the catalogue: expected at least one known id")
-    start, length, user = (np.asarray([number]) for number in (0, len(ids), 0))
+    start, length, user = (np.asarray([number]) for number in (0, len(ids), -1))
     batch = gather_batch(
         pad(Sequences(start, length, user)),
         ids,

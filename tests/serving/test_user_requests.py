@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from jaxrec.analysis import attention_maps
 from jaxrec.errors import DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.runs import Run
@@ -61,6 +62,13 @@ def test_generated_and_explained_for_a_user(model):
         scores(model, "u8").scores[0], rel=1e-4
     )
     assert explain(model, HISTORY, item).score != pytest.approx(scores(model, "u8").scores[0], rel=1e-4)
+
+
+def test_attention_is_drawn_for_a_new_user(run, tmp_path, monkeypatch):
+    batches = []
+    monkeypatch.setattr(attention_maps, "write_attention_figures", lambda *given: batches.append(given[2]))
+    attention_maps.draw_attention(run, HISTORY, tmp_path)
+    assert (np.asarray(batches[0].users) == -1).all(), "and not for the first user of the log"
 
 
 def test_bulk_lists_of_the_log_and_of_a_file(model, run, tmp_path):
