@@ -26,7 +26,8 @@ class CrossEntropyConfig(ObjectiveConfig):
     Attributes:
       label_smoothing: share of the target's probability that is spread evenly over the V items.
       temperature: divides the scores.
-      cosine: score unit vectors, ``cos(hidden, item) / temperature``.
+      cosine: score unit vectors, ``cos(hidden, item) / temperature``, in the loss alone: ranks and lists are by plain
+        products.
       token_chunk: positions scored at a time; 0 = chosen from the shapes and the device.
       item_tile: items scored at a time; 0 = chosen. Neither changes the result beyond rounding.
     """

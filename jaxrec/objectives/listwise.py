@@ -64,7 +64,7 @@ class InBatchConfig(ObjectiveConfig):
       log_q: lower each score, the target's too, by the logarithm of the item's share of the training interactions (Yi et
         al., RecSys 2019), since popular items are negatives more often.
       temperature: divides the scores.
-      cosine: score unit vectors.
+      cosine: score unit vectors, in the loss alone: ranks and lists are by plain products.
     """
 
     log_q: bool = True
@@ -128,7 +128,7 @@ class ScalableCrossEntropyConfig(ObjectiveConfig):
       bucket_items: items of a bucket.
       mix: directions are random mixtures of the hidden states instead of random vectors.
       temperature: divides the scores.
-      cosine: score unit vectors.
+      cosine: score unit vectors, in the loss alone: ranks and lists are by plain products.
     """
 
     n_buckets: Annotated[int, Range("[0, inf)")] = 0

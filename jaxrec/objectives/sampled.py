@@ -64,7 +64,7 @@ class SampledObjectiveConfig(ObjectiveConfig):
       uniform_share: share of uniform draws ("mixed").
       exclude_seen: draw outside the user's own training items. Own draws avoid them; hits of a shared draw are masked.
       temperature: divides the scores.
-      cosine: score unit vectors.
+      cosine: score unit vectors, in the loss alone: ranks and lists are by plain products.
       dtype: operands of the product with shared negatives; scores of single positions are always float32 sums.
     """
 
