@@ -141,6 +141,25 @@ def _weights(protocol: Candidates, n_items: int, item_counts: np.ndarray | None)
     return weights
 
 
+def fewest_negatives(
+    protocol: Candidates, targets: np.ndarray, seen: SeenItems, item_counts: np.ndarray
+) -> int:
+    """The least number of negatives that the sampler of a protocol has for a row: items of a weight, not seen, no target.
+
+    Args:
+      protocol: the candidates.
+      targets: int32[E].
+      seen: items of each history.
+      item_counts: int[V+1], training interactions of each item.
+    """
+    weights = _weights(protocol, len(item_counts) - 1, item_counts)
+    rows = np.concatenate([seen.row_numbers(), np.arange(len(targets))])
+    taken = np.unique(rows * len(weights) + np.concatenate([seen.items, targets]))
+    drawable = weights > 0
+    own = taken[drawable[taken % len(weights)]] // len(weights)
+    return int(drawable.sum()) - int(np.bincount(own, minlength=1).max())
+
+
 def sample_negatives(
     negatives: int, targets: np.ndarray, seen: SeenItems, weights: np.ndarray, *, seed: int = 0
 ) -> np.ndarray:
@@ -291,22 +310,29 @@ class ProtocolStudy:
       seeds: number of models of each mean.
       targets: number of targets.
       repeated: those of them that are in the history of their own case.
+      omitted: names of protocols that draw more negatives than some user has unseen items.
     """
 
     results: list[dict[str, Any]]
     seeds: int
     targets: int
     repeated: int
+    omitted: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
-        """The number of targets that their own history holds, and the protocols that miss them; empty without any."""
-        if not self.repeated:
-            return ""
-        return (
-            f"{self.repeated:,} of {self.targets:,} targets ({self.repeated / self.targets:.1%}) are in the history of "
-            "their own case: protocols that remove seen items count them as missed"
-        )
+        """Targets that their own history holds and the protocols that miss them, and what was omitted; empty without any."""
+        lines = []
+        if self.repeated:
+            lines.append(
+                f"{self.repeated:,} of {self.targets:,} targets ({self.repeated / self.targets:.1%}) are in the history of "
+                "their own case: protocols that remove seen items count them as missed"
+            )
+        if self.omitted:
+            lines.append(
+                f"left out, since a user has too few unseen items to draw: {'; '.join(self.omitted)}"
+            )
+        return "\n".join(lines)
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of a table: value and, in brackets, the effect of the choice."""
@@ -337,6 +363,14 @@ def protocols(
     setup, cases = opened.setup, distinct_targets(opened.setup.split.cases(split))
     rows_of_target = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
     seen = seen_items(cases, setup.dataset.items).select(rows_of_target)
+    counts = setup.split.item_counts
+    candidates = [
+        protocol
+        for protocol in SIDE_BY_SIDE
+        if protocol.kind == "full"
+        or protocol.negatives <= fewest_negatives(protocol, cases.targets, seen, counts)
+    ]
+    omitted = tuple(protocol.name for protocol in SIDE_BY_SIDE if protocol not in candidates)
     by_seed = []
     for seed in opened.seeds:
         ranker = opened.ranker(seed)
@@ -344,18 +378,13 @@ def protocols(
             setup.dataset.items, cases.history_starts, cases.history_stops, setup.timestamps, cases.users
         )
         hidden = ranker.encode(histories)[rows_of_target]
-        candidates = [
-            protocol
-            for protocol in SIDE_BY_SIDE
-            if protocol.kind == "full" or protocol.negatives < setup.dataset.n_items // 2
-        ]
         by_seed.append(
             side_by_side(
                 hidden,
                 ranker.table,
                 cases.targets,
                 seen,
-                setup.split.item_counts,
+                counts,
                 protocols=candidates,
                 ks=opened.config.evaluation.ks,
                 target_offsets=cases.target_offsets,
@@ -367,7 +396,7 @@ def protocols(
         changes = {name: float(np.mean([row.difference[name] for row in rows])) for name in rows[0].metrics}
         results.append({"protocol": rows[0].name, "metrics": means, "difference": changes})
     repeated = int(cases.repeated(setup.dataset.items).sum())
-    study = ProtocolStudy(results, len(by_seed), len(cases.targets), repeated)
+    study = ProtocolStudy(results, len(by_seed), len(cases.targets), repeated, omitted)
     if out is not None:
         write_tables(out, "protocols", [study.rows()])
     return study

@@ -163,6 +163,7 @@ def protocols(arguments: list[str]) -> int:
             "seeds": study.seeds,
             "targets": study.targets,
             "targets_in_history": study.repeated,
+            "omitted": list(study.omitted),
         },
         _tables([study.rows()], options.latex) + (f"\n{study.note}" if study.note else ""),
         options.json,

@@ -1,21 +1,28 @@
 """Candidate sets and ranks of each protocol, against sorted score lists in plain NumPy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from jaxrec.analysis import protocols as protocols_module
 from jaxrec.analysis.protocols import (
     SIDE_BY_SIDE,
     Candidates,
     ProtocolStudy,
+    fewest_negatives,
     protocol_ranks,
     rank_among,
     sample_negatives,
     side_by_side,
 )
+from jaxrec.data import SequenceDataset, split_dataset
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.metrics import MISSED
-from jaxrec.evaluation.seen import as_seen
+from jaxrec.evaluation.ranking import candidate_table
+from jaxrec.evaluation.seen import as_seen, seen_items
 from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
 
@@ -52,6 +59,51 @@ def test_negatives_follow_the_weights():
     found = np.bincount(drawn[:, 0], minlength=7)
     assert found[[0, 5, 6]].sum() == 0
     assert stats.chisquare(found[1:5], rows * weights[1:5] / 10).pvalue > 0.001
+
+
+def test_as_many_negatives_as_the_busiest_user_leaves_can_be_drawn():
+    _, _, targets, seen = problem()
+    log, counts = as_seen(seen, 20, 60), np.arange(61) % 4
+    for sampler in ("uniform", "popularity"):
+        least = fewest_negatives(Candidates("sampled", sampler=sampler), targets, log, counts)
+        weights = np.r_[0, np.ones(60)] if sampler == "uniform" else counts.astype(float)
+        assert sample_negatives(least, targets, log, weights).shape == (20, least)
+        with pytest.raises(DataError, match=f"{least} of"):
+            sample_negatives(least + 1, targets, log, weights)
+
+
+def test_a_busy_user_leaves_out_a_protocol_and_not_all(monkeypatch):
+    rng, items = np.random.default_rng(0), 220
+    rows = [rng.permutation(items)[:n] + 1 for n in (*[6] * 20, 200)]
+    dataset = SequenceDataset(
+        np.concatenate(rows).astype(np.int32),
+        np.concatenate([[0], np.cumsum([len(row) for row in rows])]),
+        user_ids=[f"u{i}" for i in range(21)],
+        item_ids=[f"i{i}" for i in range(items)],
+        meta={"name": "busy"},
+    )
+    counts = np.r_[0, np.ones(items, int)]
+    split = split_dataset(dataset)
+    setup = SimpleNamespace(split=split, dataset=dataset, timestamps=None)
+    table = candidate_table(ItemTable(rng.normal(size=(items + 1, 3)).astype(np.float32)))
+    ranker = SimpleNamespace(
+        table=table, encode=lambda log: rng.normal(size=(len(log), 3)).astype(np.float32)
+    )
+    run = SimpleNamespace(
+        setup=setup,
+        seeds=(0,),
+        config=SimpleNamespace(evaluation=EvaluationConfig()),
+        ranker=lambda seed: ranker,
+    )
+    monkeypatch.setattr(protocols_module, "Run", lambda *_: run)
+    study = protocols_module.protocols("run")
+    assert len(study.results) == 5
+    assert len(study.omitted) == 3
+    assert "left out, since a user has too few unseen items to draw: sampled: 99 uniform" in study.note
+    assert (
+        fewest_negatives(SIDE_BY_SIDE[5], split.test.targets, seen_items(split.test, dataset.items), counts)
+        == 20
+    )
 
 
 def test_too_few_unseen_items_are_refused():
