@@ -48,12 +48,14 @@ class NextItemConfig(TaskConfig):
     Attributes:
       exposure: probability that an input is replaced by what the model predicts in its place (scheduled sampling); the first
         interaction of a sequence never is. A step with it takes one more forward pass and the scores of all items.
-      exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item).
+      exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item). The scores are those that
+        rank, here and in ``accuracy_power``, whatever temperature and cosine the objective has.
       item_swap: probability that an interaction is exchanged for a random item, as an input and as a target (SSE-PT).
       random_offsets: shift the positions of each sequence in training by a draw from 0 to the most that keeps them below L;
         for positions that are added at the input.
       accuracy_power: weight of a target is the probability that the model gives it, to this power, without a gradient: above
-        0 well predicted targets count more, below 0 less. A step with it takes the scores of all items.
+        0 well predicted targets count more, below 0 less. A step with it takes the scores of all items. Where the weights of
+        a step add up to less than 1, as those of powers of 1 and more do at first, its loss is their weighted sum, not mean.
     """
 
     exposure: Annotated[float, Range("[0, 1]")] = 0.0

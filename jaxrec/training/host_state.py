@@ -27,7 +27,8 @@ class HostState:
       training_seconds: accumulated over resumptions, as the other times.
       evaluation_seconds: time of validations and of the final evaluation.
       compile_seconds: time of compiling the training program.
-      interactions: real training targets processed, all seeds together.
+      interactions: real training targets processed, all seeds together: the sum of the weights of the loss, which is the
+        number of rows in S3-Rec's pretraining and a sum of fractions with ``task.accuracy_power``.
       waited_seconds: part of ``training_seconds`` in which the device waited for data.
       rate_changes: [step, former rate, new rate] for each resumption with another learning rate.
     """
