@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxrec.data.dataset import SequenceDataset, open_dataset
+from jaxrec.data.dataset import SequenceDataset, check_dataset, open_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation
@@ -52,7 +52,10 @@ class Run:
 
         Raises:
           ConfigError: no run there, or its configuration was changed after training.
+          DataError: ``dataset`` is no dataset.
         """
+        if dataset is not None:
+            check_dataset(dataset)
         self.path = as_path(path, "the run directory")
         self.config, self._record = run_config(self.path)
         self._mesh = MeshConfig() if mesh is None else mesh

@@ -247,6 +247,17 @@ class SequenceDataset:
         )
 
 
+def check_dataset(value: Any) -> None:
+    """Check that a value is a dataset, not the file or table that one is loaded from.
+
+    Raises:
+      DataError: it is not.
+    """
+    if not isinstance(value, SequenceDataset):
+        shown = repr(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else type(value).__name__
+        raise DataError(f"expected a dataset, got {shown}: give what load_dataset returns for it")
+
+
 def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) -> None:
     """Write a dataset; see `SequenceDataset.save`."""
     arrays: dict[str, np.ndarray] = {"items": dataset.items, "offsets": dataset.offsets}

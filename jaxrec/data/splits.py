@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.dataset import SequenceDataset, check_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.options import Range, validate
 
@@ -309,6 +309,7 @@ def split_dataset(dataset: SequenceDataset, config: SplitConfig | None = None) -
       DataError: a temporal split without timestamps, a split that leaves nothing to train on, or a damaged dataset.
     """
     config = config or SplitConfig()
+    check_dataset(dataset)
     dataset.check_ranges()
     options: dict[str, Any] = dataclasses.asdict(config)
     starts, stops = np.asarray(dataset.offsets[:-1]), np.asarray(dataset.offsets[1:])

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import jaxrec as package
 from jaxrec.data import DataConfig, SequenceDataset, load_dataset
 from jaxrec.data.readers.config import IN_MEMORY
 from jaxrec.errors import ConfigError, DataError
@@ -285,3 +286,15 @@ class TestCommands:
         wrong = jaxrec("audit", tmp_path / "log.csv", "--sequential", "--min-support", "0")
         assert (wrong.status, wrong.err.count("\n")) == (1, 1)
         assert "--min-support must be at least 1" in wrong.err
+
+
+def test_a_file_in_place_of_a_dataset_is_named():
+    """Of every call that takes a dataset, before it does anything."""
+    calls = (package.audit, package.split_dataset, package.fit, lambda data: package.Run("nowhere", data))
+    for call in calls:
+        with pytest.raises(
+            DataError, match=r"expected a dataset, got 'log\.csv': give what load_dataset returns"
+        ):
+            call("log.csv")
+        with pytest.raises(DataError, match="expected a dataset, got dict"):
+            call({"user": [1]})

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jaxrec.data.dataset import LOADED_WITH, SequenceDataset
+from jaxrec.data.dataset import LOADED_WITH, SequenceDataset, check_dataset
 from jaxrec.data.readers.tables import parquet_files
 from jaxrec.data.readers.text import TextLayout
 from jaxrec.data.readers.times import TimeUnit
@@ -113,6 +113,7 @@ class DataConfig:
     @classmethod
     def of(cls, dataset: SequenceDataset) -> DataConfig:
         """Return the options that load ``dataset`` again; `IN_MEMORY` is the source of one that no options give."""
+        check_dataset(dataset)
         record = dataset.meta.get(LOADED_WITH)
         if not isinstance(record, Mapping) or record.get("fingerprint") != dataset.fingerprint:
             return cls(source=IN_MEMORY, name=dataset.name)
