@@ -100,7 +100,8 @@ def search_space(
       changes: further dimensions, which add to the space or replace those in it; "fixed" removes one.
 
     Raises:
-      ConfigError: an option does not exist or may not be searched, its values do not fit, or nothing is left.
+      ConfigError: an option does not exist or may not be searched, its values do not fit, the value of ``config`` has no
+        logarithm, or nothing is left.
     """
     if space is None:
         chosen: Space = declared_space(config)
@@ -116,7 +117,16 @@ def search_space(
             "--space is empty: expected at least one option to search; add one, as in "
             "--space.optimizer.learning-rate log:1e-4:1e-2"
         )
-    return {path: dimension.including(_value_at(config, path)) for path, dimension in chosen.items()}
+    values = {path: _value_at(config, path) for path in chosen}
+    for path, dimension in chosen.items():
+        if isinstance(dimension, Interval) and dimension.log and not values[path] > 0:
+            choices = f"{values[path]:g},{dimension.low:g},{dimension.high:g}"
+            raise ConfigError(
+                f"{option_name('space', path)} is logarithmic and must hold the value of the first trial, which is "
+                f"{values[path]:g}: expected one above 0; give LOW:HIGH or choices such as {choices}, or begin with another "
+                f"{option_name('', path)}"
+            )
+    return {path: dimension.including(values[path]) for path, dimension in chosen.items()}
 
 
 def declared_space(config: RunConfig) -> Space:

@@ -101,6 +101,19 @@ def test_points():
         ({"encoder.width": 3}, ["must be LOW:HIGH, log:LOW:HIGH"]),
         ({"optimizer.weight-decay": "log:0:1"}, ["above 0"]),
         ({"optimizer.weight-decay": "nan"}, ["finite numbers"]),
+        (
+            {"optimizer.weight-decay": "log:1e-4:0.1"},
+            [
+                "--space.optimizer.weight-decay is logarithmic",
+                "which is 0",
+                "0,0.0001,0.1",
+                "another --optimizer.weight-d",
+            ],
+        ),
+        (
+            {"encoder.ffn-width": "log:16:256"},
+            ["--space.encoder.ffn-width is logarithmic", "choices such as 0,16,256"],
+        ),
         ({"encoder.activation": "relu:gelu"}, ["choices separated by commas"]),
         ({"encoder.activation": "relu,gellu"}, ["--encoder.activation must be one of", "gelu"]),
         ({"encoder.item-bias": "yes"}, ["true and false", "'yes'"]),
