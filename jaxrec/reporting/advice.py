@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,24 +25,27 @@ def next_steps(results: dict[str, Any], directory: Path, titles: bool) -> list[S
       directory: of the run.
       titles: whether its items have titles.
     """
-    steps = [*_doubts(results, directory)]
+    place = shlex.quote(str(directory))
+    steps = [*_doubts(results, place)]
     steps += [
         Step(
             "See for which users and items the model works, and whether it uses the order of interactions.",
-            f"jaxrec evaluate {directory} --breakdown --shuffle both",
+            f"jaxrec evaluate {place} --breakdown --shuffle both",
         ),
-        Step(
-            "Recommend for a history of your own.", f"jaxrec recommend {directory} --history ITEM ITEM -k 10"
-        ),
+        Step("Recommend for a history of your own.", f"jaxrec recommend {place} --history ITEM ITEM -k 10"),
         Step(
             "Compare with another run: a paired test over users and seeds.",
-            f"jaxrec compare {directory} OTHER_RUN",
-        ),
-        Step(
-            "Add items that arrived since, without training.",
-            f"jaxrec extend {directory} --items new.csv --out {directory}-grown",
+            f"jaxrec compare {place} OTHER_RUN",
         ),
     ]
+    codes = results["config"].get("encoder", {}).get("item_codes", {})
+    if codes.get("method", "none") == "none":  # new items have no codes
+        steps.append(
+            Step(
+                "Add items that arrived since, without training.",
+                f"jaxrec extend {place} --items new.csv --out {place}-grown",
+            )
+        )
     if not titles:
         steps.append(
             Step("The items have no titles, so lists show ids: load them with --data.item-table FILE.", "")
@@ -49,7 +53,7 @@ def next_steps(results: dict[str, Any], directory: Path, titles: bool) -> list[S
     return steps
 
 
-def _doubts(results: dict[str, Any], directory: Path) -> list[Step]:
+def _doubts(results: dict[str, Any], directory: str) -> list[Step]:
     """What weakens the numbers of the page."""
     metric = _metric(results)
     model = results["metrics"][metric]["mean"]
@@ -85,7 +89,7 @@ def _doubts(results: dict[str, Any], directory: Path) -> list[Step]:
     return steps
 
 
-def _impatience(results: dict[str, Any], directory: Path) -> list[Step]:
+def _impatience(results: dict[str, Any], directory: str) -> list[Step]:
     """Seeds that ran out of patience in the first part of training, where validation may fall before it rises."""
     planned, training = results["config"]["training"], results["training"]
     if not planned.get("patience") or planned["select"] != "best" or not training["epochs"]:

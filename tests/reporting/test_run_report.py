@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -210,6 +211,27 @@ def test_next_steps_follow_from_the_results(tmp_path):
     assert "No better" not in text
     assert "too early" not in text
     assert "One seed" not in text
+
+
+def test_next_steps_can_be_typed_as_they_are(tmp_path):
+    results = {
+        "metrics": {"NDCG@10": {"mean": 0.1}},
+        "baselines": {},
+        "seeds": [0],
+        "training": {"steps": 40, "best_steps": [40]},
+        "config": {
+            "training": {"select": "best", "epochs": 5.0},
+            "optimizer": {"schedule": "constant"},
+            "encoder": {"item_codes": {"method": "none"}},
+        },
+    }
+    folder = tmp_path / "my runs" / "it's"
+    commands = [step.command for step in next_steps(results, folder, titles=True)]
+    for command in commands:
+        assert any(word.startswith(str(folder)) for word in shlex.split(command)), command
+    assert any(command.startswith("jaxrec extend") for command in commands)
+    results["config"]["encoder"]["item_codes"]["method"] = "product"
+    assert not any("extend" in step.command for step in next_steps(results, folder, titles=True))
 
 
 @pytest.mark.parametrize(
