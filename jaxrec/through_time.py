@@ -68,10 +68,10 @@ class ThroughTime:
         hits = f"HR@{self.metric.partition('@')[2]}"
         metrics = [name for name in dict.fromkeys((hits, self.metric)) if name in self.results[0]["metrics"]]
         splits = [
-            [cut, result["split"]["description"], result["counts"]["cases"]]
+            [f"{cut:g}", result["split"]["description"], result["counts"]["cases"]]
             for cut, result in zip(self.cuts, self.results, strict=True)
         ]
-        tables = [to_markdown(["cut", "split", "cases"], splits, digits=2)]
+        tables = [to_markdown(["cut", "split", "cases"], splits)]
         for metric in metrics:
             rows = [
                 [

@@ -7,7 +7,7 @@ import pytest
 from jaxrec.data import split_dataset
 from jaxrec.errors import CheckpointError
 from jaxrec.runs import Run
-from jaxrec.through_time import fit_through_time
+from jaxrec.through_time import ThroughTime, fit_through_time
 from tests.cli.shared import SMALL, interactions, refused
 from tests.helpers import replace, small_config, small_dataset
 from tests.runs import jaxrec
@@ -39,6 +39,20 @@ def test_each_run_is_tested_in_its_own_period(found):
         assert result["split"]["description"] == own.description
     first, second = (result["split"]["options"] for result in found.results)
     assert first["end_cut"] == second["test_cut"]
+
+
+def test_a_cut_is_printed_as_it_was_given(tmp_path):
+    result = {
+        "metrics": {"NDCG@10": {"mean": 0.2}},
+        "baselines": {"popularity": {"NDCG@10": 0.1}},
+        "split": {"description": "temporal"},
+        "counts": {"cases": 9},
+        "protocol": "full corpus",
+        "config": {"encoder": {"name": "gru4rec"}},
+    }
+    table = ThroughTime(tmp_path, (0.875, 0.9125), "NDCG@10", (result, result)).to_markdown()
+    assert "| 0.875 " in table
+    assert "| 0.9125 |" in table
 
 
 def test_tables_have_every_cut_and_the_spread_over_them(found):
