@@ -162,6 +162,7 @@ def _generate(options: Recommend, recommender: Recommender) -> int:
         allow_attributes=options.allow_attributes,
         user=options.user,
     )[0]
+    _note_new_user(options.user, recommender.knows(options.user))
     titles = answer.titles or [""] * len(answer.items)
     lines = [
         f"{step:>3}  {item:<12} {title}  ({score:.3f}, log-probability {probability:.3f})"
@@ -308,6 +309,7 @@ def explain(arguments: list[str]) -> int:
         "",
     ]
     lines.append("change of the score, and rank without it:")
+    _note_new_user(options.user, recommender.knows(options.user))
     lines += [
         f"{reason.change:>+8.3f}  rank {reason.rank_without:>6}  {reason.item:<12} {reason.title or ''}"
         for reason in sorted(answer.reasons, key=lambda reason: -reason.change)

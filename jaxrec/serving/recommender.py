@@ -224,6 +224,12 @@ class Recommender:
             for row, request in enumerate(prepared)
         ]
 
+    def knows(self, user: Any) -> bool | None:
+        """Whether the model has a vector of the user with this original id; None for a model that reads no users."""
+        if not self.needs_users:
+            return None
+        return self._knows(self.prepare([Request((), 1, timestamps=(), user=user)])[0].user)
+
     def _knows(self, user: int) -> bool:
         """Whether the model has a trained vector of the user with this index."""
         marks = self.params.get("users", {}).get("known")

@@ -88,6 +88,18 @@ def test_bulk_lists_of_the_log_and_of_a_file(model, run, tmp_path):
         np.testing.assert_allclose(table["scores"][row].to_list(), scores(model, user).scores, rtol=1e-4)
 
 
+def test_a_new_user_is_named_by_every_command(model, run, capsys, monkeypatch):
+    from jaxrec.cli.recommend import explain, recommend
+
+    monkeypatch.setattr(Recommender, "load", lambda *_: model)
+    for command, options in ((recommend, ["--steps", "2"]), (explain, ["--item", "i9"])):
+        command([str(run), "--history", *HISTORY, *options, "--user", "nobody"])
+        assert "training had no user 'nobody'; answered as a new user" in capsys.readouterr().err
+        command([str(run), "--history", *HISTORY, *options, "--user", "u8"])
+        assert capsys.readouterr().err == ""
+    assert [model.knows(user) for user in ("u8", "u7", "nobody", None)] == [True, False, False, False]
+
+
 @pytest.mark.slow
 def test_command_and_artefact(model, run, tmp_path, capsys):
     from jaxrec.cli.recommend import recommend
@@ -108,6 +120,7 @@ def test_refusals(model, recommender):
     with pytest.raises(DataError, match="this model does not read that: got 'u8'; leave user out"):
         recommender.recommend([HISTORY], user=["u8"])
     assert recommender.recommend([HISTORY])[0].known_user is None
+    assert recommender.knows("u8") is None
     with pytest.raises(DataError, match="user must have one id for each of the 1 histories, got 2"):
         model.recommend([HISTORY], user=["u8", "u9"])
     with pytest.raises(DataError, match="user must be an id of a user"):
