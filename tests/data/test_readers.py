@@ -411,6 +411,9 @@ def test_advice_of_a_file_without_a_header_in_another_encoding_or_of_another_lib
         DataError, match=r"columns without a header are numbered: give --data\.user-column, such as"
     ):
         load_dataset(plain, has_header=False)
+    with pytest.raises(DataError, match=r"are numbered: give --data\.user-column, such as 0"):
+        load_dataset({0: ["ann", "ann"], 1: ["x", "y"]})
+    assert load_dataset({0: ["ann", "ann"], 1: ["x", "y"]}, user_column="0", item_column="1").n_items == 2
     with pytest.raises(DataError, match=r"have one column: give --data\.separator"):
         load_dataset(plain, has_header=False, separator=";")
     latin = tmp_path / "latin.csv"

@@ -334,8 +334,9 @@ def _advice_on_columns(role: str, names: Sequence[str], option: str) -> str:
         )
     if list(names) == ["column_1"]:
         return "lines without a header have one column: give --data.separator"
-    if names and names[0] == "column_1":
-        return f"columns without a header are numbered: give {option}, such as column_1 (columns: {listed})"
+    # pandas numbers the columns that it reads without a header from 0.
+    if names and (names[0] == "column_1" or list(names) == [str(number) for number in range(len(names))]):
+        return f"columns without a header are numbered: give {option}, such as {names[0]} (columns: {listed})"
     if any(_is_number(name) for name in names):
         return (
             f"the first line, {listed}, looks like an interaction: for a file without a header give --data.no-has-header "
