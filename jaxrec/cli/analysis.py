@@ -140,7 +140,7 @@ def ensemble(arguments: list[str]) -> int:
 class Protocols:
     """Evaluate one run under every protocol in use, one choice changed at a time."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run directory")]
     split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part")] = "test"
     out: Annotated[str, tyro.conf.arg(help="directory for Markdown and LaTeX; default: none")] = ""
     data: Data = ""
@@ -220,7 +220,7 @@ class Attention:
     run: Annotated[
         str | None,
         tyro.conf.Positional,
-        tyro.conf.arg(help="run directory; without one, list the mechanisms"),
+        tyro.conf.arg(metavar="[RUN]", help="run directory; without one, list the mechanisms"),
     ] = None
     history: Annotated[tuple[str, ...], tyro.conf.arg(help="original item ids, oldest first")] = ()
     out: Annotated[str, tyro.conf.arg(help="directory for the figures; default: RUN/figures")] = ""

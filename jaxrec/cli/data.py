@@ -239,9 +239,11 @@ def transpose(arguments: list[str]) -> int:
 class Datasets:
     """List the public datasets that jaxrec reads: source, licence, citation, rules, and archives on disk."""
 
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="of one dataset, to show all about it")] = (
-        ""
-    )
+    name: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[NAME]", help="of one dataset, to show all about it"),
+    ] = ""
     full: Annotated[bool, tyro.conf.arg(help="show all about every dataset, not one line each")] = False
     json: Annotated[bool, tyro.conf.arg(help="print the list as one JSON object")] = False
 

@@ -21,7 +21,7 @@ def evaluate(arguments: list[str]) -> int:
     class Evaluate:
         """Rank the held-out targets of a saved run again, from its checkpoint."""
 
-        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run directory")]
         split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part to rank")] = "test"
         data: Annotated[str, tyro.conf.arg(help="override the dataset path stored in the run")] = ""
         list_metrics_k: Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Export:
     """An artefact that answers without the training code; with --onnx a model for ONNX Runtime, with --vectors vectors."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run directory")]
     out: Annotated[str, tyro.conf.arg(help="directory to write; must not exist")]
     platforms: Annotated[
         tuple[str, ...], tyro.conf.arg(help="platforms of the artefact: some of cpu, cuda and tpu")

@@ -16,7 +16,7 @@ from jaxrec.data.readers.config import DataConfig
 class Extend:
     """Add new items to a trained run, so that it ranks them; the rows of all others stay as they are."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run directory")]
     items: Annotated[
         str,
         tyro.conf.arg(

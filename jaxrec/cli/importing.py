@@ -19,7 +19,9 @@ from jaxrec.evaluation.config import EvaluationConfig
 class Import:
     """Turn a published PyTorch checkpoint into a run: without PyTorch, and without executing anything in the file."""
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="file that torch.save wrote")]
+    file: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help="file that torch.save wrote")
+    ]
     format: Annotated[
         str, tyro.conf.arg(help="sasrec-pytorch, s3rec, gsasrec, recbole, rectools, or one of your own")
     ]

@@ -12,7 +12,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.serving import Recommender
 from jaxrec.serving.generation import GREEDY, GenerationConfig
 
-_RUN = tyro.conf.arg(help="run directory")
+_RUN = tyro.conf.arg(metavar="RUN", help="run directory")
 _SEED = tyro.conf.arg(help="which of the run's models; default: the first")
 _JSON = tyro.conf.arg(help="print the answer as one JSON object")
 
@@ -251,7 +251,7 @@ class Similar:
     """The items closest to one in the item table of a saved run."""
 
     run: Annotated[str, tyro.conf.Positional, _RUN]
-    item: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="original item id")]
+    item: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ITEM", help="original item id")]
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], help="how many items")] = 10
     seed: Annotated[int | None, _SEED] = None
     json: Annotated[bool, _JSON] = False

@@ -16,7 +16,7 @@ def serve(arguments: list[str]) -> int:
     class Serve:
         """Answer over HTTP: /recommend, /similar, /explain, /events, /items, /health, /metrics, and a page at /."""
 
-        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="run directory")]
+        run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run directory")]
         server: Annotated[ServerConfig, tyro.conf.arg(name="")] = ServerConfig()
         seed: Annotated[int | None, tyro.conf.arg(help="which of the run's models; default: the first")] = (
             None

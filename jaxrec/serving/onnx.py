@@ -48,7 +48,7 @@ def export_onnx(recommender: Recommender, out: str | Path, rows: int | None = No
     except ImportError as error:
         raise ConfigError(
             f"--onnx needs jax2onnx and onnxruntime, got no {error.name}: they want an environment of their own, which the "
-            "page 'From a run to an application' of the documentation sets up"
+            "page 'Serving' of the documentation sets up (docs/serving.md)"
         ) from None
     if recommender.ranker.mesh is not None or recommender.needs_times:
         raise ConfigError(

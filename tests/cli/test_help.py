@@ -11,6 +11,7 @@ import tyro
 
 from jaxrec.cli.common import parse
 from jaxrec.cli.help import documented_fields
+from jaxrec.cli.main import COMMANDS
 from jaxrec.config import NAMED_SECTIONS, RunConfig
 from tests.runs import jaxrec
 
@@ -29,6 +30,13 @@ def test_first_page_has_the_options_to_begin_with():
         assert f"\n  {option} " in page
     assert len(page.splitlines()) < 50
     assert "--help-all" in page
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"train", "tune", "through-time", "estimate"}))
+def test_arguments_have_names(command):
+    usage = jaxrec(command, "--help").out.split("\n\n")[0]
+    assert usage.startswith(f"usage: jaxrec {command} ")
+    assert not re.search(r"(?<!-[-\w])(?<!\w) \[?STR", re.sub(r"\[-[^\]]*\]*", "", usage)), usage
 
 
 @pytest.mark.parametrize(
