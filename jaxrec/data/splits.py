@@ -16,13 +16,19 @@ import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset, check_dataset
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.options import Range, validate
+from jaxrec.options import Range, option_name, validate
 
 #: Interactions that are worked on at a time.
 BLOCK = 4_000_000
 
 #: Former names of fields, as they occur in the configuration of an older run.
 RENAMED_FIELDS = {"split.protocol": "split.strategy"}
+
+#: Options that only a temporal split reads.
+_TEMPORAL = (
+    *("valid_quantile", "test_quantile", "end_quantile", "valid_time", "test_time", "end_time", "target"),
+    *("validation", "valid_share", "seed"),
+)
 
 #: Agreement of a temporal target with a test of successive targets, over models and settings: rank correlations of NDCG@10,
 #: Kendall's and Spearman's ("Time to Split", arXiv 2507.16289).
@@ -267,6 +273,19 @@ class Split:
         return (
             f"--split.target {target} orders models less as successive targets do than others: Kendall's and Spearman's "
             f"correlations of NDCG@10 are {own}, those of last {last}, those of random {drawn} (arXiv 2507.16289)"
+        )
+
+    @property
+    def idle_options(self) -> str:
+        """A sentence about options that only a temporal split reads and that were given for another one; else ""."""
+        default = SplitConfig()
+        defaults = {name: getattr(default, name) for name in _TEMPORAL}
+        given = [name for name, value in defaults.items() if self.options.get(name, value) != value]
+        if self.strategy == "temporal" or not given:
+            return ""
+        listed = ", ".join(f"{option_name('split', name)} {self.options[name]}" for name in given)
+        return (
+            f"the split is {self.description}, which does not read {listed}: give --split.strategy temporal"
         )
 
     def cases(self, split: str) -> EvaluationCases:
