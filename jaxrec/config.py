@@ -42,7 +42,8 @@ class TrainingConfig:
         longest list where ``evaluation.ks`` has no 10.
       patience: validations without a new best before training stops; 0 = never stop early. A run that ended goes on when it
         is resumed with more, unless a seed of several ended before the others.
-      select: "best" keeps the parameters of the best validation, "last" those of the last one (for pretraining).
+      select: "best" keeps the parameters of the best validation, "last" those of the last one (for pretraining), which is
+        reached whatever the patience.
       init_from: directory of a finished run whose best parameters this one starts from; empty = fresh parameters.
       init_items: of ``init_from``: "same" asks for the same dataset; "match" takes the vectors of items by their original
         ids, so that the catalogue may have grown or shrunk. Items that the run does not know start fresh.

@@ -109,7 +109,8 @@ def train(
     """Train one model per seed and rank the held-out targets with the best parameters of each.
 
     Args:
-      config: of the run; on resume it may differ from the saved one only in when to stop.
+      config: of the run; on resume it may differ from the saved one in `jaxrec.training.run_directory.RESUMABLE` alone:
+        when to stop, the learning rate, and how and where the run computes.
       dataset: in place of the one that ``config.data`` names.
       workdir: run directory for the configuration, log, and checkpoints; None trains in memory.
       resume: continue the run in ``workdir``, to the same bits as if it had not been interrupted.
