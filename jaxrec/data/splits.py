@@ -288,6 +288,24 @@ class Split:
             f"the split is {self.description}, which does not read {listed}: give --split.strategy temporal"
         )
 
+    def check_cases(self) -> None:
+        """Check that there is something to evaluate, in validation and in the test.
+
+        Raises:
+          DataError: there is not.
+        """
+        for name, cases in (("validation", self.valid), ("test", self.test)):
+            if len(cases):
+                continue
+            need, advice = "an interaction before and one inside its period", "choose other cuts"
+            if self.strategy != "temporal":
+                need = f"at least {max(2 * self.options['n'] + 1, self.options['min_length'])} interactions"
+                advice = "filter or hold out less, or choose another --split.strategy"
+            raise DataError(
+                f"the split ({self.description}) has no {name} case: expected users with {need}, got none of "
+                f"{self.dataset.n_users:,}; {advice}"
+            )
+
     def cases(self, split: str) -> EvaluationCases:
         """Return the cases of "valid" or "test"."""
         if split not in ("valid", "test"):

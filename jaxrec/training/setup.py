@@ -264,6 +264,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     resident = is_resident(config.training, config.objective, dataset)
     model = prepare_model(config, dataset, resident)
     split, task, timestamps = model.split, model.task, model.timestamps
+    split.check_cases()
     stops = training_stops(config, split)
     streams = [RowStream(split.train_starts, stops, config.batches, seed) for seed in config.training.seeds]
     attention = getattr(config.encoder, "attention", None)

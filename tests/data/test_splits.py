@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec.data import SequenceDataset, SplitConfig, audit, split_dataset, splits
+from jaxrec.data import SequenceDataset, SplitConfig, audit, load_dataset, split_dataset, splits
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.usage import data_usage
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.training.setup import prepare
+from tests.helpers import small_config
 
 
 def as_lists(split, part: str) -> dict[int, tuple[list[int], list[int]]]:
@@ -437,3 +439,29 @@ def test_options_are_json(random_dataset):
     split = split_dataset(random_dataset(0), SplitConfig(strategy="temporal"))
     assert json.loads(json.dumps(split.options))["target"] == "last"
     json.dumps(split.counts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {},
+            r"\(leave-one-out\) has no validation case: expected users with at least 3 interactions, got none of 2",
+        ),
+        (
+            {"strategy": "leave-last-n", "n": 2},
+            "has no validation case: expected users with at least 5 interactions",
+        ),
+        (
+            {"strategy": "temporal", "valid_time": 5, "test_time": 99},
+            "has no test case: expected users with an interaction before",
+        ),
+    ],
+)
+def test_a_split_without_cases_is_refused_before_training(options, message):
+    log = {"user_id": ["a", "a", "b", "b"], "item_id": list("xyxy"), "timestamp": [1, 9, 2, 8]}
+    split = split_dataset(load_dataset(log), SplitConfig(**options))
+    with pytest.raises(DataError, match=message):
+        split.check_cases()
+    with pytest.raises(DataError, match=message):
+        prepare(small_config(split=options, evaluation={"ks": (1,)}), split.dataset)
