@@ -54,8 +54,8 @@ class NextItemConfig(TaskConfig):
       random_offsets: shift the positions of each sequence in training by a draw from 0 to the most that keeps them below L;
         for positions that are added at the input.
       accuracy_power: weight of a target is the probability that the model gives it, to this power, without a gradient: above
-        0 well predicted targets count more, below 0 less. A step with it takes the scores of all items. Where the weights of
-        a step add up to less than 1, as those of powers of 1 and more do at first, its loss is their weighted sum, not mean.
+        0 well predicted targets count more, below 0 less. A step with it takes the scores of all items. The loss of a
+        step is the weighted mean.
     """
 
     exposure: Annotated[float, Range("[0, 1]")] = 0.0

@@ -18,6 +18,9 @@ from jaxrec.training.feed import fill_batches
 from jaxrec.training.state import Params, TrainState
 from jaxrec.training.state_sharding import StateSharding
 
+#: Keeps the draws of `Task.prepare` apart from those of `Task.loss`: a key's own split has the numbers 0, 1, ...
+PREPARATION_STREAM = 14
+
 
 class StepMetrics(NamedTuple):
     """Of one step, or stacked over steps: float32 scalars."""
@@ -31,7 +34,7 @@ def batch_loss(
     task: Task, params: Params, batch: Batch, key: Array, resources: Resources
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Compute the weighted sum of the task's loss over a batch of [B, L] arrays, and the sum of weights."""
-    prepared = task.prepare(batch, jax.random.fold_in(key, 1), resources)
+    prepared = task.prepare(batch, jax.random.fold_in(key, PREPARATION_STREAM), resources)
     return task.loss(params, prepared, key, resources)
 
 
@@ -51,7 +54,7 @@ def gradients_of(
 
     def mean_loss(params: Params) -> tuple[Array, Array]:
         total, weight = batch_loss(task, params, batch, key, resources)
-        return total / jnp.maximum(weight, 1.0), weight
+        return total / jnp.where(weight > 0, weight, 1.0), weight
 
     def one_part(sums: Any, part: Any) -> tuple[Any, None]:
         rows, number = part
@@ -71,7 +74,7 @@ def gradients_of(
     start = ((zero, zero), jax.tree.map(jnp.zeros_like, state.params))
     numbers = jnp.arange(accumulate_steps, dtype=jnp.int32)
     ((loss, weight), gradients), _ = lax.scan(one_part, start, (parts, numbers))
-    share = 1.0 / jnp.maximum(weight, 1.0)
+    share = 1.0 / jnp.where(weight > 0, weight, 1.0)
     return loss * share, weight, jax.tree.map(lambda x: x * share, gradients)
 
 

@@ -11,6 +11,8 @@ from jaxrec.nn.spec import DataSpec
 from jaxrec.objectives import CrossEntropyConfig
 from jaxrec.tasks import NextItem, NextItemConfig, Resources
 from jaxrec.tasks.next_item import shift_positions
+from jaxrec.training.state import TrainState
+from jaxrec.training.step import gradients_of
 from tests.models.cases import random_parameters
 from tests.models.oracles import float64, transformer
 from tests.tasks.data import L, V, toy_batch, toy_encoder
@@ -123,6 +125,18 @@ def test_targets_weighted_by_how_well_they_are_predicted():
     fixed = batch._replace(weights=jnp.asarray(weights, jnp.float32))
     plain = jax.jit(jax.grad(lambda p: task().loss(p, fixed, jax.random.key(0), Resources())[0]))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, plain)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_loss_of_a_step_is_a_mean_however_small_its_weights_are(parts):
+    """At the start all items are as likely, so the loss is log V; to the power 4 all weights together are below 1e-3."""
+    batch = batch_with_targets()
+    weighted = task(accuracy_power=4.0)
+    params = jax.tree.map(jnp.zeros_like, random_parameters(weighted.encoder, batch))
+    state = TrainState(jnp.int32(0), jnp.uint32(0), params, ())
+    loss, weight, _ = jax.jit(lambda state: gradients_of(weighted, parts, state, batch, Resources()))(state)
+    assert 0 < float(weight) < 1e-2
+    assert float(loss) == pytest.approx(np.log(weighted.spec.n_items), rel=1e-5)
 
 
 def test_positions_are_shifted_by_sequence():
