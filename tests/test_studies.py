@@ -195,11 +195,13 @@ def test_course_of_a_training(tmp_path):
         {"step": 2, "valid": {"NDCG@10": [0.1, 0.3]}},
         {"step": 4, "epoch": 2.0, "gradient_norm": [1.0, 1.0]},
         {"step": 4, "valid": {"NDCG@10": [0.5, 0.5]}},
+        {"step": 6, "epoch": 3.0, "gradient_norm": [None, 3.0]},
+        {"step": 6, "valid": {"NDCG@10": [None, 0.7]}},
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = awrsr_table.Curve.of(tmp_path)
-    np.testing.assert_allclose([curve.epochs, curve.valid, curve.norms], [[1, 2], [0.2, 0.5], [3, 1]])
-    assert (curve.epochs_to(0.98), curve.epochs_to(0.3)) == (2, 1)
+    np.testing.assert_allclose([curve.epochs, curve.valid, curve.norms], [[1, 2, 3], [0.2, 0.5, 0.6], [3, 1, 2]])
+    assert (curve.epochs_to(0.98), curve.epochs_to(0.3)) == (3, 1)
 
 
 @pytest.fixture(scope="module")

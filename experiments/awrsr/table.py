@@ -85,18 +85,25 @@ class Curve:
 
     @classmethod
     def of(cls, run: Path) -> Curve:
-        """Read the log of a run."""
-        epoch, norm, points = 0.0, float("nan"), []
+        """Read the log of a run; a seed that has ended keeps its last values."""
+        epoch, norms, valid, points = 0.0, np.array(np.nan), np.array(np.nan), []
         for line in read_metrics(run / "log.jsonl"):
             if "gradient_norm" in line:
-                epoch, norm = line["epoch"], float(np.mean(line["gradient_norm"]))
+                epoch, norms = line["epoch"], _continued(line["gradient_norm"], norms)
             elif "valid" in line and line.get("step"):
-                points.append((epoch, float(np.mean(next(iter(line["valid"].values())))), norm))
+                valid = _continued(next(iter(line["valid"].values())), valid)
+                points.append((epoch, float(valid.mean()), float(norms.mean())))
         return cls(*np.array(points, np.float64).reshape(-1, 3).T)
 
     def epochs_to(self, share: float) -> float:
         """Epochs until the validation metric reaches a share of its best."""
         return float(self.epochs[np.argmax(self.valid >= share * self.valid.max())])
+
+
+def _continued(values: list[float | None], last: np.ndarray) -> np.ndarray:
+    """``values`` of the seeds, with those of ``last`` where a seed has none."""
+    own = np.array(values, np.float64)
+    return np.where(np.isnan(own), last, own)
 
 
 def tables(out: str, result: dict[str, Any]) -> list[str]:
