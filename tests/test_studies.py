@@ -200,7 +200,9 @@ def test_course_of_a_training(tmp_path):
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = awrsr_table.Curve.of(tmp_path)
-    np.testing.assert_allclose([curve.epochs, curve.valid, curve.norms], [[1, 2, 3], [0.2, 0.5, 0.6], [3, 1, 2]])
+    np.testing.assert_allclose(
+        [curve.epochs, curve.valid, curve.norms], [[1, 2, 3], [0.2, 0.5, 0.6], [3, 1, 2]]
+    )
     assert (curve.epochs_to(0.98), curve.epochs_to(0.3)) == (3, 1)
 
 
