@@ -368,9 +368,15 @@ def contrasts(
     return [{"a": a, "b": b, "metric": metric, **row} for (a, b), row in zip(pairs, rows, strict=True)]
 
 
-def effects(result: Mapping[str, Any]) -> Figure:
-    """Draw the differences of a study's result to its first variant."""
+def effects(result: Mapping[str, Any], shown: Sequence[str] = ()) -> Figure:
+    """Draw the differences of a study's result to its first variant.
+
+    Args:
+      result: of `study`.
+      shown: metrics to draw; empty = all.
+    """
     rows = [Difference(**each) for each in result["differences"]]
+    rows = [row for row in rows if not shown or row.metric in shown]
     metrics = tuple(dict.fromkeys(row.metric for row in rows))
     return effect_figure(Comparison(metrics, {}, rows, result["cases"], result["protocol"], 0.95))
 

@@ -13,6 +13,7 @@ The same command resumes an interrupted study.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.variants import Variant, apply, recorder, study
+from experiments.variants import Variant, apply, effects, recorder, study
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.api import fit
 from jaxrec.attention import MultiItemQueryAttentionConfig
@@ -231,7 +232,8 @@ def main(options: Options) -> None:
         if any(row.name.startswith(f"{prefix}S3-Rec") for row in chosen):
             pretrain(options, prefix, base, dataset)
     own = "" if options.patience == Options.patience else f"-patience-{options.patience:g}"
-    write = recorder(f"miq-table-3{own}", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3")
+    drawn = functools.partial(effects, shown=("HR@10", "NDCG@10"))
+    write = recorder(f"miq-table-3{own}", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3", drawn)
 
     def record(result: dict[str, Any]) -> None:
         """Write the record with the printed figures and the costs among its tables."""
