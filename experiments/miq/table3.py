@@ -232,7 +232,7 @@ def main(options: Options) -> None:
         if any(row.name.startswith(f"{prefix}S3-Rec") for row in chosen):
             pretrain(options, prefix, base, dataset)
     own = "" if options.patience == Options.patience else f"-patience-{options.patience:g}"
-    drawn = functools.partial(effects, shown=("HR@10", "NDCG@10"))
+    drawn = functools.partial(effects, shown=("HR@10", "NDCG@10")) if len(chosen) > 1 else None
     write = recorder(f"miq-table-3{own}", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3", drawn)
 
     def record(result: dict[str, Any]) -> None:
