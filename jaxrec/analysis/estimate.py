@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from jaxrec.config import RunConfig
-from jaxrec.data.batches import Batch
+from jaxrec.data.batches import Batch, BatchConfig
 from jaxrec.data.packing import PackedRows
 from jaxrec.errors import ConfigError
 from jaxrec.nn.spec import DataSpec
@@ -74,7 +74,7 @@ class Estimate:
       temporary_bytes: activations, gradients and workspace, by the compiler.
       matmul_flops: floating-point operations of the matrix products of one step, all seeds.
       flops_per_second: rate of one large matrix product on this device.
-      steps_per_epoch: about how many steps an epoch has; packed rows are taken as full.
+      steps_per_epoch: about how many steps an epoch has; see `rows_per_epoch`.
       compile_seconds: time of compiling the program.
       device: name of the device.
     """
@@ -162,7 +162,7 @@ def estimate(
     Raises:
       ConfigError: several devices.
     """
-    if config.mesh.data > 1 or config.mesh.item > 1:
+    if config.mesh.data != 1 or config.mesh.item != 1:
         raise ConfigError(
             f"--mesh.data, --mesh.item: estimates are for one device, got {config.mesh.data} and {config.mesh.item}; "
             "memory of item tables and batches divides by the devices of their axis"
@@ -177,10 +177,7 @@ def estimate(
         has_timestamps=sizes.timestamps,
     )
     task = build_task(config, spec)
-    rows_per_epoch = max(1, math.ceil(sizes.interactions / config.batches.max_length))
-    if config.batches.mode == "padded":
-        rows_per_epoch = sizes.users
-    plan = schedule_steps(config, rows_per_epoch)
+    plan = schedule_steps(config, rows_per_epoch(config.batches, sizes))
     optimizer = build_optimizer(config, task, plan.total_steps)
     seeds = jax.ShapeDtypeStruct((len(config.training.seeds),), jnp.uint32)
     state = jax.eval_shape(jax.vmap(lambda seed: initial_state(task, optimizer, seed)), seeds)
@@ -285,6 +282,26 @@ def _next_size(
 
 def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def rows_per_epoch(batches: BatchConfig, sizes: DataSizes) -> int:
+    """Rows of an epoch, about: all users are taken to have as many interactions, and packed rows to be full.
+
+    Args:
+      batches: how sequences are cut.
+      sizes: of the dataset; where it names one user only, histories are taken to be as long as a row.
+    """
+    length = batches.max_length
+    users = sizes.users if sizes.users > 1 else sizes.interactions / (length + 1)
+    inputs = max(1.0, sizes.interactions / users - 1)
+    if batches.mode == "prefix":
+        short = min(inputs, length)
+        positions = short * (short + 1) / 2 + max(0.0, inputs - length) * length
+        positions *= min(1.0, (batches.prefixes_per_sequence or inputs) / inputs)
+        return max(1, math.ceil(users * positions / length))
+    used = inputs if batches.long_histories == "windows" else min(inputs, length)
+    rows = math.ceil(used / length) if batches.mode == "padded" else used / length
+    return max(1, math.ceil(users * rows))
 
 
 def _resources(config: RunConfig, sizes: DataSizes, resident: bool) -> Resources:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.analysis.estimate import DataSizes, estimate, largest_batch, matmul_flops
-from jaxrec.data.sampler import Position
+from jaxrec.analysis.estimate import DataSizes, estimate, largest_batch, matmul_flops, rows_per_epoch
+from jaxrec.data.batches import BatchConfig
+from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError
 from jaxrec.tasks import S3RecConfig
 from jaxrec.training.setup import prepare
@@ -76,6 +77,27 @@ def test_operations_grow_with_the_batch():
     assert large.parameter_bytes == small.parameter_bytes
 
 
+@pytest.mark.parametrize("interactions", [6, 31])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"long_histories": "windows"},
+        {"mode": "padded"},
+        {"mode": "padded", "long_histories": "windows"},
+        {"mode": "prefix"},
+        {"mode": "prefix", "prefixes_per_sequence": 4},
+    ],
+)
+def test_rows_of_an_epoch(options, interactions):
+    config = BatchConfig(max_length=20, **options)
+    stops = np.arange(1, 301) * interactions
+    rows = RowStream(stops - interactions, stops, config, seed=0).rows_per_epoch
+    sizes = DataSizes(items=40, interactions=300 * interactions, users=300)
+    assert rows_per_epoch(config, sizes) == pytest.approx(rows, rel=0.12)
+    assert rows_per_epoch(config, DataSizes(items=40, interactions=300 * 21)) >= 300
+
+
 def test_the_largest_batch_fits_and_a_larger_one_does_not():
     config = small_config()
     budget = estimate(config.updated({"batches.batch_size": 40}), SIZES, rate=1e9).total_bytes
@@ -105,8 +127,9 @@ def test_as_a_command(tmp_path):
     missing = jaxrec("estimate", *options)
     assert missing.status == 1
     assert "--items, --interactions: expected the sizes of the log, or --data" in missing.err
-    mesh = jaxrec("estimate", *options, *sizes, "--mesh.item", 2)
-    assert "--mesh.data, --mesh.item: estimates are for one device" in mesh.err
+    for mesh in (("--mesh.item", 2), ("--mesh.data", 0)):
+        refused = jaxrec("estimate", *options, *sizes, *mesh)
+        assert "--mesh.data, --mesh.item: estimates are for one device" in refused.err
 
 
 @pytest.mark.slow
