@@ -149,6 +149,10 @@ def chosen_config(options: Any, base: RunConfig) -> RunConfig:
     """
     config: RunConfig = options.config
     if options.source != base.data.source:
+        if config.data.source not in (base.data.source, options.source):
+            raise ConfigError(
+                f"--data {options.source} and --data.source {config.data.source} exclude each other: give one of them"
+            )
         config = config.updated({"data.source": options.source})
     if options.init_from != base.training.init_from:
         config = config.updated({"training.init_from": options.init_from})

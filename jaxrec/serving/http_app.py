@@ -153,7 +153,11 @@ class HeaderLimit:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     paths = "/recommend, /similar, /explain, /events, /items, /health, /metrics"
-    messages = {404: f"no such path: expected one of {paths}", 405: "this path takes another method"}
+    methods = (error.headers or {}).get("Allow", "another method")
+    messages = {
+        404: f"no such path: expected one of {paths}",
+        405: f"this path takes {methods}, got {request.method}",
+    }
     return failure(error.status_code, messages.get(error.status_code, str(error.detail)))
 
 

@@ -43,6 +43,10 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
         (["train", "--resume"], ["--resume needs --workdir"]),
         (["train", "--resume", "--workdir", "/nonexistent/run"], ["config.json not found"]),
         (["train", "--data", "/nonexistent/log.csv", "--workdir", "RUN"], ["no file '/nonexistent/log.csv'"]),
+        (
+            ["train", "--data", "a.csv", "--data.source", "b.csv", "--workdir", "RUN"],
+            ["--data a.csv and --data.source b.csv exclude each other"],
+        ),
         (["train", "--workdir", "RUN", "--seeds", "0"], ["--seeds", "from 1 to 10,000", "got 0"]),
         (
             ["train", "--workdir", "RUN", "--seeds", "99999999"],

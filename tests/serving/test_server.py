@@ -175,7 +175,7 @@ def test_titles_are_found_as_by_looking_at_each():
         ("/nothing", {}, 404, "no such path"),
         ("/recommend/", {"history": []}, 404, "no such path"),
         (f"/items?q={'i' * 20_000}", None, 431, "path and headers must have at most 16384 bytes, got 20"),
-        ("/recommend", None, 405, "another method"),
+        ("/recommend", None, 405, "this path takes POST, got GET"),
     ],
 )
 def test_requests_that_cannot_be_answered(client, path, body, status, message):
