@@ -382,15 +382,26 @@ def effects(result: Mapping[str, Any], shown: Sequence[str] = ()) -> Figure:
 
 
 def plan_line(plan: Mapping[str, Any]) -> str:
-    """The part of a plan that did not run, in words; empty where all of it did."""
-    parts = [
-        f"{name} {change['ran']} instead of {change['planned']}" for name, change in plan["changed"].items()
-    ]
+    """The part of a plan that did not run, and the options that differ from it, in words; empty where all of it ran."""
+    less, others = [], []
+    for name, change in plan["changed"].items():
+        text = f"{name} {change['ran']} instead of {change['planned']}"
+        (less if _is_less(name, **change) else others).append(text)
     if plan["left_out"]:
-        parts.append(f"without {'; '.join(plan['left_out'])}")
-    if not parts:
-        return ""
-    return f"**Less than planned** ({len(plan['variants'])} variants): {', '.join(parts)}."
+        less.append(f"without {'; '.join(plan['left_out'])}")
+    sentences = []
+    if less:
+        sentences.append(f"**Less than planned** ({len(plan['variants'])} variants): {', '.join(less)}.")
+    if others:
+        sentences.append(f"Other options than the defaults: {', '.join(others)}.")
+    return " ".join(sentences)
+
+
+def _is_less(name: str, planned: Any, ran: Any) -> bool:
+    """Whether a study with this option does less work: fewer seeds, epochs or values of a list."""
+    if isinstance(planned, tuple):
+        return set(ran) < set(planned)
+    return (name == "seeds" or name.endswith("epochs")) and ran < planned
 
 
 def write(

@@ -92,13 +92,20 @@ def test_what_a_study_leaves_out_is_said():
     @dataclasses.dataclass(frozen=True)
     class Options(StudyOptions):
         width: int = 8
+        depths: tuple[int, ...] = (2, 4)
 
     rows = [Variant(name, {}) for name in "abc"]
     assert plan_line(Options(data="x", out="y").plan(rows)) == ""
     line = plan_line(Options(seeds=3, width=4, only=("a", "c")).plan(rows))
     assert line == (
-        "**Less than planned** (3 variants): seeds 3 instead of 5, width 4 instead of 8, without b."
+        "**Less than planned** (3 variants): seeds 3 instead of 5, without b. "
+        "Other options than the defaults: width 4 instead of 8."
     )
+    more = Options(seeds=9, epochs=60, depths=(2, 3, 4)).plan(rows)
+    assert plan_line(more).startswith("Other options than the defaults: seeds 9 instead of 5, epochs 60 "), (
+        "more is not less"
+    )
+    assert plan_line(Options(depths=(4,)).plan(rows)).startswith("**Less than planned**")
     with pytest.raises(SystemExit, match=r"only: expected some of a, b, c; got \['d'\]"):
         Options(only=("d",)).chosen(rows)
 
