@@ -383,7 +383,8 @@ def effects(result: Mapping[str, Any], shown: Sequence[str] = ()) -> Figure:
 
 def plan_line(plan: Mapping[str, Any]) -> str:
     """The part of a plan that did not run, and the options that differ from it, in words; empty where all of it ran."""
-    less, others = [], []
+    less: list[str] = []
+    others: list[str] = []
     for name, change in plan["changed"].items():
         text = f"{name} {change['ran']} instead of {change['planned']}"
         (less if _is_less(name, **change) else others).append(text)
