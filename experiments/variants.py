@@ -34,6 +34,7 @@ from jaxrec.data.sampler import RowStream
 from jaxrec.data.splits import Split, split_dataset
 from jaxrec.presets import sasrec
 from jaxrec.runs import Run
+from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
 
 Settings = Mapping[str, Any]
@@ -264,6 +265,7 @@ def study(
             "name": variant.name,
             "tried": tried,
             **{key: results[key] for key in ("metrics", "valid_metrics", "timing", "training")},
+            "seed_epochs": epochs_of_seeds(run),
             "config": named_data(results["config"]),
             "lists": _lists(run, dataset),
             "commit": results["versions"].get("commit", "unknown"),
@@ -282,6 +284,21 @@ def study(
     if record is not None:
         record(result)
     return result
+
+
+def epochs_of_seeds(run: Path) -> list[float]:
+    """Epochs that each seed of a finished run was trained: one that has ended early takes no part in later steps.
+
+    Args:
+      run: run directory.
+    """
+    training = json.loads((run / "results.json").read_text())["training"]
+    last: dict[int, int] = {}
+    for line in read_metrics(run / "log.jsonl"):
+        for seed, loss in enumerate(line.get("loss", ())):
+            if loss is not None:
+                last[seed] = max(last.get(seed, 0), line["step"])
+    return [step / training["steps"] * training["epochs"] for _, step in sorted(last.items())]
 
 
 def _lists(run: Path, dataset: SequenceDataset) -> dict[str, dict[str, Any]]:

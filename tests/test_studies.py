@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from experiments import variants
 from experiments.awrsr import table as awrsr_table
 from experiments.kernel import ablation
-from experiments.miq import pretraining, sampled_users, table2
+from experiments.miq import pretraining, sampled_users, table2, table3
 from experiments.revisited import positions, sampling
 from experiments.studies import anchors, masked_items, prefix_verdict
 from experiments.variants import StudyOptions, Variant, apply, plan_line
@@ -108,6 +109,41 @@ def test_what_a_study_leaves_out_is_said():
     assert plan_line(Options(depths=(4,)).plan(rows)).startswith("**Less than planned**")
     with pytest.raises(SystemExit, match=r"only: expected some of a, b, c; got \['d'\]"):
         Options(only=("d",)).chosen(rows)
+
+
+def test_table_3_says_what_it_leaves_out(monkeypatch):
+    written = {}
+    row = {"name": "SASRec", "metrics": {name: {"mean": 0.05} for name in ("HR@10", "NDCG@10")}}
+    row |= {"training": {"epochs": 20.0}, "timing": {"training_seconds": 30.0}, "seed_epochs": [20.0, 10.0]}
+
+    def studied(base, chosen, dataset, out, metrics, record):
+        record({"markdown": "", "variants": [row], "dataset": {"users": 1090}})
+
+    monkeypatch.setattr(table3, "study", studied)
+    monkeypatch.setattr(table3, "recorder", lambda *arguments: written.update)
+    monkeypatch.setattr(table3.Options, "load", lambda options: DATASET)
+    table3.main(table3.Options(data="data", seeds=5, patience=10, only=("SASRec",)))
+    line = plan_line(written["plan"])
+    assert line.startswith("**Less than planned** (16 variants): seeds 5 instead of 10, without GRU4Rec; ")
+    assert line.endswith("patience 10 instead of 60.")
+    assert re.search(r"\| SASRec +\| 20 +\| 1\.000 +\|", written["markdown"]), "30 s for 30 epochs of a seed"
+    with pytest.raises(SystemExit, match=r"only: expected some of SASRec, .*; got \['SASREC'\]"):
+        table3.main(table3.Options(data="data", only=("SASREC",)))
+
+
+def test_same_compute_counts_the_epochs_of_every_seed(tmp_path):
+    """Two seeds of which one has ended halfway: an epoch of both costs 40 s / 7.5 of them, not 40 s / 10."""
+    for loss in pretraining.LOSSES:
+        run = tmp_path / f"scratch,-{loss}"
+        run.mkdir()
+        results = {"timing": {"training_seconds": 40.0}, "training": {"steps": 20, "epochs": 10.0}}
+        (run / "results.json").write_text(json.dumps(results))
+        lines = [{"step": 10, "loss": [2.0, 3.0]}, {"step": 20, "loss": [None, 2.5]}]
+        (run / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        assert variants.epochs_of_seeds(run) == [5.0, 10.0]
+    rows = pretraining.variants(pretraining.Options(epochs=20, out=str(tmp_path)), seconds=160.0)
+    longer = next(row for row in rows if row.name == "scratch, same compute, CE")
+    assert longer.sections["training"]["epochs"] == 20 + 160 / (40 / 7.5)
 
 
 def test_frontier_against_the_definition():

@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 from experiments.differences import difference_table
@@ -28,6 +29,7 @@ from experiments.variants import (
     Variant,
     apply,
     contrasts,
+    epochs_of_seeds,
     recorder,
     study,
 )
@@ -71,13 +73,12 @@ def first_stage(options: Options, base: RunConfig, dataset: SequenceDataset) -> 
         config = apply(base, sections(preset, options.pretraining_epochs))
         config = apply(config, {"training": {"select": "last", "evaluate_every": options.pretraining_epochs}})
         fit(dataset, config, folder, resume=(folder / "config.json").exists(), progress=False)
-    return training_seconds(folder)[0]
+    return training_seconds(folder)
 
 
-def training_seconds(folder: Path) -> tuple[float, float]:
-    """Seconds of training of a finished run, and its epochs."""
-    results = json.loads((folder / "results.json").read_text())
-    return results["timing"]["training_seconds"], results["training"]["epochs"]
+def training_seconds(folder: Path) -> float:
+    """Seconds of training of a finished run, all seeds."""
+    return json.loads((folder / "results.json").read_text())["timing"]["training_seconds"]
 
 
 def variants(options: Options, seconds: float | None = None) -> list[Variant]:
@@ -96,8 +97,10 @@ def variants(options: Options, seconds: float | None = None) -> list[Variant]:
             if kind == "pretrained":
                 training["init_from"] = str(Path(options.out) / "pretraining")
             elif kind == "scratch, same compute":
-                one, epochs = training_seconds(Path(options.out) / name_of("scratch", loss).replace(" ", "-"))
-                training |= {"epochs": round(options.epochs + (seconds or 0) * epochs / one), "patience": 0}
+                scratch = Path(options.out) / name_of("scratch", loss).replace(" ", "-")
+                # Seeds end early there and none does here, so the cost is that of an epoch of all seeds.
+                one = training_seconds(scratch) / float(np.mean(epochs_of_seeds(scratch)))
+                training |= {"epochs": round(options.epochs + (seconds or 0) / one), "patience": 0}
             rows.append(Variant(name_of(kind, loss), {"objective": objective, "training": training}))
     return rows
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.variants import Variant, apply, effects, recorder, study
+from experiments.variants import StudyOptions, Variant, apply, effects, recorder, study
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.api import fit
 from jaxrec.attention import MultiItemQueryAttentionConfig
@@ -81,7 +81,7 @@ PRINTED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(StudyOptions):
     """Run MIQ-Attn's Table 3.
 
     Attributes:
@@ -98,10 +98,9 @@ class Options:
     data: str = "s3rec_data.zip"
     seeds: int = 10
     epochs: float = 0.0
-    patience: float = 60.0
+    patience: int = 60
     pretraining_epochs: float = 150.0
     out: str = "runs/miq-table-3"
-    only: tuple[str, ...] = ()
 
 
 def mechanisms() -> dict[str, AttentionConfig]:
@@ -201,30 +200,25 @@ def printed_table(result: Mapping[str, Any]) -> str:
 
 
 def cost_table(result: Mapping[str, Any]) -> str:
-    """Markdown: seconds of an epoch of each row, all seeds together."""
+    """Markdown: epochs of the longest seed of each row, and seconds of an epoch of one seed."""
     rows = [
         [
             row["name"],
             f"{row['training']['epochs']:g}",
-            f"{row['timing']['training_seconds'] / row['training']['epochs']:.2f}",
+            f"{row['timing']['training_seconds'] / sum(row['seed_epochs']):.3f}",
         ]
         for row in result["variants"]
     ]
-    return to_markdown(["row", "epochs", f"seconds per epoch, {len(result['seeds'])} seed(s)"], rows)
+    return to_markdown(["row", "epochs, longest seed", "seconds per epoch of a seed"], rows)
 
 
 def main(options: Options) -> None:
     """Pretrain, run the study, and write its tables."""
     archive = options.data.endswith(".zip")
-    dataset = load_dataset("s3rec-lastfm", archive=options.data) if archive else load_dataset(options.data)
+    dataset = load_dataset("s3rec-lastfm", archive=options.data) if archive else options.load()
     # Of every sequence the last two interactions are held out.
     rows = variants(options, np.maximum(np.diff(dataset.offsets) - 2, 0))
-    unknown = set(options.only) - {row.name for row in rows}
-    if unknown:
-        raise SystemExit(
-            f"only: expected some of {', '.join(row.name for row in rows)}; got {sorted(unknown)}"
-        )
-    chosen = [row for row in rows if not options.only or row.name in options.only]
+    chosen = options.chosen(rows)
     base = apply(
         sasrec_s3rec(), {"training": {"seeds": tuple(range(options.seeds)), "checkpoint_seconds": 60.0}}
     )
@@ -238,7 +232,7 @@ def main(options: Options) -> None:
     def record(result: dict[str, Any]) -> None:
         """Write the record with the printed figures and the costs among its tables."""
         tables = [result["markdown"], printed_table(result), cost_table(result)]
-        write({**result, "markdown": "\n\n".join(tables)})
+        write({**result, "plan": options.plan(rows), "markdown": "\n\n".join(tables)})
 
     study(base, chosen, dataset, Path(options.out), METRICS, record)
 

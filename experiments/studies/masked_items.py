@@ -95,11 +95,11 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
             row["name"],
             f"{row['training']['epochs']:.0f}",
             str(row["training"]["best_steps"]),
-            f"{row['timing']['training_seconds'] / row['training']['epochs']:.2f}",
+            f"{row['timing']['training_seconds'] / sum(row['seed_epochs']):.3f}",
         ]
         for row in result["variants"]
     ]
-    header = ["row", "epochs", "best steps", "seconds per epoch, all seeds"]
+    header = ["row", "epochs, longest seed", "best steps", "seconds per epoch of a seed"]
     return [*found, to_markdown(header, lines)]
 
 
