@@ -27,7 +27,8 @@ from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figu
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.api import fit
-from jaxrec.config import RunConfig, config_hash
+from jaxrec.config import RunConfig, config_hash, load_config, to_dict
+from jaxrec.config import differences as changed_settings
 from jaxrec.data import load_dataset
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.sampler import RowStream
@@ -259,6 +260,8 @@ def study(
         new = not (run / "results.json").exists()
         if new:
             fit(dataset, config, run, resume=(run / "config.json").exists(), progress=False)
+        else:
+            refuse_other_settings(run, config)
         results = json.loads((run / "results.json").read_text())
         runs.append(run)
         row = {
@@ -284,6 +287,30 @@ def study(
     if record is not None:
         record(result)
     return result
+
+
+def refuse_other_settings(run: Path, config: RunConfig) -> None:
+    """Check that a finished run has the settings of the study that finds it; paths of data may differ.
+
+    Args:
+      run: run directory.
+      config: that the study would train.
+
+    Raises:
+      SystemExit: it has others, so that its row would have another budget than its neighbours.
+    """
+    changed = changed_settings(to_dict(load_config(run / "config.json")), to_dict(config))
+    ignored = ("data.", "training.checkpoint_seconds", "training.init_from")
+    changes = [
+        f"{field}: trained with {saved!r}, now {given!r}"
+        for field, (saved, given) in changed.items()
+        if not field.startswith(ignored)
+    ]
+    if changes:
+        raise SystemExit(
+            f"{run} holds a finished run with other settings ({'; '.join(changes)}): repeat its command, choose another "
+            "--out, or delete the run"
+        )
 
 
 def epochs_of_seeds(run: Path) -> list[float]:

@@ -18,6 +18,7 @@ from experiments.miq import pretraining, sampled_users, table2, table3
 from experiments.revisited import positions, sampling
 from experiments.studies import anchors, masked_items, prefix_verdict
 from experiments.variants import StudyOptions, Variant, apply, plan_line
+from jaxrec.config import save_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.splits import split_dataset
 from jaxrec.nn.spec import DataSpec
@@ -144,6 +145,20 @@ def test_same_compute_counts_the_epochs_of_every_seed(tmp_path):
     rows = pretraining.variants(pretraining.Options(epochs=20, out=str(tmp_path)), seconds=160.0)
     longer = next(row for row in rows if row.name == "scratch, same compute, CE")
     assert longer.sections["training"]["epochs"] == 20 + 160 / (40 / 7.5)
+
+
+def test_a_finished_run_with_another_budget_is_no_row(tmp_path, monkeypatch):
+    """A study of more epochs in the folder of a short one would compare budgets; paths of data may differ."""
+    short = apply(sasrec(), {"training": {"epochs": 1.0, "seeds": (0, 1)}, "data": {"source": "/a/log.txt"}})
+    run = tmp_path / "plain"
+    run.mkdir()
+    save_config(short, run / "config.json")
+    (run / "results.json").write_text("{}")
+    variants.refuse_other_settings(run, apply(short, {"data": {"source": "log.txt"}}))
+    monkeypatch.setattr(variants, "best_untrained", lambda split, config: None)
+    longer = apply(short, {"training": {"epochs": 40.0}})
+    with pytest.raises(SystemExit, match=r"other settings \(training.epochs: trained with 1.0, now 40.0\)"):
+        variants.study(longer, [Variant("plain", {})], DATASET, tmp_path)
 
 
 def test_frontier_against_the_definition():
@@ -323,6 +338,7 @@ def test_pretraining_against_more_training(folder, monkeypatch):
 
     monkeypatch.setattr(variants, "fit", copied)
     monkeypatch.setattr(pretraining, "fit", copied)
+    monkeypatch.setattr(variants, "refuse_other_settings", lambda run, config: None)
     monkeypatch.chdir(folder)
     options = pretraining.Options(data="data", seeds=2, epochs=20, pretraining_epochs=7, out="runs/pre")
     pretraining.main(options)
