@@ -15,14 +15,14 @@ from experiments import variants
 from experiments.awrsr import table as awrsr_table
 from experiments.kernel import ablation
 from experiments.miq import pretraining, sampled_users, table2, table3
-from experiments.revisited import positions, sampling
+from experiments.revisited import duality, personalisation, positions, sampling
 from experiments.studies import anchors, masked_items, prefix_verdict
 from experiments.variants import StudyOptions, Variant, apply, plan_line
 from jaxrec.config import save_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.splits import split_dataset
 from jaxrec.nn.spec import DataSpec
-from jaxrec.presets import sasrec
+from jaxrec.presets import sasrec, sasrec_s3rec
 from tests.helpers import small_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -159,6 +159,63 @@ def test_a_finished_run_with_another_budget_is_no_row(tmp_path, monkeypatch):
     longer = apply(short, {"training": {"epochs": 40.0}})
     with pytest.raises(SystemExit, match=r"other settings \(training.epochs: trained with 1.0, now 40.0\)"):
         variants.study(longer, [Variant("plain", {})], DATASET, tmp_path)
+
+
+def test_pretraining_of_another_length_is_not_taken(tmp_path):
+    folder = tmp_path / "pretraining-softmax"
+    folder.mkdir()
+    short = table3.Options(pretraining_epochs=20, out=str(tmp_path))
+    configs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table3, "fit", lambda dataset, config, *arguments, **options: configs.append(config))
+        table3.pretrain(short, "", sasrec_s3rec(), DATASET)
+    save_config(configs[0], folder / "config.json")
+    (folder / "results.json").write_text("{}")
+    table3.pretrain(short, "", sasrec_s3rec(), DATASET)
+    with pytest.raises(SystemExit, match=r"training.epochs: trained with 20, now 150"):
+        table3.pretrain(dataclasses.replace(short, pretraining_epochs=150), "", sasrec_s3rec(), DATASET)
+
+
+def test_vectors_of_users_are_compared_with_the_row_that_is_named():
+    rng = np.random.default_rng(0)
+
+    def measured():
+        values = rng.random((2, 30))
+        return SimpleNamespace(warm=SimpleNamespace(own=values, lists=values, new=None), new=values)
+
+    rows = personalisation.comparisons({"added": measured(), "film, swapped": measured()})
+    assert {row["comparison"].split(", NDCG")[0] for row in rows} == {
+        "film, swapped less added",
+        "film, swapped less added, list similarity",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    name: str
+
+
+def test_duality_says_what_it_leaves_out(monkeypatch):
+    """Data are read as in every study, and the next-item model is trained though it is not named."""
+    kept = []
+    side = SimpleNamespace(ranks=lambda names: [Ranks(name) for name in names])
+    stand_ins = {
+        "study": lambda *arguments: {},
+        "Run": lambda *arguments: SimpleNamespace(ranks=lambda part: None),
+        "saved_ranks": lambda name, ranks: Ranks(name),
+        "next_user_run": lambda *arguments: None,
+        "measure_duality": lambda *arguments, **options: side,
+        "record": lambda options, trained, *others: kept.append(trained["plan"]),
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(duality, name, value)
+    monkeypatch.setattr(duality.Options, "load", lambda options: DATASET)
+    duality.main(duality.Options(data="s3rec_data.zip:LastFM", seeds=3, only=("consistency 1",)))
+    line = plan_line(kept[0])
+    assert line.startswith(
+        "**Less than planned** (6 variants): seeds 3 instead of 5, without consistency 0.01; "
+    )
+    assert "next item" not in line
 
 
 def test_frontier_against_the_definition():

@@ -31,6 +31,7 @@ from experiments.variants import (
     contrasts,
     epochs_of_seeds,
     recorder,
+    refuse_other_settings,
     study,
 )
 from jaxrec.analysis.tables import to_markdown
@@ -68,10 +69,12 @@ class Options(StudyOptions):
 def first_stage(options: Options, base: RunConfig, dataset: SequenceDataset) -> float:
     """Train the first stage, unless it is finished; its seconds of training."""
     folder = Path(options.out) / "pretraining"
-    if not (folder / "results.json").exists():
-        preset = s3rec_pretrain().updated({"batches.prefixes_per_sequence": options.prefixes})
-        config = apply(base, sections(preset, options.pretraining_epochs))
-        config = apply(config, {"training": {"select": "last", "evaluate_every": options.pretraining_epochs}})
+    preset = s3rec_pretrain().updated({"batches.prefixes_per_sequence": options.prefixes})
+    config = apply(base, sections(preset, options.pretraining_epochs))
+    config = apply(config, {"training": {"select": "last", "evaluate_every": options.pretraining_epochs}})
+    if (folder / "results.json").exists():
+        refuse_other_settings(folder, config)
+    else:
         fit(dataset, config, folder, resume=(folder / "config.json").exists(), progress=False)
     return training_seconds(folder)
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.variants import StudyOptions, Variant, apply, effects, recorder, study
+from experiments.variants import StudyOptions, Variant, apply, effects, recorder, refuse_other_settings, study
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.api import fit
 from jaxrec.attention import MultiItemQueryAttentionConfig
@@ -173,15 +173,16 @@ def variants(options: Options, lengths: np.ndarray) -> list[Variant]:
 def pretrain(options: Options, prefix: str, base: RunConfig, dataset: SequenceDataset) -> None:
     """Train S3-Rec's first stage for a mechanism, unless it is finished."""
     folder = pretraining_folder(options, prefix)
-    if (folder / "results.json").exists():
-        return
     preset = s3rec_pretrain()
     own = {
         "training": {"epochs": options.pretraining_epochs, "select": "last"},
         "encoder.attention": mechanisms()[prefix],
     }
     config = apply(base, {**sections(preset, options.pretraining_epochs), **own})
-    fit(dataset, config, folder, resume=(folder / "config.json").exists(), progress=False)
+    if (folder / "results.json").exists():
+        refuse_other_settings(folder, config)
+    else:
+        fit(dataset, config, folder, resume=(folder / "config.json").exists(), progress=False)
 
 
 def printed_table(result: Mapping[str, Any]) -> str:

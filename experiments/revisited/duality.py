@@ -21,7 +21,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.record import RESULTS, command_line, dataset_line, write_record
-from experiments.variants import StudyOptions, Variant, study
+from experiments.variants import StudyOptions, Variant, plan_line, refuse_other_settings, study
 from jaxrec.analysis.compare import Comparison, RunRanks, compare_runs, saved_ranks
 from jaxrec.analysis.duality import ENSEMBLE, NEXT_ITEM, NEXT_USER, Duality, draw_coverage, measure_duality
 from jaxrec.analysis.figures import save_figure
@@ -30,7 +30,7 @@ from jaxrec.analysis.significance import holm
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.api import fit
 from jaxrec.config import RunConfig
-from jaxrec.data import load_dataset, split_dataset, transposed
+from jaxrec.data import split_dataset, transposed
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.presets import sasrec
 from jaxrec.runs import Run
@@ -94,20 +94,18 @@ def next_user_run(options: Options, dataset: SequenceDataset) -> Run:
     reverse = transposed(split_dataset(dataset, base_config(options).split), options.last)
     if not (folder / "results.json").exists():
         fit(reverse, base_config(options), folder, resume=(folder / "config.json").exists(), progress=False)
+    else:
+        refuse_other_settings(folder, base_config(options))
     return Run(folder, reverse)
 
 
 def main(options: Options) -> None:
     """Train, rank, compare, and write the record."""
-    dataset = load_dataset(options.data)
-    out = Path(options.out)
     every = variants(options)
-    unknown = set(options.only) - {each.name for each in every}
-    if unknown:
-        raise SystemExit(
-            f"only: expected some of {', '.join(each.name for each in every)}; got {sorted(unknown)}"
-        )
-    chosen = [each for each in every if not options.only or each.name in options.only or each is every[0]]
+    asked = options.chosen(every)
+    chosen = [each for each in every if each in asked or each is every[0]]
+    dataset = options.load()
+    out = Path(options.out)
     trained = study(base_config(options), chosen, dataset, out)
     runs = {each.name: Run(out / each.name.replace(" ", "-"), dataset) for each in chosen}
     users = next_user_run(options, dataset)
@@ -120,7 +118,8 @@ def main(options: Options) -> None:
         pair = sides[popularity].ranks((NEXT_USER, ENSEMBLE))
         ranks += [dataclasses.replace(each, name=name) for each, name in zip(pair, names, strict=True)]
     missing = [each.name for each in every if each not in chosen]
-    record(options, trained, ranks, sides, users, missing)
+    trained["plan"] = {**options.plan(every), "left_out": missing}
+    record(options, trained, ranks, sides, users)
 
 
 def over_all(comparison: Comparison) -> Comparison:
@@ -137,7 +136,6 @@ def record(
     ranks: list[RunRanks],
     sides: dict[float, Duality],
     users: Run,
-    missing: list[str],
 ) -> None:
     """Write tables, figure and everything measured."""
     plain = sides[0.0]
@@ -163,9 +161,17 @@ def record(
         {
             **{
                 key: trained[key]
-                for key in ("dataset", "split", "protocol", "seeds", "baselines", "versions", "hardware")
+                for key in (
+                    "plan",
+                    "dataset",
+                    "split",
+                    "protocol",
+                    "seeds",
+                    "baselines",
+                    "versions",
+                    "hardware",
+                )
             },
-            "unfinished": missing,
             "trained": [
                 {key: row[key] for key in ("name", "metrics", "valid_metrics", "timing", "training")}
                 for row in trained["variants"]
@@ -182,7 +188,7 @@ def record(
         title=f"Users and items from both sides on {trained['dataset']['name']}",
         command=command_line("experiments.revisited.duality"),
         body=[
-            *([f"**Partial**: not trained: {', '.join(missing)}."] if missing else []),
+            *filter(None, [plan_line(trained["plan"])]),
             f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}; {trained['protocol']}. Seeds "
             f"{trained['seeds']}. Nothing was tuned but the weights of the ensembles, by validation.",
             to_markdown(*results),

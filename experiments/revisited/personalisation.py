@@ -151,12 +151,12 @@ def comparisons(measured: dict[str, Measured]) -> list[dict[str, Any]]:
     Of each variant and the first: the metric of users of training, and of new users. Of each variant with vectors: users of
     training as new ones less themselves. Of each variant and the first: the similarity of lists, over pairs of users.
     """
-    first = next(iter(measured.values()))
+    reference, first = next(iter(measured.items()))
     pairs: list[tuple[str, np.ndarray, np.ndarray]] = []
     for name, each in list(measured.items())[1:]:
-        pairs.append((f"{name} less none, {METRIC}", first.warm.own, each.warm.own))
-        pairs.append((f"{name} less none, {METRIC} of new users", first.new, each.new))
-        pairs.append((f"{name} less none, list similarity", first.warm.lists, each.warm.lists))
+        pairs.append((f"{name} less {reference}, {METRIC}", first.warm.own, each.warm.own))
+        pairs.append((f"{name} less {reference}, {METRIC} of new users", first.new, each.new))
+        pairs.append((f"{name} less {reference}, list similarity", first.warm.lists, each.warm.lists))
     for name, each in measured.items():
         if each.warm.new is not None:
             pairs.append((f"{name}: as new users less as themselves, {METRIC}", each.warm.own, each.warm.new))
