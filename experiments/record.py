@@ -90,10 +90,13 @@ def command_line(module: str, arguments: Sequence[str] | None = None) -> str:
     words = [f"python -m {module}"]
     ignored = False
     for argument in sys.argv[1:] if arguments is None else arguments:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
         if argument.startswith("--"):
-            ignored = argument in _OUTPUT_OPTIONS
+            ignored = option in _OUTPUT_OPTIONS
         if not ignored:
-            words.append(shlex.quote(_without_folder(argument)))
+            words.append(shlex.quote(f"{_without_folder(option)}{equals}{_without_folder(value)}"))
+        if equals:
+            ignored = False
     return " ".join(words)
 
 
@@ -103,16 +106,16 @@ def _without_folder(argument: str) -> str:
 
 
 def named_data(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration with the names of its data files rather than their paths."""
-    data = {
-        name: [_without_folder(part) for part in value]
-        if isinstance(value, list)
-        else _without_folder(value)
-        if isinstance(value, str)
-        else value
-        for name, value in config["data"].items()
-    }
-    return {**config, "data": data}
+    """A run's configuration with the names of its files and folders rather than their paths."""
+    return {name: _named(value) for name, value in config.items()}
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _named(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_named(part) for part in value]
+    return _without_folder(value) if isinstance(value, str) else value
 
 
 def number(value: float) -> str:

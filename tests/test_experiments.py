@@ -65,6 +65,10 @@ def test_record_has_command_versions_and_tables(tmp_path):
         ["--data", "/some/where/log.txt", "--out", "runs/a", "--notes", "a", "b", "--seeds", "3"],
     )
     assert command == "python -m experiments.x --data log.txt --out runs/a --seeds 3"
+    assert command == command_line(
+        "experiments.x",
+        ["--data=/some/where/log.txt", "--record=name", "--out", "runs/a", "--json", "--seeds", "3"],
+    ).replace("=", " ")
     page = write_record(
         "name",
         {"figure": 1.5},
@@ -95,6 +99,8 @@ def test_a_record_says_nothing_about_the_disk():
         "task": 1,
     }
     assert named_data({"data": {"source": "/c/log.txt"}})["data"]["source"] == "log.txt"
+    started = named_data({"training": {"init_from": "/a/b/pretraining-softmax", "seeds": [0, 1]}})
+    assert started == {"training": {"init_from": "pretraining-softmax", "seeds": [0, 1]}}
 
 
 def test_parameters_are_those_of_the_encoder():
