@@ -4,8 +4,8 @@ r"""Chance alone in MIQ-Attn's protocol: about a thousand users drawn anew for e
         --training.epochs 4 --training.evaluate-every 4 --workdir runs/null
     python -m experiments.miq.sampled_users runs/null
 
-The printed values of Table 2 are multiples of 1/1000, so each column rests on about 1,000 users, and on other users
-than its neighbour. Here both columns are the same model: two seeds of one run, with no difference by construction but
+The printed hit rates of Table 2 on MovieLens 1M are multiples of 1/1000, and those on Beauty fit another number of
+users below 1,000 in each column: a column rests on about 1,000 users, and on other users than its neighbour. Here both columns are the same model: two seeds of one run, with no difference by construction but
 for the seed. Columns are drawn many times, and the record counts how often they differ by as much as the printed
 table: for one column against SASRec, and for the best of the table's four. "Other users" draws them anew for each
 column, "same users" once for both, which is what a paired protocol would do.
