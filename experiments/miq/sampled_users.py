@@ -5,10 +5,11 @@ r"""Chance alone in MIQ-Attn's protocol: about a thousand users drawn anew for e
     python -m experiments.miq.sampled_users runs/null
 
 The printed hit rates of Table 2 on MovieLens 1M are multiples of 1/1000, and those on Beauty fit another number of
-users below 1,000 in each column: a column rests on about 1,000 users, and on other users than its neighbour. Here both columns are the same model: two seeds of one run, with no difference by construction but
-for the seed. Columns are drawn many times, and the record counts how often they differ by as much as the printed
-table: for one column against SASRec, and for the best of the table's four. "Other users" draws them anew for each
-column, "same users" once for both, which is what a paired protocol would do.
+users below 1,000 in each column: a column rests on about 1,000 users, and on other users than its neighbour. Here
+both columns are the same model: two seeds of one run, with no difference by construction but for the seed. Columns
+are drawn many times, and the record counts how often they differ by as much as the printed table: for one column
+against SASRec, and for the best of the table's four. "Other users" draws them anew for each column, "same users" once
+for both, which is what a paired protocol would do.
 
 A model that is better than the printed one has larger steps. A draw therefore sets the values of a random part of the
 users to zero, so that the mean is that of the printed SASRec; its gains among hits stay. The share is 1 where the
