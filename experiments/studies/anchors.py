@@ -4,9 +4,9 @@
     python -m experiments.studies.anchors --data s3rec_data.zip:Beauty --anchor beauty --out runs/anchors-beauty
 
 The grid and the budget are those of Time to Split (arXiv 2507.16289): L = 128, learning rate .001, 300 epochs,
-patience 10; a step has the targets of 256 histories. The published values are chosen on validation of one seed as
-well. Rows are packed, so short histories cost less than there. On a CPU MovieLens 1M takes days: the command is meant
-for an accelerator.
+patience 10, here of validations two epochs apart; a step has the targets of 256 histories. The published values
+are chosen on validation of one seed as well. Rows are packed, so short histories cost less than there. On a CPU
+MovieLens 1M takes days: the command is meant for an accelerator.
 
 Writes ``experiments/results/anchors_<dataset>.{md,json,png}``.
 """

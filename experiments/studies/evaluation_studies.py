@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.record import dataset_line, write_record
+from experiments.record import command_line, dataset_line, write_record
 from jaxrec.analysis.compare import compare
 from jaxrec.analysis.protocols import protocols
 from jaxrec.analysis.stability import stability
@@ -76,7 +76,9 @@ def main(options: Options) -> None:
         options.name,
         {"dataset": dataset, "split": trained[0]["split"]["protocol"], "models": listed, **result},
         title=f"{options.study.capitalize()} on {dataset['name']}",
-        command=f"python -m experiments.studies.evaluation_studies {options.study} {' '.join(names)}",
+        command=command_line(
+            "experiments.studies.evaluation_studies", [options.study, *names, "--name", options.name]
+        ),
         body=[f"{dataset_line(dataset)} {trained[0]['split']['protocol']}.", *listed, tables],
         notes=options.notes,
     )

@@ -187,6 +187,7 @@ def test_records_of_studies_name_the_models(runs, monkeypatch, study):
         "a: transformer (softmax, cross-entropy), 2 seed(s), trained at commit "
     )
     assert result["models"][1].endswith("; `two`")
+    assert parts["command"].endswith(f"evaluation_studies {study} a b --name x"), "it runs as it is written"
     assert "NDCG@10" in parts["body"][-1]
 
 
