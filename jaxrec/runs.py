@@ -244,9 +244,10 @@ def run_names(runs: Sequence[str | Path]) -> list[str]:
     """Short names of run directories: their last parts, or their paths where those would be the same.
 
     Raises:
+      ConfigError: one is no path.
       DataError: a directory is given twice.
     """
-    places = [Path(run).resolve() for run in runs]
+    places = [os.path.realpath(as_path(run, "RUN")) for run in runs]
     twice = next((run for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise DataError(f"RUN: expected different run directories, got {twice} twice: give it once")
