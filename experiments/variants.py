@@ -88,6 +88,7 @@ class StudyOptions:
         metrics: Sequence[str] = ("HR@10", "NDCG@10"),
         tables: Callable[[dict[str, Any]], Sequence[str]] | None = None,
         figure: Callable[[dict[str, Any]], Figure] | None = None,
+        title: str = "",
     ) -> None:
         """Train the preset "sasrec" in all ``variants``; write ``experiments/results/WHAT_<dataset>.{md,json,png}``.
 
@@ -95,6 +96,7 @@ class StudyOptions:
 
         Args:
           what: is compared: "attention" or "objectives".
+          title: of the record; empty = ``what``.
           variants: all of the study; the first is what the others are compared with.
           sections: what differs from the preset in all of them.
           metrics: metrics to compare.
@@ -114,7 +116,7 @@ class StudyOptions:
         training |= dict(shared.pop("training", {}))
         base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **shared})
         module = sys.modules[type(self).__module__].__spec__.name  # "__main__" when it is run as a script
-        write_record_of = recorder(what, what.capitalize(), dataset, module, figure)
+        write_record_of = recorder(what, title or what.capitalize(), dataset, module, figure)
 
         def record(result: dict[str, Any]) -> None:
             """Write the record with its further tables."""

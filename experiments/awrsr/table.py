@@ -167,6 +167,7 @@ def main(options: Options) -> None:
         metrics=METRICS,
         tables=lambda result: tables(options.out, result),
         figure=figure,
+        title="AWRSR's table",
     )
 
 
