@@ -96,12 +96,12 @@ class StudyOptions:
 
         Args:
           what: is compared: "attention" or "objectives".
-          title: of the record; empty = ``what``.
           variants: all of the study; the first is what the others are compared with.
           sections: what differs from the preset in all of them.
           metrics: metrics to compare.
           tables: further Markdown of the record, from the result of `study`; it may add figures to the result.
           figure: figure of the record, from the result of `study`; None = the differences with their intervals.
+          title: of the record; empty = ``what``.
         """
         chosen = self.chosen(variants)
         dataset = self.load()
