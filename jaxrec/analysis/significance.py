@@ -206,9 +206,8 @@ def minimal_detectable_difference(
     values = a.mean(axis=0) if pessimistic else b.mean(axis=0) - a.mean(axis=0)
     (sums,), sizes = _sums_of_users([values[None]], users)
     own = sums[0]
-    if (
-        sizes is not None
-    ):  # deviations of the sums of users from what their numbers of cases give: a ratio of means
+    # A mean over cases is a ratio of sums over users: what counts are deviations from a user's share of it.
+    if sizes is not None:
         own = (own - sizes * values.mean()) * (len(sizes) / len(values))
     variance = (2 if pessimistic else 1) * own.var(ddof=1)
     z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
