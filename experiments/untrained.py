@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.differences import difference_table, paired_differences
+from jaxrec.analysis.compare import saved_ranks
 from jaxrec.config import RunConfig
 from jaxrec.data.splits import Split
 from jaxrec.evaluation.baselines import evaluate_baselines
@@ -49,11 +50,10 @@ def against_untrained(runs: Mapping[str, Path], untrained: Untrained, metric: st
     values = untrained.evaluation.values(metric)
     pairs = []
     for name, run in runs.items():
-        own = [evaluation for evaluation, _ in Run(run).ranks("test")]
-        if not np.array_equal(own[0].targets, untrained.evaluation.targets):
+        own = saved_ranks(name, Run(run).ranks("test"))
+        if not np.array_equal(own.evaluations[0].targets, untrained.evaluation.targets):
             raise ValueError(f"{name}: expected the test targets of {untrained.name}, got others in {run}")
-        trained = np.stack([evaluation.values(metric) for evaluation in own])
-        pairs.append((f"{name} less {untrained.name}, {metric}", values[None], trained))
+        pairs.append((f"{name} less {untrained.name}, {metric}", values[None], own.values(metric)))
     return paired_differences(pairs)
 
 

@@ -23,7 +23,7 @@ from experiments.differences import paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, named_data, write_record
 from experiments.untrained import against_untrained, best_untrained, untrained_table
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
-from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figure
+from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figure, saved_ranks
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.api import fit
@@ -259,11 +259,7 @@ def study(
     for number, variant in enumerate(variants, start=1):
         run = out / variant.name.replace(" ", "-")
         config, tried = tuned(base, variant, dataset, out / "tuning")
-        new = not (run / "results.json").exists()
-        if new:
-            fit(dataset, config, run, resume=(run / "config.json").exists(), progress=False)
-        else:
-            refuse_other_settings(run, config)
+        new = train_once(dataset, config, run)
         results = json.loads((run / "results.json").read_text())
         runs.append(run)
         row = {
@@ -289,6 +285,24 @@ def study(
     if record is not None:
         record(result)
     return result
+
+
+def train_once(dataset: SequenceDataset, config: RunConfig, run: Path) -> bool:
+    """Train a run, from where it stopped if it did, unless it is finished; whether there was anything to train.
+
+    Args:
+      dataset: data of the run.
+      config: of the run.
+      run: run directory.
+
+    Raises:
+      SystemExit: the finished run has other settings.
+    """
+    if (run / "results.json").exists():
+        refuse_other_settings(run, config)
+        return False
+    fit(dataset, config, run, resume=(run / "config.json").exists(), progress=False)
+    return True
 
 
 def refuse_other_settings(run: Path, config: RunConfig) -> None:
@@ -407,8 +421,7 @@ def contrasts(
     """
 
     def values(name: str) -> np.ndarray:
-        ranks = Run(Path(out) / name.replace(" ", "-")).ranks("test")
-        return np.stack([evaluation.values(metric) for evaluation, _ in ranks])
+        return saved_ranks(name, Run(Path(out) / name.replace(" ", "-")).ranks("test")).values(metric)
 
     rows = paired_differences([(f"{b} less {a}, {metric}", values(a), values(b)) for a, b in pairs])
     return [{"a": a, "b": b, "metric": metric, **row} for (a, b), row in zip(pairs, rows, strict=True)]

@@ -167,7 +167,7 @@ def test_pretraining_of_another_length_is_not_taken(tmp_path):
     short = table3.Options(pretraining_epochs=20, out=str(tmp_path))
     configs = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table3, "fit", lambda dataset, config, *arguments, **options: configs.append(config))
+        patch.setattr(variants, "fit", lambda dataset, config, *arguments, **options: configs.append(config))
         table3.pretrain(short, "", sasrec_s3rec(), DATASET)
     save_config(configs[0], folder / "config.json")
     (folder / "results.json").write_text("{}")
@@ -394,7 +394,6 @@ def test_pretraining_against_more_training(folder, monkeypatch):
         (Path(workdir) / "results.json").write_text(json.dumps(results))
 
     monkeypatch.setattr(variants, "fit", copied)
-    monkeypatch.setattr(pretraining, "fit", copied)
     monkeypatch.setattr(variants, "refuse_other_settings", lambda run, config: None)
     monkeypatch.chdir(folder)
     options = pretraining.Options(data="data", seeds=2, epochs=20, pretraining_epochs=7, out="runs/pre")

@@ -31,11 +31,10 @@ from experiments.variants import (
     contrasts,
     epochs_of_seeds,
     recorder,
-    refuse_other_settings,
     study,
+    train_once,
 )
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.api import fit
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.objectives import BinaryCrossEntropyConfig, CrossEntropyConfig, ObjectiveConfig
@@ -72,10 +71,7 @@ def first_stage(options: Options, base: RunConfig, dataset: SequenceDataset) -> 
     preset = s3rec_pretrain().updated({"batches.prefixes_per_sequence": options.prefixes})
     config = apply(base, sections(preset, options.pretraining_epochs))
     config = apply(config, {"training": {"select": "last", "evaluate_every": options.pretraining_epochs}})
-    if (folder / "results.json").exists():
-        refuse_other_settings(folder, config)
-    else:
-        fit(dataset, config, folder, resume=(folder / "config.json").exists(), progress=False)
+    train_once(dataset, config, folder)
     return training_seconds(folder)
 
 

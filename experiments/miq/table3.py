@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.variants import StudyOptions, Variant, apply, effects, recorder, refuse_other_settings, study
+from experiments.variants import StudyOptions, Variant, apply, effects, recorder, study, train_once
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.api import fit
 from jaxrec.attention import MultiItemQueryAttentionConfig
 from jaxrec.attention.base import AttentionConfig
 from jaxrec.config import RunConfig
@@ -179,10 +178,7 @@ def pretrain(options: Options, prefix: str, base: RunConfig, dataset: SequenceDa
         "encoder.attention": mechanisms()[prefix],
     }
     config = apply(base, {**sections(preset, options.pretraining_epochs), **own})
-    if (folder / "results.json").exists():
-        refuse_other_settings(folder, config)
-    else:
-        fit(dataset, config, folder, resume=(folder / "config.json").exists(), progress=False)
+    train_once(dataset, config, folder)
 
 
 def printed_table(result: Mapping[str, Any]) -> str:

@@ -21,14 +21,13 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.record import RESULTS, command_line, dataset_line, write_record
-from experiments.variants import StudyOptions, Variant, plan_line, refuse_other_settings, study
+from experiments.variants import StudyOptions, Variant, plan_line, study, train_once
 from jaxrec.analysis.compare import Comparison, RunRanks, compare_runs, saved_ranks
 from jaxrec.analysis.duality import ENSEMBLE, NEXT_ITEM, NEXT_USER, Duality, draw_coverage, measure_duality
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import breakdown, draw_groups, popularity_groups
 from jaxrec.analysis.significance import holm
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.api import fit
 from jaxrec.config import RunConfig
 from jaxrec.data import split_dataset, transposed
 from jaxrec.data.dataset import SequenceDataset
@@ -92,10 +91,7 @@ def next_user_run(options: Options, dataset: SequenceDataset) -> Run:
     """Train the next-user model on the transposed log, unless it is there."""
     folder = Path(options.out) / "next-user"
     reverse = transposed(split_dataset(dataset, base_config(options).split), options.last)
-    if not (folder / "results.json").exists():
-        fit(reverse, base_config(options), folder, resume=(folder / "config.json").exists(), progress=False)
-    else:
-        refuse_other_settings(folder, base_config(options))
+    train_once(reverse, base_config(options), folder)
     return Run(folder, reverse)
 
 
