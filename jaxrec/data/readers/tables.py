@@ -110,7 +110,7 @@ def reading(subject: str) -> Iterator[None]:
 
 
 def _advice(error: BaseException) -> str:
-    """What to do about text in another encoding."""
+    """Advice where the text is in another encoding, or nothing."""
     other = isinstance(error, UnicodeDecodeError) or "invalid utf-8" in str(error)
     return "; if it is text in another encoding, name it (--data.encoding latin-1)" if other else ""
 

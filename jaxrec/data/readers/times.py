@@ -138,7 +138,7 @@ def as_text(values: pl.Series, column: str) -> pl.Series:
 
 
 def _per_day(dtype: pl.DataType) -> int:
-    """How many of the physical unit of a date or datetime make a day."""
+    """Number of units of a date or datetime that make a day."""
     return 86_400 * PER_SECOND[dtype.time_unit] if isinstance(dtype, pl.Datetime) else 1
 
 
