@@ -84,13 +84,13 @@ def test_a_dataset_with_a_name_that_is_too_long_is_refused(tmp_path):
 def test_details_hold_no_folders(tmp_path):
     text = (
         f"the run {tmp_path}/kills/run is bad: {Path.cwd()}/jaxrec/x.py:7, {sys.prefix}/lib/a.py, '/srv/data/log.csv', "
-        "state/items/table 1/2 and /dev/null"
+        f"state/items/table 1/2, {Path.cwd()}-env/a.py and /dev/null"
     )
     log = TrialLog(tmp_path / "log.jsonl")
     log.add(Trial(0, "a", "refused", text))
     assert log.read()[0].detail == (
         "the run WORK/kills/run is bad: REPOSITORY/jaxrec/x.py:7, PYTHON/lib/a.py, 'FOLDER/log.csv', "
-        "state/items/table 1/2 and /dev/null"
+        "state/items/table 1/2, FOLDER/a.py and /dev/null"
     )
 
 

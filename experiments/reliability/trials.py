@@ -201,7 +201,8 @@ def without_folders(text: str, work: Path) -> str:
     for name, folder in places.items():
         for path in {folder.absolute(), folder.resolve()}:
             if path != path.parent:
-                text = text.replace(str(path), name)
+                # Not where it is but the beginning of a longer name.
+                text = re.sub(rf"{re.escape(str(path))}(?![\w-])", name, text)
     return _ABSOLUTE.sub("FOLDER/", text)
 
 
