@@ -377,10 +377,10 @@ def _prompts(histories: Histories, lengths: np.ndarray, part: _Part) -> Prompts:
     users = np.full(len(rows), -1) if histories.users is None else np.asarray(histories.users)[rows]
 
     def taken(log: Any) -> np.ndarray:
-        values = np.asarray(log)
-        if not len(values):
+        # Times of a log that stays in its file are no array, and are read where asked (`Histories`).
+        if not len(histories.items):
             return np.zeros((size, width), np.int32)
-        return _padded(np.where(real, values[place], 0).astype(np.int32), size)
+        return _padded(np.where(real, np.asarray(log[place]), 0).astype(np.int32), size)
 
     return Prompts(
         taken(histories.items),

@@ -20,6 +20,7 @@ from jaxrec.evaluation.seen import SeenItems
 from jaxrec.models import GRU4RecConfig, SRGNNConfig, TransformerConfig
 from jaxrec.nn.spec import DataSpec
 from jaxrec.serving.generation import GenerationConfig, cache_obstacle, generate
+from jaxrec.training.feed import RelativeSeconds
 from tests.attention.variants import QUICK
 from tests.models.cases import batch_of, random_parameters
 
@@ -201,6 +202,16 @@ def test_many_batches_answer_as_one_does(method):
     parts = generate(dataclasses.replace(model, encoding=few), many, 3, config)
     np.testing.assert_array_equal(parts.items, whole.items)
     np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5, atol=1e-5)
+
+
+def test_times_that_stay_in_their_file_are_read_where_asked():
+    """A streamed run has no array of times but what is indexed like one."""
+    own = histories()
+    streamed = dataclasses.replace(own, timestamps=RelativeSeconds(TIMES.astype(np.int64) + 10**9))
+    relative = dataclasses.replace(own, timestamps=TIMES - TIMES.min())
+    one, other = (generate(ranker("miq, time"), each, G) for each in (relative, streamed))
+    np.testing.assert_array_equal(one.items, other.items)
+    np.testing.assert_array_equal(one.scores, other.scores)
 
 
 def test_filters_and_repeats_of_each_history():
