@@ -27,7 +27,7 @@ from jaxrec.models import DataSpec, Encoder
 from jaxrec.optim import trained_mask
 from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import MEMORY, Resources, Task
-from jaxrec.training.feed import HostLog, RelativeSeconds, device_memory, is_resident
+from jaxrec.training.feed import MOST_ADDRESSED, HostLog, RelativeSeconds, device_memory, is_resident
 from jaxrec.training.shares import evaluate_shares, group_of_process, on_group
 from jaxrec.training.state import Params, initial_state
 from jaxrec.training.state_sharding import StateSharding, on_mesh
@@ -241,7 +241,8 @@ def prepare_model(
     if resident is None:
         size = 4 * len(dataset.items) * (1 + (dataset.timestamps is not None))
         share = config.training.resident_share * device_memory()
-        resident = config.training.feed != "streamed" and size <= share
+        few = len(dataset.items) <= MOST_ADDRESSED
+        resident = config.training.feed != "streamed" and few and size <= share
     timestamps: Any = None if dataset.timestamps is None else RelativeSeconds(dataset.timestamps)
     if timestamps is not None and resident:
         timestamps = timestamps[:]

@@ -15,10 +15,11 @@ from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError, DataError, Interrupted
 from jaxrec.objectives import BinaryCrossEntropyConfig
 from jaxrec.training import feed, loop
+from jaxrec.training import setup as preparation
 from jaxrec.training.feed import ChunkFeed, HostLog, RelativeSeconds, device_rows, fill, is_resident
 from jaxrec.training.logging import read_metrics
 from jaxrec.training.loop import train
-from jaxrec.training.setup import prepare
+from jaxrec.training.setup import prepare, prepare_model
 from tests.helpers import StopAfter, assert_same_run, replace, small_config, small_dataset
 
 DATASET = small_dataset()
@@ -102,6 +103,15 @@ def test_only_a_resident_log_is_bounded():
         is_resident(TrainingConfig(feed="resident"), objective, huge)
     assert not is_resident(TrainingConfig(feed="streamed"), objective, huge)
     assert not is_resident(TrainingConfig(resident_share=1.0), objective, huge)
+
+
+def test_a_saved_run_leaves_a_log_that_int32_cannot_index_on_the_host(monkeypatch):
+    """Whatever the memory of the device: places of histories would wrap around."""
+    assert prepare_model(small_config(), DATASET).resident
+    monkeypatch.setattr(preparation, "MOST_ADDRESSED", len(DATASET.items) - 1)
+    model = prepare_model(small_config(), DATASET)
+    assert not model.resident
+    assert isinstance(model.timestamps, RelativeSeconds)
 
 
 def test_seen_items_cannot_be_streamed():
