@@ -332,7 +332,11 @@ RENAMED_FIELDS: dict[str, str] = {**batches.RENAMED_FIELDS, **splits.RENAMED_FIE
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of an earlier version in today's form.
 
-    Before version 0.2 the attention mechanism was a section beside the encoder, and every encoder had positions.
+    Before version 0.2 the attention mechanism was a section beside the encoder, and every encoder had positions; an
+    objective could train on cosines where ranks were by products.
+
+    Raises:
+      ConfigError: it has such an objective.
     """
     out = {
         name: dict(section) if isinstance(section, Mapping) else section for name, section in values.items()
@@ -347,6 +351,11 @@ def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
             value = out[section].pop(field)
             if isinstance(out.setdefault(new_section, {}), dict):
                 out[new_section].setdefault(new_field, value)
+    if isinstance(out.get("objective"), dict) and out["objective"].pop("cosine", False):
+        raise ConfigError(
+            "the configuration has objective.cosine true, which trained on cosines and ranked by plain products: expected "
+            "false; train again with --encoder.similarity cosine, which trains and ranks by cosines"
+        )
     return out
 
 

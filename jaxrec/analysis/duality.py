@@ -179,7 +179,6 @@ def measure_duality(
             split.item_counts,
             popularity,
             temperature=getattr(users.config.objective, "temperature", 1.0),
-            cosine=getattr(users.config.objective, "cosine", False),
         )
         curve = weight_curve(
             first,

@@ -18,7 +18,6 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from jaxrec.data.readers.vectors import unit_rows
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker
@@ -59,7 +58,6 @@ class NextUserScorer:
         popularity: float = 0.0,
         *,
         temperature: float = 1.0,
-        cosine: bool = False,
     ) -> NextUserScorer:
         """Encode the sequence of every item once.
 
@@ -69,7 +67,6 @@ class NextUserScorer:
           item_counts: int[V+1], training interactions of each item.
           popularity: weight of log P(i).
           temperature: of the softmax that the model was trained with (``objective.temperature``).
-          cosine: whether that softmax was of unit vectors (``objective.cosine``).
 
         Raises:
           DataError: sequences and counts are of different numbers of items.
@@ -88,8 +85,6 @@ class NextUserScorer:
         states = np.concatenate(
             [np.zeros((1, vectors.shape[1]), np.float32), np.asarray(ranker.encode(sequences), np.float32)]
         )
-        if cosine:
-            states, vectors = unit_rows(states), unit_rows(vectors)
         states, bias = states / np.float32(temperature), bias / np.float32(temperature)
         totals = np.empty(n_items + 1, np.float32)
         for first in range(0, n_items + 1, ITEMS_AT_ONCE):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxrec.attention.softmax import SoftmaxAttentionConfig
 from jaxrec.errors import CheckpointError
@@ -66,9 +66,21 @@ class RecToolsSASRec(CheckpointFormat):
             norm_epsilon=1e-5,
             final_norm_epsilon=1e-8,
             padding_keys="none" if setting("use_key_padding_mask") else "zero",
+            similarity=_similarity(reader),
         )
         objective = _LOSSES.get(str(reader.file.extra("hyper_parameters", "loss")), "cross-entropy")
         return reader.model(encoder, len(places), "end", rows - 1, objective, _item_ids(reader, rows))
+
+
+def _similarity(reader: Reader) -> Literal["dot", "cosine"]:
+    """Score of an item, by the file's configuration; the product where it names none."""
+    found = reader.file.extra("hyper_parameters", "model_config", "similarity_module_kwargs", "distance")
+    name = str(getattr(found, "value", found) or "dot")
+    if name not in ("dot", "cosine"):
+        raise CheckpointError(
+            f"{reader.file.path} was trained with similarity_module_kwargs distance {name!r}: expected 'dot' or 'cosine'"
+        )
+    return "cosine" if name == "cosine" else "dot"
 
 
 def _item_ids(reader: Reader, rows: int) -> list[str] | None:

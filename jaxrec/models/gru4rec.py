@@ -37,7 +37,13 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig, current_columns
 from jaxrec.models.blocks import zero_padding
-from jaxrec.models.output_table import declare_output, embedding_count, output_table
+from jaxrec.models.output_table import (
+    ScoreOptions,
+    declare_output,
+    embedding_count,
+    output_states,
+    output_table,
+)
 from jaxrec.nn.embedding import ItemEmbedding
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
@@ -197,7 +203,7 @@ class GatedRecurrentUnit(nn.Module):
 
 @ENCODERS.register("gru4rec")
 @dataclasses.dataclass(frozen=True)
-class GRU4RecConfig(EncoderConfig):
+class GRU4RecConfig(ScoreOptions, EncoderConfig):
     """A recurrent encoder; it has no attention and no positions, and is causal by construction.
 
     ``dropout`` is the rate on the embeddings.
@@ -313,7 +319,7 @@ class GRU4Rec(Encoder):
         if config.projection:
             hidden = Dense(config.width, kernel_init=kernel_init, dtype=dtype, name="projection")(hidden)
         declare_output(self, table_init)
-        return zero_padding(hidden, segments)
+        return output_states(self, zero_padding(hidden, segments))
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """Return the candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""

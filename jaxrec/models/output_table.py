@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 from jax import Array
+from jaxtyping import Float
 
 from jaxrec.models.base import Encoder
 from jaxrec.nn.embedding import item_parameter, item_vectors
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.layers import Initializer
+from jaxrec.nn.layers import Initializer, unit_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions:
+    """Options of an encoder that scores items by products with its states.
+
+    Attributes:
+      similarity: score of an item: "dot", the product of the item's vector and the state, or "cosine", that of both at
+        length 1; in training, ranks, lists and exports alike. Cosines lie between -1 and 1: choose a temperature of the
+        objective well below 1 for them.
+    """
+
+    similarity: Literal["dot", "cosine"] = "dot"
+
+
+def output_states(encoder: Encoder, hidden: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """Return the states that are multiplied with `output_table`: ``hidden``, at length 1 for cosines."""
+    config: Any = encoder.config
+    return unit_rows(hidden) if config.similarity == "cosine" else hidden
 
 
 def declare_output(encoder: Encoder, table_init: Initializer) -> None:
@@ -27,7 +48,13 @@ def output_table(encoder: Encoder, params: Mapping[str, Any]) -> ItemTable:
     """Return the candidates' vectors float32[V+1, D] and bias float32[V+1] or None."""
     config: Any = encoder.config
     vectors = params["output_table"] if config.separate_output else input_vectors(encoder, params)
-    return ItemTable(vectors, params["item_bias"] if config.item_bias else None, encoder.shards)
+    return item_scores(encoder, vectors, params["item_bias"] if config.item_bias else None)
+
+
+def item_scores(encoder: Encoder, vectors: Array, bias: Array | None = None) -> ItemTable:
+    """Return the candidates' table of ``vectors`` float32[V+1, D], at length 1 for cosines, and ``bias`` float32[V+1]."""
+    config: Any = encoder.config
+    return ItemTable(unit_rows(vectors) if config.similarity == "cosine" else vectors, bias, encoder.shards)
 
 
 def input_vectors(encoder: Encoder, params: Mapping[str, Any]) -> Array:

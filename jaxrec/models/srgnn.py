@@ -49,7 +49,7 @@ from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import ENCODERS, Encoder, EncoderConfig
 from jaxrec.models.blocks import zero_padding
-from jaxrec.models.output_table import input_count, input_vectors
+from jaxrec.models.output_table import ScoreOptions, input_count, input_vectors, item_scores, output_states
 from jaxrec.nn.embedding import ItemEmbedding
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dropout, Initializer, take_positions
@@ -306,7 +306,7 @@ def read_sessions(
 
 @ENCODERS.register("srgnn")
 @dataclasses.dataclass(frozen=True)
-class SRGNNConfig(EncoderConfig):
+class SRGNNConfig(ScoreOptions, EncoderConfig):
     """A graph network over the items of each prefix; it has no positions.
 
     ``layers`` is the number of propagation steps, which share their parameters; ``dropout`` is the rate on the
@@ -405,11 +405,11 @@ class SRGNN(Encoder):
         else:
             total, own = read_prefix_by_prefix(weights, x, sessions, queries, config.layers, dtype)
         hidden = weights.output(jnp.concatenate([total, own], axis=-1), dtype)
-        return zero_padding(hidden, segments)
+        return output_states(self, zero_padding(hidden, segments))
 
     def item_table(self, params: Mapping[str, Any]) -> ItemTable:
         """Return the candidates' vectors float32[V+1, D]."""
-        return ItemTable(input_vectors(self, params), None, self.shards)
+        return item_scores(self, input_vectors(self, params))
 
     def parameter_count(self) -> int:
         """Count the parameters by the formula in the class docstring."""

@@ -29,7 +29,13 @@ from jaxrec.models.attentive import (
 )
 from jaxrec.models.base import ENCODERS, current_columns
 from jaxrec.models.blocks import Block, zero_padding
-from jaxrec.models.output_table import declare_output, embedding_count, output_table
+from jaxrec.models.output_table import (
+    ScoreOptions,
+    declare_output,
+    embedding_count,
+    output_states,
+    output_table,
+)
 from jaxrec.models.users import UserOptions, UserVectors, modulated, user_count, user_input
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
 from jaxrec.nn.item_table import ItemTable
@@ -41,7 +47,7 @@ from jaxrec.options import Range
 
 @ENCODERS.register("transformer", "sasrec")
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig(UserOptions, AttentiveEncoderConfig):
+class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
     """A causal transformer over item embeddings whose output is scored against those embeddings.
 
     Attributes:
@@ -295,7 +301,7 @@ class Transformer(AttentiveEncoder):
             vectors = vectors if query_positions is None else take_positions(vectors, query_positions)
             x = zero_padding(modulated(x, vectors, shape.kernel_init, shape.dtype), segments)
         declare_output(self, self._table_init())
-        return x
+        return output_states(self, x)
 
     def _user_vectors(
         self, batch: Batch, train: bool, cache: CacheStep | None

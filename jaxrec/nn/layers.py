@@ -40,6 +40,15 @@ class Dense(nn.Module):
         return y
 
 
+def unit_rows(x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    """Return rows over their Euclidean norm; a zero row stays zero, with zero gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    some = square > 0
+    return jnp.where(
+        some, x * lax.rsqrt(jnp.where(some, square, jnp.ones((), x.dtype))), jnp.zeros((), x.dtype)
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(
     x: Float[Array, "*rows D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int
 
 from jaxrec.errors import ConfigError
@@ -74,21 +74,18 @@ class LossInputs(NamedTuple):
         """V."""
         return self.table.n_items
 
-    def prepare(self, temperature: float = 1.0, cosine: bool = False) -> LossInputs:
+    def prepare(self, temperature: float = 1.0) -> LossInputs:
         """Return inputs whose plain scores are the tempered ones, and whose weights are 0 without a target.
 
         Args:
           temperature: divides the scores.
-          cosine: score unit vectors instead of the vectors as they are.
         """
         weights = jnp.where(self.targets > 0, self.weights, jnp.zeros((), self.weights.dtype))
-        hidden, vectors, bias = self.hidden, self.table.vectors, self.table.bias
-        if cosine:
-            hidden, vectors = unit_rows(hidden), unit_rows(vectors)
+        hidden, bias = self.hidden, self.table.bias
         if temperature != 1.0:
             hidden = hidden / temperature
             bias = None if bias is None else bias / temperature
-        table = self.table._replace(vectors=vectors, bias=bias)
+        table = self.table._replace(bias=bias)
         return self._replace(hidden=hidden, table=table, weights=weights.astype(jnp.float32))
 
 
@@ -152,9 +149,3 @@ class ObjectiveConfig:
     def loss(self, inputs: LossInputs) -> LossSums:
         """Return the loss of N positions against V items, as (weighted sum, sum of weights)."""
         raise NotImplementedError(f"{type(self).__name__} does not define loss()")
-
-
-def unit_rows(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-    """Return rows over their Euclidean norm; a zero row stays zero, with zero gradient."""
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * lax.rsqrt(jnp.where(square > 0, square, jnp.ones((), x.dtype)))

@@ -26,15 +26,12 @@ class CrossEntropyConfig(ObjectiveConfig):
     Attributes:
       label_smoothing: share of the target's probability that is spread evenly over the V items.
       temperature: divides the scores.
-      cosine: score unit vectors, ``cos(hidden, item) / temperature``, in the loss alone: ranks and lists are by plain
-        products.
       token_chunk: positions scored at a time; 0 = chosen from the shapes and the device.
       item_tile: items scored at a time; 0 = chosen. Neither changes the result beyond rounding.
     """
 
     label_smoothing: Annotated[float, Range("[0, 1)")] = 0.0
     temperature: Annotated[float, Range("(0, inf)")] = 1.0
-    cosine: bool = False
     token_chunk: Annotated[int, Range("[0, inf)")] = 0
     item_tile: Annotated[int, Range("[0, inf)")] = 0
 
@@ -61,7 +58,7 @@ class CrossEntropyConfig(ObjectiveConfig):
           axis_name: mesh axis over which the rows are sharded (see `catalogue_cross_entropy`); None = they are whole.
           n_items: V, needed with ``axis_name``.
         """
-        inputs = inputs.prepare(self.temperature, self.cosine)
+        inputs = inputs.prepare(self.temperature)
         total = catalogue_cross_entropy(
             inputs,
             dtype=self.dtype,

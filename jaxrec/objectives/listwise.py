@@ -64,16 +64,14 @@ class InBatchConfig(ObjectiveConfig):
       log_q: lower each score, the target's too, by the logarithm of the item's share of the training interactions (Yi et
         al., RecSys 2019), since popular items are negatives more often.
       temperature: divides the scores.
-      cosine: score unit vectors, in the loss alone: ranks and lists are by plain products.
     """
 
     log_q: bool = True
     temperature: Annotated[float, Range("(0, inf)")] = 1.0
-    cosine: bool = False
 
     def loss(self, inputs: LossInputs) -> LossSums:
         """Score the batch's distinct or single targets in chunks of positions."""
-        hidden, table, targets, weights, *_ = inputs = inputs.prepare(self.temperature, self.cosine)
+        hidden, table, targets, weights, *_ = inputs = inputs.prepare(self.temperature)
         n, n_items = targets.shape[0], table.n_items
         log_share = jnp.log(training_shares(inputs, "--objective.log-q")) if self.log_q else None
 
@@ -128,7 +126,6 @@ class ScalableCrossEntropyConfig(ObjectiveConfig):
       bucket_items: items of a bucket.
       mix: directions are random mixtures of the hidden states instead of random vectors.
       temperature: divides the scores.
-      cosine: score unit vectors, in the loss alone: ranks and lists are by plain products.
     """
 
     n_buckets: Annotated[int, Range("[0, inf)")] = 0
@@ -136,11 +133,10 @@ class ScalableCrossEntropyConfig(ObjectiveConfig):
     bucket_items: Annotated[int, Range("[1, inf)")] = 256
     mix: bool = True
     temperature: Annotated[float, Range("(0, inf)")] = 1.0
-    cosine: bool = False
 
     def loss(self, inputs: LossInputs) -> LossSums:
         """Form the buckets, and sum each position's largest loss."""
-        inputs = inputs.prepare(self.temperature, self.cosine)
+        inputs = inputs.prepare(self.temperature)
         table, key = inputs.table, inputs.key
         assert key is not None, "scalable cross-entropy needs LossInputs.key"
         # Buckets mix positions of the whole batch: on a mesh every device holds them all, but not the table.

@@ -40,13 +40,12 @@ class BPRPositiveVersusNegativeConfig(BPRConfig):
     pvn_weight: Annotated[float, Range("[0, inf)")] = 0.005
 
     def __post_init__(self) -> None:
-        """Check the options; distances have neither a temperature nor angles."""
+        """Check the options; distances have no temperature."""
         super().__post_init__()
-        if self.cosine or self.temperature != 1.0:
+        if self.temperature != 1.0:
             raise ConfigError(
-                "--objective bpr-pvn compares distances, which have no temperature and no angles: expected "
-                "--objective.temperature 1 and --objective.no-cosine, got temperature "
-                f"{self.temperature:g} and cosine {self.cosine}"
+                "--objective bpr-pvn compares distances, which have no temperature: expected --objective.temperature 1, "
+                f"got {self.temperature:g}"
             )
 
     def check(self, table: ItemTable) -> None:

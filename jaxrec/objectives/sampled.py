@@ -64,7 +64,6 @@ class SampledObjectiveConfig(ObjectiveConfig):
       uniform_share: share of uniform draws ("mixed").
       exclude_seen: draw outside the user's own training items. Own draws avoid them; hits of a shared draw are masked.
       temperature: divides the scores.
-      cosine: score unit vectors, in the loss alone: ranks and lists are by plain products.
       dtype: operands of the product with shared negatives; scores of single positions are always float32 sums.
     """
 
@@ -76,7 +75,6 @@ class SampledObjectiveConfig(ObjectiveConfig):
     uniform_share: Annotated[float, Range("[0, 1]")] = 0.5
     exclude_seen: bool = False
     temperature: Annotated[float, Range("(0, inf)")] = 1.0
-    cosine: bool = False
 
     def __post_init__(self) -> None:
         """Check the options, and that the sampler is registered."""
@@ -94,7 +92,7 @@ class SampledObjectiveConfig(ObjectiveConfig):
 
     def loss(self, inputs: LossInputs) -> LossSums:
         """Draw negatives, score them in chunks of positions, and sum `position_losses`."""
-        inputs = inputs.prepare(self.temperature, self.cosine)
+        inputs = inputs.prepare(self.temperature)
         items, log_expected, valid = draw(self.sampler, self._request(inputs))
         one_draw = items.shape[0] == 1 and inputs.targets.shape[0] != 1
         # Rows scored against every position: the shared draw, or a small catalogue of which the drawn are selected.

@@ -22,7 +22,7 @@ class ComposedIndex:
       method: see `jaxrec.evaluation.composed.ComposedTable.top_k`.
 
     Raises:
-      ConfigError: the run has a row per item.
+      ConfigError: the run has a row per item, or scores cosines.
     """
 
     def __init__(self, recommender: Recommender, method: Literal["sum", "prune"] = "sum"):
@@ -31,6 +31,11 @@ class ComposedIndex:
             raise ConfigError(
                 "an index of codes needs a run whose items are composed: expected --encoder.item-codes.method hashed, "
                 "product or residual, got 'none'"
+            )
+        if getattr(recommender.config.encoder, "similarity", "dot") != "dot":
+            raise ConfigError(
+                "an index of codes adds up products with the codes' vectors: expected a run with --encoder.similarity dot, "
+                "got 'cosine'; ask Recommender.lists for its lists"
             )
         self.recommender, self.method = recommender, method
         params, rows = recommender.params, slice(1, recommender.items.n_items + 1)

@@ -49,7 +49,7 @@ class NextItemConfig(TaskConfig):
       exposure: probability that an input is replaced by what the model predicts in its place (scheduled sampling); the first
         interaction of a sequence never is. A step with it takes one more forward pass and the scores of all items.
       exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item). The scores are those that
-        rank, here and in ``accuracy_power``, whatever temperature and cosine the objective has.
+        rank, here and in ``accuracy_power``, whatever temperature the objective has.
       item_swap: probability that an interaction is exchanged for a random item, as an input and as a target (SSE-PT).
       random_offsets: shift the positions of each sequence in training by a draw from 0 to the most that keeps them below L;
         for positions that are added at the input.

@@ -272,6 +272,15 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     if attention is not None:
         for message in attention.advice(split.train_stops - split.train_starts):
             warnings.warn(message, stacklevel=2)
+    if (
+        getattr(config.encoder, "similarity", "dot") == "cosine"
+        and getattr(config.objective, "temperature", 0) == 1
+    ):
+        warnings.warn(
+            "--encoder.similarity cosine scores items between -1 and 1, of which --objective.temperature 1 makes nearly "
+            "equal probabilities: choose a temperature such as 0.05",
+            stacklevel=2,
+        )
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = build_optimizer(config, task, schedule.total_steps)
     # Shapes alone, to reject before any compute what cannot work.

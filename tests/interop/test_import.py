@@ -108,6 +108,19 @@ def test_an_activation_that_is_not_here_is_no_other():
         FORMATS["recbole"]().read(Reader(file, "recbole"), ImportOptions())
 
 
+@pytest.mark.parametrize("distance", ["dot", "cosine", "euclidean"])
+def test_the_similarity_of_rectools_is_read(distance):
+    file = read_torch_file(FILES / "rectools.pth", FORMATS["rectools"].inert)
+    values = dict(file.extra("hyper_parameters"))
+    values["model_config"] = {**values["model_config"], "similarity_module_kwargs": {"distance": distance}}
+    reader = Reader(dataclasses.replace(file, extras={"hyper_parameters": values}), "rectools")
+    if distance == "euclidean":
+        with pytest.raises(CheckpointError, match=r"distance 'euclidean': expected 'dot' or 'cosine'"):
+            FORMATS["rectools"]().read(reader, ImportOptions())
+    else:
+        assert FORMATS["rectools"]().read(reader, ImportOptions()).encoder.similarity == distance
+
+
 def test_what_is_assumed_and_what_has_no_counterpart_is_said():
     model = read_model(FILES / "s3rec.pth", "s3rec")
     assert set(model.unused) == {"attribute_embeddings.weight", "aap_norm.weight", "aap_norm.bias"}

@@ -141,6 +141,7 @@ CASES = (
     transformer("user-prefix-post-norm", block="post-norm", user="prefix", user_unknown=0.2),
     transformer("user-film", origin="end", block="gated", user="film", user_width=5, user_dropout=0.3),
     transformer("codes-hashed", origin="end", n_special=1, item_codes=ItemCodesConfig("hashed", 3, 5)),
+    transformer("cosine", origin="end", block="post-norm", item_bias=True, similarity="cosine"),
     Case("stosa", "stosa", {"init_scale": 0.5, "attention": WassersteinAttentionConfig(heads=2)}),
     Case(
         "stosa-end",
@@ -160,6 +161,7 @@ CASES = (
         },
     ),
     Case("gru4rec", "gru4rec", {"hidden_width": 6}, n_special=1),
+    Case("gru4rec-cosine", "gru4rec", {"similarity": "cosine"}),
     Case(
         "gru4rec-deep",
         "gru4rec",
@@ -178,6 +180,7 @@ CASES = (
     ),
     Case("gru4rec-codes", "gru4rec", {"hidden_width": 6, "item_codes": ItemCodesConfig("product", 2, 5)}),
     Case("srgnn", "srgnn", {}, n_special=1),
+    Case("srgnn-cosine", "srgnn", {"similarity": "cosine"}),
     Case("srgnn-codes", "srgnn", {"item_codes": ItemCodesConfig("residual", 2, 5)}, n_special=1),
     Case("srgnn-two-steps", "srgnn", {"layers": 2}),
     Case("srgnn-session", "srgnn", {"reading": "session", "layers": 2}, sees_later_items=True),

@@ -172,7 +172,12 @@ def transformer(encoder, params, items, mask):
     if config.user == "film":
         changes = user @ params["user_film"]["kernel"]
         x = x * (1 + changes[:width]) + changes[width:]
-    return x
+    return scored(config, x)
+
+
+def scored(config, x):
+    """The states that products with the items score: at length 1 for cosines."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True) if config.similarity == "cosine" else x
 
 
 def elu(x):
@@ -244,7 +249,7 @@ def gru4rec(encoder, params, items, mask):
             state = (1 - update) * candidate + update * state
             states.append(state)
         inputs = np.stack(states)
-    return affine(inputs, params["projection"]) if "projection" in params else inputs
+    return scored(config, affine(inputs, params["projection"]) if "projection" in params else inputs)
 
 
 def session_graph(params, items, layers, connected=True):
@@ -288,7 +293,7 @@ def srgnn(encoder, params, items, mask):
             last = nodes[items[t]]
             total = sum(weight(last, nodes[item]) * nodes[item] for item in items[: t + 1])
             hidden.append(affine(np.concatenate([total, last]), params["output"]))
-        return np.stack(hidden)
+        return scored(config, np.stack(hidden))
     row, last_index = items, len(items) - 1
     connected = True
     if config.reading == "session-padding-faults":
@@ -300,7 +305,7 @@ def srgnn(encoder, params, items, mask):
         hidden.append(
             affine(np.concatenate([weight(last, nodes[item]) * nodes[item], last]), params["output"])
         )
-    return np.stack(hidden)
+    return scored(config, np.stack(hidden))
 
 
 ORACLES = {"transformer": transformer, "stosa": stosa, "gru4rec": gru4rec, "srgnn": srgnn}

@@ -20,12 +20,8 @@ def log_sum_exp(x: np.ndarray) -> float:
     return float(top + np.log(np.exp(x - top).sum()))
 
 
-def scores(hidden, vectors, bias, temperature=1.0, cosine=False) -> np.ndarray:
+def scores(hidden, vectors, bias, temperature=1.0) -> np.ndarray:
     """float64[N, V+1]."""
-    if cosine:
-        hidden = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.where(norms > 0, norms, 1.0)
     return (hidden @ vectors.T + (0.0 if bias is None else bias[None, :])) / temperature
 
 

@@ -38,9 +38,7 @@ SAMPLED = {
         oracles.sampled_softmax,
     ),
     "sampled-softmax, seen": (
-        SampledSoftmaxConfig(
-            n_negatives=5, sampler="uniform", exclude_seen=True, temperature=0.5, cosine=True
-        ),
+        SampledSoftmaxConfig(n_negatives=5, sampler="uniform", exclude_seen=True, temperature=0.5),
         oracles.sampled_softmax,
     ),
 }
@@ -54,7 +52,7 @@ ALL = (
     | {
         "cross-entropy": CrossEntropyConfig(),
         "in-batch": InBatchConfig(),
-        "in-batch, plain": InBatchConfig(log_q=False, temperature=0.5, cosine=True),
+        "in-batch, plain": InBatchConfig(log_q=False, temperature=0.5),
         "scalable-cross-entropy": ScalableCrossEntropyConfig(n_buckets=3, bucket_positions=3, bucket_items=4),
         "hard bce": BinaryCrossEntropyConfig(n_negatives=2, sampler="hard"),
     }

@@ -37,7 +37,7 @@ def negatives_of(config, case, key):
 
 
 def sampled_oracle(config, of_position, drawn, hidden, vectors, bias, targets, weights):
-    rows = oracles.scores(hidden, vectors, bias, config.temperature, config.cosine)
+    rows = oracles.scores(hidden, vectors, bias, config.temperature)
     items, log_expected, valid = drawn
     total = 0.0
     for i in range(N):
@@ -152,7 +152,7 @@ def test_in_batch_equals_its_formula(name, copies, key):
     counts = np.asarray(inputs().item_counts, np.float64)
 
     def function(hidden, vectors, bias):
-        rows = oracles.scores(hidden, vectors, bias, config.temperature, config.cosine)
+        rows = oracles.scores(hidden, vectors, bias, config.temperature)
         if config.log_q:
             rows = rows - np.log(np.maximum(counts, 1) / counts[1:].sum())[None, :]
         total = 0.0
