@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,20 @@ from jaxrec.analysis.significance import holm, minimal_detectable_difference, pa
 from jaxrec.analysis.tables import to_markdown
 
 
-def paired_differences(pairs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+def paired_differences(
+    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], same_models: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Differences b less a with seeds nested, corrected over all pairs (Holm).
 
     Args:
       pairs: (name of the comparison, a, b); a and b are float[seeds, users] of the same users.
+      same_models: names of comparisons whose a and b come from the same trained models, seed by seed.
 
     Returns:
       For each pair its name as "comparison", difference, interval and p, "p_holm", and the smallest difference that these
       users could have shown as "detectable".
     """
-    effects = [paired_bootstrap(a, b) for _, a, b in pairs]
+    effects = [paired_bootstrap(a, b, paired_seeds=name in same_models) for name, a, b in pairs]
     corrected = holm([effect.p_value for effect in effects])
     return [
         {

@@ -136,7 +136,7 @@ def record(
     """Write tables, figure and everything measured."""
     plain = sides[0.0]
     name = f"duality_{trained['dataset']['name'].lower().replace(' ', '-')}"
-    comparison = over_all(compare_runs(ranks, METRICS))
+    comparison = over_all(compare_runs(ranks, METRICS, same_models={ENSEMBLE, BAYES_ENSEMBLE}))
     own = users.results
     results, differences = comparison.result_rows(), comparison.difference_rows()
     weights = [

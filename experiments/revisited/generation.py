@@ -113,11 +113,12 @@ def comparisons(qualities: dict[str, dict[str, GenerationQuality]]) -> list[dict
         values = by_choice["greedy"].values
         pairs.append((f"{name}: own less true items, NDCG@10", values["true 10"], values["own 10"]))
         pairs.append((f"{name}: sequence less one list, recall", values["list recall"], values["recall"]))
+    same_models = {name for name, _, _ in pairs}
     for name, by_choice in itertools.islice(qualities.items(), 1, None):
         values = by_choice["greedy"].values
         pairs.append((f"{name} less the first variant, own NDCG@10", first["own 10"], values["own 10"]))
         pairs.append((f"{name} less the first variant, recall", first["recall"], values["recall"]))
-    return paired_differences(pairs)
+    return paired_differences(pairs, same_models)
 
 
 def record(

@@ -157,10 +157,12 @@ def comparisons(measured: dict[str, Measured]) -> list[dict[str, Any]]:
         pairs.append((f"{name} less {reference}, {METRIC}", first.warm.own, each.warm.own))
         pairs.append((f"{name} less {reference}, {METRIC} of new users", first.new, each.new))
         pairs.append((f"{name} less {reference}, list similarity", first.warm.lists, each.warm.lists))
-    for name, each in measured.items():
-        if each.warm.new is not None:
-            pairs.append((f"{name}: as new users less as themselves, {METRIC}", each.warm.own, each.warm.new))
-    return paired_differences(pairs)
+    new = [
+        (f"{name}: as new users less as themselves, {METRIC}", each.warm.own, each.warm.new)
+        for name, each in measured.items()
+        if each.warm.new is not None
+    ]
+    return paired_differences([*pairs, *new], same_models={name for name, _, _ in new})
 
 
 def tables(trained: dict[str, Any], measured: dict[str, Measured]) -> list[str]:

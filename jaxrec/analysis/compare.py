@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,6 +196,7 @@ def compare_runs(
     runs: Sequence[RunRanks],
     metrics: Sequence[str] = ("HR@10", "NDCG@10"),
     *,
+    same_models: Collection[str] = (),
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -205,6 +206,7 @@ def compare_runs(
     Args:
       runs: at least one; the first is the baseline.
       metrics: names as in `jaxrec.evaluation.metrics.metric_values`.
+      same_models: names of runs whose models are those of the first one, seed by seed, asked in another way.
       resamples: see `paired_bootstrap`, as the next two.
       confidence: of the intervals.
       seed: of the resampling.
@@ -231,7 +233,13 @@ def compare_runs(
         for run in runs[1:]:
             other = run.values(metric)
             effect = paired_bootstrap(
-                base, other, users=users, resamples=resamples, confidence=confidence, seed=seed
+                base,
+                other,
+                users=users,
+                paired_seeds=run.name in same_models,
+                resamples=resamples,
+                confidence=confidence,
+                seed=seed,
             )
             rows.append(
                 Difference(

@@ -76,7 +76,7 @@ class Duality:
 
     def compare(self, metrics: Sequence[str]) -> Comparison:
         """Compare the next-user model and the ensemble with the next-item model, paired over users and seeds."""
-        return compare_runs(self.ranks(), metrics)
+        return compare_runs(self.ranks(), metrics, same_models={ENSEMBLE})
 
     def weight_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: the validation metric at each weight, mean over pairs of seeds."""

@@ -143,7 +143,7 @@ def _shuffled(result: Stability, metric: str) -> Shuffled:
         shuffle=result.perturbation.where,
         before=float(before.mean()),
         after=float(after.mean()),
-        effect=paired_bootstrap(before, after, users=result.users),
+        effect=paired_bootstrap(before, after, users=result.users, paired_seeds=True),
         overlap=float(result.overlap.mean()),
         jaccard=float(result.jaccard.mean()),
     )

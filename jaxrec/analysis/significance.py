@@ -40,6 +40,7 @@ def paired_bootstrap(
     b: np.ndarray,
     *,
     users: np.ndarray | None = None,
+    paired_seeds: bool = False,
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -47,23 +48,28 @@ def paired_bootstrap(
     """Test and estimate a difference by bootstrap over users, and over the seeds of each model where there are several.
 
     Users are drawn with replacement, the same for both models (Efron and Tibshirani, 1993, chapter 16; for
-    ranking metrics Sakai, SIGIR 2006). Seeds are drawn for each model on its own, and their deviations are
-    widened by sqrt(S / (S - 1)), without which S seeds understate their own variance. The interval is the
-    percentile interval; the p-value is the share of resamples that lie at least as far from the difference
-    as zero does.
+    ranking metrics Sakai, SIGIR 2006). Seeds are drawn for each model on its own, unless ``paired_seeds`` says that
+    seed s is one trained model in both, and their deviations are widened by sqrt(S / (S - 1)), without which S seeds
+    understate their own variance. The interval is the percentile interval; the p-value is the share of resamples that
+    lie at least as far from the difference as zero does.
 
     Args:
       a: float[E] or float[S, E], a metric of every case for one or several seeds.
       b: the same of the other model.
       users: int[E], the user of each case; None = a user each.
+      paired_seeds: ``b[s]`` comes from the same trained model as ``a[s]``, asked in another way: seeds are drawn for both.
       resamples: how many.
       confidence: of the interval, between 0 and 1.
       seed: of the resampling.
 
     Raises:
-      DataError: the users differ in number, or there are fewer than two.
+      DataError: the users differ in number, or there are fewer than two; or the seeds do and are paired.
     """
     a, b = _by_seed(a, b)
+    if paired_seeds:
+        if len(a) != len(b):
+            raise DataError(f"a and b must hold the same seeds to be paired, got {len(a)} and {len(b)}")
+        a, b = np.zeros_like(b), b - a
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
     rng = np.random.default_rng(seed)

@@ -7,9 +7,11 @@ import pytest
 
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.sequentiality import measure_sequentiality, sequentiality_figure
+from jaxrec.analysis.significance import paired_bootstrap
 from jaxrec.analysis.stability import Perturbation, perturb
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.histories import Histories, RankingCases
+from jaxrec.evaluation.metrics import metric_values
 from jaxrec.evaluation.ranking import TopK
 
 N_ITEMS = 30
@@ -111,6 +113,11 @@ def test_the_change_equals_the_metric_of_the_shuffled_histories():
     before = [np.mean(model.rank(cases) <= 5) for model in models]
     assert row.after == pytest.approx(np.mean(after))
     assert row.effect.difference == pytest.approx(np.mean(after) - np.mean(before))
+    ranks = [
+        np.stack([metric_values(model.rank(asked), "HR@5", asked.target_offsets) for model in models])
+        for asked in (cases, RankingCases(edited, cases.targets, cases.target_offsets))
+    ]
+    assert row.effect == paired_bootstrap(*ranks, paired_seeds=True), "before and after are the same models"
 
 
 def test_table_sentence_and_figure(tmp_path):

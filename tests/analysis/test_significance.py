@@ -77,6 +77,24 @@ def test_intervals_cover_the_truth_with_seeds_nested():
     assert users_alone / trials < 0.6
 
 
+def test_the_same_models_asked_in_two_ways_share_their_seeds():
+    """What a seed brings to both sides cancels; what the change does to each model differently stays in the interval."""
+    rng = np.random.default_rng(3)
+    covered, widths, trials, truth = 0, [], 120, 0.1
+    for trial in range(trials):
+        before = rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(5, 200))
+        after = before + truth + 0.1 * rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(5, 200))
+        paired = paired_bootstrap(before, after, paired_seeds=True, resamples=400, seed=trial)
+        apart = paired_bootstrap(before, after, resamples=400, seed=trial)
+        assert paired.difference == pytest.approx(apart.difference)
+        covered += paired.low <= truth <= paired.high
+        widths.append((paired.high - paired.low) / (apart.high - apart.low))
+    assert covered / trials > 0.85
+    assert np.median(widths) < 0.3
+    with pytest.raises(DataError, match="the same seeds to be paired, got 5 and 4"):
+        paired_bootstrap(before, after[:4], paired_seeds=True)
+
+
 def test_bootstrap_of_one_seed_agrees_with_the_normal_interval():
     rng = np.random.default_rng(2)
     a = hits(rng, 2000)
