@@ -206,6 +206,13 @@ class Transformer(AttentiveEncoder):
             return nn.initializers.normal(self.config.init_scale)
         return nn.initializers.xavier_normal()
 
+    def _user_row_init(self) -> Initializer:
+        """Of one more vector of a user: Xavier's deviation follows from the shape of the table, and a vector has none."""
+        table_init, n_users = self._table_init(), self.spec.n_users
+        if self.config.init == "normal":
+            return table_init
+        return lambda key, shape, dtype: table_init(key, (n_users, *shape), dtype)[0]
+
     def cache_obstacle(self, planned: bool = False) -> str | None:
         """Padding as keys, or what attention and positions say; see `Encoder`."""
         if self.config.padding_keys != "none":
@@ -315,7 +322,12 @@ class Transformer(AttentiveEncoder):
                 f"--encoder.user {config.user} reads whose history it is: expected Batch.users int32[B, L], got None"
             )
         look_up = UserVectors(
-            config, self.spec.n_users, config.user_width or config.width, self._table_init(), name="users"
+            config,
+            self.spec.n_users,
+            config.user_width or config.width,
+            self._table_init(),
+            self._user_row_init(),
+            name="users",
         )
         users, segments = batch.users, batch.segments
         if cache is not None:

@@ -82,12 +82,14 @@ class UserVectors(nn.Module):
       n_users: U.
       width: W.
       table_init: initialiser of the vectors.
+      row_init: initialiser of the vector of new users, which is no matrix; None = ``table_init``.
     """
 
     options: UserOptions
     n_users: int
     width: int
     table_init: Initializer
+    row_init: Initializer | None = None
 
     @nn.compact
     def __call__(
@@ -106,7 +108,7 @@ class UserVectors(nn.Module):
             self.param("known", nn.initializers.ones_init(), (self.n_users,), jnp.float32)
         )
         if options.user_unknown:
-            new = self.param("new", self.table_init, (self.width,), jnp.float32)
+            new = self.param("new", self.row_init or self.table_init, (self.width,), jnp.float32)
         else:
             new = jnp.zeros((self.width,), jnp.float32) if train else mean_of_known(table, known)
         if train:

@@ -17,6 +17,7 @@ from jaxrec.models.attentive import prefix_context
 from jaxrec.models.users import UserOptions, UserVectors, modulated, user_vectors
 from jaxrec.nn.spec import DataSpec
 from jaxrec.optim import OptimizerConfig, user_mask
+from tests.attention.variants import QUICK
 from tests.models.cases import batch_of, transformer
 
 USERS, WIDTH, ROWS = 8, 16, 400
@@ -73,6 +74,17 @@ def test_hidden_users_get_the_learned_vector():
     assert set(np.unique(vectors)) == {1, 3, 100}
     assert (looked_up(False, users=-1, user_unknown=0.3) == 100).all()
     assert (looked_up(False, users=5, user_unknown=0.3) == 100).all()
+
+
+@pytest.mark.parametrize("init", ["normal", "xavier"])
+def test_the_vector_of_hidden_users_starts_on_the_scale_of_the_known_ones(init):
+    encoder = TransformerConfig(width=64, layers=1, user="film", user_unknown=0.1, init=init).build(
+        DataSpec(9, 6, n_users=300)
+    )
+    batch = batch_of(transformer("x"), [[(0, (1, 2, 3))]])
+    users = jax.jit(encoder.init, compiler_options=QUICK)(jax.random.key(0), batch)["params"]["users"]
+    assert users["new"].shape == (64,)
+    assert float(np.std(users["new"])) == pytest.approx(float(np.std(users["table"])), rel=0.3)
 
 
 def test_new_users_get_the_mean_of_the_known_ones():
