@@ -293,7 +293,8 @@ def s3rec_pretrain() -> RunConfig:
 
     150 epochs, their choice for LastFM and Beauty, and the last parameters. The double sigmoid, the negative segments
     across histories and the padding attribute of the code are on; each is an option. An epoch draws at most 50 prefixes of
-    each history (the code takes those that end in its last 50 items). Fine-tune with
+    each history (the code takes those that end in its last 50 items), and a batch is 64 packed rows of them (in the code 100
+    prefixes). Fine-tune with
     ``jaxrec train --preset s3rec --init-from RUN``. No figure of ours yet: not measured.
     """
     return sasrec_s3rec().updated(

@@ -213,7 +213,9 @@ class GRU4RecConfig(ScoreOptions, EncoderConfig):
       projection: an affine map from the states to ``width``; without it ``hidden_width`` must be ``width``.
       unit_bias: biases inside the units.
       hidden_dropout: rate on the states that each layer passes on.
-      init: "xavier" (uniform for kernels, normal for tables) or "normal" with standard deviation ``init_scale``.
+      init: "xavier" (uniform for kernels, normal for tables) or "normal" with standard deviation ``init_scale``. Xavier's
+        range goes by the shape of a parameter: the recurrent kernels of the three gates are one, [H, 3 H], as in PyTorch,
+        and the input kernels are three, where PyTorch has one with a smaller range.
       init_scale: standard deviation of "normal".
       item_bias: learn a bias for each item's score.
       separate_output: score against a second item table rather than the input's.

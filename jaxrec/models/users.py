@@ -40,7 +40,7 @@ class UserOptions:
         (scales and shifts the last states).
       user_width: numbers in the vector of a user; 0 = ``width``.
       user_dropout: rate on the vectors of users, with one mask for each sequence.
-      user_swap: probability that a training sequence gets the vector of another user, drawn from all.
+      user_swap: probability that a training sequence gets the vector of another user, drawn from all that training has.
       user_unknown: probability that a training sequence gets the vector of new users, which is learned so; 0 = new users get
         the mean of the known users' vectors.
     """

@@ -157,7 +157,11 @@ def content_vectors(params: Mapping[str, Array], delta: float) -> Array:
 
 
 def sinusoids(length: int, width: int) -> Float[Array, "L D"]:
-    """Fixed position vectors float32[length, width] (Vaswani et al. 2017, section 3.5): sines, then cosines."""
+    """Fixed position vectors float32[length, width] (Vaswani et al. 2017, section 3.5): sines, then cosines.
+
+    Wavelengths run from 2 pi to 20,000 pi, both included, as in the authors' code (tensor2tensor); the paper's formula ends
+    just below.
+    """
     half = (width + 1) // 2
     frequency = np.exp(-np.log(10_000.0) * np.arange(half) / max(half - 1, 1))
     angle = np.arange(length)[:, None] * frequency[None, :]
