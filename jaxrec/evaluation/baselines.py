@@ -66,13 +66,30 @@ class RecentPopularity:
             times = np.asarray(histories.timestamps[np.maximum(histories.stops - 1, 0)], np.int64)
             ends = np.where(present, times, last)
         moments, row_of = np.unique(ends, return_inverse=True)
-        first = np.searchsorted(self._times, moments - self._seconds, side="right")
-        sizes = np.searchsorted(self._times, moments, side="right") - first
-        rows, items = np.repeat(np.arange(len(moments)), sizes), self._items[ranges(first, sizes)]
-        counts = sparse.csr_matrix(
-            (np.ones(len(rows)), (rows, items)), shape=(len(moments), self.n_items + 1)
+        counts = self._in_windows(
+            np.searchsorted(self._times, moments - self._seconds, side="right"),
+            np.searchsorted(self._times, moments, side="right"),
         )
         return _by_count(counts, self._popularity)[row_of.reshape(-1)]
+
+    def _in_windows(self, starts: Int[np.ndarray, " M"], stops: Int[np.ndarray, " M"]) -> sparse.csr_matrix:
+        """Interactions of each item in windows of the log in order of time: float64[M, V+1], sparse.
+
+        Each window is the one before it with what came in and what went out, since windows hold the same interactions over
+        and over: laid side by side they would take as many times the memory of a week.
+        """
+        width = self.n_items + 1
+        now, first, last = np.zeros(width, np.int64), 0, 0
+        columns, values, ends = [np.zeros(0, np.int64)], [np.zeros(0)], np.zeros(len(starts) + 1, np.int64)
+        for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+            now += np.bincount(self._items[max(start, last) : stop], minlength=width)
+            now -= np.bincount(self._items[first : min(start, last)], minlength=width)
+            first, last = start, stop
+            columns.append(np.flatnonzero(now))
+            values.append(now[columns[-1]].astype(np.float64))
+            ends[row + 1] = ends[row] + len(columns[-1])
+        flat = (np.concatenate(values), np.concatenate(columns), ends)
+        return sparse.csr_matrix(flat, shape=(len(starts), width))
 
 
 class MarkovChain:

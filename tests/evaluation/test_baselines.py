@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -35,6 +36,22 @@ def test_popularity_orders_items_by_count():
     scores = model.scores(ending_with([3, 0]))
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(scores, [[0, 1, 2, 3, 1, 0]] * 2)
+
+
+def test_windows_of_recent_popularity_are_not_laid_side_by_side():
+    """Every window holds half the log: together they would be 20,000 interactions for each history."""
+    generator = np.random.default_rng(0)
+    times = np.sort(generator.integers(0, 14 * 86_400, 40_000))
+    model = RecentPopularity(generator.integers(1, 101, 40_000), times, 100, 7, "history")
+    stops = np.sort(generator.integers(20_000, 40_000, 500))
+    histories = Histories(np.ones(40_000, np.int32), stops - 1, stops, times)
+    tracemalloc.start()
+    try:
+        scores = model.scores(histories)
+        assert tracemalloc.get_traced_memory()[1] < 20 * scores.nbytes
+    finally:
+        tracemalloc.stop()
+    assert model.scores(histories.select(np.arange(0))).shape == (0, 101)
 
 
 @pytest.mark.parametrize("exact", [1 << 24, 0])
