@@ -262,7 +262,10 @@ def _by_count(counts: sparse.csr_matrix, popularity: np.ndarray) -> np.ndarray:
     n_rows, width = counts.shape
     step = int(popularity.max()) + 1
     if (counts.data.max(initial=0) + 1) * step < _EXACT:
-        return (counts.toarray() * step + popularity[None]).astype(np.float32)
+        dense = counts.toarray()
+        dense *= step
+        dense += popularity[None]
+        return dense.astype(np.float32)
     scores = np.repeat(popularity.astype(np.float32)[None], n_rows, axis=0)
     rows = np.repeat(np.arange(n_rows), np.diff(counts.indptr))
     order = np.lexsort((popularity[counts.indices], counts.data, rows))

@@ -17,8 +17,8 @@ from jaxrec.evaluation.histories import Histories, ranking_cases
 from jaxrec.evaluation.metrics import metric_values
 from jaxrec.evaluation.next_user import log_sum_exp
 from jaxrec.evaluation.popularity import Popularity
-from jaxrec.evaluation.ranker import EncoderRanker, Scorer
-from jaxrec.evaluation.ranking import ROW_CHUNK, rank_targets, score_table
+from jaxrec.evaluation.ranker import EncoderRanker, Scorer, row_parts
+from jaxrec.evaluation.ranking import rank_targets, score_table
 
 Scale = Literal["z-score", "log-softmax"]
 
@@ -166,8 +166,7 @@ def weight_curve(  # noqa: PLR0913 - two scorers and the cases that both answer
     table = score_table(first.n_items, item_chunk=config.item_chunk, tie_seed=tie_seed)
     rows_of = asked.case_of_target
     ranks = np.empty((len(weights), len(asked.targets)), np.int32)
-    for start in range(0, len(rows_of), ROW_CHUNK):
-        part = np.arange(start, min(start + ROW_CHUNK, len(rows_of)))
+    for part in row_parts(len(rows_of), first.n_items):
         rows = rows_of[part]
         histories = asked.histories.select(rows)
         exclude = None if asked.exclude is None else asked.exclude.select(rows)

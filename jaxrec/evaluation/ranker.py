@@ -27,6 +27,9 @@ from jaxrec.evaluation.ranking import (
 from jaxrec.evaluation.seen import SeenItems
 from jaxrec.evaluation.tie_order import tie_seed
 
+#: Scores of histories that a scorer computes together, at most: 512 MiB of float32.
+SCORES_AT_ONCE = 1 << 27
+
 
 class Ranker(Protocol):
     """Anything that ranks all V items after a history."""
@@ -175,7 +178,8 @@ class ScoreRanker:
 
     Attributes:
       scorer: scores of all items.
-      row_chunk: histories scored at a time; their scores are in memory together.
+      row_chunk: histories scored at a time, fewer where the catalogue is so large that their scores are more than
+        `SCORES_AT_ONCE`; they are in memory together.
       item_chunk: items ranked at a time; 0 = automatic.
       tie_seed: order of items with equal scores.
     """
@@ -197,8 +201,7 @@ class ScoreRanker:
             cases.case_of_target,
         )
         ranks = np.empty(len(cases.targets), np.int32)
-        for start in range(0, len(ranks), self.row_chunk):
-            part = np.arange(start, min(start + self.row_chunk, len(ranks)))
+        for part in row_parts(len(ranks), self.n_items, self.row_chunk):
             rows = rows_of[part]
             exclude = None if cases.exclude is None else cases.exclude.select(rows)
             scores = self.scorer.scores(cases.histories.select(rows))
@@ -209,8 +212,13 @@ class ScoreRanker:
         """Exact lists over the whole catalogue."""
         table = score_table(self.n_items, item_chunk=self.item_chunk, tie_seed=self.tie_seed)
         scores, items = np.empty((len(histories), k), np.float32), np.empty((len(histories), k), np.int32)
-        for start in range(0, len(histories), self.row_chunk):
-            rows = np.arange(start, min(start + self.row_chunk, len(histories)))
+        for rows in row_parts(len(histories), self.n_items, self.row_chunk):
             removed = None if exclude is None else exclude.select(rows)
             scores[rows], items[rows] = top_k(self.scorer.scores(histories.select(rows)), table, k, removed)
         return TopK(scores, items)
+
+
+def row_parts(n_rows: int, n_items: int, most: int = ROW_CHUNK) -> list[Int[np.ndarray, " R"]]:
+    """Rows in parts of ``most`` or fewer, whose scores of all items are at most `SCORES_AT_ONCE` (or those of one row)."""
+    size = max(1, min(most, SCORES_AT_ONCE // (n_items + 1)))
+    return [np.arange(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]

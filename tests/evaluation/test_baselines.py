@@ -9,6 +9,7 @@ import pytest
 
 from jaxrec.data import load_dataset, split_dataset
 from jaxrec.evaluation import baselines
+from jaxrec.evaluation import ranker as ranker_module
 from jaxrec.evaluation.baselines import (
     ItemKNN,
     MarkovChain,
@@ -19,7 +20,7 @@ from jaxrec.evaluation.baselines import (
     dense_order,
     evaluate_baselines,
 )
-from jaxrec.evaluation.histories import Histories, ranking_cases
+from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
 from jaxrec.evaluation.metrics import ranking_metrics
 from jaxrec.evaluation.ranker import ScoreRanker
 
@@ -227,3 +228,27 @@ def test_known_numbers_of_the_bundled_data():
     place = np.where(ranks <= 10, lists[np.arange(len(ranks)), np.minimum(ranks, 10) - 1], split.test.targets)
     np.testing.assert_array_equal(place, split.test.targets)
     assert ranking_metrics(ranks)["HR@10"] == (lists == split.test.targets[:, None]).any(axis=1).mean()
+
+
+def test_few_histories_are_scored_at_a_time_in_a_large_catalogue(monkeypatch):
+    """Their scores of all items would not fit; ranks and lists do not depend on it."""
+    log = Log()
+    targets = np.arange(len(log.lists)) % log.n_items + 1
+    cases = RankingCases(log.histories, targets.astype(np.int32), np.arange(len(targets) + 1))
+    at_once = []
+
+    class Watched(MarkovChain):
+        def scores(self, histories):
+            at_once.append(len(histories))
+            return super().scores(histories)
+
+    def answers():
+        ranker = ScoreRanker(Watched(*log.arguments))
+        return ranker.rank(cases), *ranker.top_k(log.histories, 5)
+
+    whole = answers()
+    assert at_once == [25, 25]
+    monkeypatch.setattr(ranker_module, "SCORES_AT_ONCE", 10 * (log.n_items + 1))
+    for one, other in zip(whole, answers(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert at_once[2:] == [10, 10, 5] * 2
