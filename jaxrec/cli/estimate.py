@@ -14,8 +14,8 @@ from jaxrec.cli.run_options import (
     aliases_resolved,
     asks_for_help,
     base_config,
-    first_seeds,
     run_request,
+    with_seeds,
 )
 from jaxrec.errors import ConfigError
 
@@ -46,9 +46,7 @@ def estimate(arguments: list[str]) -> int:
     from jaxrec.analysis.estimate import estimate as estimate_training
     from jaxrec.analysis.tables import to_markdown
 
-    config = request.config
-    if request.n_seeds != len(config.training.seeds):
-        config = config.updated({"training.seeds": first_seeds(request.n_seeds)})
+    config = with_seeds(request.config, base, request.n_seeds)
     sizes = _sizes(request)
     if not request.memory >= 0:
         raise ConfigError(f"--memory: expected a budget in GiB, got {request.memory}")

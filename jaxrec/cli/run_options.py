@@ -94,7 +94,7 @@ def run_request(
             base.data.source if source is None else source,
         ),
         ("init_from", str, base.training.init_from),
-        ("n_seeds", Annotated[int, tyro.conf.arg(name="seeds")], len(base.training.seeds)),
+        ("n_seeds", Annotated[int | None, tyro.conf.arg(name="seeds")], None),
         *(
             (path.replace(".", "_") + "_name", Annotated[str, tyro.conf.arg(name=path)], label)
             for path, label in named.items()
@@ -156,14 +156,29 @@ def chosen_config(options: Any, base: RunConfig) -> RunConfig:
         config = config.updated({"data.source": options.source})
     if options.init_from != base.training.init_from:
         config = config.updated({"training.init_from": options.init_from})
-    if options.n_seeds != len(base.training.seeds):
-        if config.training.seeds != base.training.seeds:
-            raise ConfigError(
-                f"--seeds {options.n_seeds} and --training.seeds {' '.join(map(str, config.training.seeds))} exclude "
-                "each other: give the number of models, or their seeds"
-            )
-        config = config.updated({"training.seeds": first_seeds(options.n_seeds)})
-    return config
+    return with_seeds(config, base, options.n_seeds)
+
+
+def with_seeds(config: RunConfig, base: RunConfig, count: int | None) -> RunConfig:
+    """Return ``config`` with the seeds of ``--seeds count``; None = the option was not given.
+
+    Args:
+      config: parsed options.
+      base: the configuration that they started from.
+      count: number of models.
+
+    Raises:
+      ConfigError: it is out of range, or the seeds are given twice.
+    """
+    if count is None:
+        return config
+    seeds = first_seeds(count)
+    if config.training.seeds not in (base.training.seeds, seeds):
+        raise ConfigError(
+            f"--seeds {count} and --training.seeds {' '.join(map(str, config.training.seeds))} exclude "
+            "each other: give the number of models, or their seeds"
+        )
+    return config.updated({"training.seeds": seeds})
 
 
 def first_seeds(count: int) -> tuple[int, ...]:

@@ -49,6 +49,14 @@ def test_bad_data_is_refused_in_words_and_writes_nothing(tmp_path):
         ),
         (["train", "--workdir", "RUN", "--seeds", "0"], ["--seeds", "from 1 to 10,000", "got 0"]),
         (
+            ["train", "--workdir", "RUN", "--seeds", "1", "--training.seeds", "3", "4"],
+            ["--seeds 1 and --training.seeds 3 4 exclude each other"],
+        ),
+        (
+            ["estimate", "--seeds", "1", "--training.seeds", "3", "4"],
+            ["--seeds 1 and --training.seeds 3 4 exclude each other"],
+        ),
+        (
             ["train", "--workdir", "RUN", "--seeds", "99999999"],
             ["--seeds", "from 1 to 10,000", "got 99,999,999"],
         ),
