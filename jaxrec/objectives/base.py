@@ -81,12 +81,17 @@ class LossInputs(NamedTuple):
           temperature: divides the scores.
         """
         weights = jnp.where(self.targets > 0, self.weights, jnp.zeros((), self.weights.dtype))
-        hidden, bias = self.hidden, self.table.bias
-        if temperature != 1.0:
-            hidden = hidden / temperature
-            bias = None if bias is None else bias / temperature
-        table = self.table._replace(bias=bias)
+        hidden, table = tempered(self.hidden, self.table, temperature)
         return self._replace(hidden=hidden, table=table, weights=weights.astype(jnp.float32))
+
+
+def tempered(
+    hidden: Float[Array, "... D"], table: ItemTable, temperature: float
+) -> tuple[Float[Array, "... D"], ItemTable]:
+    """Return states and a table whose scores are those of ``hidden`` and ``table`` divided by ``temperature``."""
+    if temperature == 1.0:
+        return hidden, table
+    return hidden / temperature, table._replace(bias=None if table.bias is None else table.bias / temperature)
 
 
 class LossSums(NamedTuple):

@@ -32,6 +32,7 @@ from jaxrec.models.base import Encoder
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.segments import first_index, is_first, is_last, last_index, per_segment
 from jaxrec.objectives import LossInputs, ObjectiveConfig, SamplingInputs
+from jaxrec.objectives.base import tempered
 from jaxrec.options import Range
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
 
@@ -48,8 +49,8 @@ class NextItemConfig(TaskConfig):
     Attributes:
       exposure: probability that an input is replaced by what the model predicts in its place (scheduled sampling); the first
         interaction of a sequence never is. A step with it takes one more forward pass and the scores of all items.
-      exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item). The scores are those that
-        rank, here and in ``accuracy_power``, whatever temperature the objective has.
+      exposure_choice: sample (a draw from the softmax of the scores) or greedy (the best item). The scores are those
+        of the objective, divided by its temperature, here and in ``accuracy_power``.
       item_swap: probability that an interaction is exchanged for a random item, as an input and as a target (SSE-PT).
       random_offsets: shift the positions of each sequence in training by a draw from 0 to the most that keeps them below L;
         for positions that are added at the input.
@@ -151,10 +152,15 @@ class AlteredNextItem(SwappedNextItem):
             batch = self.weigh(params, batch, hidden)
         return item_loss(self, params, hidden, batch, objective_key, resources)
 
+    @property
+    def _temperature(self) -> float:
+        """That of the objective; 1 where it has none."""
+        return float(getattr(self.objective, "temperature", 1.0))
+
     def weigh(self, params: Any, batch: Batch, hidden: Float[Array, "B L D"]) -> Batch:
         """Multiply each target's weight by its probability to the power ``accuracy_power``."""
-        table = self.encoder.item_table(lax.stop_gradient(params))
-        logarithm = log_probabilities(lax.stop_gradient(hidden), table, batch.targets)
+        fixed = lax.stop_gradient((hidden, self.encoder.item_table(params)))
+        logarithm = log_probabilities(*tempered(*fixed, self._temperature), batch.targets)
         factor = jnp.exp(self.config.accuracy_power * logarithm)
         return batch._replace(weights=batch.weights * jnp.where(batch.targets > 0, factor, 0.0))
 
@@ -164,7 +170,8 @@ class AlteredNextItem(SwappedNextItem):
         fixed = lax.stop_gradient(params)
         hidden = self.encoder.apply({"params": fixed}, batch, False)
         draws = item_key if self.config.exposure_choice == "sample" else None
-        predicted = predict(hidden[:, :-1], self.encoder.item_table(fixed), draws)
+        scored = tempered(hidden[:, :-1], self.encoder.item_table(fixed), self._temperature)
+        predicted = predict(*scored, draws)
         predicted = jnp.pad(predicted, ((0, 0), (1, 0)))
         chosen = jax.random.uniform(place_key, batch.items.shape) < self.config.exposure
         chosen = chosen & (batch.segments > 0) & ~is_first(batch.segments)

@@ -21,8 +21,8 @@ HISTORIES = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5], [8]]
 ROWS = [[0], [1, 2], [3]]
 
 
-def task(**options):
-    return NextItemConfig(**options).build(toy_encoder(), CrossEntropyConfig())
+def task(temperature=1.0, **options):
+    return NextItemConfig(**options).build(toy_encoder(), CrossEntropyConfig(temperature=temperature))
 
 
 def batch_with_targets():
@@ -72,9 +72,10 @@ def test_exposure_is_off_unless_asked_for():
         NextItemConfig(exposure_choice="greedy")
 
 
-def test_places_and_items_are_drawn_as_they_should():
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_places_and_items_are_drawn_as_they_should(temperature):
     """The share of replaced inputs is ``exposure``, and their items follow the softmax after the true items before them."""
-    exposed = task(exposure=0.4)
+    exposed = task(temperature, exposure=0.4)
     batch, encoder, n = batch_with_targets(), exposed.encoder, 4000
     params = random_parameters(encoder, batch)
     keys = jax.random.split(jax.random.key(5), n)
@@ -87,7 +88,7 @@ def test_places_and_items_are_drawn_as_they_should():
         for member in members:
             history = HISTORIES[member]
             assert (drawn[:, r, column] == history[0]).all(), "the first interaction stays"
-            logits = scores(encoder, exact, history)
+            logits = scores(encoder, exact, history) / temperature
             softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
             for place in range(1, len(history)):
                 expected = 0.4 * np.concatenate([[0.0], softmax[place - 1]])
@@ -99,10 +100,11 @@ def test_places_and_items_are_drawn_as_they_should():
     assert true.max() <= V
 
 
-def test_targets_weighted_by_how_well_they_are_predicted():
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_targets_weighted_by_how_well_they_are_predicted(temperature):
     """Loss and weights are those of the definition, and the weights take no gradient."""
     batch = batch_with_targets()
-    weighted = task(accuracy_power=0.5)
+    weighted = task(temperature, accuracy_power=0.5)
     params = random_parameters(weighted.encoder, batch)
     step = jax.jit(jax.value_and_grad(weighted.loss, has_aux=True))
     (total, weight), gradient = step(params, batch, jax.random.key(0), Resources())
@@ -115,6 +117,7 @@ def test_targets_weighted_by_how_well_they_are_predicted():
             for logits, target in zip(
                 scores(weighted.encoder, exact, history), [*history[1:], 7], strict=True
             ):
+                logits = logits / temperature
                 probability = np.exp(logits[target - 1]) / np.exp(logits).sum()
                 weights[row, column] = np.sqrt(probability)
                 expected -= weights[row, column] * np.log(probability)
@@ -123,7 +126,9 @@ def test_targets_weighted_by_how_well_they_are_predicted():
     assert float(total) == pytest.approx(expected, rel=1e-4)
     assert float(weight) == pytest.approx(sum_of_weights, rel=1e-4)
     fixed = batch._replace(weights=jnp.asarray(weights, jnp.float32))
-    plain = jax.jit(jax.grad(lambda p: task().loss(p, fixed, jax.random.key(0), Resources())[0]))(params)
+    plain = jax.jit(jax.grad(lambda p: task(temperature).loss(p, fixed, jax.random.key(0), Resources())[0]))(
+        params
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, plain)
 
 
