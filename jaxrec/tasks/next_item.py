@@ -19,6 +19,7 @@ how well the model predicts it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal
 
 import jax
@@ -39,6 +40,8 @@ from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
 #: Of the keys of a step: keep the draws of exposure and of offsets apart from dropout and negatives.
 _EXPOSURE_STREAM = 11
 _OFFSET_STREAM = 12
+#: Largest exponent of a weight by accuracy: sums over a batch, and products with losses, stay within float32.
+_MOST_EXPONENT = 60.0
 
 
 @TASKS.register("next-item")
@@ -56,7 +59,8 @@ class NextItemConfig(TaskConfig):
         for positions that are added at the input.
       accuracy_power: weight of a target is the probability that the model gives it, to this power, without a gradient: above
         0 well predicted targets count more, below 0 less. A step with it takes the scores of all items. The loss of a
-        step is the weighted mean.
+        step is the weighted mean. No weight is above e^60, and the power may not give a fresh model weights beyond e^-60 or
+        e^60, near the ends of float32.
     """
 
     exposure: Annotated[float, Range("[0, 1]")] = 0.0
@@ -78,8 +82,15 @@ class NextItemConfig(TaskConfig):
         """Build the task.
 
         Raises:
-          ConfigError: offsets of positions for an encoder that adds none.
+          ConfigError: offsets of positions for an encoder that adds none, or weights by accuracy beyond float32.
         """
+        most = _MOST_EXPONENT / math.log(max(2, encoder.spec.n_items))
+        if abs(self.accuracy_power) > most:
+            raise ConfigError(
+                f"--task.accuracy-power {self.accuracy_power:g} weights targets beyond the range of float32 where each of "
+                f"{encoder.spec.n_items:,} items is as likely, as before training: expected a power from "
+                f"{-math.floor(10 * most) / 10:g} to {math.floor(10 * most) / 10:g}; choose one"
+            )
         if self.random_offsets and not getattr(encoder, "has_additive_positions", False):
             raise ConfigError(
                 "--task.random-offsets shifts positions that are added at the input: expected an encoder with "
@@ -161,7 +172,7 @@ class AlteredNextItem(SwappedNextItem):
         """Multiply each target's weight by its probability to the power ``accuracy_power``."""
         fixed = lax.stop_gradient((hidden, self.encoder.item_table(params)))
         logarithm = log_probabilities(*tempered(*fixed, self._temperature), batch.targets)
-        factor = jnp.exp(self.config.accuracy_power * logarithm)
+        factor = jnp.exp(jnp.minimum(self.config.accuracy_power * logarithm, _MOST_EXPONENT))
         return batch._replace(weights=batch.weights * jnp.where(batch.targets > 0, factor, 0.0))
 
     def expose(self, params: Any, batch: Batch, key: Array) -> Batch:

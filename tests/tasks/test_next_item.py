@@ -15,7 +15,7 @@ from jaxrec.training.state import TrainState
 from jaxrec.training.step import gradients_of
 from tests.models.cases import random_parameters
 from tests.models.oracles import float64, transformer
-from tests.tasks.data import L, V, toy_batch, toy_encoder
+from tests.tasks.data import D, L, V, toy_batch, toy_encoder
 
 HISTORIES = [[3, 1, 4, 1, 5, 9], [2, 6], [5, 3, 5], [8]]
 ROWS = [[0], [1, 2], [3]]
@@ -142,6 +142,31 @@ def test_loss_of_a_step_is_a_mean_however_small_its_weights_are(parts):
     loss, weight, _ = jax.jit(lambda state: gradients_of(weighted, parts, state, batch, Resources()))(state)
     assert 0 < float(weight) < 1e-2
     assert float(loss) == pytest.approx(np.log(weighted.spec.n_items), rel=1e-5)
+
+
+def test_weights_of_targets_that_are_hardly_predicted_stay_within_float32():
+    """A probability of e^-24 to the power -6 is not a number of float32."""
+    batch, weighted = batch_with_targets(), task(accuracy_power=-6.0)
+    params = random_parameters(weighted.encoder, batch)
+    hidden = 12 * np.random.default_rng(0).normal(size=(*batch.items.shape, D)).astype(np.float32)
+    weights = np.asarray(jax.jit(weighted.weigh)(params, batch, hidden).weights)
+    logits = hidden.astype(np.float64) @ float64(params)["items"]["table"][1 : V + 1].T
+    own = np.take_along_axis(logits, np.maximum(batch.targets - 1, 0)[..., None], axis=-1)[..., 0]
+    losses = np.log(np.exp(logits).sum(axis=-1)) - own
+    assert losses[batch.targets > 0].max() > 20
+    expected = np.where(batch.targets > 0, np.exp(np.minimum(6 * losses, 60.0)), 0.0)
+    np.testing.assert_allclose(weights, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("power", [-7.0, 7.0])
+def test_a_power_that_leaves_a_fresh_model_without_finite_weights_is_refused(power):
+    encoder = TransformerConfig(width=4).build(DataSpec(20_000, 6))
+    with pytest.raises(
+        ConfigError,
+        match=rf"--task\.accuracy-power {power:g} .* each of 20,000 items .* from -6 to 6; choose one",
+    ):
+        NextItemConfig(accuracy_power=power).build(encoder, CrossEntropyConfig())
+    assert NextItemConfig(accuracy_power=power / 2).build(encoder, CrossEntropyConfig())
 
 
 def test_positions_are_shifted_by_sequence():
