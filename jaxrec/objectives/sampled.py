@@ -54,7 +54,8 @@ class SampledObjectiveConfig(ObjectiveConfig):
     """Base of the losses that compare the target with sampled negatives; a subclass defines `position_losses`.
 
     Attributes:
-      n_negatives: draws for each position, or for the whole batch if ``shared``. V or more means every item once.
+      n_negatives: draws for each position, or for the whole batch if ``shared``. V or more means every item once, but for
+        "in-batch", which draws all the same.
       sampler: "uniform", "popularity", "mixed", "in-batch" or "hard" (see `jaxrec.objectives.samplers`), or a sampler
         of your own, registered in `SAMPLERS`.
       shared: one draw for all positions of the batch: one matrix product instead of a gather for each position.
@@ -64,7 +65,8 @@ class SampledObjectiveConfig(ObjectiveConfig):
       uniform_share: share of uniform draws ("mixed").
       exclude_seen: draw outside the user's own training items. Own draws avoid them; hits of a shared draw are masked.
       temperature: divides the scores.
-      dtype: operands of the product with shared negatives; scores of single positions are always float32 sums.
+      dtype: operands of the product with shared negatives, or with all items where the catalogue is small beside the draws
+        of a position. Negatives that are gathered for a position, and targets, are scored in float32.
     """
 
     n_negatives: Annotated[int, Range("[1, inf)")] = 1
