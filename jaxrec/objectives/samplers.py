@@ -333,7 +333,7 @@ class SortedLists(NamedTuple):
 
         def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
-            middle = (low + high) // 2
+            middle = low + (high - low) // 2  # the sum may be above int32
             item = jnp.take(self.items, middle, mode="clip")
             inside = (low < high) & holds(item, middle - start)
             return jnp.where(inside, middle + 1, low), jnp.where(inside, high, jnp.maximum(low, middle))

@@ -143,6 +143,14 @@ def test_a_user_who_has_seen_everything_gets_no_negative(key):
             assert (np.asarray(drawn.items) <= V).all(), name
 
 
+def test_lists_are_searched_to_the_last_place_that_int32_has():
+    """The sum of two places of a long log is above int32; the items themselves, 8 GiB, are not read here."""
+    start = np.int32(2**31 - 1 - 40) + np.zeros(2, np.int32)
+    lists = SortedLists(jnp.arange(64, dtype=jnp.int32), jnp.asarray(start), jnp.asarray(start + 40))
+    count = jax.jit(lambda: lists.count_while(lambda _, index: index < 30, 1))()
+    np.testing.assert_array_equal(count, [[30], [30]])
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_hard_negatives_are_the_best_of_the_model(shared, key):
     given = request(key, 3, shared)
