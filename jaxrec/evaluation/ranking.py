@@ -256,8 +256,7 @@ def rank_targets(
     for (rows, _), out in zip(batches, results, strict=True):
         ranks[rows] = np.asarray(out)[: len(rows)]
     if seen_rule == "remove":
-        owners = seen.row_numbers()
-        ranks[owners[seen.items == targets[owners]]] = MISSED
+        ranks[seen.holds(targets)] = MISSED
     return ranks
 
 

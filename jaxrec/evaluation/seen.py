@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from jaxrec.errors import DataError
 
+#: Entries of histories that are laid out at a time.
+BLOCK = 1 << 22
 
-class SeenItems(NamedTuple):
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SeenItems:
     """Items to remove from each row's candidates, as CSR: row e removes ``items[offsets[e]:offsets[e + 1]]``.
 
     Attributes:
@@ -31,6 +39,74 @@ class SeenItems(NamedTuple):
         """int64: the row of each entry of ``items``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def holds(self, items: Integer[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
+        """bool[E], whether one item for each row is among those of the row."""
+        owners, held = self.row_numbers(), np.zeros(len(items), bool)
+        held[owners[self.items == np.asarray(items)[owners]]] = True
+        return held
+
+    def bounds(self) -> tuple[int, int] | None:
+        """The lowest and the highest item, or None where there is none."""
+        return (int(self.items.min()), int(self.items.max())) if len(self.items) else None
+
+
+class SeenHistories(SeenItems):
+    """Whole histories to remove, read from the log where they are needed.
+
+    Cases with successive targets of a user repeat the history of that user: laid out, they would take the square of it.
+
+    Args:
+      log: int32[N].
+      starts: int64[E]; row e removes ``log[starts[e]:stops[e]]``.
+      stops: int64[E].
+    """
+
+    _log: np.ndarray
+    _starts: np.ndarray
+    _stops: np.ndarray
+
+    def __init__(
+        self,
+        log: Int[np.ndarray, " N"],
+        starts: Integer[np.ndarray, " E"],
+        stops: Integer[np.ndarray, " E"],
+    ):
+        # The base class is frozen.
+        object.__setattr__(self, "_log", log)
+        object.__setattr__(self, "_starts", np.asarray(starts, np.int64))
+        object.__setattr__(self, "_stops", np.asarray(stops, np.int64))
+
+    @functools.cached_property
+    def offsets(self) -> Int[np.ndarray, " E1"]:  # type: ignore[override]
+        """int64[E+1]."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self._stops - self._starts)])
+
+    @functools.cached_property
+    def items(self) -> Int[np.ndarray, " S"]:  # type: ignore[override]
+        """int32[...], all histories, laid out."""
+        return np.asarray(self._log[ranges(self._starts, self._stops - self._starts)], np.int32)
+
+    def select(self, rows: Int[np.ndarray, " R"]) -> SeenHistories:
+        """The same for some rows, in the given order."""
+        return SeenHistories(self._log, self._starts[rows], self._stops[rows])
+
+    def holds(self, items: Integer[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
+        """See `SeenItems.holds`; some histories are laid out at a time."""
+        parts = [SeenItems.holds(part, np.asarray(items)[rows]) for rows, part in self._blocks()]
+        return np.concatenate([np.zeros(0, bool), *parts])
+
+    def bounds(self) -> tuple[int, int] | None:
+        """See `SeenItems.bounds`; some histories are laid out at a time."""
+        found = [pair for _, part in self._blocks() if (pair := SeenItems.bounds(part)) is not None]
+        return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+    def _blocks(self) -> Iterator[tuple[slice, SeenHistories]]:
+        """Adjacent rows with about `BLOCK` entries, or a single row with more."""
+        edges = np.flatnonzero(np.diff(self.offsets[1:] // BLOCK, prepend=-1)).tolist()
+        for first, stop in itertools.pairwise([*edges, len(self._starts)]):
+            rows = slice(first, stop)
+            yield rows, SeenHistories(self._log, self._starts[rows], self._stops[rows])
+
 
 def ranges(starts: Integer[np.ndarray, " E"], counts: Integer[np.ndarray, " E"]) -> Int[np.ndarray, " N"]:
     """``concatenate([arange(s, s + n) for s, n in zip(starts, counts)])`` without a Python loop: int64."""
@@ -46,9 +122,7 @@ def seen_items(cases: Any, items: Int[np.ndarray, " N"]) -> SeenItems:
       cases: `jaxrec.data.splits.EvaluationCases` of E cases.
       items: int32[N], the log that the history bounds point into.
     """
-    counts = np.asarray(cases.history_stops) - np.asarray(cases.history_starts)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-    return SeenItems(offsets, np.asarray(items[ranges(cases.history_starts, counts)], np.int32))
+    return SeenHistories(items, cases.history_starts, cases.history_stops)
 
 
 def repeated_targets(
@@ -63,11 +137,8 @@ def repeated_targets(
     """
     sizes = np.diff(target_offsets)
     rows = np.repeat(np.arange(len(sizes)), sizes)
-    per_target = seen if len(targets) == len(sizes) and (sizes == 1).all() else seen.select(rows)
-    owners = per_target.row_numbers()
-    repeated = np.zeros(len(targets), bool)
-    repeated[owners[per_target.items == np.asarray(targets)[owners]]] = True
-    return repeated
+    one_each = len(targets) == len(sizes) and (sizes == 1).all()
+    return (seen if one_each else seen.select(rows)).holds(targets)
 
 
 def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:
@@ -88,9 +159,7 @@ def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:
         raise DataError(
             f"seen must have one list for each of the {n_rows} rows, got {len(seen.offsets) - 1} lists"
         )
-    if len(seen.items) and (seen.items.min() < 1 or seen.items.max() > n_items):
-        raise DataError(
-            f"seen must hold item ids from 1 to {n_items}, got {int(seen.items.min())} to "
-            f"{int(seen.items.max())}"
-        )
+    found = seen.bounds()
+    if found is not None and (found[0] < 1 or found[1] > n_items):
+        raise DataError(f"seen must hold item ids from 1 to {n_items}, got {found[0]} to {found[1]}")
     return seen

@@ -1,5 +1,7 @@
 """From histories to metrics: packing changes nothing, what is left out is counted, files come back."""
 
+import tracemalloc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import encode as encode_module
 from jaxrec.evaluation import parallel
+from jaxrec.evaluation import seen as seen_module
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import EncodingOptions, encode_histories
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
@@ -14,6 +17,7 @@ from jaxrec.evaluation.histories import Histories, distinct_targets, ranking_cas
 from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.ranking import candidate_table
+from jaxrec.evaluation.seen import SeenHistories, SeenItems, as_seen
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import take_positions
 from tests.evaluation import oracle
@@ -208,3 +212,55 @@ def test_bad_requests_are_refused(data, make_cases):
     empty = make_cases(starts, stops, [[]] * len(starts))
     with pytest.raises(DataError, match="cases must have a target to rank, got 25 cases and none has one"):
         evaluate_cases(ranker(params), empty, items)
+
+
+def test_histories_that_are_laid_out_in_blocks_are_seen_items(monkeypatch):
+    monkeypatch.setattr(seen_module, "BLOCK", 7)
+    rng = np.random.default_rng(4)
+    log = rng.integers(1, 9, 60).astype(np.int32)
+    starts = rng.integers(0, 40, 30)
+    stops = starts + rng.integers(0, 20, 30) * (rng.random(30) < 0.8)
+    for rows in (np.arange(30), rng.integers(0, 30, 50), np.arange(0), np.flatnonzero(starts == stops)):
+        lazy = SeenHistories(log, starts, stops).select(rows)
+        lists = [log[a:b] for a, b in zip(starts[rows], stops[rows], strict=True)]
+        offsets = np.cumsum([0, *map(len, lists)])
+        whole = SeenItems(offsets, np.concatenate([*lists, log[:0]]))
+        items = rng.integers(1, 9, len(rows))
+        held = [item in own for item, own in zip(items, lists, strict=True)]
+        for seen in (lazy, whole):
+            assert seen.holds(items).tolist() == held
+            assert seen.bounds() == ((whole.items.min(), whole.items.max()) if offsets[-1] else None)
+            np.testing.assert_array_equal(seen.offsets, offsets)
+            np.testing.assert_array_equal(seen.items, whole.items)
+            np.testing.assert_array_equal(seen.row_numbers(), whole.row_numbers())
+
+
+def test_successive_targets_do_not_take_the_square_of_the_log(make_cases, monkeypatch):
+    """Each of a user's fifty targets has nearly the whole history, a million interactions of a log of 20,000."""
+    monkeypatch.setattr(seen_module, "BLOCK", 1 << 14)
+    users, length, last = 20, 1000, 50
+    log = np.random.default_rng(0).integers(1, 51, users * length).astype(np.int32)
+    starts = np.repeat(np.arange(users) * length, last)
+    stops = starts + np.tile(np.arange(length - last, length), users)
+    cases = make_cases(starts, stops, log[stops][:, None].tolist())
+
+    class Rows:
+        """Reads the seen items as `rank_targets` does."""
+
+        n_items = 50
+
+        def rank(self, cases):
+            seen = as_seen(cases.exclude, len(cases), self.n_items)
+            ranks = np.where(seen.holds(cases.targets), MISSED, 1)
+            for first in range(0, len(cases), 20):
+                part = seen.select(np.arange(first, first + 20))
+                assert len(part.row_numbers()) == len(part.items) > 20 * 900
+            return ranks
+
+    tracemalloc.start()
+    try:
+        found = evaluate_cases(Rows(), cases, log, EvaluationConfig())
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert found.counts["targets_missed_as_seen"] == (found.ranks == MISSED).sum() > 0.99 * len(stops)
