@@ -19,7 +19,8 @@ Everything but the principle is this project's reading, and results have to say 
   both). Centred logarithms of the weights, scaled to unit length, have correlations whose spread depends on neither the
   scores' scale nor the length; ``tau`` is learned.
 - R compares row i with row j, not query i with key j: no scale makes msoftmax(R) the first weights. The gate g does. It
-  starts at 0.1, so A' starts within 0.1 of A in total variation, and g may grow to replace A.
+  starts at 0.1, so A' starts within 0.1 of A in total variation (at each refinement, with more than one), and g may grow
+  to replace A.
 - Maps are positions x positions, one set for all heads and one per layer, started at the identity; ``rank`` for low-rank
   ones. They are indexed by positions as the batch counts them.
 

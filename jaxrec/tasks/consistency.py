@@ -9,10 +9,10 @@ to the next-item loss, with u_1 the newest of at most ``newest`` *training* user
 of one trained number for each place (equal at the start, so that g starts as the mean) and W, b starting at the identity.
 A step draws ``items_per_step`` items uniformly; those without a user are left out of the mean.
 
-**States of users.** A user's state is that of the last position of its training sequence. States of users outside the batch
-come from a table: at the start of each step the states of the batch's users are computed without dropout by a copy of the
-encoder whose parameters are an exponential moving average (``decay``; 0 = the present parameters), and stored. So a state is
-at most about an epoch old, and no gradient follows it.
+**States of users.** A user's state is that of the last position of its training sequence, whose newest item is a target and
+not among the inputs. States of users outside the batch come from a table: at the start of each step the states of the
+batch's users are computed without dropout by a copy of the encoder whose parameters are an exponential moving average
+(``decay``; 0 = the present parameters), and stored. So a state is at most about an epoch old, and no gradient follows it.
 
 **Sides that are fixed.** With ``stop`` "item" e_i is a constant, and the loss moves g and the users of the batch, whose
 states are then those of the training pass; were they constants too, as with a moving average alone, the loss would train
