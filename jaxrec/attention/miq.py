@@ -21,9 +21,9 @@ Readings:
 - each layer has dummies of its own (``share_dummies`` for one set), which start on the scale of a layer norm's output,
   as the items beside them have it in most blocks (``dummy_scale``). With ``dummies_as_tokens`` they are tokens of the
   input instead, as [CLS] is: they pass through all layers in front of every sequence. They see each other and no item
-  (under both masks), and before the first of them the window holds zeros (with ``dummies_as_keys`` as keys, too: a token
-  then also sees m - 1 keys that are made of zeros). The block "original" forms its keys of items before the norm and those
-  of the tokens behind it;
+  (under both masks), and before the first of them the window holds zeros, as the layer's norm leaves them (with
+  ``dummies_as_keys`` as keys, too: a token then also sees m - 1 keys that are made of these). The block "original" forms its
+  keys of items before the norm and those of the tokens behind it;
 - the m maps have biases, as the maps of keys and values do; the paper prints none. Heads split each o_{t,j}; the query
   level has one head and no bias.
 
