@@ -318,8 +318,8 @@ def s3rec_pretrain() -> RunConfig:
 def s3rec() -> RunConfig:
     """Fine-tuning of S3-Rec: `sasrec_s3rec` from a run of `s3rec_pretrain`, which ``--init-from RUN`` names.
 
-    The loss is that of Li et al. 2023, cross-entropy; ``--objective bce`` is S3-Rec's own. No figure of ours yet: not
-    measured.
+    The loss is that of Li et al. 2023, cross-entropy; ``--objective bce --objective.exclude-seen`` is S3-Rec's own, whose
+    negative is none of the user's items. No figure of ours yet: not measured.
     """
     return sasrec_s3rec()
 
