@@ -24,7 +24,7 @@ from jaxrec.data.packing import PackedRows
 from jaxrec.errors import ConfigError
 from jaxrec.nn.spec import DataSpec
 from jaxrec.tasks import Resources
-from jaxrec.training.feed import device_memory
+from jaxrec.training.feed import stays_resident
 from jaxrec.training.setup import build_optimizer, build_task, schedule_steps
 from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
@@ -69,7 +69,7 @@ class Estimate:
       parameter_bytes: parameters of all seeds.
       optimizer_bytes: state of the optimiser of all seeds, with seeds and step counts.
       best_bytes: copy of the best parameters of all seeds.
-      input_bytes: plans or batches of one chunk of steps.
+      input_bytes: plans or batches of two chunks of steps, the present and the next one.
       log_bytes: the log, counts and seen items on the device.
       temporary_bytes: activations, gradients and workspace, by the compiler.
       matmul_flops: floating-point operations of the matrix products of one step, all seeds.
@@ -118,7 +118,7 @@ class Estimate:
             f"parameters ({self.parameters:,} each, {seeds})": self.parameter_bytes,
             "optimiser state": self.optimizer_bytes,
             "best parameters": self.best_bytes,
-            "inputs of a chunk of steps": self.input_bytes,
+            "inputs of two chunks of steps": self.input_bytes,
             "log on the device": self.log_bytes,
             "activations, gradients, workspace": self.temporary_bytes,
             "total": self.total_bytes,
@@ -160,7 +160,8 @@ def estimate(
       optimised: whether ``compile_seconds`` must be those of training; otherwise a CPU compiles faster.
 
     Raises:
-      ConfigError: several devices.
+      ConfigError: several devices, or a log that training cannot stream.
+      DataError: a log that is too long to stay on the device.
     """
     if config.mesh.data != 1 or config.mesh.item != 1:
         raise ConfigError(
@@ -181,10 +182,7 @@ def estimate(
     optimizer = build_optimizer(config, task, plan.total_steps)
     seeds = jax.ShapeDtypeStruct((len(config.training.seeds),), jnp.uint32)
     state = jax.eval_shape(jax.vmap(lambda seed: initial_state(task, optimizer, seed)), seeds)
-    log_bytes = 4 * sizes.interactions * (1 + sizes.timestamps + config.objective.needs_seen)
-    resident = config.training.feed == "resident" or (
-        config.training.feed == "auto" and log_bytes <= config.training.resident_share * device_memory()
-    )
+    resident = stays_resident(config.training, config.objective, sizes.interactions, sizes.timestamps)
     resources = _resources(config, sizes, resident)
     inputs = _inputs(config, plan.chunk_steps, resident, sizes.timestamps)
     over_seeds = config.training.over_seeds
@@ -206,7 +204,7 @@ def estimate(
         parameter_bytes=parameter_bytes,
         optimizer_bytes=_bytes(state) - parameter_bytes,
         best_bytes=parameter_bytes,
-        input_bytes=_bytes(inputs),
+        input_bytes=2 * _bytes(inputs),  # the next chunk is put on the device while the present one runs
         log_bytes=_bytes(resources),
         temporary_bytes=int(memory.temp_size_in_bytes),
         matmul_flops=matmul_flops(traced.jaxpr.jaxpr) / plan.chunk_steps,

@@ -65,11 +65,22 @@ def device_memory() -> int:
 
 def resident_bytes(dataset: SequenceDataset, objective: ObjectiveConfig) -> int:
     """Bytes of a resident log on the device: items, timestamps, and a second copy where seen items are looked up."""
-    return 4 * len(dataset.items) * (1 + (dataset.timestamps is not None) + objective.needs_seen)
+    return _log_bytes(len(dataset.items), dataset.timestamps is not None, objective)
+
+
+def _log_bytes(interactions: int, timed: bool, objective: ObjectiveConfig) -> int:
+    return 4 * interactions * (1 + timed + objective.needs_seen)
 
 
 def is_resident(training: TrainingConfig, objective: ObjectiveConfig, dataset: SequenceDataset) -> bool:
-    """Whether the log of a run stays on the device.
+    """Whether the log of a run stays on the device; see `stays_resident`."""
+    return stays_resident(training, objective, len(dataset.items), dataset.timestamps is not None)
+
+
+def stays_resident(
+    training: TrainingConfig, objective: ObjectiveConfig, interactions: int, timed: bool
+) -> bool:
+    """Whether a log of so many interactions, with times or without, stays on the device.
 
     Item counts (4 bytes per item) are on the device in both cases.
 
@@ -77,25 +88,28 @@ def is_resident(training: TrainingConfig, objective: ObjectiveConfig, dataset: S
       DataError: it should, but is too long for it.
       ConfigError: it should not, but the sampler looks up every user's items, which are as long as the log.
     """
-    size, share = resident_bytes(dataset, objective), training.resident_share
-    few = len(dataset.items) <= MOST_ADDRESSED
+    size, share = _log_bytes(interactions, timed, objective), training.resident_share
+    few = interactions <= MOST_ADDRESSED
     resident = training.feed == "resident" or (
         training.feed == "auto" and few and size <= share * device_memory()
     )
     if resident and not few:
         raise DataError(
-            f"the log has {len(dataset.items)} interactions, but indices on the device end at 2^31 - 1: "
+            f"the log has {interactions} interactions, but indices on the device end at 2^31 - 1: "
             "--training.feed resident cannot hold it; choose streamed"
         )
     if not resident and objective.needs_seen:
-        why = (
-            "--training.feed is streamed"
-            if training.feed == "streamed"
-            else f"the log takes {size / 2**20:,.1f} MiB on the device, over --training.resident-share {share:g} of it"
+        why, cure = (
+            f"the log takes {size / 2**20:,.1f} MiB on the device, over --training.resident-share {share:g} of it",
+            ", or --training.feed resident",
         )
+        if not few:
+            why, cure = f"its {interactions} interactions are more than indices on the device reach", ""
+        elif training.feed == "streamed":
+            why = "--training.feed is streamed"
         raise ConfigError(
             f"--objective.exclude-seen keeps the training items of every user on the device, which are as long as the log, "
-            f"so it cannot be streamed, but {why}: give --objective.no-exclude-seen, or --training.feed resident"
+            f"so it cannot be streamed, but {why}: give --objective.no-exclude-seen{cure}"
         )
     return resident
 

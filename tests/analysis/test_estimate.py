@@ -11,8 +11,10 @@ from jaxrec.analysis.estimate import DataSizes, estimate, largest_batch, matmul_
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError
+from jaxrec.objectives import BinaryCrossEntropyConfig
 from jaxrec.tasks import S3RecConfig
-from jaxrec.training.setup import prepare
+from jaxrec.training.feed import ChunkFeed
+from jaxrec.training.setup import prepare, schedule_steps
 from jaxrec.training.state import initial_state
 from jaxrec.training.step import make_train_chunk
 from tests.helpers import small_config, small_dataset
@@ -59,6 +61,12 @@ def test_memory_is_that_of_the_program_that_training_compiles(feed):
     assert got.parameter_bytes + got.optimizer_bytes == whole
     assert got.parameters == setup.encoder.parameter_count()
     assert got.log_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(setup.resources))
+    steps = setup.schedule.chunk_steps
+    with ChunkFeed(setup.streams, [Position()] * 2, config.batches, steps, 2, setup.host_log) as chunks:
+        present, ahead = chunks.take(), chunks.take()
+        one = sum(leaf.nbytes for leaf in jax.tree.leaves((present.inputs, ahead.inputs))) / 2
+    own = schedule_steps(config, rows_per_epoch(config.batches, sizes)).chunk_steps
+    assert got.input_bytes == 2 * one / steps * own
     if feed == "resident":
         rows, _ = setup.streams[0].take(Position(), 4 * 7)
         plan = jax.tree.map(lambda x: np.stack([x, x]).reshape(2, 7, 4, -1).astype(np.int32), rows)
@@ -68,6 +76,17 @@ def test_memory_is_that_of_the_program_that_training_compiles(feed):
     assert got.matmul_flops > 0
     assert got.least_step_seconds == got.matmul_flops / 1e9
     assert got.total_bytes > got.temporary_bytes > 0
+
+
+def test_a_log_that_training_would_stream_or_refuse():
+    """What int32 cannot index is streamed whatever its share of the device; a sampler of seen items cannot be."""
+    many = DataSizes(items=40, interactions=2**31, users=60)
+    streamed = estimate(small_config(training={"resident_share": 1.0}), many, rate=1e9, optimised=False)
+    assert streamed.log_bytes == 4 * 41
+    objective = BinaryCrossEntropyConfig(exclude_seen=True)
+    refused = dataclasses.replace(small_config(training={"feed": "streamed"}), objective=objective)
+    with pytest.raises(ConfigError, match=r"--objective\.exclude-seen.*cannot be streamed"):
+        estimate(refused, SIZES, rate=1e9)
 
 
 def test_operations_grow_with_the_batch():

@@ -103,6 +103,9 @@ def test_only_a_resident_log_is_bounded():
         is_resident(TrainingConfig(feed="resident"), objective, huge)
     assert not is_resident(TrainingConfig(feed="streamed"), objective, huge)
     assert not is_resident(TrainingConfig(resident_share=1.0), objective, huge)
+    seen = BinaryCrossEntropyConfig(exclude_seen=True)
+    with pytest.raises(ConfigError, match=r"but its 2147483648 interactions .*no-exclude-seen$"):
+        is_resident(TrainingConfig(resident_share=1.0), seen, huge)
 
 
 def test_a_saved_run_leaves_a_log_that_int32_cannot_index_on_the_host(monkeypatch):
