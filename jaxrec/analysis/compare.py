@@ -141,7 +141,7 @@ class Comparison:
                 f"{row.p_bootstrap:.4f}",
                 f"{row.p_holm:.4f}",
                 f"{row.p_permutation:.4f}",
-                f"{row.detectable:.4f}",
+                f"{row.detectable:.4f}" if row.detectable else "-",
             ]
             for row in self.differences
         ]
@@ -175,9 +175,12 @@ class Comparison:
         """For each metric the smallest detectable difference, and runs of one seed."""
         lines = []
         for metric in self.metrics:
-            least = [row.detectable for row in self.differences if row.metric == metric]
+            # Without a difference between users there is no spread to judge by.
+            least = [row.detectable for row in self.differences if row.metric == metric and row.detectable]
             lines.append(
-                f"With {self.users} users you cannot expect to see a difference in {metric} below "
+                f"No user's {metric} differs between the runs: their spread cannot be estimated."
+                if not least
+                else f"With {self.users} users you cannot expect to see a difference in {metric} below "
                 f"{min(least):.4f} (80 % power, 5 % level)."
             )
         single = [name for name, values in self.values.items() if len(next(iter(values.values()))) == 1]

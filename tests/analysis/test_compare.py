@@ -126,6 +126,14 @@ def test_tables_say_what_was_measured(save):
     assert "toprule" in alone.to_latex()
 
 
+def test_runs_without_a_difference_have_no_detectable_one(save):
+    """Without a spread of differences "cannot see one below 0.0000" would say that every difference is seen."""
+    text = compare_runs([save("base", 100), save("copy", 100)], ("HR@10",), resamples=200).to_markdown()
+    assert "No user's HR@10 differs between the runs: their spread cannot be estimated." in text
+    assert "you cannot expect" not in text
+    assert "0.0000 |" not in text.splitlines()[-4]
+
+
 def test_successive_cases_of_a_user_count_as_one_user(save):
     def of_few_users(run):
         users = np.arange(USERS, dtype=np.int32) // 30
