@@ -26,7 +26,7 @@ class Group(NamedTuple):
     Attributes:
       name: the property that the cases share.
       cases: number of cases.
-      mean, low, high: mean of the metric and its 95 % interval over the cases.
+      mean, low, high: mean of the metric over the cases and its 95 % interval over their users.
     """
 
     name: str
@@ -36,19 +36,23 @@ class Group(NamedTuple):
     high: float
 
 
-def breakdown(values: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> list[Group]:
+def breakdown(
+    values: np.ndarray, groups: np.ndarray, names: Sequence[str], users: np.ndarray | None = None
+) -> list[Group]:
     """Mean of a metric in each group; NaN for an empty one.
 
     Args:
       values: float[E], a metric of every case.
       groups: int[E], the group of each case, an index into ``names``.
       names: of the groups.
+      users: int[E], the user of each case; None = a user each.
     """
     values, groups = np.asarray(values), np.asarray(groups)
+    users = np.arange(len(values)) if users is None else np.asarray(users)
     rows = []
     for number, name in enumerate(names):
-        inside = values[groups == number]
-        rows.append(Group(name, len(inside), *mean_interval(inside)))
+        inside = groups == number
+        rows.append(Group(name, int(inside.sum()), *mean_interval(values[inside], users=users[inside])))
     return rows
 
 
@@ -279,7 +283,7 @@ def measure_breakdown(
         for name, of_seeds in evaluations.items()
     }
     groups = {
-        kind: {name: breakdown(value, grouping.groups, grouping.names) for name, value in values.items()}
+        kind: {name: breakdown(value, grouping.groups, grouping.names, users) for name, value in values.items()}
         for kind, grouping in groupings.items()
     }
     return Breakdown(metric, groups, {kind: grouping.label for kind, grouping in groupings.items()})

@@ -220,13 +220,28 @@ def minimal_detectable_difference(
     return float(z * np.sqrt(variance / len(own)))
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean over users of float[U] with its normal interval (mean, low, high); NaN bounds for fewer than two users."""
+def mean_interval(
+    values: np.ndarray, confidence: float = 0.95, *, users: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Mean over cases with its normal interval (mean, low, high); NaN bounds for fewer than two users.
+
+    Args:
+      values: float[E], a metric of every case.
+      confidence: of the interval, between 0 and 1.
+      users: int[E], the user of each case, whose cases are alike; None = a user each.
+    """
     values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan")
-    half = float(stats.norm.ppf((1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    mean = float(values.mean()) if len(values) else float("nan")
+    owner = np.arange(len(values)) if users is None else np.unique(users, return_inverse=True)[1]
+    count = int(owner.max()) + 1 if len(owner) else 0
+    if count < 2:
+        return mean, float("nan"), float("nan")
+    deviation = values.std(ddof=1) / np.sqrt(count)
+    if count < len(values):  # a ratio of sums over users, as in `minimal_detectable_difference`
+        own = np.bincount(owner, weights=values - mean)
+        deviation = np.sqrt(count / (count - 1) * (own**2).sum()) / len(values)
+    half = float(stats.norm.ppf((1 + confidence) / 2) * deviation)
+    return mean, mean - half, mean + half
 
 
 def _by_seed(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

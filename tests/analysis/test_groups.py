@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from jaxrec.analysis.figures import save_figure
-from jaxrec.analysis.groups import breakdown_figure, case_groupings, gap_groups, measure_breakdown
+from jaxrec.analysis.groups import (
+    breakdown,
+    breakdown_figure,
+    case_groupings,
+    gap_groups,
+    measure_breakdown,
+)
 from jaxrec.data import SequenceDataset, split_dataset
 from jaxrec.data.splits import SplitConfig
 from jaxrec.evaluation.evaluate import evaluation_of, usable_cases
@@ -91,6 +97,27 @@ def test_times_at_the_edges_and_unknown_ones():
         "unknown",
         "longer",
     ]
+
+
+def test_intervals_count_users_and_not_their_successive_cases():
+    """Cases of a user are alike: as many of them as one likes say no more than the user."""
+    values, groups = np.tile([0.0, 1.0, 1.0, 0.0], 50), np.zeros(200, np.int64)
+    (single,) = breakdown(values[:4], groups[:4], ["all"])
+    (group,) = breakdown(values, groups, ["all"], users=np.tile(np.arange(4), 50))
+    assert group.cases == 200
+    assert group[2:] == pytest.approx(single[2:])
+    split = random_split("temporal successive")
+    cases, counts = usable_cases(split.test)
+    ranks = (1 + cases.users % 9).astype(np.int32)
+    evaluation = evaluation_of(ranks, cases, counts, ks=(5,), remove_seen=True)
+    result = measure_breakdown({"model": [evaluation]}, split, "test", "HR@5")
+    grouping = case_groupings(split, "test", evaluation.users)["repetition"]
+    assert len(np.unique(evaluation.users)) < len(evaluation.users)
+    for number, group in enumerate(result.groups["repetition"]["model"]):
+        inside = grouping.groups == number
+        naive = breakdown(evaluation.values("HR@5")[inside], groups[: inside.sum()], ["all"])[0]
+        assert group.mean == naive.mean
+        assert group.high - group.low > 1.2 * (naive.high - naive.low)
 
 
 def test_groups_divide_the_metric(tmp_path):

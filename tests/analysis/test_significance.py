@@ -151,6 +151,22 @@ def test_mean_interval():
     assert np.isnan(mean_interval(np.zeros(0))[0])
 
 
+def test_mean_interval_counts_users_and_not_their_cases():
+    rng = np.random.default_rng(0)
+    values = hits(rng, 40)
+    alone = mean_interval(values)
+    assert mean_interval(np.repeat(values, 25), users=np.repeat(np.arange(40), 25)) == pytest.approx(alone)
+    assert mean_interval(values, users=rng.permutation(40)) == alone
+    assert np.isnan(mean_interval(values, users=np.zeros(40))[1]), "one user has no spread"
+    # The mean of uneven users lies in its interval in 95 of 100 samples.
+    inside = []
+    for _ in range(400):
+        users = np.repeat(np.arange(60), rng.integers(1, 9, 60))
+        _, low, high = mean_interval(rng.normal(size=60)[users] + rng.normal(size=len(users)), users=users)
+        inside.append(low <= 0 <= high)
+    assert 0.92 < np.mean(inside) < 0.98
+
+
 def test_bad_values_are_refused():
     with pytest.raises(DataError, match="of the same users, at least two, got 3 and 4 users"):
         paired_bootstrap(np.zeros(3), np.zeros(4))
