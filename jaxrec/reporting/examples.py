@@ -77,7 +77,11 @@ def example_users(fit: FitResult, count: int = 8, k: int = 10, newest: int = 8) 
         config.evaluation.remove_seen,
     )
     known = np.flatnonzero(cases.histories.lengths > 0)
-    rows = np.sort(np.random.default_rng(0).permutation(known)[:count])
+    drawn = np.random.default_rng(0).permutation(known)
+    if cases.histories.users is not None:  # one case of each: successive targets of a user are as many cases
+        first = np.unique(np.asarray(cases.histories.users)[drawn], return_index=True)[1]
+        drawn = drawn[np.sort(first)]
+    rows = np.sort(drawn[:count])
     if not len(rows):
         return []
     params = fit.seed_params(0)

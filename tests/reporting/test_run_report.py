@@ -23,7 +23,8 @@ from jaxrec.reporting.advice import next_steps
 from jaxrec.reporting.examples import example_users
 from jaxrec.reporting.html import changed_options, model_label
 from jaxrec.reporting.results import format_metrics, hardware, versions
-from tests.helpers import small_config, small_dataset
+from jaxrec.training.setup import prepare
+from tests.helpers import replace, small_config, small_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -165,6 +166,15 @@ def test_page_shows_users_drawn_at_random_with_what_was_held_out(run):
         assert f"<h3>User {example.user}</h3>" in page
         assert f'<strong title="{target.id}">{target.label}</strong>, rank {rank}' in page
     assert f"{sum(e.hit for e in examples)} have a held-out item" in page
+
+
+def test_examples_are_of_different_users_where_a_user_has_several_cases(run):
+    temporal = {"strategy": "temporal", "target": "successive", "valid_quantile": 0.4, "test_quantile": 0.5}
+    setup = prepare(replace(run.fit.setup.config, split=temporal), DATASET)
+    tested = setup.evaluate(run.fit.seed_params(0), setup.split.test)
+    assert len(np.unique(tested.users)) < len(tested.users)
+    examples = example_users(dataclasses.replace(run.fit, setup=setup, test=[tested]))
+    assert len({example.user for example in examples}) == len(examples) == 8
 
 
 def test_examples_of_a_model_without_a_preference_agree_with_its_ranks(run):
