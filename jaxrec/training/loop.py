@@ -18,6 +18,7 @@ from jaxrec.config import RunConfig, check_importable, from_dict, save_config, t
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.usage import data_usage
 from jaxrec.errors import (
+    CheckpointError,
     ConfigError,
     Interrupted,
     NonFiniteError,
@@ -32,7 +33,13 @@ from jaxrec.training.initialize import Initialization, initialize_from
 from jaxrec.training.item_codes import with_codes
 from jaxrec.training.item_content import with_content
 from jaxrec.training.logging import MetricsLog, ProgressBar, StopRequest
-from jaxrec.training.run_directory import check_record, claim_directory_together, first_parameters, run_lock
+from jaxrec.training.run_directory import (
+    check_directory_together,
+    check_record,
+    claim_directory_together,
+    first_parameters,
+    run_lock,
+)
 from jaxrec.training.setup import Schedule, TrainingSetup, prepare
 from jaxrec.training.state import Params, TrainState, initial_state
 from jaxrec.training.step import StepMetrics, make_train_chunk
@@ -170,19 +177,22 @@ def _train(
     directory = None if workdir is None else Path(workdir)
     source = first_parameters(config, directory)
     if directory is not None:
-        claim_directory_together(directory, config, resume, overwrite)
+        check_directory_together(directory, config, resume, overwrite)
     elif resume:
         raise ConfigError("resume needs a workdir: expected the directory of a run, got None")
 
     # ---- data, model, and the state of every seed: fresh, resumed, or started from another run
     setup = prepare(config, dataset)
     store: CheckpointStore | None = None
-    if directory is not None:
-        if not resume:
-            _save_config(config, directory)
+    if directory is not None and resume:
         store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
-    run, origin = _begin(setup, store if resume else None, source)
-    _save_config(config, directory)  # on resume only now: one that is refused is not that of the run
+    run, origin = _begin(setup, store, source)
+    # Only now: a run that is refused neither deletes nor leaves anything, and a configuration is that of the run.
+    if directory is not None and not resume:
+        claim_directory_together(directory, config, resume, overwrite)
+    _save_config(config, directory)
+    if directory is not None and store is None:
+        store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
     metrics_log = MetricsLog(
         directory / "log.jsonl" if directory is not None and is_first() else None,
         run.step if resume else None,
@@ -291,6 +301,7 @@ def _begin(
     best = jax.tree.map(jnp.copy, state.params)
     if store is not None and store.steps():
         check_record(store.record(), config, setup.dataset)
+        _check_length(store.record()["step"], setup)
         parts, record = store.restore(abstract({"state": state, "best": best}), **sharding.tables())
         host_state = HostState.load(record)
         host_state.extend_patience(config.training, record["step"], setup.schedule.evaluation_steps)
@@ -304,6 +315,17 @@ def _begin(
         state = state._replace(params=origin.params)
         best = jax.tree.map(jnp.copy, state.params)
     return _Progress(state, best, HostState.start(len(seeds))), origin
+
+
+def _check_length(step: int, setup: TrainingSetup) -> None:
+    """Refuse to resume a run with fewer epochs than it has: its results would name a length that is not theirs."""
+    schedule = setup.schedule
+    if step > schedule.total_steps:
+        raise CheckpointError(
+            f"cannot resume with --training.epochs {setup.config.training.epochs:g}, which are {schedule.total_steps:,} "
+            f"steps: the run has {step:,} already, {step / schedule.steps_per_epoch:.4g} epochs; leave it out, give a greater "
+            "value, or start a new run"
+        )
 
 
 def _remarks(setup: TrainingSetup, run: _Progress, finished: bool) -> list[str]:

@@ -9,7 +9,7 @@ import glob
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,21 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def check_directory_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+    """Call `check_directory` in the first process; where it raises, all processes raise."""
+    _in_first_process(directory, lambda: check_directory(directory, config, resume, overwrite))
+
+
 def claim_directory_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
     """Call `claim_directory` in the first process; where it raises, all processes raise."""
+    _in_first_process(directory, lambda: claim_directory(directory, config, resume, overwrite))
+
+
+def _in_first_process(directory: Path, call: Callable[[], object]) -> None:
     refused: Exception | None = None
     if is_first():
         try:
-            claim_directory(directory, config, resume, overwrite)
+            call()
         except (JaxrecError, OSError) as error:
             refused = error
     if decided(refused is not None):
@@ -140,41 +149,81 @@ def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite:
       CheckpointError: nothing to resume, or it has another configuration.
       RunExistsError: it holds a run, or other files.
     """
+    for path in check_directory(directory, config, resume, overwrite):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if not resume:
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def check_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> list[Path]:
+    """Refuse a directory as `claim_directory` does, and return what that would delete.
+
+    Args:
+      directory: see `claim_directory`.
+      config: see `claim_directory`.
+      resume: see `claim_directory`.
+      overwrite: see `claim_directory`.
+    """
     check_path(directory)
     saved = directory / "config.json"
     if resume:
-        if not saved.exists():
-            raise CheckpointError(
-                f"nothing to resume in {directory}: expected the config.json of a run; start it without --resume"
-            )
-        changed = differences(to_dict(load_config(saved)), to_dict(config))
-        forbidden = {field: pair for field, pair in changed.items() if field not in RESUMABLE}
-        if config.optimizer.schedule != "constant" and "training.epochs" in changed:
-            forbidden["training.epochs"] = changed["training.epochs"]
-        if forbidden:
-            changes = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in forbidden.items())
-            raise CheckpointError(
-                f"cannot resume {directory} with another configuration: {changes}. Leave these settings out, or start a "
-                f"new run in another directory"
-            )
-        return
+        _check_resumable(directory, config)
+        return []
     if directory.exists() and not directory.is_dir():
         raise RunExistsError(f"workdir {directory} is a file; expected a directory that is new or empty")
     present = [path for path in directory.iterdir() if path.name != LOCK] if directory.exists() else []
-    if present:
-        if not overwrite:
+    if not present:
+        return []
+    if not overwrite:
+        raise RunExistsError(
+            f"workdir {directory} is not empty: expected a new or empty directory. Continue its run with --resume, "
+            "delete it with --overwrite, or choose another --workdir"
+        )
+    if not saved.exists():
+        raise RunExistsError(
+            f"workdir {directory} holds files but no run (no config.json), so --overwrite leaves it alone; "
+            "empty it yourself or choose another --workdir"
+        )
+    for option, source in _sources(config):
+        if source and os.path.exists(source) and Path(source).resolve().is_relative_to(directory.resolve()):
             raise RunExistsError(
-                f"workdir {directory} is not empty: expected a new or empty directory. Continue its run with --resume, "
-                "delete it with --overwrite, or choose another --workdir"
+                f"{option} {source} is in the workdir {directory}, which --overwrite would empty: choose another --workdir"
             )
-        if not saved.exists():
-            raise RunExistsError(
-                f"workdir {directory} holds files but no run (no config.json), so --overwrite leaves it alone; "
-                "empty it yourself or choose another --workdir"
-            )
-        for path in present:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    directory.mkdir(parents=True, exist_ok=True)
+    return present
+
+
+def _sources(config: RunConfig) -> list[tuple[str, str]]:
+    """Options of a run that name files or directories that it reads, with their values."""
+    data = config.data
+    return [
+        ("--init-from", config.training.init_from),
+        ("--encoder.item-codes.run", config.encoder.item_codes.run),
+        ("--data", data.source),
+        *(("--data.archive", file) for file in data.archive),
+        ("--data.item-table", data.item_table),
+        ("--data.item-attributes", data.item_attributes),
+        ("--data.item-vectors", data.item_vectors),
+        ("--data.vector-ids", data.vector_ids),
+    ]
+
+
+def _check_resumable(directory: Path, config: RunConfig) -> None:
+    """Refuse to resume a directory without a run, or with one of another configuration."""
+    saved = directory / "config.json"
+    if not saved.exists():
+        raise CheckpointError(
+            f"nothing to resume in {directory}: expected the config.json of a run; start it without --resume"
+        )
+    changed = differences(to_dict(load_config(saved)), to_dict(config))
+    forbidden = {field: pair for field, pair in changed.items() if field not in RESUMABLE}
+    if config.optimizer.schedule != "constant" and "training.epochs" in changed:
+        forbidden["training.epochs"] = changed["training.epochs"]
+    if forbidden:
+        changes = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in forbidden.items())
+        raise CheckpointError(
+            f"cannot resume {directory} with another configuration: {changes}. Leave these settings out, or start a "
+            f"new run in another directory"
+        )
 
 
 def first_parameters(config: RunConfig, directory: Path | None) -> Path | None:

@@ -10,7 +10,7 @@ import pytest
 
 import jaxrec
 from jaxrec.config import save_config
-from jaxrec.errors import CheckpointError, ConfigError, Interrupted
+from jaxrec.errors import CheckpointError, ConfigError, Interrupted, RunExistsError
 from jaxrec.presets import named_config
 from jaxrec.tasks import ConsistencyConfig
 from jaxrec.training import loop
@@ -58,6 +58,22 @@ def test_parameters_are_those_of_the_source_seed_by_seed(source, capsys):
 def test_other_dropout_is_no_other_encoder(source):
     config = started_from(source, encoder={"dropout": 0.5}, training={"seeds": (0,)})
     assert np.isfinite(jaxrec.fit(DATASET, config, progress=False).metrics["NDCG@10"])
+
+
+def test_a_refused_source_leaves_no_run_and_deletes_none(source, tmp_path):
+    """Neither in a new directory, which the corrected command then takes, nor beside --overwrite."""
+    wider = started_from(source, encoder={"width": 24})
+    with pytest.raises(CheckpointError, match="has another encoder"):
+        jaxrec.fit(DATASET, wider, tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
+    old = shutil.copytree(source.workdir, tmp_path / "old")
+    before = sorted(old.rglob("*"))
+    with pytest.raises(CheckpointError, match="has another encoder"):
+        jaxrec.fit(DATASET, wider, old, overwrite=True, progress=False)
+    from_itself = replace(CONFIG, training={"init_from": str(old)})
+    with pytest.raises(RunExistsError, match=r"--init-from .* is in the workdir .*which --overwrite would empty"):
+        jaxrec.fit(DATASET, from_itself, old, overwrite=True, progress=False)
+    assert sorted(old.rglob("*")) == before
 
 
 @pytest.mark.parametrize("lose_checkpoints", [False, True])

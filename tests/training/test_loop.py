@@ -167,6 +167,15 @@ def test_more_patience_on_resume_trains_on(tmp_path, monkeypatch):
     assert load_config(tmp_path / "run" / "config.json") == patient
 
 
+def test_fewer_epochs_than_a_run_has_are_refused_on_resume(tmp_path):
+    """Its results would name epochs that are not those of its parameters."""
+    config = small_config(training={"epochs": 4, "evaluate_every": 2})
+    quiet(config, tmp_path / "run", rank=False)
+    with pytest.raises(CheckpointError, match=r"--training\.epochs 2, which are .* steps: the run has .* 4 epochs"):
+        quiet(replace(config, training={"epochs": 2}), tmp_path / "run", resume=True, rank=False)
+    assert load_config(tmp_path / "run" / "config.json") == config
+
+
 def test_patience_that_a_seed_ended_without_is_refused_on_resume():
     state = loop.HostState.start(2)
     state.best_step, state.waited, state.stopped = [10, 20], [2, 2], [True, True]
