@@ -283,7 +283,9 @@ def measure_breakdown(
         for name, of_seeds in evaluations.items()
     }
     groups = {
-        kind: {name: breakdown(value, grouping.groups, grouping.names, users) for name, value in values.items()}
+        kind: {
+            name: breakdown(value, grouping.groups, grouping.names, users) for name, value in values.items()
+        }
         for kind, grouping in groupings.items()
     }
     return Breakdown(metric, groups, {kind: grouping.label for kind, grouping in groupings.items()})

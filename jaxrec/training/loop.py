@@ -183,16 +183,13 @@ def _train(
 
     # ---- data, model, and the state of every seed: fresh, resumed, or started from another run
     setup = prepare(config, dataset)
-    store: CheckpointStore | None = None
-    if directory is not None and resume:
-        store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
+    store = _store(config, directory) if resume else None
     run, origin = _begin(setup, store, source)
     # Only now: a run that is refused neither deletes nor leaves anything, and a configuration is that of the run.
     if directory is not None and not resume:
         claim_directory_together(directory, config, resume, overwrite)
     _save_config(config, directory)
-    if directory is not None and store is None:
-        store = CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
+    store = store or _store(config, directory)
     metrics_log = MetricsLog(
         directory / "log.jsonl" if directory is not None and is_first() else None,
         run.step if resume else None,
@@ -283,6 +280,13 @@ def _save_config(config: RunConfig, directory: Path | None) -> None:
         save_config(config, directory / "config.json")
 
 
+def _store(config: RunConfig, directory: Path | None) -> CheckpointStore | None:
+    """Checkpoints of a run that has a directory."""
+    if directory is None:
+        return None
+    return CheckpointStore(directory / "checkpoints", config.training.keep_checkpoints)
+
+
 def _begin(
     setup: TrainingSetup, store: CheckpointStore | None, source: Path | None
 ) -> tuple[_Progress, Initialization | None]:
@@ -323,8 +327,8 @@ def _check_length(step: int, setup: TrainingSetup) -> None:
     if step > schedule.total_steps:
         raise CheckpointError(
             f"cannot resume with --training.epochs {setup.config.training.epochs:g}, which are {schedule.total_steps:,} "
-            f"steps: the run has {step:,} already, {step / schedule.steps_per_epoch:.4g} epochs; leave it out, give a greater "
-            "value, or start a new run"
+            f"steps: the run has {step:,} already, {step / schedule.steps_per_epoch:.4g} epochs; leave it out, give a "
+            "greater value, or start a new run"
         )
 
 

@@ -71,7 +71,9 @@ def test_a_refused_source_leaves_no_run_and_deletes_none(source, tmp_path):
     with pytest.raises(CheckpointError, match="has another encoder"):
         jaxrec.fit(DATASET, wider, old, overwrite=True, progress=False)
     from_itself = replace(CONFIG, training={"init_from": str(old)})
-    with pytest.raises(RunExistsError, match=r"--init-from .* is in the workdir .*which --overwrite would empty"):
+    with pytest.raises(
+        RunExistsError, match=r"--init-from .* is in the workdir .*which --overwrite would empty"
+    ):
         jaxrec.fit(DATASET, from_itself, old, overwrite=True, progress=False)
     assert sorted(old.rglob("*")) == before
 

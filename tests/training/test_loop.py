@@ -171,7 +171,9 @@ def test_fewer_epochs_than_a_run_has_are_refused_on_resume(tmp_path):
     """Its results would name epochs that are not those of its parameters."""
     config = small_config(training={"epochs": 4, "evaluate_every": 2})
     quiet(config, tmp_path / "run", rank=False)
-    with pytest.raises(CheckpointError, match=r"--training\.epochs 2, which are .* steps: the run has .* 4 epochs"):
+    with pytest.raises(
+        CheckpointError, match=r"--training\.epochs 2, which are .* steps: the run has .* 4 epochs"
+    ):
         quiet(replace(config, training={"epochs": 2}), tmp_path / "run", resume=True, rank=False)
     assert load_config(tmp_path / "run" / "config.json") == config
 
