@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -149,9 +150,17 @@ def encode_histories(
     times = timestamps
     if resident:
         log, times = _on_device(items, mesh), None if timestamps is None else _on_device(timestamps, mesh)
+    n_slots = packed.rows.lengths.shape[1]
+    firsts = range(0, len(packed.rows.lengths), n_rows)
+    # Slot s of row r has entry r * S + s; unused slots belong to the history after the last, which there is not.
+    owner = np.full(len(firsts) * n_rows * n_slots, len(starts), np.int32)
+    owner[packed.place] = full
     batches = [
-        _padded(packed.rows.select(slice(first, first + n_rows)), n_rows)
-        for first in range(0, len(packed.rows.lengths), n_rows)
+        (
+            _padded(packed.rows.select(slice(first, first + n_rows)), n_rows),
+            owner[first * n_slots : (first + n_rows) * n_slots],
+        )
+        for first in firsts
     ]
 
     def split(tree: Any) -> Any:
@@ -165,14 +174,21 @@ def encode_histories(
             batch = split(_fill(rows, log, times, options, xp=np))
         return _last_states(apply_fn, params, batch, split(rows.lengths))
 
-    pieces = parallel.map_batches(states, batches, at_once)
-    # Slot s of row r has index r * S + s in the concatenated states; -1 is the zero state of empty histories.
-    where = np.full(len(starts), -1, np.int64)
-    where[full] = packed.place
-    # A program that gathers has as many inputs as there are pieces, and compiles for seconds: few numbers of them.
-    step = max(1, rounded_up(len(pieces)) // 8)
-    pieces += pieces[:1] * (-len(pieces) % step)
-    return _gather(pieces, where.astype(np.int32), mesh)
+    all_states: list[Array] = []
+    alone = threading.Lock()
+
+    def encode(batch: tuple[PackedRows, np.ndarray]) -> None:
+        """Put the states of a batch in their places at once: together, unused slots would be many times as many."""
+        piece = states(batch[0])
+        if at_once > 1:
+            jax.block_until_ready(piece)
+        with alone:
+            if not all_states:
+                all_states.append(_zeros(len(starts), piece.shape[1], mesh))
+            all_states.append(_placed(all_states.pop(), piece, batch[1], mesh))
+
+    parallel.map_batches(encode, batches, at_once)
+    return all_states[0]
 
 
 def rounded_up(n: int, step: int = 2) -> int:
@@ -270,10 +286,19 @@ def _last_states(apply_fn: ApplyFn, params: Any, batch: Batch, lengths: Array) -
     return states.reshape(-1, states.shape[-1]).astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames="mesh")
-def _gather(pieces: list[Array], where: Array, mesh: Mesh | None) -> Array:
-    states = jnp.concatenate(pieces)
-    states = jnp.where((where >= 0)[:, None], states[jnp.maximum(where, 0)], jnp.float32(0))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(n_rows: int, width: int, mesh: Mesh | None) -> Array:
+    """The states of histories of which none is encoded yet."""
+    return _on_each(jnp.zeros((n_rows, width), jnp.float32), mesh)
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def _placed(states: Array, piece: Array, owner: Array, mesh: Mesh | None) -> Array:
+    """``states`` [E, D] with those of a batch [B * S, D], each at its history int32[B * S]; history E is none."""
+    return _on_each(states.at[owner].set(piece, mode="drop"), mesh)
+
+
+def _on_each(states: Array, mesh: Mesh | None) -> Array:
     return states if mesh is None else lax.with_sharding_constraint(states, NamedSharding(mesh, P()))
 
 

@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,13 +70,13 @@ def data():
 def test_calls_of_about_as_many_batches_share_a_program(data):
     """A bulk job has another number of batches in each part."""
     params, items, *_ = data
-    before = encode_module._gather._cache_size()
+    before = encode_module._placed._cache_size()
     for batches in range(33, 41):
         starts = np.zeros(50, np.int64)
         stops = np.where(np.arange(50) < batches, LENGTH, 0)  # a row each
         got = encode(params, items, starts, stops, tokens_per_batch=LENGTH)
         np.testing.assert_allclose(got, expected(params, items, starts, stops), rtol=1e-5, atol=1e-5)
-    assert encode_module._gather._cache_size() == before + 1
+    assert encode_module._placed._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("origin", ["start", "end"])
@@ -90,6 +91,23 @@ def test_states_are_those_of_each_history_alone(data, origin, tokens):
     )
     got = encode(params, jnp.asarray(items), starts, stops, **options)
     np.testing.assert_allclose(got, expected(params, items, starts, stops, origin), rtol=1e-5, atol=1e-5)
+
+
+def test_states_of_a_batch_are_not_kept_with_its_unused_slots(data, monkeypatch):
+    """One row has a slot for each of eight histories, and so have all others, which hold one history each."""
+    params, items, *_ = data
+    lengths = np.array([LENGTH] * 40 + [1] * 8)
+    batches, shape, alive = 41, (LENGTH, WIDTH), []
+    last_states = encode_module._last_states
+
+    def watched(*arguments):
+        alive.append(sum(x.shape == shape for x in jax.live_arrays()))
+        return last_states(*arguments)
+
+    monkeypatch.setattr(encode_module, "_last_states", watched)
+    encode(params, items, np.zeros(48, np.int64), lengths, tokens_per_batch=LENGTH)
+    assert len(alive) == batches
+    assert max(alive) <= alive[0] + parallel.workers(waiting=1) + 1
 
 
 def test_empty_histories_have_the_zero_state(data):
