@@ -17,6 +17,10 @@ from jax.experimental import multihost_utils
 
 from jaxrec.errors import ConfigError, DistributedError
 
+#: Seconds for which a process that ends waits for the others, then to take them down. One that is finished has met them
+#: before (`meet`); one that failed alone would leave them in a collective for as long.
+SHUTDOWN_SECONDS = 30
+
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
@@ -81,7 +85,9 @@ def join(config: DistributedConfig) -> None:
 
     def initialize() -> None:
         try:
-            jax.distributed.initialize(**arguments, initialization_timeout=patience)
+            jax.distributed.initialize(
+                **arguments, initialization_timeout=patience, shutdown_timeout_seconds=SHUTDOWN_SECONDS
+            )
         except Exception as problem:
             error.append(problem)
 
@@ -109,7 +115,7 @@ def is_first() -> bool:
 
 
 def meet() -> None:
-    """Wait for all processes, however long one of them takes; at the end of a program JAX waits for five minutes only."""
+    """Wait for all processes, however long one of them takes; at the end of a program JAX waits `SHUTDOWN_SECONDS` only."""
     decided(True)
 
 

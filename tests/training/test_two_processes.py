@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import pytest
 
 from jaxrec.data import prepare_in_blocks
 from jaxrec.training.checkpoint import CheckpointStore
+from jaxrec.training.distributed import SHUTDOWN_SECONDS
 from jaxrec.training.logging import read_metrics
 from tests.flags import xla_flags
 from tests.helpers import small_dataset
@@ -205,3 +207,22 @@ def test_a_process_that_never_joins_is_told_in_words(tmp_path):
     assert "not all processes joined: start every one within that time" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_fails_alone_takes_the_other_down_soon(tmp_path):
+    """It says why; the other waits in a collective, for as long as the first waits for it at its end."""
+    place = Workplace(tmp_path)
+    joined = ["--mesh.data", 2, "--distributed.mode", "manual", "--distributed.processes", 2]
+    joined += ["--distributed.coordinator", f"127.0.0.1:{free_port()}", "--distributed.process"]
+    missing = ["--data", tmp_path / "missing"]
+    started = time.monotonic()
+    processes = [place.start(1, [*place.train("run", 1), *joined, 0])]
+    processes.append(place.start(1, [*place.train("run", 1), *missing, *joined, 1]))
+    try:
+        errors = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode for process in processes)
+    assert f"jaxrec: no file '{tmp_path / 'missing'}'" in errors[1]
+    assert time.monotonic() - started < SHUTDOWN_SECONDS + 90
