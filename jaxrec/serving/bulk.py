@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +184,16 @@ def run_bulk(job: BulkJob, resume: bool = False, progress: Any = None) -> dict[s
     return bulk_summary(table, written, time.perf_counter() - begin)
 
 
-def bulk_summary(table: BulkTable, written: int, seconds: float) -> dict[str, Any]:
-    """Figures of a finished job; see `run_bulk`."""
-    users = min(written * table.job.users_per_part, len(table.source))
+def bulk_summary(table: BulkTable, written: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Figures of a finished job, of which the parts with these numbers were written now; see `run_bulk`."""
+    size = table.job.users_per_part
+    users = sum(min(size, len(table.source) - number * size) for number in written)
     return {
         "out": str(Path(table.job.out)),
         "users": len(table.source),
         "candidates": table.candidates,
         "parts": table.count,
-        "parts_written": written,
+        "parts_written": len(written),
         "seconds": round(seconds, 2),
         "users_per_second": round(users / seconds, 1) if written else None,
     }

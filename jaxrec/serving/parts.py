@@ -66,7 +66,7 @@ class Parts:
         make: Callable[[int], pl.DataFrame],
         resume: bool = False,
         progress: Callable[[int, int], None] | None = None,
-    ) -> int:
+    ) -> list[int]:
         """Compute and write the missing parts; one is written while the next is computed.
 
         Args:
@@ -75,7 +75,7 @@ class Parts:
           progress: called with the number of parts there and their count, at the start and after each.
 
         Returns:
-          Number of parts written.
+          Numbers of the parts that were written.
 
         Raises:
           RunExistsError, ConfigError: see `claim`.
@@ -95,7 +95,7 @@ class Parts:
                 pending.result()
                 report(self.count, self.count)
         self.finish()
-        return len(missing)
+        return missing
 
     def _check_identity(self) -> None:
         try:

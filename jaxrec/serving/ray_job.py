@@ -64,4 +64,4 @@ def run_on_ray(job: BulkJob, resume: bool = False, actors: int = 1) -> dict[str,
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
         ).materialize()
     table.parts.finish()
-    return bulk_summary(table, len(missing), time.perf_counter() - begin)
+    return bulk_summary(table, missing, time.perf_counter() - begin)

@@ -11,7 +11,7 @@ import pytest
 from jaxrec.errors import ConfigError, DataError, RunExistsError
 from jaxrec.serving import Request, approximate
 from jaxrec.serving.approximate import ApproximateIndex
-from jaxrec.serving.bulk import BulkJob, BulkTable, run_bulk
+from jaxrec.serving.bulk import BulkJob, BulkTable, bulk_summary, run_bulk
 from jaxrec.serving.ray_job import PartWriter, run_on_ray
 from jaxrec.serving.sources import LogSource
 from jaxrec.serving.vectors import write_item_vectors
@@ -81,6 +81,8 @@ def test_an_interrupted_job_continues_and_never_overwrites(job, tmp_path, monkey
     seen = []
     figures = run_bulk(job, resume=True, progress=lambda there, count: seen.append((there, count)))
     assert figures["parts_written"] == 1
+    rate = bulk_summary(job.open(), [2], 2.0)["users_per_second"]
+    assert rate == 5.0, "the last part has 10 of the 60 users"
     assert seen[0] == (2, 3)
     assert seen[-1] == (3, 3)
     assert (folder / "part-00000.parquet").read_bytes() == first
