@@ -335,9 +335,14 @@ class ProtocolStudy:
         return "\n".join(lines)
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of a table: value and, in brackets, the effect of the choice."""
+        """Header and rows of a table: value and, in brackets, the effect of the choice.
+
+        HR and NDCG are those of lists of 10, or of the longest ones where the run has none of 10.
+        """
         first = self.results[0]["metrics"]
-        names = [name for name in first if name in ("HR@10", "NDCG@10", "MRR")] or list(first)
+        lengths = [int(name.removeprefix("HR@")) for name in first if name.startswith("HR@")]
+        k = 10 if 10 in lengths else max(lengths)
+        names = [f"HR@{k}", f"NDCG@{k}", "MRR"]
         rows = [
             [row["protocol"], *(f"{row['metrics'][n]:.4f} ({row['difference'][n]:+.4f})" for n in names)]
             for row in self.results

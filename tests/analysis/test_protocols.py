@@ -199,3 +199,11 @@ def test_bad_protocols_are_refused():
     hidden, table, targets, seen = problem()
     with pytest.raises(ConfigError, match="needs item_counts"):
         protocol_ranks(Candidates("sampled", sampler="popularity"), hidden, table, targets, seen)
+
+
+@pytest.mark.parametrize(("ks", "k"), [((5, 10, 20), 10), ((1, 7), 7)])
+def test_the_table_has_hits_and_gains_of_the_lists_that_the_run_has(ks, k):
+    names = [f"{name}@{length}" for length in ks for name in ("HR", "NDCG", "MRR")] + ["MRR"]
+    row = {"protocol": "all", "metrics": dict.fromkeys(names, 0.5), "difference": dict.fromkeys(names, 0.0)}
+    study = ProtocolStudy([row], seeds=1, targets=9, repeated=0)
+    assert study.rows()[0] == ["protocol", f"HR@{k}", f"NDCG@{k}", "MRR"]
