@@ -29,6 +29,10 @@ class SeenItems:
     offsets: Int[np.ndarray, " E1"]
     items: Int[np.ndarray, " S"]
 
+    def __len__(self) -> int:
+        """E."""
+        return len(self.offsets) - 1
+
     def select(self, rows: Int[np.ndarray, " R"]) -> SeenItems:
         """The same for some rows, in the given order."""
         counts = (self.offsets[1:] - self.offsets[:-1])[rows]
@@ -75,6 +79,10 @@ class SeenHistories(SeenItems):
         object.__setattr__(self, "_log", log)
         object.__setattr__(self, "_starts", np.asarray(starts, np.int64))
         object.__setattr__(self, "_stops", np.asarray(stops, np.int64))
+
+    def __len__(self) -> int:
+        """E."""
+        return len(self._starts)
 
     @functools.cached_property
     def offsets(self) -> Int[np.ndarray, " E1"]:  # type: ignore[override]
@@ -155,10 +163,8 @@ def as_seen(seen: Any, n_rows: int, n_items: int) -> SeenItems:
         counts = (padded != 0).sum(1)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
         seen = SeenItems(offsets, padded[padded != 0].astype(np.int32))
-    if len(seen.offsets) != n_rows + 1:
-        raise DataError(
-            f"seen must have one list for each of the {n_rows} rows, got {len(seen.offsets) - 1} lists"
-        )
+    if len(seen) != n_rows:
+        raise DataError(f"seen must have one list for each of the {n_rows} rows, got {len(seen)} lists")
     found = seen.bounds()
     if found is not None and (found[0] < 1 or found[1] > n_items):
         raise DataError(f"seen must hold item ids from 1 to {n_items}, got {found[0]} to {found[1]}")

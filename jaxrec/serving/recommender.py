@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import shutil
@@ -185,7 +186,7 @@ class Recommender:
         seen = [default if request.remove_seen is None else request.remove_seen for request in requests]
         allowed = [not removed if each is None else each for each, removed in zip(again, seen, strict=True)]
         generated = generate(
-            self.ranker, read, steps, config, exclude=self.removed(prepared), repeats=allowed
+            self.ranker, read, steps, config, exclude=_Removed(self, prepared), repeats=allowed
         )
         known = self.ranker.item_counts is not None
         return [
@@ -247,7 +248,7 @@ class Recommender:
                 part = np.flatnonzero(~candidate[1:]) + 1
             parts.append(part.astype(np.int32))
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-        return SeenItems(offsets, np.concatenate(parts))
+        return SeenItems(offsets, np.concatenate([*parts, np.zeros(0, np.int32)]))
 
     def filters(self, prepared: Sequence[Prepared]) -> tuple[SeenItems, list[np.ndarray | None]]:
         """Items that are no candidates of each request and, where those would be many, all its candidates instead."""
@@ -278,6 +279,44 @@ class Recommender:
             popular=popular,
             known_user=known_user,
         )
+
+
+class _Removed(SeenItems):
+    """`Recommender.removed`, listed where it is needed: beside few allowed items it is a whole catalogue for each request.
+
+    Args:
+      recommender: that prepared the requests.
+      prepared: the requests.
+    """
+
+    _recommender: Recommender
+    _prepared: Sequence[Prepared]
+
+    def __init__(self, recommender: Recommender, prepared: Sequence[Prepared]):
+        # The base class is frozen.
+        object.__setattr__(self, "_recommender", recommender)
+        object.__setattr__(self, "_prepared", prepared)
+
+    @functools.cached_property
+    def _all(self) -> SeenItems:
+        return self._recommender.removed(self._prepared)
+
+    @property
+    def offsets(self) -> Int[np.ndarray, " E1"]:  # type: ignore[override]
+        return self._all.offsets
+
+    @property
+    def items(self) -> Int[np.ndarray, " S"]:  # type: ignore[override]
+        return self._all.items
+
+    def __len__(self) -> int:
+        return len(self._prepared)
+
+    def select(self, rows: Int[np.ndarray, " R"]) -> SeenItems:
+        return self._recommender.removed([self._prepared[row] for row in rows])
+
+    def bounds(self) -> None:
+        """Requests that were prepared name items of the catalogue alone."""
 
 
 def histories_of_requests(prepared: Sequence[Prepared]) -> Histories:

@@ -15,7 +15,7 @@ from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.reporting.results import format_metrics
 from jaxrec.runs import CATALOGUE, ITEM_COUNTS
-from jaxrec.serving import Recommender
+from jaxrec.serving import Recommender, generation
 from jaxrec.serving import recommender as recommender_module
 from jaxrec.serving import requests as requests_module
 from jaxrec.serving.recommender import save_catalogue
@@ -367,6 +367,24 @@ def test_time_interval_models_need_times(tmp_path):
     assert recommender.recommend(histories_of(cases, DATASET), k=12, timestamps=shifted) == lists, (
         "only intervals matter"
     )
+
+
+def test_candidates_are_listed_for_the_histories_of_a_batch_alone(recommender, monkeypatch):
+    """Beside an allowed item all others are removed, for each history: a catalogue each."""
+    asked, removed = [], Recommender.removed
+
+    def watched(self, prepared):
+        asked.append(len(prepared))
+        return removed(self, prepared)
+
+    histories, allow = [[f"i{i}"] for i in range(30)], [[f"i{(i + 7) % 40}"] for i in range(30)]
+    whole = recommender.generate(histories, 1, allow=allow)
+    monkeypatch.setattr(Recommender, "removed", watched)
+    monkeypatch.setattr(generation, "ROWS", 4)
+    parts = recommender.generate(histories, 1, allow=allow)
+    assert sum(asked) == 30
+    assert max(asked) <= 8
+    assert [one.items for one in parts] == [one.items for one in whole] == allow
 
 
 def test_catalogue_holds_items_and_no_users(tmp_path):
