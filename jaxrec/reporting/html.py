@@ -47,15 +47,19 @@ def write_figures(fit: FitResult, results: dict[str, Any], directory: Path) -> l
 
 
 def model_label(config: Mapping[str, Any]) -> str:
-    """Name of a model in tables: encoder, attention where it has any, and loss: "transformer (softmax, cross-entropy)".
+    """Name of a model in tables: "transformer (softmax, cross-entropy)".
+
+    It has the encoder, the attention where there is any, the task unless that is the next item, and the loss.
 
     Args:
       config: the configuration of a run as in ``results.json``.
     """
     attention = config["encoder"].get("attention") or config.get("attention")
-    sections = (attention, config.get("objective"))
+    sections = (attention, config.get("task"), config.get("objective"))
     names = [
-        str(section["name"]) for section in sections if isinstance(section, Mapping) and "name" in section
+        str(section["name"])
+        for section in sections
+        if isinstance(section, Mapping) and section.get("name", "next-item") != "next-item"
     ]
     return f"{config['encoder']['name']} ({', '.join(names)})" if names else str(config["encoder"]["name"])
 

@@ -265,7 +265,13 @@ def run_config(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
       ConfigError: no run there, or its config.json differs from the configuration of the checkpoint.
     """
-    config = load_config(run / "config.json")
+    try:
+        config = load_config(run / "config.json")
+    except ConfigError as error:
+        below = [] if (run / "config.json").exists() else _runs_below(run)
+        if not below:
+            raise
+        raise ConfigError(f"{error}; runs lie below it: name one, such as {below[0]}") from None
     reader = CheckpointReader(run / "checkpoints")
     if not reader.steps():
         return config, {}
@@ -278,6 +284,12 @@ def run_config(run: Path) -> tuple[RunConfig, dict[str, Any]]:
             "the configuration of the checkpoint"
         )
     return config, record
+
+
+def _runs_below(directory: Path) -> list[Path]:
+    """Runs one or two levels below a directory, such as the trials of a study."""
+    found = [*directory.glob("*/config.json"), *directory.glob("*/*/config.json")]
+    return sorted(path.parent for path in found)
 
 
 def check_path(directory: Path) -> None:

@@ -99,6 +99,8 @@ class TestCompare:
         refused(jaxrec("compare", runs["a"], runs["other"]), "same dataset fingerprint")
         refused(jaxrec("compare", runs["a"], runs["temporal"]), "same split")
         refused(jaxrec("compare", runs["a"], tmp_path), "config.json not found")
+        above = runs["a"].parent
+        refused(jaxrec("compare", runs["a"], above), "runs lie below it: name one, such as", str(above))
         refused(jaxrec("compare", runs["a"], runs["b"], "--metrics", "AUC"), "unknown metric 'AUC'")
         out = tmp_path / "out"
         refused(

@@ -115,6 +115,14 @@ def test_the_label_names_encoder_attention_and_loss(run):
     inside = {"encoder": {"name": "sasrec", "attention": {"name": "miq"}}, "objective": {"name": "bpr"}}
     assert model_label(inside) == "sasrec (miq, bpr)"
     assert model_label({"encoder": {"name": "gru4rec"}, "objective": {"name": "bpr"}}) == "gru4rec (bpr)"
+    masked = {
+        "encoder": {"name": "transformer"},
+        "task": {"name": "masked-item"},
+        "objective": {"name": "bce"},
+    }
+    assert model_label(masked) == "transformer (masked-item, bce)"
+    masked["task"]["name"] = "next-item"
+    assert model_label(masked) == "transformer (bce)"
 
 
 def test_versions_and_hardware_are_plain():
