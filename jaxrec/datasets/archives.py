@@ -296,7 +296,7 @@ def parquet_columns(path: Path, columns: dict[str, str]) -> pl.LazyFrame:
       DataError: the file is damaged or lacks a column.
     """
     with reading(f"archive {path.name!r}"):
-        frame = pl.scan_parquet(path)
+        frame = pl.scan_parquet(path, glob=False)
         present = frame.collect_schema().names()
     absent = [name for name in columns.values() if name not in present]
     if absent:

@@ -141,7 +141,7 @@ def read_yoochoose(archive: Path) -> RawDataset:
         if is_archive(archive):
             frame = pl.read_csv(content(archive, "yoochoose-clicks.dat"), **options).lazy()
         else:
-            frame = pl.scan_csv(archive, **options)
+            frame = pl.scan_csv(archive, glob=False, **options)
         names = frame.collect_schema().names()
     if len(names) != 4:
         raise DataError(

@@ -136,7 +136,7 @@ class FileSource:
 
     def _open(self) -> pl.LazyFrame:
         try:
-            table = pl.scan_parquet(self.file)
+            table = pl.scan_parquet(self.file, glob=False)
             columns = table.collect_schema().names()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"--histories {self.file} cannot be read: {error}") from None

@@ -380,6 +380,21 @@ class TestBadInput:
         with pytest.raises(DataError, match="cannot be read as a table"):
             load_dataset(written(tmp_path / "log.csv", "user,item\n1,2\n1,2,3,4\n"))
 
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "arrow"])
+    def test_paths_are_no_patterns(self, tmp_path, suffix):
+        folder = tmp_path / "runs [1]"
+        folder.mkdir()
+        for name in ("log[2]", "log*", "log?"):
+            path = folder / f"{name}.{suffix}"
+            if suffix == "parquet":
+                FRAME.write_parquet(path)
+            elif suffix == "arrow":
+                FRAME.write_ipc(path)
+            else:
+                path.write_text(FRAME.write_csv(separator="\t" if suffix == "tsv" else ","))
+            check(load_dataset(path))
+            check(prepare_in_blocks(path, folder / f"{name}-{suffix}"))
+
     def test_unknown_sources(self, tmp_path):
         with pytest.raises(DataError, match=r"no file 'nowhere\.csv'.*bundled one \(movietweetings\)"):
             load_dataset("nowhere.csv")

@@ -190,7 +190,7 @@ class _Preparation:
 
     def _encode(self, parts: Path, total: int) -> tuple[np.ndarray, np.ndarray, dict[str, pl.Series]]:
         """Codes of users and items in file order, int32[N], and the id of each code as text."""
-        log = pl.scan_parquet(parts / "*.parquet").with_row_index("row")
+        log = pl.scan_parquet(sorted(parts.iterdir()), glob=False).with_row_index("row")
         ids: dict[str, pl.Series] = {}
         for role in ("user", "item"):
             distinct = log.select(role).unique().collect(engine="streaming").with_row_index(f"{role}_code")

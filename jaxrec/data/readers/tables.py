@@ -82,7 +82,7 @@ def describe_parts(directory: Path, files: Sequence[Path]) -> dict[str, Any]:
 
 def scan_parts(files: Sequence[Path]) -> pl.LazyFrame:
     """Open Parquet files as one lazy frame, one after the other."""
-    return pl.scan_parquet(list(files), hive_partitioning=False)
+    return pl.scan_parquet(list(files), hive_partitioning=False, glob=False)
 
 
 @contextlib.contextmanager
@@ -141,9 +141,9 @@ def scan_file(path: Path, text: TextFormat) -> pl.LazyFrame:
     if path.stat().st_size == 0:
         raise DataError(f"file {str(path)!r} is empty: expected a table of interactions")
     if suffix in PARQUET:
-        return pl.scan_parquet(path)
+        return pl.scan_parquet(path, glob=False)
     if suffix in ARROW:
-        return pl.scan_ipc(path)
+        return pl.scan_ipc(path, glob=False)
     if suffix in SEPARATORS or text.separator:
         return scan_delimited(path, text.separator.replace("\\t", "\t") or SEPARATORS[suffix], text)
     name = READ_BY_NAME.get(suffix)
@@ -169,7 +169,7 @@ def scan_delimited(path: Path, separator: str, text: TextFormat, quote: str | No
         "quote_char": quote,
     }
     if len(separator.encode()) == 1 and _is_utf8(text.encoding):
-        frame = pl.scan_csv(path, separator=separator, **options)
+        frame = pl.scan_csv(path, separator=separator, glob=False, **options)
     else:
         content, separator = _simplify(path, separator, text.encoding)
         frame = pl.read_csv(content, separator=separator, **options).lazy()

@@ -138,7 +138,7 @@ def _read_npy(path: Path, config: DataConfig, option: str) -> tuple[list[str], n
 
 def _read_parquet(path: Path, config: DataConfig, option: str) -> tuple[list[str], np.ndarray]:
     with reading(f"file {os.fspath(path)!r}"):
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     nested = [name for name, kind in frame.schema.items() if isinstance(kind, (pl.List, pl.Array))]
     column = config.vector_column or (nested[0] if len(nested) == 1 else "")
     if column not in nested:
