@@ -115,6 +115,18 @@ def test_a_public_dataset_with_items(tmp_path):
     assert data.attributes.fingerprint == expected.attributes.fingerprint
 
 
+def test_vectors_of_items(csv, tmp_path):
+    np.save(tmp_path / "vectors.npy", np.arange(40, dtype=np.float32).reshape(20, 2))
+    (tmp_path / "ids.txt").write_text("".join(f"{item}\n" for item in range(100, 120)))
+    options = {"item_vectors": str(tmp_path / "vectors.npy"), "vector_ids": str(tmp_path / "ids.txt")}
+    expected = load_dataset(csv, **options)
+    data = prepare_in_blocks(csv, tmp_path / "out", rows=64, **options)
+    np.testing.assert_array_equal(data.item_vectors, expected.item_vectors)
+    with pytest.raises(DataError, match=r"--data\.vector-ids needs --data\.item-vectors"):
+        prepare_in_blocks(csv, tmp_path / "other", vector_ids="ids.txt")
+    assert not (tmp_path / "other").exists()
+
+
 class TestErrors:
     def refused(self, tmp_path, source, message, **options):
         with pytest.raises(DataError, match=message) as caught:

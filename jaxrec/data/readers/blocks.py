@@ -34,6 +34,7 @@ from jaxrec.data.readers.load import RawLog, items_of, meta_of, open_finished, o
 from jaxrec.data.readers.log import NO_TIMES, choose_columns, clean_ids, no_rows, parse_ratings
 from jaxrec.data.readers.tables import reading
 from jaxrec.data.readers.times import parse_times
+from jaxrec.data.readers.vectors import attach_vectors
 from jaxrec.data.storage import check_empty
 from jaxrec.errors import DataError
 
@@ -79,7 +80,7 @@ def prepare_in_blocks(
         raise DataError(f"{raw.name!r} is a finished dataset: prepare it without --low-memory")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
-        dataset = _Preparation(raw, Path(work), rows).run()
+        dataset = attach_vectors(_Preparation(raw, Path(work), rows).run(), config)
         dataset = dataset.with_meta(
             {LOADED_WITH: {"options": config.changed(), "fingerprint": dataset.fingerprint}}
         )
