@@ -156,6 +156,18 @@ class TestTextForms:
             assert data.meta["source"]["layout"] == layout
             assert data.name == "ml-1m"
 
+    @pytest.mark.parametrize("text", [PAIRS, SEQUENCES])
+    def test_a_byte_order_mark_is_no_part_of_the_first_user(self, tmp_path, text):
+        (tmp_path / "log.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert list(load_dataset(tmp_path / "log.txt").user_ids) == ["1", "2"]
+
+    @pytest.mark.parametrize(
+        "text", ["1  10\n1  30\n2  10\n", "1 10 \n1 30 \n2 10\n", "1 10\n\n 1\t30\n2 10\n"]
+    )
+    def test_any_blanks_between_pairs(self, tmp_path, text):
+        data = load_dataset(written(tmp_path / "log.txt", text))
+        assert contents(data) == {"1": [("10", None), ("30", None)], "2": [("10", None)]}
+
     def test_tabs(self, tmp_path):
         assert load_dataset(written(tmp_path / "a.txt", self.PAIRS.replace(" ", "\t"))).n_interactions == 3
 
@@ -166,10 +178,14 @@ class TestTextForms:
             ("", "pairs", "is empty"),
             ("\n", "sequences", "is empty"),
             ("1 2 3\n4 5 6\n", "auto", "every line of .* has 3 words.*--data.layout sequences"),
-            ("1 2 3\n4 5 6\n", "pairs", "has 3 words on its first line"),
+            (
+                "1 2 3\n4 5 6\n",
+                "pairs",
+                "is not 'user item' per line: line 1 has 3 words.*--data.layout sequences",
+            ),
             ("1 2 3\n4\n", "auto", r"line 2 of .* has a user \('4'\) but no item"),
             ("1 2\n1 3\n", "sequences", "line 2 .* repeats user '1'.*--data.layout pairs"),
-            ("1 2\n1 3 4\n", "pairs", "is not 'user item' per line"),
+            ("1 2\n1 3 4\n", "pairs", "is not 'user item' per line: line 2 has 3 words"),
         ],
     )
     def test_errors(self, tmp_path, text, layout, message):

@@ -168,7 +168,7 @@ def scan_delimited(path: Path, separator: str, text: TextFormat, quote: str | No
         "infer_schema": False,
         "quote_char": quote,
     }
-    if len(separator.encode()) == 1 and _is_utf8(text.encoding):
+    if len(separator.encode()) == 1 and is_utf8(text.encoding):
         frame = pl.scan_csv(path, separator=separator, glob=False, **options)
     else:
         content, separator = _simplify(path, separator, text.encoding)
@@ -179,7 +179,8 @@ def scan_delimited(path: Path, separator: str, text: TextFormat, quote: str | No
     return frame.rename({name: f"column_{number}" for number, name in enumerate(names, start=1)})
 
 
-def _is_utf8(encoding: str) -> bool:
+def is_utf8(encoding: str) -> bool:
+    """Whether the name of an encoding is one of UTF-8."""
     return encoding.lower().replace("_", "-") in ("utf-8", "utf8")
 
 

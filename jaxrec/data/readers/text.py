@@ -12,7 +12,13 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from jaxrec.data.readers.tables import TextFormat, check_encoding, first_line, reading, scan_delimited
+from jaxrec.data.readers.tables import (
+    TextFormat,
+    check_encoding,
+    is_utf8,
+    reading,
+    scan_delimited,
+)
 from jaxrec.errors import DataError
 
 TextLayout = Literal["auto", "pairs", "sequences"]
@@ -23,7 +29,8 @@ _SAMPLE = 10_000
 
 def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOBase:
     """Open a text file, unpacked on the way where its name ends in ``.gz``."""
-    check_encoding(encoding)
+    # As the reader of tables does, leave out the mark that some editors put before the text.
+    encoding = "utf-8-sig" if is_utf8(encoding) else check_encoding(encoding)
     if path.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(path, "rb"), encoding=encoding)
     return open(path, encoding=encoding)
@@ -68,14 +75,30 @@ def _read_pairs(path: Path, encoding: str) -> pl.DataFrame:
         frame = scan_delimited(path, separator, text, quote=None).collect()
     except pl.exceptions.NoDataError:
         raise DataError(f"file {str(path)!r} is empty: expected 'user item' per line") from None
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"file {str(path)!r} is not 'user item' per line: {first_line(error)}") from None
-    if frame.width != 2:
-        raise DataError(
-            f"file {str(path)!r} has {frame.width} words on its first line, expected 'user item'; "
-            "for one sequence per line give --data.layout sequences"
-        )
+    except pl.exceptions.PolarsError:
+        return _split_pairs(path, encoding)
+    if frame.width != 2 or any(column.null_count() for column in frame):
+        return _split_pairs(path, encoding)
     return frame.rename({"column_1": "user", "column_2": "item"})
+
+
+def _split_pairs(path: Path, encoding: str) -> pl.DataFrame:
+    """Pairs with blanks of any number and kind between, before and after the words."""
+    users: list[str] = []
+    items: list[str] = []
+    with open_text(path, encoding) as file:
+        for number, line in enumerate(file, start=1):
+            words = line.split()
+            if not words:
+                continue
+            if len(words) != 2:
+                raise DataError(
+                    f"file {str(path)!r} is not 'user item' per line: line {number} has {len(words)} words; for one "
+                    "sequence per line give --data.layout sequences"
+                )
+            users.append(words[0])
+            items.append(words[1])
+    return pl.DataFrame({"user": users, "item": items})
 
 
 def parse_sequences(lines: Iterable[str], name: str) -> pl.DataFrame:
