@@ -486,10 +486,21 @@ def test_an_item_table_with_other_ids_is_warned_of(tmp_path):
     assert "warnings" not in load_dataset(log, item_table=same, attribute_columns=["genres"]).meta
 
 
-@pytest.mark.parametrize("date", ["13/09/2020", "2020/09/13 12:49:09", "yesterday"])
+@pytest.mark.parametrize(
+    "date", ["13/09/2020", "2020/09/13 12:49:09", "yesterday", "13-09-20", "13-09-20 12:49"]
+)
 def test_dates_in_another_form_are_told_the_right_one(date):
     log = {"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [date, date]}
     with pytest.raises(
         DataError, match=r"neither numbers nor ISO 8601 dates .*: convert the column to one of the two"
     ):
         load_dataset(log)
+
+
+def test_times_of_whole_minutes_with_an_offset():
+    log = {
+        "user_id": ["a"] * 3,
+        "item_id": list("xyz"),
+        "timestamp": ["2020-01-01T10:00+02:00", "2020-01-01T07:59Z", "2020-01-01T08:00"],
+    }
+    assert contents(load_dataset(log))["a"] == [("y", 1577865540), ("x", 1577865600), ("z", 1577865600)]

@@ -24,6 +24,7 @@ _ISO_FORMATS = (
     ("%Y-%m-%d %H:%M:%S%.f", False),
     ("%Y-%m-%d %H:%M:%S%.f%#z", True),
     ("%Y-%m-%d %H:%M", False),
+    ("%Y-%m-%d %H:%M%#z", True),
     ("%Y-%m-%d", False),
 )
 
@@ -103,6 +104,8 @@ def _from_text(values: pl.Series, column: str, unit: TimeUnit) -> tuple[np.ndarr
 
 def _parse_iso(text: pl.Series) -> pl.Series:
     plain = text.str.replace("T", " ", literal=True).str.replace(r"[Zz]$", "+00:00")
+    # Polars takes the day of 02-01-20 for a year.
+    plain = plain.set(~plain.str.contains(r"^\d{4}-"), None)
     dates: pl.Series | None = None
     for form, zoned in _ISO_FORMATS:
         parsed = plain.str.to_datetime(form, time_unit="us", strict=False, exact=True)
