@@ -347,7 +347,7 @@ def apply_filters(log: InteractionLog, filters: Sequence[Filter]) -> Interaction
 def filter_dataset(dataset: SequenceDataset, filters: Sequence[Filter]) -> SequenceDataset:
     """Filter a dataset; users and items are numbered anew, titles, attributes and vectors follow."""
     log = apply_filters(from_dataset(dataset), filters)
-    inherited = ("name", "source", "columns", "time", "order", "license", "steps")
+    inherited = ("name", "rule", "source", "columns", "time", "order", "license", "steps", "warnings")
 
     def titles(item_ids: Sequence[str]) -> Sequence[str]:
         assert dataset.item_titles is not None

@@ -164,6 +164,20 @@ def test_filter_dataset_keeps_times_titles_and_attributes():
     assert bare.timestamps is None
 
 
+def test_a_filtered_dataset_keeps_its_warnings(tmp_path):
+    log = {"user_id": ["a", "a", "b", "b"], "item_id": ["x", "y", "x", "y"], "when": [1, 2, 1, 2]}
+    (order,) = load_dataset(log).meta["warnings"]
+    assert "no time column was recognised" in order
+    load_dataset(log, min_interactions=2).save(tmp_path / "data")
+    core = load_dataset(tmp_path / "data", filter="k-core", min_interactions=2)
+    assert core.meta["warnings"] == [order]
+    pairs = load_dataset(tmp_path / "data", first_of_pair=True)
+    assert pairs.meta["warnings"][0] == order
+    idle = load_dataset(load_dataset(log), first_of_pair=True, min_interactions=2)
+    assert pairs.meta["warnings"] == idle.meta["warnings"]
+    assert "nothing was filtered: --data.min-interactions 2" in idle.meta["warnings"][1]
+
+
 def test_nothing_left():
     with pytest.raises(
         DataError, match="filter 'k-core' leaves none of 60 interactions: lower its thresholds"

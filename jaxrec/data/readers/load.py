@@ -56,6 +56,9 @@ _OF_FINISHED = (
     *("item_vectors", "vector_column", "vector_ids", "missing_vectors", "item_id_column"),
 )
 
+#: Beginning of the sentence about thresholds without a filter.
+_IDLE = "nothing was filtered: "
+
 
 def load_dataset(
     source: Any,
@@ -122,8 +125,12 @@ def _load(source: Any, config: DataConfig, tables: Mapping[str, Any]) -> Sequenc
             )
         if config.name:
             ready = ready.with_meta({"name": config.name})
-        if idle := _idle_thresholds(config):
-            ready = ready.with_meta({"warnings": [*ready.meta.get("warnings", ()), *idle]})
+        warnings = list(ready.meta.get("warnings", ()))
+        if config.filter != "none":  # what an earlier call left out is made good
+            warnings = [sentence for sentence in warnings if not sentence.startswith(_IDLE)]
+        warnings += _idle_thresholds(config)
+        if warnings != list(ready.meta.get("warnings", ())):
+            ready = ready.with_meta({"warnings": warnings})
         filters = _filters(config)
         return filter_dataset(ready, filters) if filters else ready
     raw = open_raw(source, config, tables)
@@ -248,7 +255,7 @@ def _idle_thresholds(config: DataConfig) -> list[str]:
     if config.filter != "none" or not given:
         return []
     listed = " and ".join(f"{option_name('data', name)} {getattr(config, name)}" for name in given)
-    return [f"nothing was filtered: {listed} needs --data.filter, such as k-core or one-pass"]
+    return [f"{_IDLE}{listed} needs --data.filter, such as k-core or one-pass"]
 
 
 def _filters(config: DataConfig) -> list[Filter]:
