@@ -232,7 +232,8 @@ def largest_batch(
     Raises:
       ConfigError: not even the smallest batch fits.
     """
-    unit = config.training.accumulate_steps
+    unit = math.lcm(config.training.accumulate_steps, config.batches.shares)
+    most = max(unit, most // unit * unit)
     rate = matmul_rate()
     fits: Estimate | None = None
     too_large: int | None = None

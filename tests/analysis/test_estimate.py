@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.analysis.estimate import DataSizes, estimate, largest_batch, matmul_flops, rows_per_epoch
+from jaxrec.analysis.estimate import (
+    DataSizes,
+    Estimate,
+    estimate,
+    largest_batch,
+    matmul_flops,
+    rows_per_epoch,
+)
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.sampler import Position, RowStream
 from jaxrec.errors import ConfigError
@@ -126,6 +133,25 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not():
     assert estimate(config.updated({"batches.batch_size": too_large}), SIZES, rate=1e9).total_bytes > budget
     with pytest.raises(ConfigError, match=r"--memory: .* GiB are too few for a batch of 1 rows"):
         largest_batch(config, SIZES, 1000)
+
+
+def test_batches_that_are_tried_split_into_shares_and_parts(monkeypatch):
+    tried = []
+
+    def sizes(config, *_, **__):
+        size = config.batches.batch_size
+        tried.append(size)
+        return Estimate(size, 1, 1, 0, 0, 0, 0, 0, 1000 * size, 1.0, 1.0, 1.0, 0.0, "none")
+
+    monkeypatch.setattr("jaxrec.analysis.estimate.estimate", sizes)
+    config = small_config().updated(
+        {"batches.shares": 4, "batches.batch_size": 36, "training.accumulate_steps": 3}
+    )
+    best, too_large = largest_batch(config, SIZES, 1000 * 1001)
+    assert best.batch_size <= 1001 < too_large
+    best, too_large = largest_batch(config, SIZES, 10**12, most=1000)
+    assert (best.batch_size, too_large) == (996, None)
+    assert {size % 12 for size in tried} == {0}
 
 
 def test_as_a_command(tmp_path):
