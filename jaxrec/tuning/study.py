@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,8 +127,11 @@ class Study:
             )
             for path, dimension in space.items()
         }
+        file = directory.absolute() / "study.db"
+        # Connected by its path, since "?" and braces have a meaning of their own in an address.
+        connect = functools.partial(sqlite3.connect, file, timeout=120, check_same_thread=False)
         self._storage = self._optuna.storages.RDBStorage(
-            f"sqlite:///{directory.absolute() / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 120}}
+            "sqlite:///study.db", engine_kwargs={"creator": connect}
         )
         pruners = self._optuna.pruners
         self._study = self._optuna.create_study(

@@ -82,6 +82,15 @@ def test_defaults_first_then_draws_and_nothing_twice(tmp_path, trainer):
     assert len(trainer.trained) == 4
 
 
+def test_any_name_of_a_directory(tmp_path, trainer):
+    for name in ("a?b", "{c}", "d%20#e"):
+        with opened(tmp_path / name, {"optimizer.beta1": "0.1:0.9"}, 1) as study:
+            study.run(progress=False)
+            assert [trial.name for trial in study.trials()] == ["000"]
+        assert (tmp_path / name / "study.db").is_file()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_interrupted_trial_is_resumed_and_the_draws_are_the_same(tmp_path, trainer):
     space = {"optimizer.beta1": "0.1:0.9"}
     with opened(tmp_path / "whole", space, 5) as study:
