@@ -23,6 +23,7 @@ from jaxrec.errors import JaxrecError
 from jaxrec.reporting.html import _training_curve
 from jaxrec.runs import Run
 from jaxrec.training.logging import read_metrics
+from tests.runs import jaxrec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -79,6 +80,7 @@ def test_a_dataset_with_a_name_that_is_too_long_is_refused(tmp_path):
         SequenceDataset.load(long)
     with pytest.raises(JaxrecError, match="cannot be used: File name too long"):
         walks().save(long)
+    assert "no file 'xxx" in jaxrec("prepare", "x" * 3000, "--out", tmp_path / "out").err
 
 
 def test_details_hold_no_folders(tmp_path):

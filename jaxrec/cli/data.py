@@ -147,6 +147,7 @@ def prepare(arguments: list[str]) -> int:
 
     from jaxrec.data import load_dataset, prepare_in_blocks
     from jaxrec.data.readers.tables import parquet_files
+    from jaxrec.files import is_directory
 
     config = options.data
     if options.download:
@@ -154,7 +155,7 @@ def prepare(arguments: list[str]) -> int:
 
         paths = fetch(options.source, accept_licence=options.accept_licence, progress=not options.json)
         config = config.replace(archive=tuple(map(str, paths)))
-    if options.low_memory or parquet_files(Path(options.source)):
+    if options.low_memory or (is_directory(options.source) and parquet_files(Path(options.source))):
         dataset = prepare_in_blocks(options.source, options.out, config)
     else:
         dataset = load_dataset(options.source, config)
