@@ -15,6 +15,7 @@ from jaxrec.api import fit
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.load import load_dataset
+from jaxrec.data.splits import split_dataset
 from jaxrec.files import write_atomically
 from jaxrec.presets import named_config
 from jaxrec.reporting.html import model_label
@@ -110,12 +111,15 @@ def fit_through_time(
 
     Raises:
       ConfigError: the cuts do not increase, or leave no room for validation before the first.
+      DataError: a period of one of the cuts has no case; nothing was trained.
       JaxrecError: as `jaxrec.api.fit`.
     """
     if isinstance(config, str):
         config = named_config(config)
     splits = config.split.through_time(cuts)
     dataset = load_dataset(config.data) if dataset is None else dataset
+    for split in splits:  # equal times at two cuts leave nothing between them
+        split_dataset(dataset, split).check_cases()
     folder = Path(directory)
     results = []
     for cut, split in zip(cuts, splits, strict=True):

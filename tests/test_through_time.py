@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jaxrec.data import split_dataset
-from jaxrec.errors import CheckpointError
+from jaxrec.data import load_dataset, split_dataset
+from jaxrec.errors import CheckpointError, DataError
 from jaxrec.runs import Run
 from jaxrec.through_time import ThroughTime, fit_through_time
 from tests.cli.shared import SMALL, interactions, refused
@@ -79,6 +79,15 @@ def test_a_second_call_trains_nothing_and_refuses_another_configuration(found):
         fit_through_time(
             DATASET, replace(CONFIG, encoder={"width": 4}), found.directory, CUTS, progress=False
         )
+
+
+def test_cuts_without_a_case_between_them_are_refused_before_training(tmp_path):
+    # Ten users on each of ten days: two of the cuts fall on the same one.
+    log = (list(range(10)) * 10, [number % 13 for number in range(100)], [n // 10 for n in range(100)])
+    config = replace(CONFIG, split={"valid_quantile": 0.75})
+    with pytest.raises(DataError, match=r"has no test case: .*choose other cuts"):
+        fit_through_time(load_dataset(log), config, tmp_path / "cuts", (0.5, 0.75, 0.77), progress=False)
+    assert not (tmp_path / "cuts").exists()
 
 
 @pytest.mark.slow
