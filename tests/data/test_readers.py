@@ -504,3 +504,13 @@ def test_times_of_whole_minutes_with_an_offset():
         "timestamp": ["2020-01-01T10:00+02:00", "2020-01-01T07:59Z", "2020-01-01T08:00"],
     }
     assert contents(load_dataset(log))["a"] == [("y", 1577865540), ("x", 1577865600), ("z", 1577865600)]
+
+
+def test_quotation_marks_in_a_table_with_a_longer_separator(tmp_path):
+    titles = ['"Weird Al" Live', '"Heroes', "Low", 'Foo"']
+    lines = [f"{number}::{title}\n" for number, title in enumerate(titles)]
+    table = written(tmp_path / "movies.dat", "item::title\n" + "".join(lines))
+    log = written(tmp_path / "log.dat", "user::item\n" + "".join(f'"a::{n}\n' for n in range(4)))
+    data = load_dataset(log, separator="::", item_table=table, item_separator="::")
+    assert list(data.item_titles) == titles
+    assert list(data.user_ids) == ['"a']

@@ -161,12 +161,13 @@ def scan_delimited(path: Path, separator: str, text: TextFormat, quote: str | No
       path: plain or gzip-compressed text.
       separator: one character for a lazy scan; a longer one, or another encoding than UTF-8, is read at once.
       text: header and encoding.
-      quote: the quoting character, or None.
+      quote: the quoting character, or None; a separator of several characters goes without.
     """
     options: dict[str, Any] = {
         "has_header": text.has_header,
         "infer_schema": False,
-        "quote_char": quote,
+        # Files with "::" know no quoting: a title may begin with a quotation mark.
+        "quote_char": quote if len(separator) == 1 else None,
     }
     if len(separator.encode()) == 1 and is_utf8(text.encoding):
         frame = pl.scan_csv(path, separator=separator, glob=False, **options)
