@@ -514,3 +514,12 @@ def test_quotation_marks_in_a_table_with_a_longer_separator(tmp_path):
     data = load_dataset(log, separator="::", item_table=table, item_separator="::")
     assert list(data.item_titles) == titles
     assert list(data.user_ids) == ['"a']
+
+
+def test_ids_of_vectors_end_at_line_feeds_alone(tmp_path):
+    ids = ["a\x85b", "c\u2028d", "e"]
+    np.save(tmp_path / "v.npy", np.eye(3, dtype=np.float32))
+    (tmp_path / "ids.txt").write_bytes("\r\n".join(ids).encode())
+    options = {"item_vectors": str(tmp_path / "v.npy"), "vector_ids": str(tmp_path / "ids.txt")}
+    data = load_dataset({"user_id": ["u"] * 3, "item_id": ids}, **options)
+    np.testing.assert_array_equal(data.item_vectors, np.eye(3))

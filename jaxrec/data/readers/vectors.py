@@ -120,7 +120,7 @@ def _read_npy(path: Path, config: DataConfig, option: str) -> tuple[list[str], n
         )
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
-        ids = Path(config.vector_ids).read_text(encoding="utf-8-sig").splitlines()
+        ids = Path(config.vector_ids).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{option} cannot be read: {error}") from None
     ids = [line.strip() for line in ids if line.strip()]
