@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxrec.config import RunConfig, differences, to_dict
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.errors import ConfigError, Interrupted, NonFiniteError, RunExistsError
+from jaxrec.errors import ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
 from jaxrec.files import write_atomically
 from jaxrec.options import Range, validate
 from jaxrec.training.loop import Validation, train
@@ -206,13 +206,12 @@ class Study:
                     trial = self._take(stack)
                 if trial is None:
                     return
-                problem = self._unusable(trial)
+                problem = self._unusable(trial) or self._train(trial)
                 if problem:
                     trial.set_user_attr("skipped", problem)
                     self._tell(trial.number, "FAIL")
                     skipped += 1
                     continue
-                self._train(trial)
                 skipped = 0
                 if progress:
                     print(self._line(trial.number), file=sys.stderr)
@@ -288,8 +287,8 @@ class Study:
             return str(error)
         return ""
 
-    def _train(self, trial: Any) -> None:
-        """Train a trial, or what is left of it, and record how it ended."""
+    def _train(self, trial: Any) -> str:
+        """Train a trial, or what is left of it, and record how it ended; return the reason if it cannot begin, else ""."""
         folder = self._folder(trial.number)
         begun = (folder / "config.json").exists()
         if not begun:  # a process was killed before it had written anything of use
@@ -323,12 +322,18 @@ class Study:
             ) from None
         except NonFiniteError as error:
             self._fail(trial, str(error))
+        except (ConfigError, DataError) as error:
+            # What `_unusable` does not see: options against the data, the devices or other sections.
+            if begun or trial.params == default_point(self.config, self.space):
+                raise
+            return str(error)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             self._fail(trial, "out of memory")
         else:
             self._tell(trial.number, "COMPLETE", float(np.mean(fitted.host_state.best)))
+        return ""
 
     def _fail(self, trial: Any, reason: str) -> None:
         trial.set_user_attr("reason", reason)

@@ -33,11 +33,14 @@ class Trainer:
     def __init__(self):
         self.trained = []
         self.stop_at = None
+        self.refused = None
 
     def __call__(self, config, dataset, folder, *, resume, progress, on_validation, rank):
         assert not rank
         assert not progress
         beta1 = config.optimizer.beta1
+        if beta1 == self.refused:
+            raise ConfigError("these options do not go together")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
         for number in (1, 2, 3):
@@ -155,6 +158,20 @@ def test_impossible_combinations_cost_nothing(tmp_path, trainer):
         study.run(progress=False)
         assert sorted(trial.options["optimizer.beta1"] for trial in study.trials()) == [0.2, 0.4, 0.9]
         assert {trial.options["encoder.attention.heads"] for trial in study.trials()} == {1}
+
+
+def test_what_training_refuses_does_not_end_the_study(tmp_path, trainer):
+    trainer.refused = 0.4
+    with opened(tmp_path / "a", {"optimizer.beta1": [0.2, 0.4]}, 3) as study:
+        study.run(progress=False)
+        assert {trial.options["optimizer.beta1"] for trial in study.trials()} == {0.2, 0.9}
+        assert {trial.state for trial in study.trials()} == {"complete"}
+    trainer.refused = 0.9
+    with (
+        pytest.raises(ConfigError, match="these options do not go together"),
+        opened(tmp_path / "b", {"optimizer.beta1": [0.2, 0.4]}, 3) as study,
+    ):
+        study.run(progress=False)
 
 
 def test_lagging_trials_are_pruned_and_failed_ones_are_not_repeated(tmp_path, trainer, capsys):
