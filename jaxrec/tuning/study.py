@@ -343,13 +343,15 @@ class Study:
         self._study.tell(number, value, state=self._optuna.trial.TrialState[state])
 
     def _line(self, number: int) -> str:
-        trial = next(trial for trial in self.trials() if trial.number == number)
+        begun = [trial for trial in self.trials() if trial.number <= number]
+        trial = begun[-1]
         score = "" if trial.score is None else f", valid {self.config.metric} {trial.score:.4f}"
         options = ", ".join(
             f"{path.replace('_', '-')} {f'{value:.4g}' if isinstance(value, float) else value}"
             for path, value in trial.options.items()
         )
-        return f"trial {trial.name} of {self.options.budget} {trial.state}{score}  ({options})"
+        # The number counts draws that were skipped, too.
+        return f"trial {trial.name}, {len(begun)} of {self.options.budget}: {trial.state}{score}  ({options})"
 
 
 @contextlib.contextmanager

@@ -160,12 +160,15 @@ def test_impossible_combinations_cost_nothing(tmp_path, trainer):
         assert {trial.options["encoder.attention.heads"] for trial in study.trials()} == {1}
 
 
-def test_what_training_refuses_does_not_end_the_study(tmp_path, trainer):
+def test_what_training_refuses_does_not_end_the_study(tmp_path, trainer, capsys):
     trainer.refused = 0.4
     with opened(tmp_path / "a", {"optimizer.beta1": [0.2, 0.4]}, 3) as study:
-        study.run(progress=False)
+        study.run()
         assert {trial.options["optimizer.beta1"] for trial in study.trials()} == {0.2, 0.9}
+        numbers = [trial.name for trial in study.trials()]
         assert {trial.state for trial in study.trials()} == {"complete"}
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"trial {numbers[n]}, {n + 1} of 3" for n in (0, 1)]
     trainer.refused = 0.9
     with (
         pytest.raises(ConfigError, match="these options do not go together"),
@@ -188,7 +191,7 @@ def test_lagging_trials_are_pruned_and_failed_ones_are_not_repeated(tmp_path, tr
     assert all(trial.score < best for trial in trials if trial.state == "pruned")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 16
-    assert lines[0] == "trial 000 of 16 complete, valid NDCG@10 0.6000  (optimizer.beta1 0.9)"
+    assert lines[0] == "trial 000, 1 of 16: complete, valid NDCG@10 0.6000  (optimizer.beta1 0.9)"
     trainer.trained.clear()
     with opened(
         tmp_path / "b", {"optimizer.beta1": list(np.linspace(0.05, 0.85, 15))}, 15, pruner="none"
