@@ -301,6 +301,10 @@ class Split:
             if self.strategy != "temporal":
                 need = f"at least {max(2 * self.options['n'] + 1, self.options['min_length'])} interactions"
                 advice = "filter or hold out less, or choose another --split.strategy"
+            part = "valid" if name == "validation" else name
+            if dropped := self.counts.get(f"{part}_targets_dropped", 0):
+                need = f"targets that occur in training (all {dropped:,} do not)"
+                advice = "leave out --split.drop-unseen-targets, or hold out less"
             raise DataError(
                 f"the split ({self.description}) has no {name} case: expected users with {need}, got none of "
                 f"{self.dataset.n_users:,}; {advice}"

@@ -465,3 +465,12 @@ def test_a_split_without_cases_is_refused_before_training(options, message):
         split.check_cases()
     with pytest.raises(DataError, match=message):
         prepare(small_config(split=options, evaluation={"ks": (1,)}), split.dataset)
+
+
+def test_a_split_whose_targets_are_all_dropped_says_so():
+    data = load_dataset(([0, 0, 0, 1, 1, 1], [1, 2, 3, 1, 2, 4]))
+    split = split_dataset(data, SplitConfig(drop_unseen_targets=True))
+    with pytest.raises(
+        DataError, match=r"no validation case: .*\(all 2 do not\).*--split\.drop-unseen-targets"
+    ):
+        split.check_cases()
