@@ -84,17 +84,19 @@ class Leaderboard:
         ]
         return header, rows
 
-    def to_markdown(self) -> str:
-        """The table, the test and the warnings."""
+    def notes(self) -> list[str]:
+        """The test, and the warnings."""
         pairs = len(self.entries) * (len(self.entries) - 1) // 2
         caption = (
             f"{users_and_cases(self.users, self.cases)}; {self.protocol}. Two runs cannot be told apart where the paired "
             f"bootstrap over users and seeds, corrected by Holm for all {pairs} pairs, gives p of .05 or more in "
             f"{self.metrics[0]}."
         )
-        return "\n".join(
-            [to_markdown(*self.rows()), caption, *(f"Warning: {warning}" for warning in self.warnings)]
-        )
+        return [caption, *(f"Warning: {warning}" for warning in self.warnings)]
+
+    def to_markdown(self) -> str:
+        """The table, the test and the warnings."""
+        return "\n".join([to_markdown(*self.rows()), *self.notes()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -168,7 +170,8 @@ def leaderboard(
     facts = {name: training_facts(to_dict(run.config)) for name, run in named.items()}
     result = dataclasses.replace(result, warnings=setting_warnings(facts))
     if out is not None:
-        write_tables(out, "leaderboard", [result.rows()], {"leaderboard.png": leaderboard_figure(result)})
+        figures = {"leaderboard.png": leaderboard_figure(result)}
+        write_tables(out, "leaderboard", [result.rows()], figures, result.notes())
     return result
 
 

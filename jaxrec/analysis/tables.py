@@ -80,6 +80,7 @@ def write_tables(
     name: str,
     tables: Sequence[tuple[list[str], list[list[Any]]]],
     figures: Mapping[str, Figure] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write tables as ``name.md`` and ``name.tex``, and figures by file name, without replacing files.
 
@@ -88,14 +89,21 @@ def write_tables(
       name: stem of the two tables' files.
       tables: header and rows of each table.
       figures: {file name: figure}.
+      notes: sentences below the tables; comments in LaTeX.
 
     Raises:
       ConfigError: one of the files exists.
     """
     figures = figures or {}
     directory = new_directory(out, (f"{name}.md", f"{name}.tex", *figures))
-    write_atomically(directory / f"{name}.md", "\n".join(to_markdown(*table) for table in tables))
-    write_atomically(directory / f"{name}.tex", "\n".join(to_latex(*table) for table in tables))
+    write_atomically(
+        directory / f"{name}.md",
+        "\n".join([*(to_markdown(*table) for table in tables), *(f"{note}\n" for note in notes)]),
+    )
+    write_atomically(
+        directory / f"{name}.tex",
+        "\n".join([*(to_latex(*table) for table in tables), *(f"% {note}\n" for note in notes)]),
+    )
     for file, figure in figures.items():
         save_figure(figure, directory / file)
 

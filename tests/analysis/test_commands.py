@@ -133,7 +133,11 @@ class TestLeaderboard:
             "leaderboard.tex",
             "leaderboard.png",
         }
-        assert "cannot be told from" in jaxrec("leaderboard", runs["a"], runs["b"]).out
+        page = jaxrec("leaderboard", runs["a"], runs["b"]).out
+        assert "cannot be told from" in page
+        (caption,) = [line for line in page.splitlines() if "corrected by Holm" in line]
+        assert (out / "leaderboard.md").read_text().splitlines()[-1] == caption
+        assert (out / "leaderboard.tex").read_text().splitlines()[-1] == f"% {caption}"
         refused(jaxrec("leaderboard", runs["a"], runs["temporal"]), "same split")
 
 
