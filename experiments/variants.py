@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.differences import paired_differences
@@ -410,21 +410,27 @@ def recorder(
 
 
 def contrasts(
-    out: Path | str, pairs: Sequence[tuple[str, str]], metric: str = "NDCG@10"
+    out: Path | str, pairs: Sequence[tuple[str, str]], metrics: Sequence[str] = ("NDCG@10",)
 ) -> list[dict[str, Any]]:
     """Paired differences between finished variants of a study, corrected over all of them (Holm).
 
     Args:
       out: folder of the run directories.
       pairs: (a, b), names of variants; the difference is b less a.
-      metric: to compare.
+      metrics: to compare.
     """
-
-    def values(name: str) -> np.ndarray:
-        return saved_ranks(name, Run(Path(out) / name.replace(" ", "-")).ranks("test")).values(metric)
-
-    rows = paired_differences([(f"{b} less {a}, {metric}", values(a), values(b)) for a, b in pairs])
-    return [{"a": a, "b": b, "metric": metric, **row} for (a, b), row in zip(pairs, rows, strict=True)]
+    runs = {name: Run(Path(out) / name.replace(" ", "-")) for name in dict.fromkeys(itertools.chain(*pairs))}
+    ranks = {name: saved_ranks(name, run.ranks("test")) for name, run in runs.items()}
+    asked = [(a, b, metric) for a, b in pairs for metric in metrics]
+    rows = paired_differences(
+        [
+            (f"{b} less {a}, {metric}", ranks[a].values(metric), ranks[b].values(metric))
+            for a, b, metric in asked
+        ]
+    )
+    return [
+        {"a": a, "b": b, "metric": metric, **row} for (a, b, metric), row in zip(asked, rows, strict=True)
+    ]
 
 
 def effects(result: Mapping[str, Any], shown: Sequence[str] = ()) -> Figure:

@@ -112,7 +112,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
     pairs = [("uniform", name) for name in names if name not in ("softmax", "uniform")]
     found = []
     if pairs and "uniform" in names:
-        result["against_uniform"] = contrasts(out, pairs, "HR@1")
+        result["against_uniform"] = contrasts(out, pairs, ("HR@1",))
         found += [
             "Against uniform weights, corrected over these rows:",
             difference_table(result["against_uniform"]),

@@ -197,7 +197,7 @@ def main(options: Options) -> None:
             "items": {name: sizes(Run(out / name.replace(" ", "-"), dataset)) for name in names},
             # One family of comparisons, in place of those with the first variant alone.
             "differences": [],
-            "contrasts": [] if result["unfinished"] or not finished else contrasts(out, finished, METRIC),
+            "contrasts": [] if result["unfinished"] or not finished else contrasts(out, finished, (METRIC,)),
         }
         write({**result, "markdown": "\n\n".join(tables(result))})
 

@@ -12,7 +12,8 @@ from experiments import variants
 from experiments.miq import table3
 from experiments.studies import attention_comparison, objective_comparison
 from experiments.untrained import best_untrained
-from experiments.variants import Variant, apply, study, write
+from experiments.variants import Variant, apply, contrasts, study, write
+from jaxrec.analysis.significance import holm
 from jaxrec.data.splits import split_dataset
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.objectives import BinaryCrossEntropyConfig
@@ -56,6 +57,11 @@ def test_a_study_chooses_on_validation_and_goes_on_where_it_stopped(tmp_path, mo
     assert [record["unfinished"] for record in kept[1:]] == [["plain again"], []]
     assert whole["variants"][:2] == first["variants"]
     assert whole["variants"][3]["metrics"] == whole["variants"][0]["metrics"], "the same configuration"
+    asked = contrasts(tmp_path / "runs", [("plain", "bce"), ("tuned", "plain again")], ("HR@10", "NDCG@10"))
+    assert [each["comparison"] for each in asked[:2]] == ["bce less plain, HR@10", "bce less plain, NDCG@10"]
+    np.testing.assert_allclose([each["p_holm"] for each in asked], holm([each["p_value"] for each in asked]))
+    means = {row["name"]: row["metrics"]["HR@10"]["mean"] for row in whole["variants"]}
+    assert asked[2]["difference"] == pytest.approx(means["plain again"] - means["tuned"])
     for row in whole["variants"]:
         assert 0 < row["lists"]["coverage@10"]["mean"] <= 1
 
