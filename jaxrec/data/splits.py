@@ -88,7 +88,8 @@ class SplitConfig:
             raise ConfigError(
                 f"--split.n above 1 needs --split.strategy leave-last-n; got n {self.n} with {self.strategy!r}"
             )
-        if not self.valid_quantile <= self.test_quantile < self.end_quantile:
+        valid, test, end = self._quantiles_read
+        if not valid <= test < end:
             raise ConfigError(
                 "--split.valid-quantile, --split.test-quantile and --split.end-quantile must satisfy valid <= test < end, "
                 f"got {self.valid_quantile}, {self.test_quantile} and {self.end_quantile}"
@@ -108,6 +109,16 @@ class SplitConfig:
                 "--split.holdout-users needs --split.strategy temporal, --split.target last and --split.validation time, "
                 f"got {self.strategy!r}, {self.target!r} and {self.validation!r}"
             )
+
+    @property
+    def _quantiles_read(self) -> tuple[float, float, float]:
+        """Quantiles of the validation cut, the test cut and the end; one that is not read agrees with the others."""
+        valid, end = self.valid_quantile, self.end_quantile
+        if self.holdout_users or self.validation != "time" or self.valid_time is not None:
+            valid = 0.0
+        if self.end_time is not None:
+            end = 2.0
+        return valid, valid if self.test_time is not None else self.test_quantile, end
 
     def through_time(self, test_quantiles: Sequence[float]) -> list[SplitConfig]:
         """Return one temporal split per test cut: cross-validation through time.

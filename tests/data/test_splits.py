@@ -423,6 +423,10 @@ def test_errors(random_dataset):
         ({"strategy": "leave-last-n", "n": 0}, "--split.n must be an integer at least 1; got 0"),
         ({"valid_quantile": 0.99}, "must satisfy valid <= test < end, got 0.99, 0.95 and 1.0"),
         ({"end_quantile": 0.95}, "must satisfy valid <= test < end, got 0.9, 0.95 and 0.95"),
+        (
+            {"valid_quantile": 0.9, "test_time": 3, "end_quantile": 0.8},
+            "must satisfy valid <= test < end, got 0.9, 0.95 and 0.8",
+        ),
         ({"valid_time": 9, "test_time": 3}, "must be in this order, got 9, 3 and None"),
         ({"test_time": 9, "end_time": 3}, "must be in this order, got None, 9 and 3"),
         ({"min_length": -1}, "--split.min-length must be an integer at least 0; got -1"),
@@ -433,6 +437,22 @@ def test_errors(random_dataset):
 def test_wrong_options(options, message):
     with pytest.raises(ConfigError, match=message):
         SplitConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"valid_quantile": 0.99, "validation": "last-item"},
+        {"valid_quantile": 0.99, "validation": "users"},
+        {"valid_quantile": 0.99, "strategy": "temporal", "holdout_users": True},
+        {"valid_quantile": 0.99, "valid_time": 5},
+        {"end_quantile": 0.93, "test_time": 5},
+        {"test_quantile": 0.5, "test_time": 5},
+        {"end_quantile": 0.5, "end_time": 5},
+    ],
+)
+def test_quantiles_that_are_not_read_need_no_order(options):
+    SplitConfig(**options)
 
 
 def test_options_are_json(random_dataset):
