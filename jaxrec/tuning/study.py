@@ -11,19 +11,20 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
-from jaxrec.config import RunConfig, differences, to_dict
+from jaxrec.config import RunConfig, differences, from_dict, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
 from jaxrec.files import write_atomically
@@ -404,11 +405,28 @@ def open_study(
         optuna.logging.set_verbosity(verbosity)
 
 
+def _digests(dataset: SequenceDataset) -> dict[str, str]:
+    """Digests of what the fingerprint of a dataset leaves out and models may read; "" where there is none."""
+    attributes, vectors = dataset.attributes, dataset.item_vectors
+    contents = {
+        "vectors": [] if vectors is None else [vectors],
+        "attributes": [] if attributes is None else [attributes.offsets, attributes.values],
+    }
+    return {name: _digest(arrays) for name, arrays in contents.items()}
+
+
+def _digest(arrays: Sequence[Any]) -> str:
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()[:16] if arrays else ""
+
+
 def _check_identity(directory: Path, config: RunConfig, space: Space, dataset: SequenceDataset) -> None:
     """Write what the study searches, or refuse to go on with one that searches something else."""
     values = {name: section for name, section in to_dict(config).items() if name != "data"}
     identity = {
-        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
+        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, **_digests(dataset)},
         "config": values,
         "space": dict(line.split(" = ", 1) for line in to_toml(space).splitlines()),
     }
@@ -422,8 +440,15 @@ def _check_identity(directory: Path, config: RunConfig, space: Space, dataset: S
         return
     try:
         saved = json.loads(file.read_text())
+        # Studies of earlier versions: options in their form of today, and no digests.
+        saved["config"] = {
+            name: section for name, section in to_dict(from_dict(saved["config"])).items() if name != "data"
+        }
+        saved["dataset"] = {**_digests(dataset), **saved["dataset"]}
         changed = differences(saved, identity)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{file} is damaged ({error}): choose another --out") from None
     advice = "give what the study began with, or choose another --out"
     if "dataset.fingerprint" in changed:
@@ -431,6 +456,12 @@ def _check_identity(directory: Path, config: RunConfig, space: Space, dataset: S
             f"--out {directory} has a study of another dataset: expected {saved['dataset']['name']!r} with fingerprint "
             f"{saved['dataset']['fingerprint'][:16]}, got {dataset.name!r} with {dataset.fingerprint[:16]}; {advice}"
         )
+    for what in ("vectors", "attributes"):
+        if f"dataset.{what}" in changed:
+            raise ConfigError(
+                f"--out {directory} has a study with other {what} of items: expected those of digest "
+                f"{saved['dataset'][what] or 'none'}, got {identity['dataset'][what] or 'none'}; {advice}"
+            )
     for part, kind in (("config.", "with another preset or other options"), ("space.", "of another space")):
         listed = [(name.removeprefix(part), *pair) for name, pair in changed.items() if name.startswith(part)]
         if listed:

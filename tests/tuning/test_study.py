@@ -1,6 +1,8 @@
 """Studies: the defaults first, nothing twice, one trial a process, and what is refused."""
 
+import dataclasses
 import fcntl
+import json
 import signal
 
 import numpy as np
@@ -256,6 +258,24 @@ def test_what_belongs_to_another_study_is_refused(tmp_path, trainer):
     (tmp_path / "b/letter.txt").write_text("")
     with pytest.raises(RunExistsError, match="files but no study"), opened(tmp_path / "b", space, 2):
         pass
+    vectors = np.ones((DATASET.n_items, 3), np.float32)
+    described = dataclasses.replace(DATASET, item_vectors=vectors)
+    assert described.fingerprint == DATASET.fingerprint
+    with (
+        pytest.raises(
+            ConfigError, match=r"a study with other vectors of items: expected those of digest none, got \w"
+        ),
+        open_study(tmp_path / "a", CONFIG, search_space(CONFIG, space), described, options),
+    ):
+        pass
+    # As an earlier version wrote it: without digests, and with an option that has gone since.
+    earlier = json.loads(before)
+    earlier["dataset"] = {name: earlier["dataset"][name] for name in ("name", "fingerprint")}
+    earlier["config"]["objective"]["cosine"] = False
+    del earlier["config"]["encoder"]["similarity"]
+    (tmp_path / "a/study.json").write_text(json.dumps(earlier))
+    with opened(tmp_path / "a", space, 3) as study:
+        study.run(progress=False)
     (tmp_path / "a/study.json").write_text("[")
     with pytest.raises(ConfigError, match="is damaged"), opened(tmp_path / "a", space, 3):
         pass
