@@ -293,6 +293,7 @@ def generation_figure(qualities: dict[str, GenerationQuality], metric: str = "HR
             values = quality.by_step[f"{kind} {metric}"]
             axes.plot(steps, values.mean(axis=0), style, color=colour, label=f"{name}, {kind} items")
     axes.set(xlabel="step", ylabel=metric)
+    axes.set_xticks(sorted({step for quality in qualities.values() for step in range(1, quality.steps + 1)}))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize="small")
     return figure
