@@ -422,12 +422,16 @@ def _digest(arrays: Sequence[Any]) -> str:
     return content.hexdigest()[:16] if arrays else ""
 
 
+def _searched(config: RunConfig) -> dict[str, Any]:
+    """Plain values of the configuration that a study searches around; its data are known by their fingerprint."""
+    return {name: section for name, section in to_dict(config).items() if name != "data"}
+
+
 def _check_identity(directory: Path, config: RunConfig, space: Space, dataset: SequenceDataset) -> None:
     """Write what the study searches, or refuse to go on with one that searches something else."""
-    values = {name: section for name, section in to_dict(config).items() if name != "data"}
     identity = {
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, **_digests(dataset)},
-        "config": values,
+        "config": _searched(config),
         "space": dict(line.split(" = ", 1) for line in to_toml(space).splitlines()),
     }
     file = directory / IDENTITY
@@ -441,9 +445,7 @@ def _check_identity(directory: Path, config: RunConfig, space: Space, dataset: S
     try:
         saved = json.loads(file.read_text())
         # Studies of earlier versions: options in their form of today, and no digests.
-        saved["config"] = {
-            name: section for name, section in to_dict(from_dict(saved["config"])).items() if name != "data"
-        }
+        saved["config"] = _searched(from_dict(saved["config"]))
         saved["dataset"] = {**_digests(dataset), **saved["dataset"]}
         changed = differences(saved, identity)
     except ConfigError as error:
