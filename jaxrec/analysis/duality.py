@@ -172,13 +172,13 @@ def measure_duality(
     curves, chosen = [], []
     for one, other in zip(items.seeds, users.seeds, strict=True):
         ranker = items.ranker(one)
-        first = EncoderScorer(ranker, getattr(items.config.objective, "temperature", 1.0))
+        first = EncoderScorer(ranker, items.config.objective.temperature)
         second = NextUserScorer.build(
             users.ranker(other),
             sequences,
             split.item_counts,
             popularity,
-            temperature=getattr(users.config.objective, "temperature", 1.0),
+            temperature=users.config.objective.temperature,
         )
         curve = weight_curve(
             first,

@@ -127,6 +127,11 @@ class ObjectiveConfig:
         validate(self, "objective")
 
     @property
+    def temperature(self) -> float:
+        """What divides the scores: 1, unless the loss has it as an option."""
+        return 1.0
+
+    @property
     def needs_seen(self) -> bool:
         """Whether the loss reads ``sampling.users``, ``seen_items`` and ``seen_offsets``."""
         return False

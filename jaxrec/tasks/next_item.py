@@ -163,15 +163,10 @@ class AlteredNextItem(SwappedNextItem):
             batch = self.weigh(params, batch, hidden)
         return item_loss(self, params, hidden, batch, objective_key, resources)
 
-    @property
-    def _temperature(self) -> float:
-        """That of the objective; 1 where it has none."""
-        return float(getattr(self.objective, "temperature", 1.0))
-
     def weigh(self, params: Any, batch: Batch, hidden: Float[Array, "B L D"]) -> Batch:
         """Multiply each target's weight by its probability to the power ``accuracy_power``."""
         fixed = lax.stop_gradient((hidden, self.encoder.item_table(params)))
-        logarithm = log_probabilities(*tempered(*fixed, self._temperature), batch.targets)
+        logarithm = log_probabilities(*tempered(*fixed, self.objective.temperature), batch.targets)
         factor = jnp.exp(jnp.minimum(self.config.accuracy_power * logarithm, _MOST_EXPONENT))
         return batch._replace(weights=batch.weights * jnp.where(batch.targets > 0, factor, 0.0))
 
@@ -181,7 +176,7 @@ class AlteredNextItem(SwappedNextItem):
         fixed = lax.stop_gradient(params)
         hidden = self.encoder.apply({"params": fixed}, batch, False)
         draws = item_key if self.config.exposure_choice == "sample" else None
-        scored = tempered(hidden[:, :-1], self.encoder.item_table(fixed), self._temperature)
+        scored = tempered(hidden[:, :-1], self.encoder.item_table(fixed), self.objective.temperature)
         predicted = predict(*scored, draws)
         predicted = jnp.pad(predicted, ((0, 0), (1, 0)))
         chosen = jax.random.uniform(place_key, batch.items.shape) < self.config.exposure

@@ -228,7 +228,7 @@ def _cures(setup: TrainingSetup, state: TrainState, batch: Any) -> tuple[str, ..
     trials: list[tuple[str, Any, Any]] = []
     if config.encoder.dtype != "float32":
         trials.append(("encoder.dtype", config.encoder.dtype, "float32"))
-    temperature = getattr(config.objective, "temperature", 1.0)
+    temperature = config.objective.temperature
     if temperature < 1.0:
         trials.append(("objective.temperature", temperature, 1.0))
     for path, _, usual in trials:
