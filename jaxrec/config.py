@@ -22,7 +22,7 @@ from jaxrec.files import write_atomically
 from jaxrec.models import ENCODERS, EncoderConfig, TransformerConfig
 from jaxrec.objectives import OBJECTIVES, CrossEntropyConfig, ObjectiveConfig
 from jaxrec.optim import OptimizerConfig
-from jaxrec.options import Range, validate
+from jaxrec.options import Idle, IdleOption, Range, idle_options, validate
 from jaxrec.registry import Registry, import_path, load_class
 from jaxrec.sharding import MeshConfig
 from jaxrec.tasks import TASKS, NextItemConfig, TaskConfig
@@ -72,7 +72,7 @@ class TrainingConfig:
     chunk_steps: Annotated[int, Range("[2, inf)")] = 100
     accumulate_steps: Annotated[int, Range("[1, inf)")] = 1
     feed: Literal["auto", "resident", "streamed"] = "auto"
-    resident_share: Annotated[float, Range("[0, 1]")] = 0.25
+    resident_share: Annotated[float, Range("[0, 1]"), Idle("feed", ("resident", "streamed"))] = 0.25
     checkpoint_seconds: Annotated[float, Range("[0, inf)")] = 120.0
     keep_checkpoints: Annotated[int, Range("[1, inf)")] = 2
 
@@ -169,6 +169,14 @@ class RunConfig:
     def metric(self) -> str:
         """The validation metric: ``training.metric``, or its default for ``evaluation.ks``."""
         return self.training.metric or default_metric(self.evaluation.ks)
+
+    def idle_options(self) -> dict[str, IdleOption]:
+        """Return {dotted path: why it is not read} of options that differ from their defaults for nothing.
+
+        Those of ``split`` are left to `jaxrec.data.splits.Split.warnings`.
+        """
+        found = idle_options(self, "")
+        return {path: idle for path, idle in found.items() if not path.startswith("split.")}
 
     def updated(self, options: Mapping[str, Any]) -> RunConfig:
         """Return a copy with some options replaced, each named by its dotted path.

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import jax
 import optax
 
-from jaxrec.options import Range, Search, validate
+from jaxrec.options import Idle, Range, Search, validate
 
 DecayOn = Literal["kernels", "kernels-and-items", "all"]
 
@@ -52,12 +52,12 @@ class OptimizerConfig:
     learning_rate: Annotated[float, Range("(0, inf)"), Search("log:1e-4:1e-2")] = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Annotated[int, Range("[0, inf)")] = 0
-    final_fraction: Annotated[float, Range("[0, 1]")] = 0.0
-    beta1: Annotated[float, Range("[0, 1)")] = 0.9
-    beta2: Annotated[float, Range("[0, 1)")] = 0.98
-    epsilon: Annotated[float, Range("(0, inf)")] = 1e-8
+    final_fraction: Annotated[float, Range("[0, 1]"), Idle("schedule", ("constant",))] = 0.0
+    beta1: Annotated[float, Range("[0, 1)"), Idle("algorithm", ("adagrad",))] = 0.9
+    beta2: Annotated[float, Range("[0, 1)"), Idle("algorithm", ("adagrad", "sgd"))] = 0.98
+    epsilon: Annotated[float, Range("(0, inf)"), Idle("algorithm", ("sgd",))] = 1e-8
     weight_decay: Annotated[float, Range("[0, inf)"), Search("0,0.001,0.01,0.1")] = 0.0
-    decay_on: DecayOn = "kernels"
+    decay_on: Annotated[DecayOn, Idle("weight_decay", (0.0,))] = "kernels"
     user_decay: Annotated[float, Range("[0, inf)")] = 0.0
     clip_norm: Annotated[float, Range("[0, inf)")] = 0.0
 

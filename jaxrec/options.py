@@ -9,7 +9,7 @@ import math
 import numbers
 import sys
 import types
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from jaxrec.errors import ConfigError
 
@@ -63,6 +63,19 @@ class Search:
     text: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Idle:
+    """Values of another option of the section with which one is not read: ``Annotated[int, Idle("mode", ("packed",))]``.
+
+    Attributes:
+      option: the other option.
+      values: of it.
+    """
+
+    option: str
+    values: tuple[Any, ...]
+
+
 def option_name(section: str, field: str) -> str:
     """Return the option of the command line that sets ``field`` of ``section`` ("" = of the command itself).
 
@@ -91,6 +104,57 @@ def validate(config: Any, section: str) -> None:
         expected = _mismatch(value, hint)
         if expected:
             raise ConfigError(f"{option_name(section, field)} must be {expected}; got {value!r}")
+
+
+class IdleOption(NamedTuple):
+    """An option that has a value for nothing.
+
+    Attributes:
+      other: dotted path of the option that makes it idle.
+      sentence: why it is not read, and what to do.
+    """
+
+    other: str
+    sentence: str
+
+
+def idle_options(config: Any, section: str) -> dict[str, IdleOption]:
+    """Find options that differ from their defaults and are not read, by what is declared beside them (`Idle`).
+
+    Args:
+      config: a dataclass instance; those in its fields are searched, too.
+      section: its place in a `RunConfig`, or "" for a whole one.
+
+    Returns:
+      {dotted path: why}.
+    """
+    found: dict[str, IdleOption] = {}
+    kind: Any = type(config)
+    hints = _hints(kind)
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{section}.{field.name}".removeprefix(".")
+        if dataclasses.is_dataclass(value):
+            found.update(idle_options(value, path))
+            continue
+        hint = hints[field.name]
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        rules = [extra for extra in extras if isinstance(extra, Idle)]
+        rule = next((rule for rule in rules if getattr(config, rule.option) in rule.values), None)
+        if rule is not None and value != field.default:
+            other, present = option_name(section, rule.option), getattr(config, rule.option)
+            read = [str(x) for x in _plain_choices(hints[rule.option]) if x not in rule.values]
+            found[path] = IdleOption(
+                f"{section}.{rule.option}",
+                f"{option_name('', path)} {value} is not read with {other} {present}: choose "
+                f"{f'{other} ' + ' or '.join(read) if read else f'another {other}'}, or leave it out",
+            )
+    return found
+
+
+def _plain_choices(hint: Any) -> tuple[Any, ...]:
+    """Choices of a ``Literal``, annotated or not; none of another hint."""
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_args(plain) if get_origin(plain) is Literal else ()
 
 
 @functools.cache

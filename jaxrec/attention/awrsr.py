@@ -60,7 +60,7 @@ from jaxrec.attention.module import (
 )
 from jaxrec.errors import ConfigError
 from jaxrec.nn.precision import einsum
-from jaxrec.options import Range, option_name
+from jaxrec.options import Idle, Range, option_name
 
 #: Initial weight of the new weights beside the first ones.
 GATE = 0.1
@@ -71,6 +71,8 @@ EPSILON = 1e-6
 #: Least weight of which a logarithm is taken.
 TINY = 1e-9
 
+#: Variants without a map of values.
+MIXES_NO_ROWS = ("stochastic", "simple", "additive", "additive-gated", "additive-bahdanau")
 AWRSRVariant = Literal["simple", "value-weighted", "additive", "additive-gated", "additive-bahdanau"]
 
 
@@ -93,12 +95,12 @@ class RefinementConfig(AttentionConfig):
     """
 
     variant: str = "simple"
-    source: Literal["centred", "prob", "raw"] = "centred"
-    scale: Literal["unit", "root"] = "unit"
-    residual: Literal["gate", "none"] = "gate"
-    depth: Annotated[int, Range("[1, inf)")] = 1
-    rank: Annotated[int, Range("[0, inf)")] = 0
-    value_map: bool = True
+    source: Annotated[Literal["centred", "prob", "raw"], Idle("variant", ("none",))] = "centred"
+    scale: Annotated[Literal["unit", "root"], Idle("variant", ("none",))] = "unit"
+    residual: Annotated[Literal["gate", "none"], Idle("variant", ("none", "additive-gated"))] = "gate"
+    depth: Annotated[int, Range("[1, inf)"), Idle("variant", ("none",))] = 1
+    rank: Annotated[int, Range("[0, inf)"), Idle("variant", ("none",))] = 0
+    value_map: Annotated[bool, Idle("variant", ("none", *MIXES_NO_ROWS))] = True
 
     def check(self, spec: AttentionSpec) -> None:
         """Reject a rank above the maximum length."""

@@ -46,7 +46,7 @@ from jaxrec.attention.module import (
 from jaxrec.attention.positions import POSITIONS, offsets
 from jaxrec.attention.softmax import softmax_attention
 from jaxrec.nn.precision import einsum
-from jaxrec.options import Range
+from jaxrec.options import Idle, Range
 
 Structure = Literal["identity", "toeplitz", "full", "banded"]
 
@@ -100,8 +100,8 @@ class KernelAttentionConfig(AttentionConfig):
     upper: Structure = "toeplitz"
     lower: Structure = "full"
     bandwidth: Annotated[int, Range("[1, inf)")] = 16
-    share_upper: bool = False
-    share_lower: bool = False
+    share_upper: Annotated[bool, Idle("upper", ("identity",))] = False
+    share_lower: Annotated[bool, Idle("lower", ("identity",))] = False
     per_head: bool = False
 
     default_positions: ClassVar[str] = "none"

@@ -167,7 +167,7 @@ def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
     warnings = [str(warning) for warning in dataset.meta.get("warnings", ())]
     if len(repeated_targets) and repeated_targets.mean() >= COMMON_REPEATS:
         warnings.append(repeat_advice(float(repeated_targets.mean())))
-    warnings += [sentence for sentence in (split.agreement, split.idle_options) if sentence]
+    warnings += split.warnings
     return Audit(
         name=dataset.name,
         fingerprint=dataset.fingerprint,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from jaxrec.errors import ConfigError
-from jaxrec.options import Range, Search, validate
+from jaxrec.options import Idle, Range, Search, validate
 
 PositionOrigin = Literal["start", "end"]
 
@@ -68,10 +68,10 @@ class BatchConfig:
     max_length: Annotated[int, Range("[1, inf)")] = 50
     position_origin: PositionOrigin = "start"
     long_histories: Literal["last", "windows"] = "last"
-    targets: Literal["all", "last"] = "all"
+    targets: Annotated[Literal["all", "last"], Idle("mode", ("prefix",))] = "all"
     prefix_targets: Literal["last", "all"] = "last"
-    prefixes_per_sequence: Annotated[int, Range("[0, inf)")] = 0
-    max_segments: Annotated[int, Range("[1, inf)")] = 32
+    prefixes_per_sequence: Annotated[int, Range("[0, inf)"), Idle("mode", ("packed", "padded"))] = 0
+    max_segments: Annotated[int, Range("[1, inf)"), Idle("mode", ("padded",))] = 32
     shares: Annotated[int, Range("[1, inf)")] = 1
 
     def __post_init__(self) -> None:

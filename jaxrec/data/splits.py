@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset, check_dataset
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.options import Range, option_name, validate
+from jaxrec.options import Idle, Range, idle_options, validate
 
 #: Interactions that are worked on at a time.
 BLOCK = 4_000_000
@@ -24,11 +24,10 @@ BLOCK = 4_000_000
 #: Former names of fields, as they occur in the configuration of an older run.
 RENAMED_FIELDS = {"split.protocol": "split.strategy"}
 
-#: Options that only a temporal split reads.
-_TEMPORAL = (
-    *("valid_quantile", "test_quantile", "end_quantile", "valid_time", "test_time", "end_time", "target"),
-    *("validation", "valid_share", "seed"),
-)
+#: Of options that only a temporal split reads.
+_TEMPORAL = Idle("strategy", ("leave-one-out", "leave-last-n"))
+#: Of those of its period of validation.
+_BY_TIME = Idle("validation", ("last-item", "users"))
 
 #: Agreement of a temporal target with a test of successive targets, over models and settings: rank correlations of NDCG@10,
 #: Kendall's and Spearman's ("Time to Split", arXiv 2507.16289).
@@ -67,16 +66,16 @@ class SplitConfig:
 
     strategy: Literal["leave-one-out", "leave-last-n", "temporal"] = "leave-one-out"
     n: Annotated[int, Range("[1, inf)")] = 1
-    valid_quantile: Annotated[float, Range("(0, 1)")] = 0.9
-    test_quantile: Annotated[float, Range("(0, 1)")] = 0.95
-    end_quantile: Annotated[float, Range("(0, 1]")] = 1.0
-    valid_time: int | None = None
-    test_time: int | None = None
-    end_time: int | None = None
-    target: Literal["last", "random", "successive", "first", "all"] = "last"
-    validation: Literal["time", "last-item", "users"] = "time"
-    valid_share: Annotated[float, Range("(0, 1)")] = 0.1
-    seed: Annotated[int, Range("[0, 9223372036854775808)")] = 0
+    valid_quantile: Annotated[float, Range("(0, 1)"), _TEMPORAL, _BY_TIME] = 0.9
+    test_quantile: Annotated[float, Range("(0, 1)"), _TEMPORAL] = 0.95
+    end_quantile: Annotated[float, Range("(0, 1]"), _TEMPORAL] = 1.0
+    valid_time: Annotated[int | None, _TEMPORAL, _BY_TIME] = None
+    test_time: Annotated[int | None, _TEMPORAL] = None
+    end_time: Annotated[int | None, _TEMPORAL] = None
+    target: Annotated[Literal["last", "random", "successive", "first", "all"], _TEMPORAL] = "last"
+    validation: Annotated[Literal["time", "last-item", "users"], _TEMPORAL] = "time"
+    valid_share: Annotated[float, Range("(0, 1)"), _TEMPORAL, Idle("validation", ("time", "last-item"))] = 0.1
+    seed: Annotated[int, Range("[0, 9223372036854775808)"), _TEMPORAL] = 0
     holdout_users: bool = False
     drop_unseen_targets: bool = False
     min_length: Annotated[int, Range("[0, inf)")] = 0
@@ -287,17 +286,14 @@ class Split:
         )
 
     @property
-    def idle_options(self) -> str:
-        """A sentence about options that only a temporal split reads and that were given for another one; else ""."""
-        default = SplitConfig()
-        defaults = {name: getattr(default, name) for name in _TEMPORAL}
-        given = [name for name, value in defaults.items() if self.options.get(name, value) != value]
-        if self.strategy == "temporal" or not given:
-            return ""
-        listed = ", ".join(f"{option_name('split', name)} {self.options[name]}" for name in given)
-        return (
-            f"the split is {self.description}, which does not read {listed}: give --split.strategy temporal"
-        )
+    def warnings(self) -> list[str]:
+        """Sentences about the targets and about options that the strategy does not read."""
+        names = {field.name for field in dataclasses.fields(SplitConfig)}
+        config = SplitConfig(**{name: value for name, value in self.options.items() if name in names})
+        return [
+            *filter(None, [self.agreement]),
+            *(idle.sentence for idle in idle_options(config, "split").values()),
+        ]
 
     def check_cases(self) -> None:
         """Check that there is something to evaluate, in validation and in the test.

@@ -150,7 +150,7 @@ def _warnings(split: Split, batches: BatchConfig, usage: DataUsage, remove_seen:
             f"a test case has {candidates:.0f} candidates on average, so HR@10 is "
             f"{min(1.0, 10 / max(candidates, 1)):.2f} even for random scores"
         )
-    warnings += [sentence for sentence in (split.agreement, split.idle_options) if sentence]
+    warnings += split.warnings
     if batches.mode == "prefix" and batches.position_origin != "end":
         warnings.append(
             "--batches.mode prefix gives each target positions relative to itself only with "

@@ -42,7 +42,7 @@ from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import Dropout, Initializer, LayerNorm, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.spec import DataSpec
-from jaxrec.options import Range
+from jaxrec.options import Idle, Range
 
 
 @ENCODERS.register("transformer", "sasrec")
@@ -83,7 +83,7 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
     init: Literal["normal", "xavier"] = "normal"
     init_scale: Annotated[float, Range("(0, inf)")] = 0.02
     norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-6
-    final_norm_epsilon: Annotated[float, Range("[0, 1]")] = 0.0
+    final_norm_epsilon: Annotated[float, Range("[0, 1]"), Idle("final_norm", ("off",))] = 0.0
     item_bias: bool = False
     separate_output: bool = False
     padding_keys: Literal["none", "zero", "propagated"] = "none"

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from jaxrec.errors import ConfigError
-from jaxrec.options import Range, validate
+from jaxrec.options import Idle, Range, validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ItemCodesConfig:
     """
 
     method: Literal["none", "hashed", "product", "residual"] = "none"
-    count: Annotated[int, Range("[1, 64]")] = 4
-    size: Annotated[int, Range("[2, 1000000]")] = 256
-    factors: Annotated[int, Range("[1, inf)")] = 64
+    count: Annotated[int, Range("[1, 64]"), Idle("method", ("none",))] = 4
+    size: Annotated[int, Range("[2, 1000000]"), Idle("method", ("none",))] = 256
+    factors: Annotated[int, Range("[1, inf)"), Idle("method", ("none", "hashed"))] = 64
     run: str = ""
 
     def __post_init__(self) -> None:

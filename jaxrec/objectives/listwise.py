@@ -14,9 +14,15 @@ from jaxtyping import Float, Int
 from jaxrec.nn.item_table import ItemTable, sum_over_positions
 from jaxrec.nn.precision import matmul
 from jaxrec.objectives.base import LossInputs, LossSums, ObjectiveConfig
-from jaxrec.objectives.sampled import SampledObjectiveConfig, Scores, scored_positions, sum_over_chunks
+from jaxrec.objectives.sampled import (
+    WITHOUT_COUNTS,
+    SampledObjectiveConfig,
+    Scores,
+    scored_positions,
+    sum_over_chunks,
+)
 from jaxrec.objectives.samplers import training_shares
-from jaxrec.options import Range, Search
+from jaxrec.options import Idle, Range, Search
 from jaxrec.sharding import equally_varying
 
 
@@ -46,7 +52,7 @@ class SampledSoftmaxConfig(SampledObjectiveConfig):
 
     n_negatives: Annotated[int, Range("[1, inf)"), Search("log:16:1024")] = 256
     sampler: str = "popularity"
-    alpha: Annotated[float, Range("[0, inf)")] = 1.0
+    alpha: Annotated[float, Range("[0, inf)"), Idle("sampler", WITHOUT_COUNTS)] = 1.0
     shared: bool = True
     log_q: bool = True
 

@@ -15,7 +15,7 @@ from jaxrec.nn.item_table import ItemTable, sum_over_positions
 from jaxrec.nn.precision import matmul
 from jaxrec.objectives.base import LossInputs, LossSums, ObjectiveConfig
 from jaxrec.objectives.samplers import SAMPLERS, Request, draw
-from jaxrec.options import Range
+from jaxrec.options import Idle, Range
 from jaxrec.sharding import equally_varying
 
 CHUNK_BYTES = 32 * 2**20  # of the negatives' vectors, or of the scores, of a chunk of positions
@@ -49,6 +49,10 @@ class Scores(NamedTuple):
     n_items: int
 
 
+#: Samplers that do not draw by the counts of items.
+WITHOUT_COUNTS = ("uniform", "in-batch", "hard")
+
+
 @dataclass(frozen=True)
 class SampledObjectiveConfig(ObjectiveConfig):
     """Base of the losses that compare the target with sampled negatives; a subclass defines `position_losses`.
@@ -72,9 +76,9 @@ class SampledObjectiveConfig(ObjectiveConfig):
     n_negatives: Annotated[int, Range("[1, inf)")] = 1
     sampler: str = "uniform"
     shared: bool = False
-    alpha: Annotated[float, Range("[0, inf)")] = 0.75
-    count_smoothing: Annotated[float, Range("[0, inf)")] = 1.0
-    uniform_share: Annotated[float, Range("[0, 1]")] = 0.5
+    alpha: Annotated[float, Range("[0, inf)"), Idle("sampler", WITHOUT_COUNTS)] = 0.75
+    count_smoothing: Annotated[float, Range("[0, inf)"), Idle("sampler", WITHOUT_COUNTS)] = 1.0
+    uniform_share: Annotated[float, Range("[0, 1]"), Idle("sampler", ("popularity", *WITHOUT_COUNTS))] = 0.5
     exclude_seen: bool = False
     temperature: Annotated[float, Range("(0, inf)")] = 1.0
 

@@ -50,7 +50,7 @@ from jaxrec.nn.layers import take_positions
 from jaxrec.nn.precision import einsum, matmul
 from jaxrec.nn.segments import first_index, is_last, last_index, per_segment
 from jaxrec.objectives import ObjectiveConfig
-from jaxrec.options import Range
+from jaxrec.options import Idle, Range
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
 from jaxrec.tasks.masked_item import MASK_TOKEN, check_bidirectional
 
@@ -86,7 +86,9 @@ class S3RecConfig(TaskConfig):
     mask_rate: Annotated[float, Range("[0, 1]")] = 0.2
     form: Literal["code", "paper"] = "code"
     double_sigmoid: bool = False
-    negative_segments: Literal["one-history", "across-histories"] = "one-history"
+    negative_segments: Annotated[Literal["one-history", "across-histories"], Idle("sp_weight", (0.0,))] = (
+        "one-history"
+    )
     padding_attribute: bool = False
 
     n_special: ClassVar[int] = 1

@@ -261,6 +261,8 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
       ConfigError: the configuration contradicts itself or the devices.
     """
     _check_effect(config)
+    for idle in config.idle_options().values():
+        warnings.warn(idle.sentence, stacklevel=2)
     dataset = load_dataset(config.data) if dataset is None else dataset
     resident = is_resident(config.training, config.objective, dataset)
     model = prepare_model(config, dataset, resident)

@@ -126,7 +126,17 @@ def search_space(
                 f"{values[path]:g}: expected one above 0; give LOW:HIGH or choices such as {choices}, or begin with another "
                 f"{option_name('', path)}"
             )
+    for path, dimension in chosen.items():
+        _check_read(config, path, dimension, chosen)
     return {path: dimension.including(values[path]) for path, dimension in chosen.items()}
+
+
+def _check_read(config: RunConfig, path: str, dimension: Dimension, space: Space) -> None:
+    """Refuse a dimension that no trial would read; one that only some trials read is fine."""
+    for value in dimension.ends:
+        idle = config.updated({path: value}).idle_options().get(path)
+        if idle and idle.other not in space:
+            raise ConfigError(f"{option_name('space', path)} changes nothing: {idle.sentence}")
 
 
 def declared_space(config: RunConfig) -> Space:
