@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +21,15 @@ from jaxrec.analysis.compare import (
     users_and_cases,
 )
 from jaxrec.analysis.figures import COLOURS
-from jaxrec.analysis.significance import Effect, holm, paired_bootstrap
+from jaxrec.analysis.significance import bootstrap_means, bootstrap_p_value, holm
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown, write_tables
 from jaxrec.config import to_dict
 from jaxrec.errors import DataError
 from jaxrec.runs import Run, run_names
+
+#: Fewest resamples, and those that are to lie beyond zero where a p-value is at the level that Holm's correction asks of the
+#: smallest: with 2,000 for 105 pairs (15 runs) none could be below .05 after it.
+_RESAMPLES, _BEYOND = 2000, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,23 +132,23 @@ def rank_runs(
     ordered = sorted(runs, key=lambda run: -float(values[run.name].mean()))
     pairs = list(itertools.combinations([run.name for run in ordered], 2))
     first = runs[0].evaluations[0]
-
-    def effect(a: np.ndarray, b: np.ndarray) -> Effect:
-        return paired_bootstrap(a, b, users=first.users, resamples=2000)
-
-    corrected = holm([effect(values[a], values[b]).p_value for a, b in pairs])
+    resamples = max(_RESAMPLES, math.ceil(_BEYOND * len(pairs) / alpha))
+    means = bootstrap_means(list(values.values()), users=first.users, resamples=resamples)
+    samples = dict(zip(values, means, strict=True))
+    p_values = [
+        bootstrap_p_value(samples[b] - samples[a], float(values[b].mean() - values[a].mean()))
+        for a, b in pairs
+    ]
     tied: dict[str, list[str]] = {name: [] for name in names}
-    for (a, b), p_value in zip(pairs, corrected, strict=True):
+    for (a, b), p_value in zip(pairs, holm(p_values), strict=True):
         if p_value >= alpha:
             tied[a].append(b)
             tied[b].append(a)
     entries = []
     for run in ordered:
-        values_of_run = values[run.name]
-        # Against a model that never succeeds: the interval of the mean itself, over users and seeds.
-        interval = effect(np.zeros_like(values_of_run), values_of_run)
+        low, high = np.quantile(samples[run.name], [0.025, 0.975])
         by_metric = {metric: run.values(metric).mean(axis=1).tolist() for metric in metrics}
-        entries.append(Entry(run.name, by_metric, interval.low, interval.high, tuple(tied[run.name])))
+        entries.append(Entry(run.name, by_metric, float(low), float(high), tuple(tied[run.name])))
     users = len(np.unique(first.users))
     return Leaderboard(tuple(metrics), tuple(entries), users, first.protocol, cases=len(first.users))
 

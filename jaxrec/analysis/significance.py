@@ -85,8 +85,46 @@ def paired_bootstrap(
         samples[start : start + n] = _nested(means_b, rng) - _nested(means_a, rng)
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
+    return Effect(observed, float(low), float(high), bootstrap_p_value(samples, observed))
+
+
+def bootstrap_means(
+    values: Sequence[np.ndarray], *, users: np.ndarray | None = None, resamples: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """Means of several models over the same resamples, float64[M, resamples], from which every pair of them is tested.
+
+    Users and seeds are drawn as in `paired_bootstrap`, each resample once for all models rather than for each pair.
+
+    Args:
+      values: of M models, each float[E] or float[S, E], a metric of every case for one or several seeds.
+      users: see `paired_bootstrap`.
+      resamples: how many.
+      seed: of the resampling.
+
+    Raises:
+      DataError: see `paired_bootstrap`.
+    """
+    models = [_by_seed(each, values[0])[0] for each in values]
+    sums, sizes = _sums_of_users(models, users)
+    every, ends = np.concatenate(sums), np.cumsum([len(each) for each in sums])
+    rng = np.random.default_rng(seed)
+    count = every.shape[1]
+    samples = np.empty((len(sums), resamples))
+    block = max(1, _BLOCK // count)
+    for start in range(0, resamples, block):
+        n = min(block, resamples - start)
+        index = rng.integers(0, count, (n, count)) + count * np.arange(n)[:, None]
+        times = np.bincount(index.reshape(-1), minlength=n * count).reshape(n, count).astype(np.float64)
+        means = every @ times.T / (count if sizes is None else times @ sizes)
+        for number, own in enumerate(np.split(means, ends[:-1])):
+            samples[number, start : start + n] = _nested(own, rng)
+    return samples
+
+
+def bootstrap_p_value(samples: np.ndarray, observed: float) -> float:
+    """Two-sided p-value of a difference: share of its resamples that lie at least as far from it as zero does."""
     beyond = np.abs(samples - observed) >= abs(observed) * (1 - 1e-12)
-    return Effect(observed, float(low), float(high), float((1 + beyond.sum()) / (resamples + 1)))
+    return float((1 + beyond.sum()) / (len(samples) + 1))
 
 
 def _sums_of_users(

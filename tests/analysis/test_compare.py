@@ -91,6 +91,15 @@ def test_a_leaderboard_sorts_and_tells_what_is_tied(save, tmp_path):
         rank_runs([runs[0], runs[0]])
 
 
+def test_a_long_leaderboard_tells_apart_what_a_short_one_does(save):
+    """Fifteen runs are 105 pairs: the smallest p-value must be small enough for Holm's correction of them all."""
+    runs = [save(f"run{number}", best) for number, best in enumerate([12, *range(200, 214)])]
+    board = rank_runs(runs, ("HR@10",))
+    best, *others = board.entries
+    assert (best.name, best.tied) == ("run0", ())
+    assert all(other.tied for other in others)
+
+
 def test_warnings_name_the_settings_that_differ():
     packed = {"batches": {"mode": "packed"}, "encoder": {"positions": "learned"}}
     prefix = {"batches": {"mode": "prefix"}, "encoder": {"positions": "learned"}}

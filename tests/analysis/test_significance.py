@@ -5,6 +5,8 @@ import pytest
 from scipy import stats
 
 from jaxrec.analysis.significance import (
+    bootstrap_means,
+    bootstrap_p_value,
     holm,
     mean_interval,
     minimal_detectable_difference,
@@ -104,6 +106,37 @@ def test_bootstrap_of_one_seed_agrees_with_the_normal_interval():
     assert effect.difference == pytest.approx((b - a).mean())
     assert effect.low == pytest.approx((b - a).mean() - 1.96 * error, abs=0.15 * error)
     assert effect.high == pytest.approx((b - a).mean() + 1.96 * error, abs=0.15 * error)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_means_over_shared_resamples_equal_the_loops(several):
+    rng = np.random.default_rng(8)
+    sizes = rng.integers(1, 5, 30) if several else np.ones(30, int)
+    users = rng.permutation(np.repeat(np.arange(30), sizes))
+    models = [rng.normal(size=len(users)) for _ in range(3)]
+    got = bootstrap_means(models, users=users, resamples=50, seed=3)
+    assert got.shape == (3, 50)
+    draws = np.random.default_rng(3).integers(0, 30, (50, 30))
+    owners = [np.flatnonzero(users == user) for user in range(30)]
+    for model, own in zip(models, got, strict=True):
+        # With a case each, users are in the order of their cases.
+        own_cases = owners if several else np.arange(30)[:, None]
+        want = [model[np.concatenate([own_cases[user] for user in drawn])].mean() for drawn in draws]
+        np.testing.assert_allclose(own, want, rtol=1e-12)
+
+
+def test_pairs_of_shared_resamples_are_tested_as_apart():
+    rng = np.random.default_rng(9)
+    a = rng.normal(size=(1, 300)) + 0.1 * rng.normal(size=(4, 300))
+    b = a[:3] + 0.02 + 0.02 * rng.normal(size=(3, 1))
+    means = bootstrap_means([a, b], resamples=4000)
+    effect = paired_bootstrap(a, b, resamples=4000)
+    low, high = np.quantile(means[1] - means[0], [0.025, 0.975])
+    width = effect.high - effect.low
+    assert (low, high) == pytest.approx((effect.low, effect.high), abs=0.1 * width)
+    assert bootstrap_p_value(means[1] - means[0], effect.difference) == pytest.approx(
+        effect.p_value, abs=0.04
+    )
 
 
 def test_permutation_equals_every_flip_of_a_small_case():
