@@ -14,7 +14,7 @@ from jaxrec.evaluation import seen as seen_module
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import EncodingOptions, encode_histories
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
-from jaxrec.evaluation.histories import Histories, distinct_targets, ranking_cases
+from jaxrec.evaluation.histories import Histories, RankingCases, distinct_targets, ranking_cases
 from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.ranking import candidate_table
@@ -190,6 +190,17 @@ def test_evaluation_equals_the_oracle(data, make_cases, remove_seen, several):
     assert got.protocol.startswith("full corpus; seen items " + ("removed" if remove_seen else "kept"))
     assert got.metrics["HR@5"] == pytest.approx(got.values("HR@5").mean())
     assert ("Precision@5" in got.metrics) == several
+
+
+def test_as_many_targets_as_cases_need_not_be_one_each(data):
+    """A case without a target beside one with two: the state of each target is that of its own case."""
+    params, items, starts, stops = data
+    histories = Histories(items, starts[:4], stops[:4])
+    targets = np.array([7, 9, 11, 13], np.int32)
+    got = ranker(params).rank(RankingCases(histories, targets, np.array([0, 0, 2, 3, 4])))
+    rows = np.array([1, 1, 2, 3])
+    alone = RankingCases(histories.select(rows), targets, np.arange(5))
+    np.testing.assert_array_equal(got, ranker(params).rank(alone))
 
 
 def test_an_item_that_a_case_holds_out_twice_is_one_target(data, make_cases):
