@@ -52,7 +52,10 @@ def tables_of(options: Options) -> tuple[dict[str, Any], str]:
     if options.study == "protocols":
         (run,) = options.runs
         evaluations = protocols(run, out=out)
-        return {"protocols": evaluations.results}, to_markdown(*evaluations.rows())
+        facts = {"protocols": evaluations.results, "omitted": list(evaluations.omitted)}
+        counts = {"targets": evaluations.targets, "targets_in_history": evaluations.repeated}
+        text = [to_markdown(*evaluations.rows()), *evaluations.note.splitlines()]
+        return {**facts, **counts}, "\n\n".join(text)
     if options.study == "compare":
         comparison = compare(options.runs, out=out)
         return {**dataclasses.asdict(comparison), "limits": comparison.limits()}, comparison.to_markdown()

@@ -119,7 +119,9 @@ class CheckResults:
 
     def write(self, out: str | Path) -> None:
         """Write ``checks.md``, ``checks.tex`` and the figures to a directory that does not hold them."""
-        write_tables(out, "checks", self.tables(), self.figures())
+        told = (self.sequentiality, self.ties)
+        notes = [sentence for result in told if result is not None and (sentence := result.sentence())]
+        write_tables(out, "checks", self.tables(), self.figures(), notes)
 
 
 def run_checks(

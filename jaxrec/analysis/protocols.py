@@ -403,5 +403,5 @@ def protocols(
     repeated = int(cases.repeated(setup.dataset.items).sum())
     study = ProtocolStudy(results, len(by_seed), len(cases.targets), repeated, omitted)
     if out is not None:
-        write_tables(out, "protocols", [study.rows()])
+        write_tables(out, "protocols", [study.rows()], notes=study.note.splitlines())
     return study

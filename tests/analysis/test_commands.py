@@ -158,7 +158,9 @@ class TestProtocols:
         for each in others:
             change = each["metrics"]["MRR"] - first["metrics"]["MRR"]
             assert each["difference"]["MRR"] == pytest.approx(change)
-        assert (out / "protocols.md").read_text().count("\n") == 2 + len(told["protocols"])
+        page = (out / "protocols.md").read_text()
+        assert page.count("\n|") == 1 + len(told["protocols"])
+        assert f"left out, since a user has too few unseen items to draw: {told['omitted'][0]}" in page
         assert r"\begin{tabular}" in (out / "protocols.tex").read_text()
         refused(jaxrec("protocols", runs["a"], "--out", out), "already holds protocols.md")
 
@@ -279,6 +281,14 @@ class TestChecks:
         assert {path.name for path in out.iterdir()} == names
         shown = jaxrec("evaluate", runs["a"], "--shuffle", "both", "--breakdown").out
         assert "| all-but-last" in shown
+        for name, mark in (("checks.md", ""), ("checks.tex", "% ")):
+            lines = (out / name).read_text().splitlines()
+            assert any(
+                line.startswith(f"{mark}Order of the interactions before the newest") for line in lines
+            )
+            assert any(
+                "in 0.0% of cases a tie crosses the border of the training part" in line for line in lines
+            )
         assert "new to the user" in shown
 
     def test_several_targets_and_errors(self, runs):

@@ -72,7 +72,7 @@ def test_as_many_negatives_as_the_busiest_user_leaves_can_be_drawn():
             sample_negatives(least + 1, targets, log, weights)
 
 
-def test_a_busy_user_leaves_out_a_protocol_and_not_all(monkeypatch):
+def test_a_busy_user_leaves_out_a_protocol_and_not_all(monkeypatch, tmp_path):
     rng, items = np.random.default_rng(0), 220
     rows = [rng.permutation(items)[:n] + 1 for n in (*[6] * 20, 200)]
     dataset = SequenceDataset(
@@ -96,7 +96,8 @@ def test_a_busy_user_leaves_out_a_protocol_and_not_all(monkeypatch):
         ranker=lambda seed: ranker,
     )
     monkeypatch.setattr(protocols_module, "Run", lambda *_: run)
-    study = protocols_module.protocols("run")
+    study = protocols_module.protocols("run", out=tmp_path)
+    assert (tmp_path / "protocols.md").read_text().splitlines()[-1] == study.note
     assert len(study.results) == 5
     assert len(study.omitted) == 3
     assert "left out, since a user has too few unseen items to draw: sampled: 99 uniform" in study.note
