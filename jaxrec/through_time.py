@@ -52,7 +52,9 @@ class ThroughTime:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        metrics = list(self.results[0]["metrics"])
+        # Precision, recall and MAP are those of periods in which some case has several targets.
+        first, *others = (result["metrics"] for result in self.results)
+        metrics = [metric for metric in first if all(metric in other for other in others)]
         return {
             "directory": str(self.directory),
             "dataset": self.results[0]["dataset"],

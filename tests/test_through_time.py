@@ -55,6 +55,27 @@ def test_a_cut_is_printed_as_it_was_given(tmp_path):
     assert "| 0.9125 |" in table
 
 
+def test_a_period_of_single_targets_beside_one_of_several(tmp_path):
+    """Precision, recall and MAP are reported where some case has several targets."""
+    results = []
+    for names, value in ((("HR@10", "NDCG@10", "Recall@10"), 0.1), (("HR@10", "NDCG@10"), 0.2)):
+        results.append(
+            {
+                "metrics": {name: {"mean": value} for name in names},
+                "baselines": {"popularity": dict.fromkeys(names, value)},
+                "split": {"description": "temporal"},
+                "counts": {"cases": 9},
+                "dataset": {},
+                "protocol": "full corpus",
+                "seeds": [0],
+                "config": {"encoder": {"name": "gru4rec"}},
+            }
+        )
+    for order in (results, results[::-1]):
+        found = ThroughTime(tmp_path, (0.8, 0.9), "NDCG@10", tuple(order)).to_dict()
+        assert list(found["metrics"]) == ["HR@10", "NDCG@10"]
+
+
 def test_tables_have_every_cut_and_the_spread_over_them(found):
     saved = json.loads((found.directory / "cuts.json").read_text())
     assert saved == json.loads(json.dumps(found.to_dict()))
