@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 
 from jaxrec.cli.heaps import limit_heaps
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command in TRAINING:
         limit_heaps()  # before anything is imported that starts threads
     try:
-        with _sigterm_as_exception():
+        with _sigterm_as_exception(), _plain_warnings():
             rest = _load_plugins(rest)
             module = importlib.import_module(f"jaxrec.cli.{COMMANDS[command][0]}")
             status: int = getattr(module, FUNCTIONS.get(command, command))(rest)
@@ -133,6 +134,24 @@ def _sigterm_as_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print advice on options as a line of its own, without the place in the code that gives it."""
+    package, usual = os.path.dirname(os.path.dirname(__file__)), warnings.formatwarning
+
+    def form(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        own = category is UserWarning and filename.startswith(package)
+        return f"warning: {message}\n" if own else usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = form
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _how_to_continue(arguments: list[str]) -> str:

@@ -6,12 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxrec as package
+from jaxrec.cli import common
+from jaxrec.cli import main as main_module
 from jaxrec.cli.main import COMMANDS
 from jaxrec.data import load_dataset
 from jaxrec.training import loop
@@ -310,6 +313,25 @@ def test_help_version_and_unknown_commands():
     wrong = jaxrec("train", "--bogus")
     assert wrong.status == 2
     assert "--bogus" in wrong.err
+
+
+def test_advice_of_jaxrec_is_a_plain_line(monkeypatch):
+    forms = []
+
+    def command(arguments):
+        for file in (main_module.__file__, "/elsewhere/library.py"):
+            forms.append(warnings.formatwarning("choose another", UserWarning, file, 3, line=""))
+        return 0
+
+    usual = warnings.formatwarning
+    monkeypatch.setitem(main_module.COMMANDS, "advise", ("common", "give advice"))
+    monkeypatch.setattr(common, "advise", command, raising=False)
+    assert main_module.main(["advise"]) == 0
+    assert forms == [
+        "warning: choose another\n",
+        "/elsewhere/library.py:3: UserWarning: choose another\n",
+    ]
+    assert warnings.formatwarning is usual
 
 
 def test_as_a_process():
