@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -153,8 +156,17 @@ class Encoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define item_table(params)")
 
     def parameter_count(self) -> int:
-        """Count the parameters by the formula in the class docstring."""
-        raise NotImplementedError(f"{type(self).__name__} must define parameter_count()")
+        """Count the parameters, by their shapes; the encoders of the library have the formula in the class docstring."""
+        whole = self.clone(shards=None)  # a mesh pads tables
+        shapes = jax.eval_shape(lambda: whole.init(jax.random.key(0), blank_batch(self.max_length), False))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def blank_batch(max_length: int) -> Batch:
+    """The batch with which parameters are drawn: one row of padding, of two positions where ``max_length`` has them."""
+    zeros = jnp.zeros((1, min(2, max_length)), jnp.int32)
+    weights = jnp.zeros(zeros.shape, jnp.float32)
+    return Batch(zeros, zeros, zeros, zeros, weights, timestamps=zeros, users=zeros)
 
 
 def current_columns(batch: Batch, cache: CacheStep | None) -> tuple[Array, Array, Array]:

@@ -133,8 +133,8 @@ class RequestReader:
         names = item_names(request.history)
         if request.timestamps is None and self.needs_times:
             raise DataError(
-                "this model needs the time of each interaction, which its positions are made of: give --timestamps (in "
-                "Python timestamps=), seconds since 1970 of each item of a history"
+                "this model needs the time of each interaction: give --timestamps (in Python timestamps=), seconds since "
+                "1970 of each item of a history"
             )
         k = self._length(request.k)
         remove_seen = self.remove_seen if request.remove_seen is None else request.remove_seen

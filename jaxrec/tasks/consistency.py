@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.base import Encoder
+from jaxrec.models.base import Encoder, blank_batch
 from jaxrec.nn.segments import is_last
 from jaxrec.objectives import ObjectiveConfig
 from jaxrec.options import Range
@@ -111,11 +111,7 @@ class Consistency(NextItem):
         }
 
     def _encoder_params(self) -> Any:
-        length = 2 if self.encoder.max_length > 1 else 1
-        zeros = jnp.zeros((1, length), jnp.int32)
-        weights = jnp.zeros((1, length), jnp.float32)
-        blank = Batch(zeros, zeros, zeros, zeros, weights, timestamps=zeros, users=zeros)
-        return self.encoder.init(jax.random.key(0), blank, False)["params"]
+        return self.encoder.init(jax.random.key(0), blank_batch(self.encoder.max_length), False)["params"]
 
     def remember(self, params: Any, batch: Batch, resources: Resources) -> Any:
         """Store the states of the batch's users, by the averaged encoder."""

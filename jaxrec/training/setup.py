@@ -171,7 +171,12 @@ def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> T
             f"--encoder.separate-output; got {type(config.encoder).__name__}. Leave the vectors out, or choose another"
         )
     _check_codes(config, spec)
-    encoder = config.encoder.build(spec)
+    encoder = config.encoder.build(spec)  # names the option, where one of its own asks for times
+    if config.encoder.needs_timestamps and not spec.has_timestamps:
+        raise ConfigError(
+            f"the encoder {type(config.encoder).__name__} reads the time of each interaction: expected a dataset with "
+            "timestamps, got one without; choose another encoder, or load a log with a time column (--data.time-column)"
+        )
     rows_per_group = getattr(getattr(config.encoder, "attention", None), "rows_per_group", 0)
     if mesh is not None and mesh.shape[DATA] > 1 and rows_per_group:
         raise ConfigError(

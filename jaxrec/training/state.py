@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,8 @@ import optax
 from jax import Array
 from jaxtyping import Int, Integer
 
-from jaxrec.data.batches import Batch
+from jaxrec.errors import ConfigError
+from jaxrec.models.base import Encoder, blank_batch
 from jaxrec.tasks import Task
 
 Params = Any
@@ -32,16 +34,27 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+def only_params(encoder: Encoder, variables: Mapping[str, Any]) -> Params:
+    """The parameters among the variables of an encoder, which may not have any other.
+
+    Raises:
+      ConfigError: it keeps something else, such as the running means of a batch norm.
+    """
+    others = sorted(set(variables) - {"params"})
+    if others:
+        raise ConfigError(
+            f"the encoder {type(encoder).__name__} keeps variables in Flax's collections {', '.join(others)}, which no step "
+            "would change and no checkpoint save: expected parameters alone; use layers without running means (layer norm "
+            "rather than batch norm), or keep what is not trained in a task (Task.remember)"
+        )
+    return variables["params"]
+
+
 def initial_params(task: Task, seed: Integer[Array, ""]) -> Params:
     """Make fresh parameters for ``seed`` (uint32[])."""
     encoder = task.encoder
-    length = 2 if encoder.max_length > 1 else 1
-    zeros = jnp.zeros((1, length), jnp.int32)
-    blank = Batch(
-        zeros, zeros, zeros, zeros, jnp.zeros((1, length), jnp.float32), timestamps=zeros, users=zeros
-    )
     key = jax.random.key(seed)
-    params = encoder.init(key, blank, False)["params"]
+    params = only_params(encoder, encoder.init(key, blank_batch(encoder.max_length), False))
     heads = task.init(jax.random.fold_in(key, 1))
     if heads:
         params = {**params, "task": heads}
