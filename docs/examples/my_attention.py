@@ -56,5 +56,5 @@ class RecencyAttention(nn.Module):
         distance = jnp.abs(index[:, None] - index[None, :])  # a sequence is contiguous in its row
         weights = jnp.where(context.allowed(), 0.5 ** (distance / self.config.half_life)[None], 0.0)
         weights = weights / weights.sum(axis=-1, keepdims=True)
-        self.sow("intermediates", "attention_weights", weights[:, None])  # drawn by `jaxrec attention RUN`
+        self.sow("intermediates", "attention_weights", weights[:, None])  # for `jaxrec attention`
         return OutputProjection(self.spec, name="output")(jnp.einsum("bij,bjd->bid", weights, values))

@@ -256,6 +256,8 @@ def write_attention_figures(
     figures: list[tuple[str, str, Figure]] = []
     statistics: dict[str, WeightStatistics] = {}
     for number, (layer, sown) in enumerate(attention_weights(encoder, params, batch, mask).items(), start=1):
+        if "attention_weights" not in sown:
+            continue
         weights = sown["attention_weights"][0]
         # Dummies, where they are keys, come before the row's own positions.
         keys = weights[..., weights.shape[-1] - np.asarray(batch.segments).shape[1] :]
@@ -331,7 +333,10 @@ def draw_attention(
     ids = recommender.items.item_indices(history)
     ids = ids[ids > 0][-batches.max_length :].astype(np.int32)
     if not len(ids):
-        raise ConfigError("history has no item of the catalogue: expected at least one known id")
+        came = "none that it knows" if len(history) else "no --history"
+        raise ConfigError(
+            f"--history has no item of the catalogue: expected original ids of items, at least one known, got {came}"
+        )
     start, length, user = (np.asarray([number]) for number in (0, len(ids), -1))
     batch = gather_batch(
         pad(Sequences(start, length, user)),
@@ -343,6 +348,12 @@ def draw_attention(
     )
     titles = recommender.items.item_titles or recommender.items.item_ids
     named = [titles[i - 1] for i in ids]
-    return write_attention_figures(
+    figures = write_attention_figures(
         recommender.encoder, recommender.params, batch, named, Path(out), recommender.run.task.mask
     )
+    if not figures:
+        raise ConfigError(
+            f"the attention of the run, {type(recommender.encoder.attention).__name__}, has nothing to draw: expected "
+            'weights that its module sows as "attention_weights" [B, H, L, L], or parameter_figures of its configuration'
+        )
+    return figures

@@ -66,7 +66,12 @@ def test_generated_and_explained_for_a_user(model):
 
 def test_attention_is_drawn_for_a_new_user(run, tmp_path, monkeypatch):
     batches = []
-    monkeypatch.setattr(attention_maps, "write_attention_figures", lambda *given: batches.append(given[2]))
+
+    def write(*given):
+        batches.append(given[2])
+        return [("figure", tmp_path)]
+
+    monkeypatch.setattr(attention_maps, "write_attention_figures", write)
     attention_maps.draw_attention(run, HISTORY, tmp_path)
     assert (np.asarray(batches[0].users) == -1).all(), "and not for the first user of the log"
 
