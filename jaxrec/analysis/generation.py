@@ -2,8 +2,10 @@
 
 A split that holds out G items of each user (``--split.strategy leave-last-n --split.n G``) asks for more than one next item:
 those of the next G steps. Two histories answer step s: the model's *own*, with the items that it generated before, and
-the *true* one, with the items that came. What the own one loses against the true one is the price of feeding back
-predictions. A list of the G best items of step 1, without feeding anything back, is the control of the whole sequence.
+the *true* one, with the items that came. An item occurs once in a sequence, so that a target which was generated before its
+step is no candidate there any more: it was found early, and counts as missed after own items. Against the true history with
+the same targets missed ("early missed"), what the own one loses is the price of feeding back predictions. A list of the G
+best items of step 1, without feeding anything back, is the control of the whole sequence.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from jaxrec.analysis.tables import mean_and_deviation
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.histories import Histories, histories_of
-from jaxrec.evaluation.metrics import metric_values, over_seeds
+from jaxrec.evaluation.metrics import MISSED, metric_values, over_seeds
 from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.seen import SeenItems, seen_items
 from jaxrec.runs import Run
@@ -36,8 +38,8 @@ class GenerationQuality:
       cases: C.
       by_step: {measure: float64[S, G]}; see `step_measures`.
       whole: {measure: float64[S]}; see `sequence_measures`.
-      values: {measure: float64[S, C]}, measures of each case for paired tests: "own K", "true K" (means over the steps of
-        NDCG@K), "recall" and "list recall".
+      values: {measure: float64[S, C]}, measures of each case for paired tests: "own K", "true K" and "true K, early missed"
+        (means over the steps of NDCG@K), "recall" and "list recall".
       read_again: reason for which every step reads the whole history again, or None.
     """
 
@@ -201,17 +203,26 @@ class _Outcome:
 def step_measures(outcome: Any, item_counts: np.ndarray, k: int) -> dict[str, np.ndarray]:
     """Measures of each step, float64[G], means over cases.
 
-    "own HR@k" and "own NDCG@k" rank the step's target after the model's own items, "true ..." after the true ones. "exact"
-    is the share of generated items that are the target of their step. "popularity" is the mean number of training
-    interactions of generated items, "target popularity" of targets. "repetition" is the share of generated items that were
-    in the history or generated before, "target repetition" the same of targets. "entropy" is that of the model's
-    distribution over candidates, in nats; "coverage" the share of the catalogue that some user gets at this step.
+    "own HR@k" and "own NDCG@k" rank the step's target after the model's own items, "true ..." after the true ones. "early"
+    is the share of targets that are no candidates of their step, since they were generated before, and "true ..., early
+    missed" counts these as missed after the true items too, which makes it comparable with "own ...". "exact" is the share
+    of generated items that are the target of their step. "popularity" is the mean number of training interactions of
+    generated items, "target popularity" of targets. "repetition" is the share of generated items that were in the history or
+    generated before, "target repetition" the same of targets. "entropy" is that of the model's distribution over candidates,
+    in nats; "coverage" the share of the catalogue that some user gets at this step.
     """
     items, targets, counts = outcome.items, outcome.targets, np.asarray(item_counts, np.float64)
     measures = {}
-    for name, ranks in (("own", outcome.own_ranks), ("true", outcome.true_ranks)):
+    without_early = _early_missed(outcome)
+    for name, ranks, ending in (
+        ("own", outcome.own_ranks, ""),
+        ("true", outcome.true_ranks, ""),
+        ("true", without_early, ", early missed"),
+    ):
         for metric in (f"HR@{k}", f"NDCG@{k}"):
-            measures[f"{name} {metric}"] = np.array([metric_values(step, metric).mean() for step in ranks.T])
+            values = np.array([metric_values(step, metric).mean() for step in ranks.T])
+            measures[f"{name} {metric}{ending}"] = values
+    measures["early"] = (without_early != outcome.true_ranks).mean(axis=0)
     real = items > 0
     number = np.maximum(real.sum(axis=0), 1)
     return {
@@ -224,6 +235,11 @@ def step_measures(outcome: Any, item_counts: np.ndarray, k: int) -> dict[str, np
         "entropy": outcome.entropies.astype(np.float64).mean(axis=0),
         "coverage": np.array([coverage(step[:, None], len(counts) - 1) for step in items.T]),
     }
+
+
+def _early_missed(outcome: Any) -> np.ndarray:
+    """int32[C, G], ranks after true items of those targets that are candidates after own items, too."""
+    return np.where(outcome.own_ranks == MISSED, MISSED, outcome.true_ranks)
 
 
 def repeated(sequences: np.ndarray, seen: SeenItems) -> np.ndarray:
@@ -274,6 +290,7 @@ def _case_values(outcome: _Outcome, k: int) -> dict[str, np.ndarray]:
     return {
         f"own {k}": mean_of(outcome.own_ranks),
         f"true {k}": mean_of(outcome.true_ranks),
+        f"true {k}, early missed": mean_of(_early_missed(outcome)),
         "recall": recall(outcome.items, outcome.targets),
         "list recall": recall(outcome.one_list, outcome.targets),
     }

@@ -78,6 +78,8 @@ def test_quality_equals_a_loop_over_single_recommendations(run):
                 "own HR@10": mean(c[2][s] <= 10 for c in cases),
                 "true HR@10": mean(c[3][s] <= 10 for c in cases),
                 "own NDCG@10": mean(1 / np.log2(1 + c[2][s]) if c[2][s] <= 10 else 0 for c in cases),
+                "true HR@10, early missed": mean(c[3][s] <= 10 and c[4][s] not in c[0][:s] for c in cases),
+                "early": mean(c[4][s] in c[0][:s] and c[3][s] != MISSED for c in cases),
                 "exact": mean(c[0][s] == c[4][s] for c in cases),
                 "popularity": mean(counts[c[0][s]] for c in cases),
                 "target popularity": mean(counts[c[4][s]] for c in cases),
@@ -96,6 +98,9 @@ def test_quality_equals_a_loop_over_single_recommendations(run):
         for name, value in whole.items():
             assert quality.whole[name][number] == pytest.approx(value), name
     assert quality.by_step["own HR@10"].max() > 0
+    assert quality.by_step["early"].max() > 0, "or nothing was tested"
+    of_steps = quality.by_step["true NDCG@10, early missed"].mean(axis=1)
+    np.testing.assert_allclose(quality.values["true 10, early missed"].mean(axis=1), of_steps)
     assert (quality.by_step["entropy"] > 0).all()
     assert (quality.by_step["entropy"] < np.log(DATASET.n_items)).all()
     assert len(generation_figure({"model": quality}).axes[0].lines) == 2
@@ -120,6 +125,9 @@ def test_repeats_recalls_and_empty_places_by_hand():
     np.testing.assert_allclose(steps["repetition"], [0.0, 1.0, 0.0])
     np.testing.assert_allclose(steps["own HR@10"], [0.5, 1.0, 0.5])
     np.testing.assert_allclose(steps["coverage"], [0.4, 0.2, 0.0])
+    np.testing.assert_allclose(steps["early"], [0.0, 0.0, 0.5])
+    np.testing.assert_allclose(steps["true HR@10"], [1.0, 1.0, 1.0])
+    np.testing.assert_allclose(steps["true NDCG@10, early missed"], [1.0, 1.0, 0.5])
     whole = sequence_measures(outcome, 5)
     assert whole["distinct"] == pytest.approx(2 / 3)
     assert whole["recall"] == pytest.approx((1 / 3 + 1 / 3) / 2)
