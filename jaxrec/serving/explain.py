@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from jaxrec.errors import DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.serving.recommender import Recommender
-from jaxrec.serving.requests import Prepared, Request
+from jaxrec.serving.requests import Prepared, Request, item_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Explanation:
 
 def explain(
     recommender: Recommender,
-    history: Sequence[Any],
+    history: Iterable[Any],
     item: Any = None,
     timestamps: Sequence[int] | None = None,
     user: Any = None,
@@ -76,6 +76,7 @@ def explain(
     Raises:
       DataError: no item of the history is known, ``item`` is not in the catalogue, or there is none and the list is empty.
     """
+    history = item_names(history)
     request = recommender.prepare([Request(history, 1, timestamps=timestamps, user=user)])[0]
     known = request.known
     if not len(known):
@@ -98,7 +99,7 @@ def explain(
     read = np.arange(max(0, len(known) - recommender.ranker.encoding.longest_history), len(known))
     scores, ranks = recommender.lists.score_and_rank(_with_and_without(request, read), target)
     items, titles = recommender.items.item_ids, recommender.items.item_titles
-    places = np.flatnonzero(recommender.items.item_indices(list(history)))
+    places = np.flatnonzero(recommender.items.item_indices(history))
     reasons = [
         Reason(
             int(places[index]),

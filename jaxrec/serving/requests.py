@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,11 +131,14 @@ class RequestReader:
 
     def _read(self, request: Request, once: Any) -> Prepared:
         names = item_names(request.history)
-        if request.timestamps is None and self.needs_times:
-            raise DataError(
-                "this model needs the time of each interaction: give --timestamps (in Python timestamps=), seconds since "
-                "1970 of each item of a history"
-            )
+        seconds = request.timestamps
+        if seconds is None and self.needs_times:
+            if names:
+                raise DataError(
+                    "this model needs the time of each interaction: give --timestamps (in Python timestamps=, in a file of "
+                    "histories a column timestamps), seconds since 1970 of each item of a history"
+                )
+            seconds = ()
         k = self._length(request.k)
         remove_seen = self.remove_seen if request.remove_seen is None else request.remove_seen
         if not isinstance(remove_seen, (bool, np.bool_)):
@@ -161,7 +164,7 @@ class RequestReader:
         allowed = None
         if filters:
             allowed = functools.reduce(np.intersect1d, filters)
-        times = None if request.timestamps is None else relative_times(request.timestamps, numbers > 0)
+        times = None if seconds is None else relative_times(seconds, numbers > 0)
         if not self.needs_times:
             times = None
         unknown = [name for name, number in zip(names, numbers, strict=True) if number == 0]
@@ -268,6 +271,8 @@ def relative_times(timestamps: Any, known: np.ndarray) -> np.ndarray:
     try:
         if len(timestamps) != len(known):
             raise DataError(message)
+        if np.asarray(timestamps).dtype.kind in "mM":  # in days or nanoseconds, as their type has it
+            raise DataError(f"{message}; got dates: convert them to seconds")
         seconds = np.asarray(timestamps, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{message}; {error}") from None
@@ -285,8 +290,8 @@ def requests_of(histories: Any, **options: Any) -> list[Request]:
 
     Args:
       histories: original item ids, oldest first; one history per user.
-      **options: fields of `Request`; a list has one value per history, for a filter a list of lists. A single value
-        is for all.
+      **options: fields of `Request`; a list has one value per history, for a filter a list of lists, with None where a
+        history has none. A single value is for all.
 
     Raises:
       DataError: histories are no list of lists, or a list has another number of entries.
@@ -315,12 +320,13 @@ _ONE_EACH = {
 
 def one_per_history(name: str, value: Any, count: int) -> Sequence[Any]:
     """One value of a field for each of ``count`` histories, from a list of them or a single one for all."""
-    if not _is_list(value):
+    if not _is_collection(value) or isinstance(value, Mapping):
         return [value] * count
-    if len(value) != count:
+    listed = list(value)
+    if len(listed) != count:
         kind, noun = _ONE_EACH[name]
-        raise kind(f"{name} must have one {noun} for each of the {count} histories, got {len(value)}")
-    return list(value)
+        raise kind(f"{name} must have one {noun} for each of the {count} histories, got {len(listed)}")
+    return listed
 
 
 def _per_history(name: str, value: Any, count: int) -> Sequence[Any]:
@@ -331,11 +337,11 @@ def _per_history(name: str, value: Any, count: int) -> Sequence[Any]:
     if value is None or not _is_collection(value):
         return [value] * count
     listed = list(value)
-    if not listed or not all(_is_list(each) for each in listed):
+    if not any(map(_is_list, listed)) or not all(each is None or _is_list(each) for each in listed):
         return [listed] * count
     if len(listed) != count:
         raise DataError(f"{name} must have one list for each of the {count} histories, got {len(listed)}")
-    return listed
+    return [() if each is None and not name.startswith("allow") else each for each in listed]
 
 
 def _timestamps_per_history(value: Any, count: int) -> Sequence[Any]:

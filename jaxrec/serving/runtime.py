@@ -243,6 +243,8 @@ class Artefact:
 
 def _check_times(timestamps: Any) -> None:
     message = "timestamps must be whole seconds since 1970, oldest first"
+    if np.asarray(timestamps).dtype.kind in "mM":  # in days or nanoseconds, as their type has it
+        raise ArtefactError(f"{message}; got dates: convert them to seconds")
     try:
         seconds = np.asarray(timestamps, np.float64)
     except (TypeError, ValueError, OverflowError) as error:

@@ -1,0 +1,65 @@
+"""Forms in which callers give requests: columns of tables, None for some histories, dates, histories without items."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from jaxrec.errors import DataError
+from jaxrec.serving.explain import explain
+from jaxrec.serving.requests import RequestReader, relative_times, requests_of
+from jaxrec.serving.runtime import ArtefactError, _check_times
+from tests.helpers import small_dataset
+
+DATASET = small_dataset()
+HISTORIES = [["i1", "i2"], ["i3"]]
+
+
+@pytest.mark.parametrize("column", [pd.Series, pl.Series, np.array, tuple, iter])
+def test_a_column_has_a_value_for_each_history(column):
+    """A column of users was the id of one unknown user, and each was answered as a new one."""
+    requests = requests_of(HISTORIES, user=column(["u1", "u2"]), k=column([3, 4]))
+    assert [str(request.user) for request in requests] == ["u1", "u2"]
+    prepared = RequestReader(DATASET, True, needs_times=False, needs_users=True).read(requests)
+    assert [request.user for request in prepared] == [1, 2]
+    assert [request.k for request in prepared] == [3, 4]
+    with pytest.raises(DataError, match="user must have one id for each of the 2 histories, got 1"):
+        requests_of(HISTORIES, user=column(["u1"]))
+
+
+def test_a_history_may_have_no_filter_beside_others_that_have_one():
+    requests = requests_of(HISTORIES, exclude=[None, ["i4"]], allow=[["i5", "i4"], None])
+    first, second = RequestReader(DATASET, True, needs_times=False).read(requests)
+    assert (first.removed.tolist(), first.allowed.tolist()) == ([2, 3], [5, 6])
+    assert (second.removed.tolist(), second.allowed) == ([4, 5], None)
+    with pytest.raises(DataError, match="exclude must hold ids of the catalogue, got 'None'"):
+        RequestReader(DATASET, True, needs_times=False).read(requests_of(HISTORIES, exclude=[None, "i4"]))
+
+
+@pytest.mark.parametrize("unit", ["D", "s", "ns"])
+@pytest.mark.parametrize("form", [np.asarray, list, pd.Series, pl.Series])
+def test_dates_are_no_seconds(unit, form):
+    """NumPy reads them as numbers of their own unit: days, or nanoseconds."""
+    if form is pl.Series and unit == "s":
+        unit = "us"
+    times = form(np.array(["2020-01-01", "2020-01-02"], f"datetime64[{unit}]"))
+    with pytest.raises(DataError, match="whole seconds since 1970"):
+        relative_times(times, np.ones(2, bool))
+    with pytest.raises(ArtefactError, match="whole seconds since 1970"):
+        _check_times(times)
+    assert relative_times([5, 9], np.ones(2, bool)).tolist() == [0, 4]
+
+
+def test_an_empty_history_needs_no_times():
+    reader = RequestReader(DATASET, True, needs_times=True)
+    (empty,) = reader.read(requests_of([[]]))
+    assert empty.times.tolist() == []
+    with pytest.raises(DataError, match=r"needs the time of each interaction.*a column timestamps"):
+        reader.read(requests_of([["i1"]]))
+
+
+def test_any_collection_can_be_explained(recommender):
+    want = explain(recommender, ["i1", "?", "i3"], "i12")
+    assert explain(recommender, iter(["i1", "?", "i3"]), "i12") == want
+    with pytest.raises(DataError, match="got 'i1' as a history"):
+        explain(recommender, "i1", "i12")
