@@ -104,8 +104,8 @@ class BulkTable:
 
     @property
     def count(self) -> int:
-        """Number of parts."""
-        return -(-len(self.source) // self.job.users_per_part)
+        """Number of parts; of no users there is one, which has the columns alone."""
+        return max(1, -(-len(self.source) // self.job.users_per_part))
 
     @functools.cached_property
     def parts(self) -> Parts:
@@ -172,7 +172,8 @@ def run_bulk(job: BulkJob, resume: bool = False, progress: Any = None) -> dict[s
       progress: see `jaxrec.serving.parts.Parts.write_all`.
 
     Returns:
-      Directory, users, candidates, parts, parts written now, seconds and users per second (of these parts).
+      Directory, users, those whose lists are popular items (of lists alone), candidates, parts, parts written now, seconds
+      and users per second (of these parts).
 
     Raises:
       RunExistsError: ``out`` exists, and ``resume`` is False; nothing is overwritten.
@@ -188,9 +189,11 @@ def bulk_summary(table: BulkTable, written: Sequence[int], seconds: float) -> di
     """Figures of a finished job, of which the parts with these numbers were written now; see `run_bulk`."""
     size = table.job.users_per_part
     users = sum(min(size, len(table.source) - number * size) for number in written)
+    popular = {} if table.job.vectors else {"popular": table.parts.total("popular")}
     return {
         "out": str(Path(table.job.out)),
         "users": len(table.source),
+        **popular,
         "candidates": table.candidates,
         "parts": table.count,
         "parts_written": len(written),

@@ -57,6 +57,13 @@ class Parts:
         """Write a part, whole or not at all."""
         write_atomically(self.path(part), lambda file: table.write_parquet(file))
 
+    def total(self, column: str) -> int:
+        """Sum of a column over all parts."""
+        return sum(
+            int(pl.scan_parquet(self.path(part), glob=False).select(pl.col(column).sum()).collect().item())
+            for part in range(self.count)
+        )
+
     def finish(self) -> None:
         """Mark the directory as complete."""
         write_atomically(self.out / SUCCESS, "")

@@ -324,7 +324,7 @@ def histories_of_requests(prepared: Sequence[Prepared]) -> Histories:
     offsets = np.concatenate([[0], np.cumsum([len(request.known) for request in prepared])]).astype(np.int64)
     log = np.concatenate([*(request.known for request in prepared), np.zeros(1, np.int32)])
     times = None
-    if prepared[0].times is not None:
+    if prepared and prepared[0].times is not None:
         times = np.concatenate([*(request.times for request in prepared), np.zeros(1, np.int32)])  # type: ignore[list-item]
     users = np.array([request.user for request in prepared], np.int32)
     return Histories(log.astype(np.int32), offsets[:-1], offsets[1:], times, users)

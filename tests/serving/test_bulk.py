@@ -172,6 +172,42 @@ def test_bad_rows_are_named(recommender, job, tmp_path, line, message):
         table.part(0)
 
 
+def test_histories_without_a_known_item_are_counted(job, tmp_path):
+    """Ids of another form, as numbers for texts, would give all users one list, and nothing would say so."""
+    file, out = tmp_path / "requests.jsonl", tmp_path / "recs"
+    rows = [{"user": "a", "history": [1, 2]}, {"user": "b", "history": ["i1"]}, {"user": "c", "history": []}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    line = ("recommend", job.run, "--histories", file, "-k", 3, "--out", out, "--users-per-part", 2)
+    for more in ((), ("--resume",)):
+        outcome = jaxrec(*line, *more)
+        assert (
+            "2 of 3 histories have no item of the catalogue; their lists are the most popular" in outcome.err
+        )
+    assert jaxrec(*line, "--resume", "--json").json["popular"] == 2
+
+
+def test_a_file_without_rows_makes_a_table_without_rows(job, tmp_path):
+    (tmp_path / "requests.jsonl").write_text("")
+    empty = {"user": pl.String, "history": pl.List(pl.String)}
+    pl.DataFrame(schema=empty).write_parquet(tmp_path / "requests.parquet")
+    for name in ("requests.jsonl", "requests.parquet"):
+        out = tmp_path / f"{name}.out"
+        outcome = jaxrec("recommend", job.run, "--histories", tmp_path / name, "--out", out)
+        assert "0 users in 1 parts" in outcome.out
+        assert "all parts were there" not in outcome.out
+        table = read(out)
+        assert (len(table), table.columns) == (0, ["user", "items", "scores", "popular"])
+        assert table.schema["items"] == pl.List(pl.String)
+        assert table.schema["scores"] == pl.List(pl.Float32)
+
+
+def test_an_error_has_a_line_of_its_own_below_the_progress(job, tmp_path):
+    (tmp_path / "requests.jsonl").write_text("nonsense\n")
+    outcome = jaxrec("recommend", job.run, "--histories", tmp_path / "requests.jsonl", "--out", job.out)
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("jaxrec: --histories requests.jsonl, line 1 is no JSON")
+
+
 def test_refusals(served, tmp_path):
     def message(*arguments):
         outcome = jaxrec("recommend", served, *arguments)
