@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxrec.cli.common import emit, parse
-from jaxrec.errors import ConfigError
+from jaxrec.errors import ConfigError, RunExistsError
 
 if TYPE_CHECKING:
     from jaxrec.serving import Recommender
+    from jaxrec.serving.approximate import ApproximateIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,30 +102,46 @@ def _export_vectors(options: Export, recommender: "Recommender") -> None:
     from jaxrec.serving.bulk import BulkJob, run_bulk
     from jaxrec.serving.vectors import write_item_vectors
 
+    # What cannot work is refused before the first file is there, beside which a second call would write nothing.
+    if options.index or options.users:
+        _ = recommender.run.dataset
+    index = _index(options, recommender) if options.index else None
     file = write_item_vectors(recommender, options.out)
     summary: dict[str, object] = {"out": options.out, "items": recommender.items.n_items}
     lines = [f"{recommender.items.n_items:,} item vectors in {file}"]
-    if options.index:
-        summary["recall@10"] = recall = _write_index(options, recommender)
+    if index is not None:
+        index.save(_index_file(options))
+        summary["recall@10"] = recall = _recall(index)
         lines.append(f"items.usearch: recall@10 {recall:.4f} against the exact lists")
     if options.users:
         out = str(Path(options.out) / "users.parquet")
         if not options.json:
             print("\n".join(lines))
-        report_bulk(
-            BulkJob(options.run, out, seed=options.seed, vectors=True), False, 0, options.json, run_bulk
-        )
+        job = BulkJob(options.run, out, seed=options.seed, vectors=True)
+        report_bulk(job, False, 0, options.json, run_bulk, summary)
     else:
         emit(summary, "\n".join(lines), options.json)
 
 
-def _write_index(options: Export, recommender: "Recommender") -> float:
-    """Write the approximate index; return its recall."""
+def _index_file(options: Export) -> Path:
+    return Path(options.out) / "items.usearch"
+
+
+def _index(options: Export, recommender: "Recommender") -> "ApproximateIndex":
+    """Build the approximate index, for a file that does not exist."""
     from jaxrec.serving.approximate import ApproximateIndex
+
+    file = _index_file(options)
+    if file.exists():
+        raise RunExistsError(f"{file} exists, and nothing was overwritten: give another --out")
+    return ApproximateIndex(recommender)
+
+
+def _recall(index: "ApproximateIndex") -> float:
+    """Recall for the first users of the run's dataset."""
     from jaxrec.serving.sources import LogSource
 
-    index = ApproximateIndex(recommender)
-    index.save(Path(options.out) / "items.usearch")
+    recommender = index.recommender
     k = min(10, recommender.items.n_items)
     source = LogSource(
         recommender.run.dataset, recommender.config.evaluation.remove_seen, k, recommender.needs_times

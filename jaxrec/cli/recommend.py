@@ -2,7 +2,8 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import tyro
@@ -212,9 +213,14 @@ def _recommend_many(options: Recommend) -> int:
 
 
 def report_bulk(
-    job: Any, resume: bool, ray_actors: int, as_json: bool, run_bulk: Callable[..., dict[str, Any]]
+    job: Any,
+    resume: bool,
+    ray_actors: int,
+    as_json: bool,
+    run_bulk: Callable[..., dict[str, Any]],
+    others: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Run a bulk job with a progress bar, here or in Ray actors, and print its figures."""
+    """Run a bulk job with a progress bar, here or in Ray actors, and print its figures beside ``others``."""
     from tqdm import tqdm
 
     bars: list[tqdm] = []
@@ -224,14 +230,22 @@ def report_bulk(
             bars.append(tqdm(unit=" parts", file=sys.stderr, disable=as_json, total=count, initial=there))
         bars[0].update(there - bars[0].n)
 
-    if ray_actors:
-        from jaxrec.serving.ray_job import run_on_ray
+    try:
+        if ray_actors:
+            from jaxrec.serving.ray_job import run_on_ray
 
-        figures = run_on_ray(job, resume, ray_actors)
-    else:
-        figures = run_bulk(job, resume, progress)
-    for bar in bars:
-        bar.close()
+            figures = run_on_ray(job, resume, ray_actors)
+        else:
+            figures = run_bulk(job, resume, progress)
+    finally:  # an error has a line of its own
+        for bar in bars:
+            bar.close()
+    if figures.get("popular"):
+        print(
+            f"jaxrec: {figures['popular']:,} of {figures['users']:,} histories have no item of the catalogue; their lists "
+            "are the most popular items",
+            file=sys.stderr,
+        )
     if not job.vectors and figures["candidates"] < job.k:
         print(
             f"jaxrec: lists have at most {figures['candidates']} items, fewer than -k {job.k}: the filters leave no more",
@@ -240,10 +254,10 @@ def report_bulk(
     rate = figures["users_per_second"]
     lines = [
         f"{figures['users']:,} users in {figures['parts']} parts in {figures['out']}"
-        + (f"; {rate:,.0f} users/s" if rate else "; all parts were there"),
+        + ("; all parts were there" if rate is None else f"; {rate:,.0f} users/s"),
         f'next: polars.read_parquet("{figures["out"]}/part-*.parquet")',
     ]
-    emit(figures, "\n".join(lines), as_json)
+    emit({**others, **figures}, "\n".join(lines), as_json)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,24 @@ def test_refusals(recommender, artefact, served, tmp_path):
     assert (tmp_path / "v" / "items.npy").exists()
 
 
+def test_vectors_that_cannot_all_be_written_are_not_begun(served, tmp_path, monkeypatch):
+    """A call without usearch left the other files behind, beside which the next call wrote nothing."""
+    line = ("export", served, "--vectors", "--index", "--users", "--json", "--out", tmp_path / "v")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "usearch.index", None)
+        assert "needs usearch: pip install" in jaxrec(*line).err
+    assert not (tmp_path / "v").exists()
+    pytest.importorskip("usearch.index", reason="the extra usearch is not installed")
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "items.usearch").write_text("mine")
+    assert "items.usearch exists, and nothing was overwritten" in jaxrec(*line).err
+    assert [path.name for path in (tmp_path / "v").iterdir()] == ["items.usearch"]
+    (tmp_path / "v" / "items.usearch").unlink()
+    outcome = jaxrec(*line).json
+    assert (outcome["items"], outcome["users"]) == (40, 60)
+    assert 0.9 <= outcome["recall@10"] <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
