@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.load import load_dataset
 from jaxrec.errors import DataError
 from jaxrec.interop.formats import FORMATS, ImportedModel, ImportOptions, Reader
@@ -118,7 +119,10 @@ def import_checkpoint(
       RunExistsError: ``workdir`` holds a run.
     """
     model = read_model(file, format_name, options)
-    dataset = load_dataset(config.data) if dataset is None else dataset
+    if dataset is None:
+        dataset = load_dataset(config.data)
+    else:  # the run names what loads it again
+        config = dataclasses.replace(config, data=DataConfig.of(dataset))
     rows = item_rows(model, format_name, dataset, item_ids)
     config = dataclasses.replace(
         config,

@@ -18,6 +18,7 @@ from jaxrec.cli.main import main
 from jaxrec.config import save_config
 from jaxrec.data import SequenceDataset
 from jaxrec.data.batches import Batch
+from jaxrec.data.dataset import open_dataset
 from jaxrec.errors import CheckpointError, ConfigError, DataError, RunExistsError
 from jaxrec.interop import FORMATS, ImportOptions, import_checkpoint, read_model, read_torch_file
 from jaxrec.interop.formats import Reader
@@ -302,6 +303,17 @@ def test_rows_follow_the_ids_of_the_dataset(dataset, imported):
     np.testing.assert_array_equal(table[0], theirs[0])
     for row, name in enumerate(dataset.item_ids, start=1):
         np.testing.assert_array_equal(table[row], theirs[int(name)])
+
+
+def test_a_run_names_the_dataset_that_was_given(dataset, tmp_path, imported):
+    """Not the one of the configuration, whose fingerprint is another."""
+    config = replace(small_config(), evaluation={"ks": (5,)})
+    dataset.save(tmp_path / "data")
+    saved = open_dataset(tmp_path / "data")
+    import_checkpoint(FILES / "s3rec.pth", "s3rec", config, tmp_path / "run", dataset=saved)
+    assert Run(tmp_path / "run").dataset.fingerprint == dataset.fingerprint
+    with pytest.raises(DataError, match="in memory"):
+        _ = Run(imported[0]).dataset
 
 
 def test_an_imported_run_evaluates_and_recommends(dataset, imported):
