@@ -153,14 +153,15 @@ def _content(
     width = old.vector_width
     if not width:
         return None
-    if run.config.data.item_vectors == ATTRIBUTES and not data.item_vectors:
+    if data.item_vectors in ("", ATTRIBUTES) and _made_of_attributes(old):
         assert attributes is not None
         vectors = attribute_vectors(attributes)[old.n_items :, :width]
         bare = np.flatnonzero(~vectors.any(axis=1))
         if len(bare):
             raise DataError(
                 f"item {new.ids[int(bare[0])]!r} of --items has no attribute that the run knows, and the run makes items "
-                "of attributes: name some in the columns that --data.attribute-columns gives"
+                "of attributes: name some in the columns that --data.attribute-columns gives, or give --data.item-vectors "
+                "FILE"
             )
         return vectors
     if not data.item_vectors:
@@ -175,6 +176,14 @@ def _content(
             f"{vectors.shape[1]}: make them by the same model"
         )
     return vectors
+
+
+def _made_of_attributes(dataset: SequenceDataset) -> bool:
+    """Whether the vectors of the items are their attributes, of which an extension may have added some since."""
+    vectors, attributes = dataset.item_vectors, dataset.attributes
+    if vectors is None or attributes is None or vectors.shape[1] > attributes.n_attributes:
+        return False
+    return np.array_equal(attribute_vectors(attributes)[:, : vectors.shape[1]], vectors)
 
 
 def _neighbours(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
 
 import jaxrec
+from jaxrec import extend
 from jaxrec.cli.main import main
 from jaxrec.data import DataConfig, load_dataset
+from jaxrec.data.readers.items import read_new_items
 from jaxrec.errors import DataError
 from jaxrec.extend import extend_run
 from jaxrec.presets import named_config
@@ -117,6 +121,23 @@ def test_tables_that_cannot_be_used_are_refused(run, tmp_path, table, options, m
     with pytest.raises(DataError, match=message):
         extend_run(run, pl.DataFrame(table), tmp_path / "out", data=options)
     assert not (tmp_path / "out").exists()
+
+
+def test_items_that_are_made_of_attributes_grow_again():
+    """The grown log, as a prepared one, has vectors and attributes, and no option that says what they are made of."""
+    dataset, run = dataset_with(item_vectors="attributes"), SimpleNamespace(path="runs/a")
+    width = dataset.attributes.n_attributes
+    for name, genres in (("first", "odd|strange"), ("second", "even|strange|block-3")):
+        new = read_new_items(COLUMNS, pl.DataFrame({"item_id": [name], "genres": [genres]}))
+        attributes = extend._grown_attributes(dataset.attributes, new)
+        content = extend._content(run, dataset, new, attributes, COLUMNS)
+        known = [attribute in genres.split("|") for attribute in dataset.attributes.names[:width]]
+        np.testing.assert_array_equal(content, np.float32([known]))
+        dataset = extend._grown(dataset, new, attributes, content)
+    assert dataset.attributes.n_attributes == width + 1
+    bare = read_new_items(COLUMNS, pl.DataFrame({"item_id": ["bare"], "genres": ["strange"]}))
+    with pytest.raises(DataError, match=r"no attribute that the run knows.*or give --data.item-vectors FILE"):
+        extend._content(run, dataset, bare, extend._grown_attributes(dataset.attributes, bare), COLUMNS)
 
 
 @pytest.mark.slow
