@@ -14,7 +14,13 @@ from jaxrec.data.catalogue import AttributeTable, StringArray
 from jaxrec.data.dataset import SequenceDataset, save_dataset
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.items import NewItems, read_new_items
-from jaxrec.data.readers.vectors import ATTRIBUTES, attribute_vectors, unit_rows, vectors_of
+from jaxrec.data.readers.vectors import (
+    ATTRIBUTES,
+    attribute_vectors,
+    made_of_attributes,
+    unit_rows,
+    vectors_of,
+)
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.reporting.results import write_run
 from jaxrec.runs import Run
@@ -153,7 +159,7 @@ def _content(
     width = old.vector_width
     if not width:
         return None
-    if data.item_vectors in ("", ATTRIBUTES) and _made_of_attributes(old):
+    if data.item_vectors in ("", ATTRIBUTES) and made_of_attributes(old.attributes, old.item_vectors):
         assert attributes is not None
         vectors = attribute_vectors(attributes)[old.n_items :, :width]
         bare = np.flatnonzero(~vectors.any(axis=1))
@@ -176,14 +182,6 @@ def _content(
             f"{vectors.shape[1]}: make them by the same model"
         )
     return vectors
-
-
-def _made_of_attributes(dataset: SequenceDataset) -> bool:
-    """Whether the vectors of the items are their attributes, of which an extension may have added some since."""
-    vectors, attributes = dataset.item_vectors, dataset.attributes
-    if vectors is None or attributes is None or vectors.shape[1] > attributes.n_attributes:
-        return False
-    return np.array_equal(attribute_vectors(attributes)[:, : vectors.shape[1]], vectors)
 
 
 def _neighbours(

@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset, open_dataset
+from jaxrec.data.readers.vectors import made_of_attributes
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import CheckpointError, ConfigError
 from jaxrec.nn.spec import DataSpec
@@ -26,6 +27,8 @@ from jaxrec.training.trees import flatten, path_name
 
 #: Vectors of users, matched by their ids where the data is another.
 USERS = "users/table"
+#: Vectors of items, and their map, whose rows are attributes where the vectors are made of these.
+CONTENT, CONTENT_MAP = "items/content", "items/content_kernel"
 
 
 def belongs_to_task(name: str) -> bool:
@@ -105,9 +108,14 @@ def initialize_from(source: Path, params: Params, setup: TrainingSetup) -> Initi
     old, new = flatten(stacked), flatten(params)
     copied = [name for name in new if not belongs_to_task(name) and not _comes_from_data(name)]
     tables = setup.sharding.parameter_tables() if match else {}
-    _check_same_encoder(source, old, new, {**tables, USERS: 1} if match else {})
+    attributes = _matching_attributes(catalogue, old, setup) if match else None
+    sizes = {**tables, USERS: 1} if match else {}
+    same = {**sizes, CONTENT_MAP: 1} if attributes is not None else sizes
+    _check_same_encoder(source, old, new, same)
     rows = _matching_rows(catalogue, setup) if match else None
     rows_of = {} if rows is None else dict.fromkeys(tables, rows)
+    if attributes is not None:
+        rows_of[CONTENT_MAP] = attributes
     if match and USERS in new:
         rows_of[USERS] = _matching_users(catalogue, setup)
     saved_seeds = list(saved.training.seeds)
@@ -201,6 +209,24 @@ def _matching_users(catalogue: SequenceDataset, setup: TrainingSetup) -> np.ndar
     return np.array([numbers.get(str(name), -1) for name in setup.dataset.user_ids], np.int32)
 
 
+def _matching_attributes(
+    catalogue: SequenceDataset, old: Mapping[str, Array], setup: TrainingSetup
+) -> np.ndarray | None:
+    """int32[C], the row of the source's map for each attribute, by name, or -1; None where items are made of something else.
+
+    Attributes are numbered as they appear, so another log, even one of the same items, has another order of them.
+    """
+    here, there = setup.dataset.attributes, catalogue.attributes
+    if CONTENT not in old or not old[CONTENT].is_fully_addressable or here is None or there is None:
+        return None
+    content = np.asarray(old[CONTENT][0])[1 : catalogue.n_items + 1]
+    if not made_of_attributes(there, content) or not made_of_attributes(here, setup.dataset.item_vectors):
+        return None
+    numbers = {name: row for row, name in enumerate(list(there.names)[: content.shape[1]])}
+    names = list(here.names)[: setup.dataset.vector_width]
+    return np.array([numbers.get(name, -1) for name in names], np.int32)
+
+
 def _check_same_encoder(
     source: Path, old: Mapping[str, Any], new: Mapping[str, Any], tables: Mapping[str, int]
 ) -> None:
@@ -213,6 +239,8 @@ def _check_same_encoder(
 
     frozen = (name for name in {**new, **old} if is_frozen(name.split("/")) and name.startswith("users/"))
     left_out = set(frozen) if tables else set()
+    if CONTENT_MAP in tables:  # matched by the names of attributes, of which there may be more or fewer
+        left_out.add(CONTENT)
     names = [name for name in {**new, **old} if not belongs_to_task(name) and name not in left_out]
     problems = [
         f"{name}: saved {size(old, name)}, needed {size(new, name)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ import pytest
 import jaxrec
 from jaxrec.analysis.checks import Checks
 from jaxrec.data import load_dataset
-from jaxrec.data.readers.vectors import unit_rows
+from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.readers.vectors import attribute_vectors, unit_rows
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.models import DataSpec, GRU4RecConfig, SRGNNConfig, STOSAConfig, TransformerConfig
 from jaxrec.nn.embedding import ItemEmbedding, content_vectors
 from jaxrec.runs import Run
+from jaxrec.training import initialize
 from jaxrec.training.setup import prepare
 from jaxrec.training.state import initial_params
 from jaxrec.training.trees import flatten
@@ -277,3 +280,41 @@ def test_data_without_a_common_item_is_refused(run):
     config = replace(CONFIG, training={"init_from": str(run.path), "init_items": "match"})
     with pytest.raises(CheckpointError, match="found no item"):
         jaxrec.fit(other, config, progress=False)
+
+
+def made_of_genres(order, extra=()):
+    """Items made of attributes, which are numbered as they appear: in the order of the items."""
+    genres = [["odd" if i % 2 else "even", *(["third"] if i % 3 == 0 else []), *extra] for i in order]
+    attributes = AttributeTable.from_lists(genres)
+    return dataclasses.replace(
+        small_dataset(n_items=len(order)),
+        item_ids=[f"i{i}" for i in order],
+        attributes=attributes,
+        item_vectors=attribute_vectors(attributes),
+    )
+
+
+def test_attributes_are_matched_by_name():
+    there, here = made_of_genres(range(40)), made_of_genres(range(39, -1, -1), extra=["new"])
+    assert list(there.attributes.names) == ["even", "third", "odd"]
+    content = jnp.asarray(np.pad(unit_rows(there.item_vectors), ((1, 0), (0, 0))))[None]
+    rows = initialize._matching_attributes(there, {"items/content": content}, SimpleNamespace(dataset=here))
+    assert list(here.attributes.names) == ["odd", "third", "new", "even"]
+    assert rows.tolist() == [2, 1, -1, 0]
+    other = SimpleNamespace(dataset=with_vectors(here))
+    assert initialize._matching_attributes(there, {"items/content": content}, other) is None
+
+
+@pytest.mark.slow
+def test_a_run_of_attributes_starts_another_log_whatever_their_order(tmp_path):
+    """Rows of the map went to other attributes, silently, and a new attribute was another encoder."""
+    there, here = made_of_genres(range(40)), made_of_genres(range(39, -1, -1), extra=["new"])
+    before = jaxrec.fit(there, CONFIG, tmp_path / "run", progress=False)
+    config = replace(
+        CONFIG,
+        training={"init_from": str(tmp_path / "run"), "init_items": "match", "epochs": 1},
+        optimizer={"learning_rate": 1e-30},
+    )
+    after = jaxrec.fit(here, config, progress=False).fit.seed_params(0)["items"]["content_kernel"]
+    kernel = before.fit.seed_params(0)["items"]["content_kernel"]
+    np.testing.assert_allclose(after[np.array([0, 1, 3])], kernel[np.array([2, 1, 0])], atol=1e-25)

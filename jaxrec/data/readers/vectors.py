@@ -82,6 +82,14 @@ def attribute_vectors(attributes: AttributeTable) -> np.ndarray:
     return vectors
 
 
+def made_of_attributes(attributes: AttributeTable | None, vectors: np.ndarray | None) -> bool:
+    """Whether vectors float32[V, C], of any length, are the first C attributes of the items, others of which are newer."""
+    if vectors is None or attributes is None or vectors.shape[1] > attributes.n_attributes:
+        return False
+    first = attribute_vectors(attributes)[:, : vectors.shape[1]]
+    return np.allclose(unit_rows(first), unit_rows(vectors), atol=1e-6)
+
+
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1; rows of zeros stay."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
