@@ -74,10 +74,9 @@ def check_bidirectional(encoder: Encoder, task: str) -> None:
     Raises:
       ConfigError: the encoder, or its attention, says why.
     """
-    shape = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    batch = Batch(
-        shape, shape, shape, shape, jax.ShapeDtypeStruct((1, 2), jnp.float32), timestamps=shape, users=shape
-    )
+    size = (1, min(2, encoder.max_length))
+    shape, weights = jax.ShapeDtypeStruct(size, jnp.int32), jax.ShapeDtypeStruct(size, jnp.float32)
+    batch = Batch(shape, shape, shape, shape, weights, timestamps=shape, users=shape)
     plain = encoder.clone(shards=None)
     try:
         jax.eval_shape(lambda b: plain.init(jax.random.key(0), b, mask="bidirectional"), batch)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrec.attention import KernelAttentionConfig, SoftmaxAttentionConfig
 from jaxrec.data.batches import BatchConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.config import EvaluationConfig
@@ -158,6 +159,9 @@ def test_encoders_of_one_direction_are_refused(config):
 def test_refusals():
     with pytest.raises(ConfigError, match=r"--task\.mask-rate must be a finite number in \(0, 1\]; got 0"):
         MaskedItemConfig(mask_rate=0.0)
-    short = toy_encoder().config.build(DataSpec(V, 1, n_special=1))
-    with pytest.raises(ConfigError, match=r"--batches\.max-length must be at least 2 .* got 1"):
-        MaskedItemConfig().build(short, CrossEntropyConfig())
+    # Arrays of the positional kernel have as many entries as the longest row.
+    for attention in (SoftmaxAttentionConfig(), KernelAttentionConfig(lower="toeplitz")):
+        options = dataclasses.replace(toy_encoder().config, attention=attention, positions="none")
+        short = options.build(DataSpec(V, 1, n_special=1))
+        with pytest.raises(ConfigError, match=r"--batches\.max-length must be at least 2 .* got 1"):
+            MaskedItemConfig().build(short, CrossEntropyConfig())
