@@ -12,6 +12,7 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import write_run
+from jaxrec.training.checkpoint import CheckpointReader
 from jaxrec.training.distributed import decided, is_first
 from jaxrec.training.loop import train
 from jaxrec.training.run_directory import PRETRAINING, claim_directory_together, run_lock
@@ -79,6 +80,8 @@ def pretrain(
 ) -> None:
     """Train the first stage of a run, or what is left of it; afterwards the run itself can be resumed.
 
+    A run that has a checkpoint of its own needs none.
+
     Args:
       config: of the run.
       dataset: in place of the one that ``config.data`` names.
@@ -94,18 +97,20 @@ def pretrain(
     stage = first_stage(config)
     claim_directory_together(directory, config, resume, overwrite)
     folder = directory / PRETRAINING
-    if decided((folder / "results.json").exists()):
+    # A run with a checkpoint goes on from it: its first stage is over, even where that was deleted, or is another run's.
+    begun = resume and bool(CheckpointReader(directory / "checkpoints").steps())
+    if decided(begun or (folder / "results.json").exists()):
         return
     # Hours of pretraining must not end in a refusal of the second stage.
     dataset = prepare(config, dataset).dataset
-    begun = decided((folder / "config.json").exists())
+    continued = decided((folder / "config.json").exists())
     if is_first():
         save_config(config, directory / "config.json")
-        if not begun and folder.exists():
+        if not continued and folder.exists():
             shutil.rmtree(folder)
     with run_lock(folder):
         try:
-            write_run(train(stage, dataset, folder, resume=begun, progress=progress))
+            write_run(train(stage, dataset, folder, resume=continued, progress=progress))
         except Interrupted as stopped:
             message = str(stopped).replace(f"--workdir {folder} ", f"--workdir {directory} ")
             raise Interrupted(f"the first stage {message}", stopped.signal_number) from None

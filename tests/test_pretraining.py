@@ -3,15 +3,17 @@
 import signal
 
 import chex
+import jax.numpy as jnp
 import pytest
 
 import jaxrec
-from jaxrec.config import PretrainingConfig, RunConfig, from_dict, to_dict
+from jaxrec.config import PretrainingConfig, RunConfig, from_dict, save_config, to_dict
 from jaxrec.errors import ConfigError, Interrupted
 from jaxrec.presets import PRESETS
-from jaxrec.pretraining import first_stage
+from jaxrec.pretraining import first_stage, pretrain
 from jaxrec.tasks import MaskedItemConfig, S3RecConfig
 from jaxrec.training import loop
+from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.logging import read_metrics
 from tests.helpers import StopAfter, assert_same_run, small_config
 from tests.tasks.data import described_dataset
@@ -113,6 +115,18 @@ def test_what_exists_is_not_overwritten_unasked(whole):
     with pytest.raises(jaxrec.errors.RunExistsError, match="is not empty"):
         jaxrec.fit(DATASET, two_stages(), whole.workdir, progress=False)
     assert (whole.workdir / "pretraining/results.json").read_bytes() == before
+
+
+def test_a_run_with_a_checkpoint_needs_no_first_stage(tmp_path):
+    """Neither where the first stage was deleted to save space, nor in an extended run, which never had one."""
+    config, run = two_stages(), tmp_path / "run"
+    run.mkdir()
+    save_config(config, run / "config.json")
+    store = CheckpointStore(run / "checkpoints")
+    store.save(4, {"state": {"x": jnp.zeros(2)}}, {"step": 4}, 0.5)
+    store.close()
+    pretrain(config, DATASET, run, resume=True, overwrite=False, progress=False)
+    assert not (tmp_path / "run/pretraining").exists()
 
 
 def test_what_the_second_stage_refuses_costs_no_first_one(tmp_path):
