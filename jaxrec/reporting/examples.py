@@ -11,6 +11,7 @@ import numpy as np
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.evaluation.evaluate import usable_cases
 from jaxrec.evaluation.histories import ranking_cases
+from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.training.loop import FitResult
 
@@ -42,14 +43,14 @@ class Example:
       length: interactions of the history.
       history: its newest items, oldest first.
       recommendations: best items of the first seed's model, best first.
-      targets: held-out items, each with its rank among all candidates.
+      targets: held-out items, each with its rank among all candidates; None for one that is no candidate, as a seen item.
     """
 
     user: str
     length: int
     history: list[Shown]
     recommendations: list[Shown]
-    targets: list[tuple[Shown, int]]
+    targets: list[tuple[Shown, int | None]]
 
     @property
     def hit(self) -> bool:
@@ -115,7 +116,10 @@ def example_users(fit: FitResult, count: int = 8, k: int = 10, newest: int = 8) 
                 length=len(history),
                 history=_shown(dataset, history[-newest:]),
                 recommendations=_shown(dataset, best, set(targets.tolist())),
-                targets=list(zip(_shown(dataset, targets), map(int, ranks[span]), strict=True)),
+                targets=[
+                    (item, None if rank == MISSED else int(rank))
+                    for item, rank in zip(_shown(dataset, targets), ranks[span], strict=True)
+                ],
             )
         )
     return examples

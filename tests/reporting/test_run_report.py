@@ -16,12 +16,12 @@ import pytest
 import jaxrec
 from jaxrec.config import to_dict
 from jaxrec.evaluation.evaluate import Evaluation
-from jaxrec.evaluation.metrics import over_seeds
+from jaxrec.evaluation.metrics import MISSED, over_seeds
 from jaxrec.models import GRU4RecConfig
 from jaxrec.reporting import results as results_module
 from jaxrec.reporting.advice import next_steps
 from jaxrec.reporting.examples import example_users
-from jaxrec.reporting.html import changed_options, model_label
+from jaxrec.reporting.html import changed_options, model_label, write_page
 from jaxrec.reporting.results import format_metrics, hardware, versions
 from jaxrec.training.setup import prepare
 from tests.helpers import replace, small_config, small_dataset
@@ -174,6 +174,25 @@ def test_page_shows_users_drawn_at_random_with_what_was_held_out(run):
         assert f"<h3>User {example.user}</h3>" in page
         assert f'<strong title="{target.id}">{target.label}</strong>, rank {rank}' in page
     assert f"{sum(e.hit for e in examples)} have a held-out item" in page
+
+
+def test_held_out_items_that_are_no_candidates_have_no_rank_on_the_page(run, tmp_path):
+    tested = run.fit.test[0]
+    ranks = np.where(np.arange(len(tested.ranks)) % 2, tested.ranks, MISSED).astype(np.int32)
+    examples = example_users(dataclasses.replace(run.fit, test=[dataclasses.replace(tested, ranks=ranks)]))
+    shown = [rank for example in examples for _, rank in example.targets]
+    assert None in shown
+    assert MISSED not in shown
+    assert any(shown)
+    page = write_page(run.results, [], tmp_path, examples).read_text()
+    assert page.count("in the history, so no candidate") == shown.count(None)
+    assert "2,147,483,647" not in page
+
+
+def test_page_names_the_whole_split(run, tmp_path):
+    described = {**run.results["split"], "protocol": "temporal", "description": "temporal, random target"}
+    page = write_page({**run.results, "split": described}, [], tmp_path).read_text()
+    assert "temporal, random target: full corpus" in page
 
 
 def test_examples_are_of_different_users_where_a_user_has_several_cases(run):
