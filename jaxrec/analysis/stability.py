@@ -20,7 +20,7 @@ from jaxrec.analysis.tables import mean_and_deviation, write_tables
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
-from jaxrec.evaluation.metrics import metric_values, over_seeds
+from jaxrec.evaluation.metrics import MISSED, metric_values, over_seeds
 from jaxrec.evaluation.ranker import Ranker
 from jaxrec.evaluation.seen import ranges
 from jaxrec.runs import Run, run_names
@@ -191,12 +191,20 @@ class Stability:
         )
 
     def by_seed(self) -> dict[str, list[float]]:
-        """Means over cases for each seed; the rank change is the median of |after - before|, in places."""
-        moved = np.abs(self.ranks.astype(np.int64) - self.ranks_before)
+        """Means over cases for each seed; the rank change is the median of |after - before|, in places.
+
+        Targets that are no candidates, as seen items, have no rank to change; without any other it is NaN.
+        """
+        moved = np.abs(self.ranks.astype(np.float64) - self.ranks_before)
+        candidates = (self.ranks != MISSED) & (self.ranks_before != MISSED)
+        changes = [
+            float(np.median(own[real])) if real.any() else float("nan")
+            for own, real in zip(moved, candidates, strict=True)
+        ]
         return {
             f"rank_biased_overlap@{self.k}": self.overlap.mean(axis=1).tolist(),
             f"jaccard@{self.k}": self.jaccard.mean(axis=1).tolist(),
-            "median_rank_change": np.median(moved, axis=1).tolist(),
+            "median_rank_change": changes,
             f"HR@{self.k} change": self.change(f"HR@{self.k}").mean(axis=1).tolist(),
             f"NDCG@{self.k} change": self.change(f"NDCG@{self.k}").mean(axis=1).tolist(),
         }

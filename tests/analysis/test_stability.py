@@ -1,5 +1,6 @@
 """Edits of histories against lists in plain Python, and list similarities against their definitions."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from jaxrec.analysis.stability import (
 from jaxrec.data import split_dataset
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.histories import Histories, RankingCases
+from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranking import TopK
 from tests.helpers import small_config, small_dataset
 
@@ -163,6 +165,12 @@ def test_models_are_measured_and_compared():
         np.testing.assert_allclose(moved[0].overlap[seed], rank_biased_overlap(*lists))
         hits = (ranks <= 5).astype(float) - (old_ranks <= 5)
         np.testing.assert_array_equal(moved[0].change("HR@5")[seed], hits)
+    # Seen targets are no candidates before or after, and say nothing about movement.
+    seen = np.arange(20) < 15
+    ranks, ranks_before = (np.where(seen, MISSED, each) for each in (moved[0].ranks, moved[0].ranks_before))
+    half = dataclasses.replace(moved[0], ranks=ranks, ranks_before=ranks_before)
+    own = np.abs(moved[0].ranks - moved[0].ranks_before)[:, ~seen]
+    assert half.by_seed()["median_rank_change"] == np.median(own, axis=1).tolist() != [0, 0]
     study = StabilityStudy({"a": moved, "b": still}, {"b": compare_stability(moved, still)})
     assert study.effects["b"]["drop last"].low > 0
     assert study.corrected()["b"]["drop last"] == pytest.approx(3 * study.effects["b"]["drop last"].p_value)
