@@ -123,6 +123,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
+def split_line(split: Mapping[str, Any]) -> str:
+    """Strategy, targets and cuts of a split, as results.json has them; of older results the strategy alone."""
+    return str(split.get("description", split["protocol"]))
+
+
 def dataset_line(dataset: Mapping[str, Any]) -> str:
     """Name, size and fingerprint of a dataset, as results.json has them."""
     return (
@@ -172,7 +177,7 @@ def main(options: Options) -> None:
         title=f"{results['config']['encoder']['name']} on {results['dataset']['name']}",
         command=options.command,
         body=[
-            f"{dataset_line(results['dataset'])} {results['split']['protocol']}; {results['protocol']}.",
+            f"{dataset_line(results['dataset'])} {split_line(results['split'])}; {results['protocol']}.",
             to_markdown(["", *names], rows),
         ],
         notes=[

@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.differences import paired_differences
-from experiments.record import RESULTS, command_line, dataset_line, named_data, write_record
+from experiments.record import RESULTS, command_line, dataset_line, named_data, split_line, write_record
 from experiments.untrained import against_untrained, best_untrained, untrained_table
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
 from jaxrec.analysis.compare import Comparison, Difference, compare, effect_figure, saved_ranks
@@ -509,7 +509,7 @@ def write(
     body = [
         partial,
         plan_line(result["plan"]) if "plan" in result else "",
-        f"{dataset_line(result['dataset'])} {result['split']['protocol']}; {result['protocol']}. {seeds} {chosen} {verb} "
+        f"{dataset_line(result['dataset'])} {split_line(result['split'])}; {result['protocol']}. {seeds} {chosen} {verb} "
         "chosen on validation; test targets were ranked once.",
         result["markdown"],
         f"![Figure]({name}.png)" if drawn else "",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import pytorch_race
-from experiments.record import command_line, named_data, write_record
+from experiments.record import command_line, named_data, split_line, write_record
 from experiments.revisited import tokenisation
 from experiments.scaling import accelerator, costs, devices, training_step
 from experiments.scaling.costs import Limits, Shape, parameters, seconds, step_cost
@@ -86,6 +86,12 @@ def test_record_has_command_versions_and_tables(tmp_path):
     with pytest.raises(ValueError, match="Out of range"):
         write_record("nan", {"figure": float("nan")}, title="", command="", body=[], folder=tmp_path)
     assert not (tmp_path / "nan.json").exists()
+
+
+def test_a_record_names_the_whole_split():
+    split = {"protocol": "temporal", "description": "temporal, test from 2013-08-24, last target"}
+    assert split_line(split) == split["description"]
+    assert split_line({"protocol": "leave-one-out"}) == "leave-one-out"
 
 
 def test_a_record_says_nothing_about_the_disk():

@@ -31,7 +31,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.miq.table2 import METRICS, PRINTED
-from experiments.record import RESULTS, command_line, dataset_line, named_data, write_record
+from experiments.record import RESULTS, command_line, dataset_line, named_data, split_line, write_record
 from jaxrec.analysis.figures import COLOURS, save_figure
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.runs import Run
@@ -204,7 +204,7 @@ def main(options: Options) -> None:
         title=f"Chance in samples of {options.users} users on {results['dataset']['name']}",
         command=command_line("experiments.miq.sampled_users"),
         body=[
-            f"{dataset_line(results['dataset'])} {results['split']['protocol']}; {results['protocol']}. "
+            f"{dataset_line(results['dataset'])} {split_line(results['split'])}; {results['protocol']}. "
             f"{results['config']['encoder']['name']} of {len(results['seeds'])} seeds, {training['epochs']:g} epochs, HR@10 "
             f"{' and '.join(here)}. {options.draws:,} tables, {options.users} users a column.",
             to_markdown(*rows(found)),

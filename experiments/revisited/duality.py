@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.record import RESULTS, command_line, dataset_line, write_record
+from experiments.record import RESULTS, command_line, dataset_line, split_line, write_record
 from experiments.variants import StudyOptions, Variant, plan_line, study, train_once
 from jaxrec.analysis.compare import Comparison, RunRanks, compare_runs, saved_ranks
 from jaxrec.analysis.duality import ENSEMBLE, NEXT_ITEM, NEXT_USER, Duality, draw_coverage, measure_duality
@@ -185,7 +185,7 @@ def record(
         command=command_line("experiments.revisited.duality"),
         body=[
             *filter(None, [plan_line(trained["plan"])]),
-            f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}; {trained['protocol']}. Seeds "
+            f"{dataset_line(trained['dataset'])} {split_line(trained['split'])}; {trained['protocol']}. Seeds "
             f"{trained['seeds']}. Nothing was tuned but the weights of the ensembles, by validation.",
             to_markdown(*results),
             to_markdown(*differences),

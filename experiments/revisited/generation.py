@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from experiments.differences import difference_table, paired_differences
-from experiments.record import RESULTS, command_line, dataset_line, write_record
+from experiments.record import RESULTS, command_line, dataset_line, split_line, write_record
 from experiments.variants import StudyOptions, Variant, plan_line, study
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.generation import GenerationQuality, generation_figure, generation_quality
@@ -158,7 +158,7 @@ def record(
         command=command_line("experiments.revisited.generation"),
         body=[
             *filter(None, [plan_line(trained["plan"])]),
-            f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}. Seeds {trained['seeds']}.",
+            f"{dataset_line(trained['dataset'])} {split_line(trained['split'])}. Seeds {trained['seeds']}.",
             f"![Figure]({name}.png)",
             difference_table(tests),
             *tables,

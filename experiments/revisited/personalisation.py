@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from experiments.differences import difference_table, paired_differences
-from experiments.record import RESULTS, command_line, dataset_line, write_record
+from experiments.record import RESULTS, command_line, dataset_line, split_line, write_record
 from experiments.variants import StudyOptions, Variant, apply, plan_line, study
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.personalisation import (
@@ -232,7 +232,7 @@ def record(
     }
     body = [
         plan_line(plan),
-        f"{dataset_line(trained['dataset'])} {trained['split']['protocol']}; {trained['protocol']}. "
+        f"{dataset_line(trained['dataset'])} {split_line(trained['split'])}; {trained['protocol']}. "
         f"Seeds {trained['seeds']}. {len(divided.new):,} further users take no part in training and are ranked as "
         "new ones, without a vector; those with one are also ranked as if they were new. Nothing was tuned; "
         "stopping was chosen on validation.",

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.record import command_line, dataset_line, write_record
+from experiments.record import command_line, dataset_line, split_line, write_record
 from jaxrec.analysis.compare import compare
 from jaxrec.analysis.protocols import protocols
 from jaxrec.analysis.stability import stability
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
         command=command_line(
             "experiments.studies.evaluation_studies", [options.study, *names, "--name", options.name]
         ),
-        body=[f"{dataset_line(dataset)} {trained[0]['split']['protocol']}.", *listed, tables],
+        body=[f"{dataset_line(dataset)} {split_line(trained[0]['split'])}.", *listed, tables],
         notes=options.notes,
     )
 
