@@ -147,9 +147,11 @@ def prepare(arguments: list[str]) -> int:
 
     from jaxrec.data import load_dataset, prepare_in_blocks
     from jaxrec.data.readers.tables import parquet_files
+    from jaxrec.data.storage import check_empty
     from jaxrec.files import is_directory
 
     config = options.data
+    check_empty(Path(options.out))  # before minutes of reading
     if options.download:
         from jaxrec.datasets.download import fetch
 
@@ -212,8 +214,10 @@ def transpose(arguments: list[str]) -> int:
 
     from jaxrec.analysis.tables import to_markdown
     from jaxrec.data import load_dataset, split_dataset
+    from jaxrec.data.storage import check_empty
     from jaxrec.data.transposed import reverse_coverage, transposed
 
+    check_empty(Path(options.out))
     split = split_dataset(load_dataset(options.source, options.data), options.split)
     dataset = transposed(split, options.last)
     dataset.save(options.out)

@@ -164,3 +164,11 @@ def test_an_error_that_cannot_be_printed_is_still_a_status(monkeypatch, tmp_path
     monkeypatch.setattr(sys, "stderr", _Full())
     assert main(["evaluate", str(tmp_path / "absent")]) == 1
     assert main(["no-such-command"]) == 2
+
+
+@pytest.mark.parametrize("command", ["prepare", "transpose"])
+def test_an_occupied_directory_is_refused_before_the_log_is_read(tmp_path, command):
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    refused(jaxrec(command, tmp_path / "log.csv", "--out", tmp_path / "out"), "is not empty", "nothing was")
