@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxrec.config import RunConfig
+from jaxrec.config import RunConfig, save_config
 from jaxrec.data.catalogue import AttributeTable, StringArray
 from jaxrec.data.dataset import SequenceDataset, save_dataset
 from jaxrec.data.readers.config import DataConfig
@@ -123,6 +123,7 @@ def extend_run(
         fit = adopt(config, arrays, dataset, workdir, origin, overwrite)
         save_dataset(dataset, workdir / DATASET)
         results = write_run(fit)
+        save_config(config, workdir / "config.json")
     names = [old.catalogue.original_ids(rows) for rows in close]
     return Extension(results, list(new.ids), source, dict(zip(new.ids, names, strict=False)))
 

@@ -13,7 +13,7 @@ from jaxrec import extend
 from jaxrec.cli.main import main
 from jaxrec.data import DataConfig, load_dataset
 from jaxrec.data.readers.items import read_new_items
-from jaxrec.errors import DataError
+from jaxrec.errors import CheckpointError, DataError, RunExistsError
 from jaxrec.extend import extend_run
 from jaxrec.presets import named_config
 from jaxrec.runs import Run
@@ -96,6 +96,20 @@ def test_the_grown_run_ranks_the_new_items(grown):
     assert after.evaluate("test")[0].metrics["HR@5"] == pytest.approx(
         after.results["metrics"]["HR@5"]["values"][0]
     )
+
+
+def test_an_interrupted_extension_is_no_run_that_could_be_resumed(run, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxrec.extend.write_run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        extend_run(run, NEW, tmp_path / "out", data=COLUMNS)
+    config = named_config(str(run.path))
+    with pytest.raises(CheckpointError, match="nothing to resume"):  # it would train all rows
+        jaxrec.fit(None, config, tmp_path / "out", resume=True, progress=False)
+    with pytest.raises(RunExistsError, match=r"holds no run .* interrupted import or extension"):
+        extend_run(run, NEW, tmp_path / "out", data=COLUMNS)
 
 
 @pytest.mark.slow

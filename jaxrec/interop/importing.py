@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.config import RunConfig
+from jaxrec.config import RunConfig, save_config
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.load import load_dataset
@@ -141,7 +141,9 @@ def import_checkpoint(
     origin = {"imported": str(file), "format": format_name}
     with run_lock(Path(workdir)):
         fit = adopt(config, arrays, dataset, Path(workdir), origin, overwrite)
-        return ImportReport(write_run(fit), model, format_name, config, model.item_rows + 1 - len(rows))
+        results = write_run(fit)
+        save_config(config, Path(workdir) / "config.json")
+        return ImportReport(results, model, format_name, config, model.item_rows + 1 - len(rows))
 
 
 def item_rows(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.config import RunConfig, save_config, to_dict
+from jaxrec.config import RunConfig, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import CheckpointError
 from jaxrec.training.checkpoint import CheckpointStore
@@ -31,7 +31,10 @@ def adopt(
     origin: Mapping[str, Any],
     overwrite: bool = False,
 ) -> FitResult:
-    """Evaluate parameters and save them as a run of 0 steps.
+    """Evaluate parameters and save them as the checkpoint of a run of 0 steps.
+
+    The caller writes ``config.json`` (`jaxrec.config.save_config`) after all other files: a directory with it that lacks
+    others could be resumed, and resuming would train what was only to be kept.
 
     Args:
       config: of the run.
@@ -55,7 +58,6 @@ def adopt(
     )
     state = state._replace(params=params)
     claim_directory(workdir, config, resume=False, overwrite=overwrite)
-    save_config(config, workdir / "config.json")
     valid, test = _evaluations(setup, params, "valid"), _evaluations(setup, params, "test")
     host_state = HostState.start(len(seeds))
     scores = [float(evaluation.metrics[config.metric]) for evaluation in valid]

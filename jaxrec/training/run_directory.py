@@ -174,15 +174,16 @@ def check_directory(directory: Path, config: RunConfig, resume: bool, overwrite:
     present = [path for path in directory.iterdir() if path.name != LOCK] if directory.exists() else []
     if not present:
         return []
+    if not saved.exists():
+        leaves = ", so --overwrite leaves it alone" if overwrite else ""
+        raise RunExistsError(
+            f"workdir {directory} is not empty, and holds no run (no config.json; an interrupted import or extension "
+            f"leaves none){leaves}: empty it yourself or choose another --workdir"
+        )
     if not overwrite:
         raise RunExistsError(
             f"workdir {directory} is not empty: expected a new or empty directory. Continue its run with --resume, "
             "delete it with --overwrite, or choose another --workdir"
-        )
-    if not saved.exists():
-        raise RunExistsError(
-            f"workdir {directory} holds files but no run (no config.json), so --overwrite leaves it alone; "
-            "empty it yourself or choose another --workdir"
         )
     for option, source in _sources(config):
         if source and os.path.exists(source) and Path(source).resolve().is_relative_to(directory.resolve()):
