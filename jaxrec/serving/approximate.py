@@ -58,10 +58,13 @@ class ApproximateIndex:
         most = int(np.diff(removed.offsets).max(initial=0))
         matches = self.index.search(queries, min(k + most, len(self.vectors)))
         found = np.asarray(matches.keys, np.int64).reshape(len(queries), -1)
+        # A search may find fewer; the places after them hold no keys.
+        counts = np.asarray(getattr(matches, "counts", len(matches.keys))).reshape(-1)
         items, scores = np.zeros((len(queries), k), np.int32), np.full((len(queries), k), -np.inf, np.float32)
-        for row, keys in enumerate(found):
+        for row, (keys, count) in enumerate(zip(found, counts, strict=True)):
             without = removed.items[removed.offsets[row] : removed.offsets[row + 1]]
-            kept = keys[~np.isin(keys, without)]
+            kept = keys[:count]
+            kept = kept[~np.isin(kept, without)]
             exact = self.vectors[kept - 1] @ queries[row]
             order = np.argsort(-exact, kind="stable")[:k]
             items[row, : len(order)], scores[row, : len(order)] = kept[order], exact[order]

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from jaxrec.errors import ConfigError, DataError, RunExistsError
+from jaxrec.evaluation.seen import SeenItems
 from jaxrec.serving import Request, approximate
 from jaxrec.serving.approximate import ApproximateIndex
 from jaxrec.serving.bulk import BulkJob, BulkTable, bulk_summary, run_bulk
@@ -272,6 +273,27 @@ def test_an_index_is_built_again_alike(recommender, monkeypatch):
     monkeypatch.setattr(approximate, "item_vectors", lambda _: vectors)
     first, second = (bytes(ApproximateIndex(recommender).index.save()) for _ in range(2))
     assert first == second
+
+
+def test_a_search_that_finds_fewer_than_asked_for_has_no_other_items(monkeypatch):
+    """Places without a match were item 0, with the score of the last item."""
+    pytest.importorskip("usearch.index", reason="the extra usearch is not installed")
+    generator = np.random.default_rng(0)
+    # Items whose biases outweigh their vectors: most have no edge to them.
+    vectors = generator.normal(size=(3000, 17)).astype(np.float32) * np.float32([0.01] * 16 + [5])
+    queries = np.pad(generator.normal(size=(2, 16)).astype(np.float32), ((0, 0), (0, 1)), constant_values=1)
+    monkeypatch.setattr(approximate, "item_vectors", lambda _: vectors)
+    monkeypatch.setattr(approximate, "user_vectors", lambda *_: queries)
+    index = ApproximateIndex(None)
+    removed = SeenItems(np.array([0, 2000, 2000]), np.argsort(-vectors[:, 16])[:2000].astype(np.int32) + 1)
+    near = index.top_k(None, 1500, removed)
+    assert (near.items[0] == 0).sum() > 500, "the search found few"
+    for row, without in enumerate((removed.items, [])):
+        real = near.items[row] > 0
+        np.testing.assert_array_equal(real, near.scores[row] > -np.inf)
+        assert not np.isin(near.items[row][real], without).any()
+        exact = vectors[near.items[row][real] - 1] @ queries[row]
+        np.testing.assert_allclose(near.scores[row][real], exact, rtol=1e-4, atol=1e-4)
 
 
 def test_an_actor_writes_parts_that_it_is_sent(job, tmp_path):
