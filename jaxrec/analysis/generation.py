@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from jaxrec.analysis.beyond_accuracy import coverage, gini
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation
+from jaxrec.config import RunConfig
 from jaxrec.data.splits import EvaluationCases
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.histories import Histories, histories_of
@@ -115,7 +116,7 @@ def generation_quality(
     for seed in run.seeds:
         ranker = run.ranker(seed)
         reason = cache_obstacle(ranker, config)
-        outcome = _Outcome.of(ranker, histories, cases, seen, config, run.config.evaluation.remove_seen)
+        outcome = _Outcome.of(ranker, histories, cases, seen, config, run.config)
         by_step.append(step_measures(outcome, setup.split.item_counts, k))
         whole.append(sequence_measures(outcome, ranker.n_items))
         values.append(_case_values(outcome, k))
@@ -175,9 +176,10 @@ class _Outcome:
         cases: EvaluationCases,
         seen: SeenItems,
         config: GenerationConfig,
-        remove_seen: bool,
+        options: RunConfig,
     ) -> _Outcome:
-        """Generate along own and along true items."""
+        """Generate along own and along true items, with the options of the run."""
+        remove_seen = options.evaluation.remove_seen
         targets = cases.targets.reshape(len(cases), -1)
         steps, exclude = targets.shape[1], seen if remove_seen else None
         own, true = (
@@ -190,6 +192,7 @@ class _Outcome:
                 repeats=not remove_seen,
                 targets=targets,
                 forced=forced,
+                divisor=options.objective.temperature,
             )
             for forced in (False, True)
         )

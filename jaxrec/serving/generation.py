@@ -55,7 +55,8 @@ class GenerationConfig:
     Attributes:
       method: greedy (the best item), sample (a draw from the softmax of the scores) or beam (the sequences with the greatest
         product of probabilities that a beam search finds).
-      temperature: sample: scores are divided by it before the softmax; near 0 is greedy.
+      temperature: sample: scores are divided by it before the softmax, beside the temperature of the objective that the
+        model was trained with; near 0 is greedy.
       top_k: sample: draw among so many best items; 0 = among all.
       beams: beam: sequences under way, all of which are returned.
       window: sliding (the last L interactions at each step, as if recommend were called again) or planned (the sequence of
@@ -110,7 +111,7 @@ class Generated(NamedTuple):
     ranks: np.ndarray | None = None
 
 
-def generate(
+def generate(  # noqa: PLR0913 - a model, what it is asked, and two ways to look at it
     ranker: EncoderRanker,
     histories: Histories,
     steps: int,
@@ -120,6 +121,7 @@ def generate(
     repeats: Any = False,
     targets: np.ndarray | None = None,
     forced: bool = False,
+    divisor: float = 1.0,
 ) -> Generated:
     """Generate sequences of next items.
 
@@ -135,6 +137,7 @@ def generate(
       repeats: whether an item may occur twice in a generated sequence: one bool, or bool[E].
       targets: int[E, G], 1..V: the item whose rank at each step is wanted; not for beams.
       forced: append the target, not the chosen item, after each step (teacher forcing).
+      divisor: divides the scores in every softmax, so that it is that of training (``objective.temperature``).
 
     Raises:
       ConfigError: options that cannot work for this model.
@@ -161,6 +164,7 @@ def generate(
         ranker.table.bias,
         None if ranker.item_counts is None else jnp.asarray(ranker.item_counts, jnp.float32),
         jnp.float32(config.temperature),
+        jnp.float32(divisor),
         jax.random.key(config.seed),
         *_tie_order(ranker.n_items, ranker.table.tie_seed),
     )

@@ -186,7 +186,13 @@ class Recommender:
         seen = [default if request.remove_seen is None else request.remove_seen for request in requests]
         allowed = [not removed if each is None else each for each, removed in zip(again, seen, strict=True)]
         generated = generate(
-            self.ranker, read, steps, config, exclude=_Removed(self, prepared), repeats=allowed
+            self.ranker,
+            read,
+            steps,
+            config,
+            exclude=_Removed(self, prepared),
+            repeats=allowed,
+            divisor=self.config.objective.temperature,
         )
         known = self.ranker.item_counts is not None
         return [

@@ -124,7 +124,8 @@ class Scoring(NamedTuple):
       vectors: float32[D, V+1].
       bias: float32[V+1].
       item_counts: float32[V+1], training interactions, whose logarithm answers empty histories; None = by the biases.
-      temperature: float32 scalar.
+      temperature: float32 scalar, that draws divide the model's own softmax by.
+      divisor: float32 scalar, that scores are divided by in the model's own softmax.
       key: of the random draws.
       order: int32[V+1], items by `jaxrec.evaluation.tie_order.tie_keys`.
       places: float32[V+1] or, where that does not hold them, int32: place of each item in ``order``.
@@ -134,6 +135,7 @@ class Scoring(NamedTuple):
     bias: Array
     item_counts: Array | None
     temperature: Array
+    divisor: Array
     key: Array
     order: Array
     places: Array
@@ -208,7 +210,7 @@ def _roll_out(program: Program, params: Any, prompts: Prompts, scoring: Scoring)
     variables = {"params": params, **known}
     if program.method == "beam":
         extend = partial(_extend, program, variables, layout)
-        return _beam_search(program, extend, rows, scores, scoring)
+        return _beam_search(program, extend, prompts, rows, scores, scoring)
     return _one_sequence(
         program, partial(_extend, program, variables, layout), prompts, rows, scores, scoring
     )
@@ -225,9 +227,10 @@ def _one_sequence(
     """Greedy choices or draws, one sequence for each history."""
     keys = jax.vmap(partial(jax.random.fold_in, scoring.key))(prompts.numbers)
 
-    def choose(rows: _Rows, scores: Array, step: Array) -> tuple[_Rows, Array, Steps]:
-        chosen = _choose(program, scores, jax.vmap(jax.random.fold_in, (0, None))(keys, step), scoring)
-        measured, ranks, fed = _measured(scores, chosen), None, chosen
+    def choose(rows: _Rows, scores: Array, step: Array, divisor: Array) -> tuple[_Rows, Array, Steps]:
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        chosen = _choose(program, scores, own, scoring, divisor)
+        measured, ranks, fed = _measured(scores, chosen, divisor), None, chosen
         if prompts.targets is not None:
             target = lax.dynamic_slice_in_dim(prompts.targets, step, 1, axis=1)[:, 0]
             ranks = _rank(scores, target, program.tie_seed)
@@ -237,10 +240,11 @@ def _one_sequence(
     def advance(carry: tuple[_Rows, Array], step: Array) -> tuple[tuple[_Rows, Array], Steps]:
         rows, fed = carry
         rows, hidden = extend(rows, fed, step)
-        rows, fed, measured = choose(rows, _masked(rows, _scores(hidden, scoring)), step)
+        scores = _masked(rows, _scores(hidden, scoring))
+        rows, fed, measured = choose(rows, scores, step, _divisor(scores, scoring))
         return (rows, fed), measured
 
-    rows, fed, first = choose(rows, scores, jnp.int32(0))
+    rows, fed, first = choose(rows, scores, jnp.int32(0), _first_divisor(prompts, scoring))
     whole = jax.tree.map(lambda x: x[None], first)
     if program.steps > 1:
         numbers = jnp.arange(1, program.steps, dtype=jnp.int32)
@@ -254,6 +258,7 @@ def _one_sequence(
 def _beam_search(
     program: Program,
     extend: Callable[..., tuple[_Rows, Array]],
+    prompts: Prompts,
     rows: _Rows,
     scores: Array,
     scoring: Scoring,
@@ -261,13 +266,13 @@ def _beam_search(
     """The W sequences with the greatest sums of log-probabilities that a beam of W finds."""
     beams, steps, batch = program.beams, program.steps, scores.shape[0]
 
-    def measured(scores: Array, items: Array) -> Steps:
+    def measured(scores: Array, items: Array, divisor: Array) -> Steps:
         """Of W items [R, W] of each row."""
-        columns = [_measured(scores, items[:, w]) for w in range(beams)]
+        columns = [_measured(scores, items[:, w], divisor) for w in range(beams)]
         return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *columns)
 
     _, items = best_items(scores, beams, program.tie_seed)
-    first = measured(scores, items)
+    first = measured(scores, items, _first_divisor(prompts, scoring))
     totals = jnp.where(items > 0, first.log_probabilities, _MINUS_INFINITY)
     rows = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), rows)
     rows = _block(rows, items.reshape(-1))
@@ -279,7 +284,8 @@ def _beam_search(
         rows, hidden = extend(rows, last.reshape(-1), step)
         scores = _masked(rows, _scores(hidden, scoring))
         _, items = best_items(scores, beams, program.tie_seed)
-        new = jax.tree.map(lambda x: x.reshape(batch, beams, beams), measured(scores, items))
+        new = measured(scores, items, _divisor(scores, scoring))
+        new = jax.tree.map(lambda x: x.reshape(batch, beams, beams), new)
         each = jnp.where(new.items > 0, totals[:, :, None] + new.log_probabilities, _MINUS_INFINITY)
         best, place = lax.top_k(each.reshape(batch, -1), beams)
         # Where no candidate is left for any sequence of a history, all stay as they are.
@@ -310,15 +316,16 @@ def _beam_search(
     return history._replace(items=jnp.where(empty, 0, history.items))
 
 
-def _choose(program: Program, scores: Array, keys: Array, scoring: Scoring) -> Array:
+def _choose(program: Program, scores: Array, keys: Array, scoring: Scoring, divisor: Array) -> Array:
     """int32[R], the next item of each row; 0 where no candidate is left."""
+    temperature = scoring.temperature * divisor
     if program.method == "sample" and program.top_k == 0:
         noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], jnp.float32))(keys)
-        return jnp.argmax(scores / scoring.temperature + noise, axis=1).astype(jnp.int32)
+        return jnp.argmax(scores / temperature + noise, axis=1).astype(jnp.int32)
     if program.method == "sample":
         best, items = best_items(scores, program.top_k, program.tie_seed)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, best.shape[1:], jnp.float32))(keys)
-        place = jnp.argmax(best / scoring.temperature + noise, axis=1, keepdims=True)
+        place = jnp.argmax(best / temperature + noise, axis=1, keepdims=True)
         return jnp.take_along_axis(items, place, axis=1)[:, 0]
     # Two plain reductions: a CPU computes them several times as fast as an argmax.
     best = scores.max(axis=1, keepdims=True)
@@ -328,16 +335,19 @@ def _choose(program: Program, scores: Array, keys: Array, scoring: Scoring) -> A
     return jnp.where(best[:, 0] > _MINUS_INFINITY, chosen, 0)
 
 
-def _measured(scores: Array, items: Array) -> Steps:
-    """Score and log-probability of the items int32[R], and entropy of the softmax over the candidates, in nats."""
+def _measured(scores: Array, items: Array, divisor: Array) -> Steps:
+    """Score and log-probability of the items int32[R], and entropy of the softmax over the candidates, in nats.
+
+    The softmax is that of the scores over ``divisor`` float32[R, 1].
+    """
     candidate = scores > _MINUS_INFINITY
     best = scores.max(axis=1, keepdims=True)
-    shifted = jnp.where(candidate, scores - best, 0.0)
+    shifted = jnp.where(candidate, (scores - best) / divisor, 0.0)
     weights = jnp.where(candidate, jnp.exp(shifted), 0.0)
     total = jnp.maximum(weights.sum(axis=1), 1.0)  # the best candidate alone has 1
     entropy = jnp.log(total) - (weights * shifted).sum(axis=1) / total
     score = jnp.take_along_axis(scores, items[:, None], axis=1)[:, 0]
-    log_probability = jnp.where(items > 0, score - best[:, 0] - jnp.log(total), 0.0)
+    log_probability = jnp.where(items > 0, (score - best[:, 0]) / divisor[:, 0] - jnp.log(total), 0.0)
     return Steps(items, jnp.where(items > 0, score, _MINUS_INFINITY), log_probability, entropy)
 
 
@@ -374,6 +384,19 @@ def _first_scores(hidden: Array, prompts: Prompts, scoring: Scoring) -> Array:
     if scoring.item_counts is None:
         return scores
     return jnp.where((prompts.lengths == 0)[:, None], jnp.log1p(scoring.item_counts)[None], scores)
+
+
+def _divisor(scores: Array, scoring: Scoring) -> Array:
+    """float32[R, 1], what the scores of each row are divided by in the softmax."""
+    return jnp.broadcast_to(scoring.divisor, (scores.shape[0], 1))
+
+
+def _first_divisor(prompts: Prompts, scoring: Scoring) -> Array:
+    """`_divisor` of the first step: logarithms of interactions are divided by nothing."""
+    lengths = prompts.lengths[:, None]
+    if scoring.item_counts is None:
+        return _divisor(lengths, scoring)
+    return jnp.where(lengths == 0, jnp.float32(1), scoring.divisor)
 
 
 def _masked(rows: _Rows, scores: Array) -> Array:

@@ -32,7 +32,8 @@ class GeneratedSequence:
       titles: their titles, or None for a dataset without titles.
       scores: score of each item at its step, as ``recommend`` would give it; for the first item after a history without any
         known id the logarithm of 1 + its training interactions.
-      log_probabilities: of each item in the softmax over the candidates of its step.
+      log_probabilities: of each item in the softmax over the candidates of its step, of scores over the objective's
+        temperature, as in training.
       unknown: ids of the history that are not in the catalogue; they were ignored.
       popular: whether no item of the history is known, so that the first item is chosen by popularity.
       beams: all sequences that the beam search found, best first; None for other methods.

@@ -291,7 +291,7 @@ def test_draws_depend_on_the_seed_and_on_nothing_else():
     )
 
 
-def beam_search(name, history, times, steps, beams):
+def beam_search(name, history, times, steps, beams, divisor=1.0):
     """Beams by their definition: [(log-probability, items)], best first."""
     paths = [(0.0, [])]
     for _ in range(steps):
@@ -299,6 +299,8 @@ def beam_search(name, history, times, steps, beams):
         for total, items in paths:
             all_times = [*times, *[times[-1] if len(times) else 0] * len(items)]
             scores = scores_after(name, [*history, *items], all_times)
+            if history or items:
+                scores = scores / divisor
             scores[[0, *items]] = -np.inf
             logs = log_softmax(scores)
             longer += [(total + logs[i], [*items, i]) for i in range(1, V + 1) if i not in items]
@@ -318,6 +320,27 @@ def test_beams_are_those_of_the_definition(name):
         for w, (total, items) in enumerate(expected):
             assert out.items[e, w].tolist() == items
             np.testing.assert_allclose(out.log_probabilities[e, w].sum(), total, rtol=1e-4, atol=1e-5)
+
+
+def test_probabilities_are_those_of_an_objective_with_a_temperature():
+    """Cosines over 0.05, for one: their own softmax is nearly uniform, and beams of it are other ones."""
+    model, divisor = ranker("softmax"), 0.2
+    out = generate(model, histories(), 3, GenerationConfig("beam", beams=3), divisor=divisor)
+    for e, history in enumerate(HISTORIES):
+        for w, (total, items) in enumerate(beam_search("softmax", history, list(times_of(e)), 3, 3, divisor)):
+            assert out.items[e, w].tolist() == items
+            np.testing.assert_allclose(out.log_probabilities[e, w].sum(), total, rtol=1e-4, atol=1e-4)
+    plain, scaled = generate(model, histories(), G), generate(model, histories(), G, divisor=divisor)
+    np.testing.assert_array_equal(plain.items, scaled.items)
+    np.testing.assert_array_equal(plain.scores, scaled.scores)
+    full = np.array([len(history) > 0 for history in HISTORIES])
+    assert (scaled.entropies[full] < plain.entropies[full]).all()
+    np.testing.assert_array_equal(scaled.entropies[~full, :, 0], plain.entropies[~full, :, 0])
+    hot, cold = (GenerationConfig("sample", temperature=temperature) for temperature in (1.5, 0.3))
+    np.testing.assert_array_equal(
+        generate(model, histories(), G, hot, divisor=divisor).items[full],
+        generate(model, histories(), G, cold).items[full],
+    )
 
 
 @pytest.mark.slow
