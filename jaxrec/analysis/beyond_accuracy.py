@@ -57,6 +57,8 @@ def head_exposure(lists: np.ndarray, item_counts: np.ndarray) -> float:
       item_counts: int[V+1], training interactions of each item.
     """
     shown, consumed = _exposure(lists, item_counts)
+    if np.isnan(consumed).any():
+        return float("nan")
     size = max(1, round(len(consumed) / 10))
     bound = np.sort(consumed)[-size]
     above, level = consumed > bound, consumed == bound
@@ -77,22 +79,27 @@ def _counts(lists: np.ndarray, n_items: int) -> np.ndarray:
 
 
 def mean_popularity(lists: np.ndarray, item_counts: np.ndarray) -> float:
-    """Mean number of training interactions of a listed item.
+    """Mean number of training interactions of a listed item; NaN where no list has one.
 
     Args:
       lists: int32[E, K], 0 = none.
       item_counts: int[V+1], training interactions of each item.
     """
-    return float(np.asarray(item_counts)[_listed(lists)].mean())
+    return _mean(np.asarray(item_counts)[_listed(lists)])
 
 
 def self_information(lists: np.ndarray, item_counts: np.ndarray, n_users: int) -> float:
-    """Mean of -log2(interactions of the item / users), in bits (Zhou et al., PNAS 2010).
+    """Mean of -log2(interactions of the item / users), in bits (Zhou et al., PNAS 2010); NaN where no list has an item.
 
-    An item without a training interaction counts as one interaction, so its surprise is that of the rarest.
+    An item without a training interaction counts as one interaction, so its surprise is that of the rarest. Zhou et al.
+    count the users of an item: where users repeat items it has more interactions, and its surprise may be below 0.
     """
     share = np.maximum(np.asarray(item_counts)[_listed(lists)], 1) / n_users
-    return float(-np.log2(share).mean())
+    return _mean(-np.log2(share))
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _listed(lists: np.ndarray) -> np.ndarray:

@@ -50,6 +50,16 @@ def test_exposure_in_proportion_to_consumption():
     assert math.isnan(exposure_shift(np.zeros((1, 2), int), COUNTS))
 
 
+def test_nothing_to_measure_is_nan_without_a_warning():
+    """As in a catalogue whose items all users have seen."""
+    empty = np.zeros((2, 3), int)
+    found = beyond_accuracy(empty, np.array([0, 4, 1]), 5)
+    assert (found["coverage@3"], found["gini@3"]) == (0, 0)
+    for name in ("exposure_shift", "head_exposure", "mean_popularity", "self_information_bits"):
+        assert math.isnan(found[f"{name}@3"]), name
+    assert math.isnan(head_exposure(LISTS, np.zeros(7, int)))
+
+
 def test_novelty():
     listed = [1, 2, 3, 2, 3, 5, 3, 2]
     assert mean_popularity(LISTS, COUNTS) == pytest.approx(np.mean([COUNTS[i] for i in listed]))
