@@ -286,7 +286,7 @@ def _by_seed(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.atleast_2d(np.asarray(a, np.float64)), np.atleast_2d(np.asarray(b, np.float64))
     if a.shape[1] != b.shape[1] or a.shape[1] < 2:
         raise DataError(
-            f"a and b must hold a value for each of the same users, at least two, "
-            f"got {a.shape[1]} and {b.shape[1]} users"
+            f"a paired test of two models (a and b) needs a value for each of the same users, at least two, "
+            f"got {a.shape[1]} and {b.shape[1]} users: hold out interactions of more users"
         )
     return a, b

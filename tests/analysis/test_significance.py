@@ -203,7 +203,9 @@ def test_mean_interval_counts_users_and_not_their_cases():
 def test_bad_values_are_refused():
     with pytest.raises(DataError, match="of the same users, at least two, got 3 and 4 users"):
         paired_bootstrap(np.zeros(3), np.zeros(4))
-    with pytest.raises(DataError, match="at least two, got 1 and 1 users"):
+    with pytest.raises(
+        DataError, match="at least two, got 1 and 1 users: hold out interactions of more users"
+    ):
         paired_permutation(np.zeros(1), np.zeros(1))
     with pytest.raises(DataError, match="at least two different ones, got 3 entries of 1"):
         paired_bootstrap(np.zeros(3), np.zeros(3), users=np.zeros(3))
