@@ -112,6 +112,11 @@ def test_an_interrupted_extension_is_no_run_that_could_be_resumed(run, tmp_path,
         extend_run(run, NEW, tmp_path / "out", data=COLUMNS)
 
 
+def test_titles_of_ids_with_blanks_around_them():
+    new = read_new_items(DataConfig(), pl.DataFrame({"item_id": [" n", "m"], "title": ["First", "Second"]}))
+    assert (new.ids, new.titles) == (["n", "m"], ["First", "Second"])
+
+
 @pytest.mark.slow
 def test_rows_follow_named_and_close_items(run, grown, tmp_path):
     named = pl.DataFrame({"item_id": ["n"], "similar": ["i3|i5"]})

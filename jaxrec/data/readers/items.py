@@ -91,7 +91,8 @@ def read_new_items(config: DataConfig, table: Any) -> NewItems:
       DataError: a file or column is missing or unusable, there is no item, or an id is empty or given twice.
     """
     frame = _open(table, config)
-    ids = [name.strip() for name in _text(frame, _id_column(frame, config), "id")]
+    written = _text(frame, _id_column(frame, config), "id")
+    ids = [name.strip() for name in written]
     empty = next((row for row, name in enumerate(ids) if not name), None)
     if not ids or empty is not None:
         where = "no row" if empty is None else f"an empty id in row {empty + 1}"
@@ -113,7 +114,7 @@ def read_new_items(config: DataConfig, table: Any) -> NewItems:
     titles = _titles(frame, config)
     return NewItems(
         ids,
-        None if titles is None else list(titles(ids)),
+        None if titles is None else list(titles(written)),
         lists(config.attribute_columns),
         lists(["similar"] if "similar" in frame.columns else []),
     )
