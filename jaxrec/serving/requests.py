@@ -147,18 +147,20 @@ class RequestReader:
             )
         numbers = self.items.item_indices(names)
         known = numbers[numbers > 0]
-        removed = [known if remove_seen else known[:0], once("exclude", request.exclude)]
+        removed = [known if remove_seen else known[:0]]
+        unwanted = once("exclude", request.exclude)
         attributes = request.exclude_attributes
         if _is_collection(attributes):
             attributes = list(attributes)
         excluded = once("exclude_attributes", attributes)
-        if len(excluded) <= MANY_ITEMS:
-            removed.append(excluded)
+        removed += [items for items in (unwanted, excluded) if len(items) <= MANY_ITEMS]
         filters = [
             once(name, values)
             for name, values in (("allow", request.allow), ("allow_attributes", request.allow_attributes))
             if values is not None
         ]
+        if len(unwanted) > MANY_ITEMS:
+            filters.append(once("other_ids", request.exclude))
         if len(excluded) > MANY_ITEMS:
             filters.append(once("other_attributes", attributes))
         allowed = None
@@ -198,7 +200,16 @@ class RequestReader:
             )
         return int(k)
 
+    def _others(self, items: np.ndarray) -> np.ndarray:
+        """int32, all items but some."""
+        others = np.ones(self.items.n_items + 1, bool)
+        others[0] = False
+        others[items] = False
+        return np.flatnonzero(others).astype(np.int32)
+
     def _id_filter(self, name: str, ids: Any) -> np.ndarray:
+        if name == "other_ids":  # all items but these
+            return self._others(self._id_filter("exclude", ids))
         if not _is_collection(ids):
             raise DataError(f"{name} must be a list of item ids, or one such list per history, got {ids!r}")
         texts = [str(item) for item in ids]
@@ -213,10 +224,7 @@ class RequestReader:
                 f"{name} must be a list of attributes, or one such list per history, got {values!r}"
             )
         if name == "other_attributes":  # all items but those with one of these
-            others = np.ones(self.items.n_items + 1, bool)
-            others[0] = False
-            others[self._attribute_filter("exclude_attributes", values)] = False
-            return np.flatnonzero(others).astype(np.int32)
+            return self._others(self._attribute_filter("exclude_attributes", values))
         names, table = [str(value) for value in values], self.items.attributes
         if names and table is None:
             raise DataError(

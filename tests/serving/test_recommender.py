@@ -241,6 +241,11 @@ def test_filters_per_request_equal_brute_force(run, many_items):
         ]
         assert answer.items == want[: lengths[row]]
     assert [len(answer.items) for answer in got] == [3, 3, 37, 2]
+    most = [f"i{i}" for i in range(33)]
+    for row, answer in enumerate(recommender.recommend(histories, 40, exclude=most, remove_seen=False)):
+        assert answer.items == [item for item in whole[row].items if item not in most]
+    removed, _ = recommender.filters(recommender.prepare([Request(["i1"], exclude=most)]))
+    assert len(removed.items) == (1 if many_items == 3 else 34), "what is excluded becomes part of the table"
     everywhere = recommender.recommend(histories, 5, exclude=["i4"], allow={"i4", "i6", "i10"})
     assert all(set(answer.items) <= {"i6", "i10"} for answer in everywhere)
     removed, _ = recommender.filters(recommender.prepare([Request(["i1"], allow=["i4"])] * 50))
