@@ -120,9 +120,10 @@ class Service:
         """Answer ``{"history": [...], "k": 10, ...}`` or ``{"user": "...", ...}``."""
         check_fields(body, ("user", *FIELDS))
         request = self._request(body)
-        if "user" in body:
-            request = await self._of_user(body["user"], request, "history" in body)
-        elif "history" not in body:
+        has_history = body.get("history") is not None
+        if body.get("user") is not None:
+            request = await self._of_user(body["user"], request, has_history)
+        elif not has_history:
             raise HttpError(400, "expected a field history (a list of item ids) or user, got neither")
         prepared = (await asyncio.to_thread(self.recommender.prepare, [request]))[0]
         return dataclasses.asdict(await self.batcher.submit(prepared))
@@ -151,6 +152,12 @@ class Service:
     async def _of_user(self, user: Any, request: Request, has_history: bool) -> Request:
         """The request with what the server knows of the user: the last interactions, and who it is."""
         reads_users = self.recommender.needs_users
+        if has_history and self.state is None and not reads_users:
+            raise HttpError(
+                400,
+                "user beside history needs a server with user state, or a model that reads whose history it is: leave user "
+                "out, or start the server with --redis URL",
+            )
         if self.state is not None or not (reads_users and has_history):
             request = await self._with_state(user, request)
         return dataclasses.replace(request, user=self._user(user)) if reads_users else request

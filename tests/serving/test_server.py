@@ -165,6 +165,13 @@ def test_titles_are_found_as_by_looking_at_each():
         ("/recommend", {"history": [], "remove_seen": 1}, 400, "remove_seen must be True or False"),
         ("/recommend", {"history": ["i1"], "timestamps": [1, 2]}, 400, "timestamps must have one entry"),
         ("/recommend", {"user": "u1"}, 400, "start it with --redis URL, or give history"),
+        (
+            "/recommend",
+            {"user": "u1", "history": ["i1"]},
+            400,
+            "leave user out, or start the server with --redis",
+        ),
+        ("/recommend", {"user": None}, 400, "expected a field history (a list of item ids) or user"),
         ("/recommend", b'{"history": ["' + b"i" * 5000 + b'"]}', 413, "at most 4000 bytes (--max-body)"),
         ("/similar", {"item": "?"}, 404, "item must be an id of the catalogue"),
         ("/similar", {"item": "i1", "k": -1}, 400, "k must be an integer from 1 to 39"),
