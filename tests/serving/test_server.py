@@ -357,7 +357,7 @@ def browser(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_the_page_in_a_browser(client, recommender, browser, tmp_path):
+def test_the_page_in_a_browser(client, recommender, browser, tmp_path, monkeypatch):
     def wait_for(selector, text):
         for _ in range(300):
             lines = [element.text for element in browser.find_elements("css selector", selector)]
@@ -388,3 +388,12 @@ def test_the_page_in_a_browser(client, recommender, browser, tmp_path):
     assert errors == []
     browser.find_element("css selector", "#history button").click()
     assert len(browser.find_elements("css selector", "#history li")) == 1
+    # As a model that reads times asks for them: those when titles were added.
+    monkeypatch.setattr(recommender._reader, "needs_times", True)
+    browser.find_element("id", "search").send_keys("Item 15")
+    wait_for("#found li .title", "Item 15")
+    browser.find_element("css selector", "#found button").click()
+    wait_for("#answers li .title", "Item")
+    browser.find_element("css selector", "#answers button").click()
+    wait_for("#answers .why li", "without Item 15")
+    assert browser.find_element("id", "message").text == ""
