@@ -16,6 +16,7 @@ from jaxrec.analysis.compare import (
     RunRanks,
     check_comparable,
     saved_ranks,
+    seed_notes,
     setting_warnings,
     training_facts,
     users_and_cases,
@@ -90,14 +91,15 @@ class Leaderboard:
         return header, rows
 
     def notes(self) -> list[str]:
-        """The test, and the warnings."""
+        """The test, runs of one or few seeds, and the warnings."""
         pairs = len(self.entries) * (len(self.entries) - 1) // 2
         caption = (
             f"{users_and_cases(self.users, self.cases)}; {self.protocol}. Two runs cannot be told apart where the paired "
             f"bootstrap over users and seeds, corrected by Holm for all {pairs} pairs, gives p of .05 or more in "
             f"{self.metrics[0]}."
         )
-        return [caption, *(f"Warning: {warning}" for warning in self.warnings)]
+        seeds = {entry.name: len(entry.values[self.metrics[0]]) for entry in self.entries}
+        return [caption, *seed_notes(seeds), *(f"Warning: {warning}" for warning in self.warnings)]
 
     def to_markdown(self) -> str:
         """The table, the test and the warnings."""

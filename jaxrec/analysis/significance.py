@@ -16,6 +16,8 @@ from scipy import stats
 
 from jaxrec.errors import ConfigError, DataError
 
+#: Below so many seeds of a model, intervals over seeds are too narrow and p-values too small where seeds differ much.
+FEW_SEEDS = 5
 #: Numbers drawn at once: resamples are made in blocks so that memory does not grow with their count.
 _BLOCK = 4_000_000
 
@@ -52,6 +54,9 @@ def paired_bootstrap(
     seed s is one trained model in both, and their deviations are widened by sqrt(S / (S - 1)), without which S seeds
     understate their own variance. The interval is the percentile interval; the p-value is the share of resamples that
     lie at least as far from the difference as zero does.
+
+    A handful of seeds says little about their spread: where seeds make all of the difference, a test at the 5 % level
+    rejects models that are alike in 22 % of all cases with two seeds each, 14 % with three, 8 % with five (`FEW_SEEDS`).
 
     Args:
       a: float[E] or float[S, E], a metric of every case for one or several seeds.

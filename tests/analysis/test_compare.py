@@ -128,6 +128,11 @@ def test_tables_say_what_was_measured(save):
     assert "(1 seed)" in text
     assert "With 300 users you cannot expect to see a difference in HR@10 below 0.0" in text
     assert "One seed only for one_seed" in text
+    assert "Fewer than 5 seeds for base: where models vary more by seed" in text
+    assert "seeds for" not in compare_runs([save("five", 100, seeds=5)], ("HR@10",)).to_markdown()
+    page = rank_runs([save("base", 100), save("alone", 50, seeds=1)], ("HR@10",)).to_markdown()
+    assert "One seed only for alone" in page
+    assert "Fewer than 5 seeds for base" in page
     assert r"one\_seed - base" in got.to_latex()
     alone = compare_runs([save("base", 100)])
     assert alone.differences == []

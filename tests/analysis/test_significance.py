@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxrec.analysis.significance import (
+    FEW_SEEDS,
     bootstrap_means,
     bootstrap_p_value,
     holm,
@@ -77,6 +78,22 @@ def test_intervals_cover_the_truth_with_seeds_nested():
         users_alone += plain.low <= truth <= plain.high
     assert covered / trials > 0.85
     assert users_alone / trials < 0.6
+
+
+def test_few_seeds_that_differ_much_reject_too_often():
+    """As the docstring says and `compare` warns: seeds alone make the difference here."""
+
+    def rejected(seeds):
+        rng, count = np.random.default_rng(5), 0
+        for trial in range(300):
+            a, b = rng.normal(size=(2, seeds, 1)) + 0.01 * rng.normal(size=(2, seeds, 50))
+            count += paired_bootstrap(a, b, resamples=200, seed=trial).p_value < 0.05
+        return count / 300
+
+    two, three, five = map(rejected, (2, 3, FEW_SEEDS))
+    assert 0.15 < two < 0.28
+    assert 0.1 < three < 0.2
+    assert five < 0.12
 
 
 def test_the_same_models_asked_in_two_ways_share_their_seeds():
