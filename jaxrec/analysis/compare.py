@@ -390,7 +390,7 @@ def training_facts(config: Mapping[str, Any]) -> dict[str, str]:
         examples = f"{mode} sequences, last target only"
     else:
         examples = f"{mode} sequences, every target"
-    if batches.get("long_histories", "last") == "windows":
+    if mode != "prefix" and batches.get("long_histories", "last") == "windows":
         examples += ", long sequences in windows"
     encoder = config.get("encoder", {})
     scheme = POSITIONS[encoder["positions"]] if encoder.get("positions") in POSITIONS else None

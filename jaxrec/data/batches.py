@@ -67,7 +67,7 @@ class BatchConfig:
     batch_size: Annotated[int, Range("[1, inf)"), Search("32,64,128,256")] = 64
     max_length: Annotated[int, Range("[1, inf)")] = 50
     position_origin: PositionOrigin = "start"
-    long_histories: Literal["last", "windows"] = "last"
+    long_histories: Annotated[Literal["last", "windows"], Idle("mode", ("prefix",))] = "last"
     targets: Annotated[Literal["all", "last"], Idle("mode", ("prefix",))] = "all"
     prefix_targets: Literal["last", "all"] = "last"
     prefixes_per_sequence: Annotated[int, Range("[0, inf)"), Idle("mode", ("packed", "padded"))] = 0

@@ -50,7 +50,7 @@ from jaxrec.nn.layers import Dense, Dropout, Initializer, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.segments import is_first
 from jaxrec.nn.spec import DataSpec
-from jaxrec.options import Range, Search
+from jaxrec.options import Idle, Range, Search
 
 #: Input products of the reset gate, the update gate and the candidate, each float32[L, B, H].
 Inputs = tuple[Array, Array, Array]
@@ -229,7 +229,7 @@ class GRU4RecConfig(ScoreOptions, EncoderConfig):
     unit_bias: bool = False
     hidden_dropout: Annotated[float, Range("[0, 1)")] = 0.0
     init: Literal["xavier", "normal"] = "xavier"
-    init_scale: Annotated[float, Range("(0, inf)")] = 0.02
+    init_scale: Annotated[float, Range("(0, inf)"), Idle("init", ("xavier",))] = 0.02
     item_bias: bool = False
     separate_output: bool = False
     unroll: Annotated[int, Range("[1, inf)")] = 1

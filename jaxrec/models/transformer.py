@@ -75,13 +75,15 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
 
     block: Literal["original", "post-norm", "pre-norm", "gated", "attention-only"] = "pre-norm"
     ffn_width: Annotated[int, Range("[0, inf)")] = 0
-    activation: Literal["relu", "gelu", "gelu-tanh", "silu", "identity"] = "gelu-tanh"
+    activation: Annotated[
+        Literal["relu", "gelu", "gelu-tanh", "silu", "identity"], Idle("block", ("attention-only",))
+    ] = "gelu-tanh"
     output_projection: Literal["auto", "on", "off"] = "auto"
     final_norm: Literal["auto", "on", "off"] = "auto"
     scale_embeddings: bool = False
     embedding_norm: bool = False
     init: Literal["normal", "xavier"] = "normal"
-    init_scale: Annotated[float, Range("(0, inf)")] = 0.02
+    init_scale: Annotated[float, Range("(0, inf)"), Idle("init", ("xavier",))] = 0.02
     norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-6
     final_norm_epsilon: Annotated[float, Range("[0, 1]"), Idle("final_norm", ("off",))] = 0.0
     item_bias: bool = False

@@ -111,6 +111,11 @@ def test_warnings_name_the_settings_that_differ():
     assert "packed sequences, every target: a" in warning
     assert "every prefix with its last target: b" in warning
     assert "padded sequences, last target only: c" in warning
+    windows = {
+        "batches": {"mode": "prefix", "long_histories": "windows"},
+        "encoder": {"positions": "learned"},
+    }
+    assert training_facts(windows) == facts["b"], "prefixes are of whole histories"
     timed = training_facts({"batches": {"mode": "packed"}, "encoder": {"positions": "hstu-time"}})
     (warning,) = setting_warnings({"a": facts["a"], "timed": timed})
     assert "runs differ in time of the question (not read: a; read in training: timed)" in warning

@@ -149,13 +149,15 @@ def refined(name, variant):
 BASES = {
     "padded": {"batches.mode": "padded"},
     "prefix": {"batches.mode": "prefix", "batches.prefixes_per_sequence": 2},
-    "sgd": {"optimizer.algorithm": "sgd", "encoder.item_codes.method": "hashed", "encoder.item_codes.size": 8},
+    "sgd": {"optimizer.algorithm": "sgd", "encoder.item_codes.method": "hashed", "encoder.item_codes.size": 8,
+            "encoder.init": "xavier", "encoder.block": "attention-only"},
     "adagrad": {"optimizer.algorithm": "adagrad", "encoder.final_norm": "off"},
     "streamed": {"training.feed": "streamed", **sampled("uniform")},
     "resident": {"training.feed": "resident", **sampled("in-batch")},
     "hard": {**sampled("hard"), "encoder.attention": ATTENTION["kernel"](upper="identity", lower="identity")},
     "popularity": sampled("popularity"),
     "segments": {"task": TASKS["s3rec-pretraining"](sp_weight=0.0), "encoder.block": "post-norm"},
+    "gru4rec": {"encoder": ENCODERS["gru4rec"](width=16, hidden_width=16)},
     "wasserstein": {
         "encoder": ENCODERS["stosa"](width=16, attention=ATTENTION["wasserstein"](variant="none")),
     },
