@@ -170,7 +170,7 @@ class AttentionConfig(abc.ABC):
             )
         if scheme.even_heads and (spec.width // self.heads) % 2:
             raise ConfigError(
-                f"positions {spec.positions!r} need an even width of each head: got "
+                f"--encoder.positions {spec.positions} needs an even width of each head: got "
                 f"{spec.width // self.heads} (width {spec.width}, {self.heads} heads); "
                 f"choose another width, heads or positions"
             )

@@ -108,8 +108,8 @@ class WassersteinAttentionConfig(RefinementConfig):
             )
         if spec.positions == "rotary":
             raise ConfigError(
-                "positions 'rotary' are defined for dot products, not for Wasserstein distances; choose "
-                "'learned', 'relative-bias', 'alibi' or 'time-interval'"
+                "--encoder.positions rotary is defined for dot products, and attention 'wasserstein' compares distances: "
+                "choose 'learned', 'relative-bias', 'alibi' or 'time-interval'"
             )
 
     def cache_obstacle(self, spec: AttentionSpec) -> str | None:

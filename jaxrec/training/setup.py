@@ -23,7 +23,7 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.ranker import EncoderRanker, RankingData
-from jaxrec.models import DataSpec, Encoder
+from jaxrec.models import ENCODERS, DataSpec, Encoder, EncoderConfig
 from jaxrec.optim import trained_mask
 from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import MEMORY, Resources, Task
@@ -168,7 +168,7 @@ def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> T
     if spec.vector_width and not config.encoder.reads_item_vectors:
         raise ConfigError(
             "--data.item-vectors needs an encoder that reads them: expected transformer, gru4rec or srgnn, without "
-            f"--encoder.separate-output; got {type(config.encoder).__name__}. Leave the vectors out, or choose another"
+            f"--encoder.separate-output; got {_chosen(config.encoder)}. Leave the vectors out, or choose another"
         )
     _check_codes(config, spec)
     encoder = config.encoder.build(spec)  # names the option, where one of its own asks for times
@@ -195,6 +195,12 @@ def build_optimizer(config: RunConfig, task: Task, steps: int) -> optax.Gradient
     return optax.masked(optimizer, trained_mask) if untrained else optimizer
 
 
+def _chosen(encoder: EncoderConfig) -> str:
+    """Name of an encoder for a message, with the option that makes it score against a table of its own."""
+    apart = " with --encoder.separate-output" if getattr(encoder, "separate_output", False) else ""
+    return f"{ENCODERS.label_of(type(encoder))}{apart}"
+
+
 def _check_codes(config: RunConfig, spec: DataSpec) -> None:
     """Refuse item codes where items are something else, or where their sizes do not fit."""
     encoder, codes = config.encoder, config.encoder.item_codes
@@ -203,7 +209,7 @@ def _check_codes(config: RunConfig, spec: DataSpec) -> None:
     if not encoder.reads_item_vectors:
         raise ConfigError(
             f"--encoder.item-codes.method {codes.method} needs an encoder that composes its items: expected transformer, "
-            f"gru4rec or srgnn, without --encoder.separate-output; got {type(encoder).__name__}. Choose method none, or "
+            f"gru4rec or srgnn, without --encoder.separate-output; got {_chosen(encoder)}. Choose method none, or "
             "another encoder"
         )
     if spec.vector_width:

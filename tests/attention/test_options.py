@@ -95,7 +95,7 @@ from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SPEC, X, applied
         (lambda: WassersteinAttentionConfig(heads=8).check(SPEC), r"divide half of .* 8 heads for width 8"),
         (
             lambda: WassersteinAttentionConfig().check(dataclasses.replace(SPEC, positions="rotary")),
-            r"'rotary' are defined for dot products",
+            r"--encoder\.positions rotary is defined for dot products",
         ),
         (
             lambda: UniformAttentionConfig().check(dataclasses.replace(SPEC, positions="alibi")),
@@ -103,7 +103,7 @@ from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SPEC, X, applied
         ),
         (
             lambda: SoftmaxAttentionConfig(heads=8).check(dataclasses.replace(SPEC, positions="rotary")),
-            r"even width of each head: got 1 \(width 8, 8 heads\)",
+            r"--encoder\.positions rotary needs an even width of each head: got 1 \(width 8, 8 heads\)",
         ),
         (
             lambda: dataclasses.replace(CONTEXT, mask="none"),

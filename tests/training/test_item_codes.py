@@ -38,7 +38,8 @@ V = DATASET.n_items
 
 def composed_config(method, count=4, size=6, run="", **sections):
     sections = {"training": {"epochs": 3}, "optimizer": {"learning_rate": 0.01}, **sections}
-    codes = ItemCodesConfig(method, count, size, factors=8, run=run)
+    factors = {} if method == "hashed" else {"factors": 8}
+    codes = ItemCodesConfig(method, count, size, run=run, **factors)
     return replace(small_config(**sections), encoder={"item_codes": codes})
 
 
@@ -268,7 +269,10 @@ def test_a_run_that_starts_from_another_has_its_codes(run):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"encoder": {"separate_output": True}}, "needs an encoder that composes its items"),
+        (
+            {"encoder": {"separate_output": True}},
+            "needs an encoder that composes its items.* got transformer with --encoder.separate-output",
+        ),
         (
             {"encoder": {"width": 6, "attention.heads": 1}},
             r"--encoder.item-codes.count must divide --encoder.width 6",
