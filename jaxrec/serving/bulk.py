@@ -85,8 +85,11 @@ class BulkTable:
     def __init__(self, job: BulkJob):
         self.job = job
         self.recommender = Recommender.load(job.run, job.seed)
+        length = (
+            1 if job.vectors else job.k
+        )  # vectors have none, and a catalogue may be shorter than the default
         filters = Request(
-            (), job.k, False, (), job.exclude, job.allow, job.exclude_attributes, job.allow_attributes
+            (), length, False, (), job.exclude, job.allow, job.exclude_attributes, job.allow_attributes
         )
         checked = self.recommender.prepare([filters])
         removed = self.recommender.removed(checked).items

@@ -162,7 +162,7 @@ class Artefact:
             )
         if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
             raise ArtefactError("histories must be a list of lists of item ids, one list per user")
-        if self.model["needs_times"] and timestamps is None:
+        if self.model["needs_times"] and timestamps is None and any(map(len, histories)):
             raise ArtefactError("this model needs the time of each interaction: give timestamps=")
         if timestamps is not None and list(map(len, timestamps)) != list(map(len, histories)):
             raise ArtefactError("timestamps must have one entry for each interaction of each history")

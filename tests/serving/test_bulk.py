@@ -250,6 +250,14 @@ def test_vectors_multiply_to_the_scores(recommender, served, tmp_path):
         write_item_vectors(recommender, tmp_path / "vectors")
 
 
+def test_vectors_of_a_catalogue_that_is_shorter_than_a_list(served, tmp_path):
+    """The length of lists, which vectors do not have, was checked against the catalogue."""
+    job = BulkJob(str(served), str(tmp_path / "users"), k=41, vectors=True)
+    assert job.open().candidates == 40
+    with pytest.raises(ConfigError, match="k must be an integer from 1 to the catalogue's 40 items, got 41"):
+        dataclasses.replace(job, vectors=False).open()
+
+
 def test_approximate_index(recommender, served, tmp_path):
     """A search that looks at every item is exact, with seen items removed; a file of it opens again."""
     index_module = pytest.importorskip("usearch.index", reason="the extra usearch is not installed")
