@@ -277,13 +277,16 @@ def relative_times(timestamps: Any, known: np.ndarray) -> np.ndarray:
     """int32, seconds of the known interactions since the first of them; only intervals within a history matter."""
     message = "timestamps must have one entry for each interaction of each history: whole seconds since 1970"
     try:
-        if len(timestamps) != len(known):
-            raise DataError(message)
-        if np.asarray(timestamps).dtype.kind in "mM":  # in days or nanoseconds, as their type has it
-            raise DataError(f"{message}; got dates: convert them to seconds")
+        count, kind = len(timestamps), np.asarray(timestamps).dtype.kind
         seconds = np.asarray(timestamps, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{message}; {error}") from None
+    if count != len(known):
+        raise DataError(f"{message}; got {count} for {len(known)} items")
+    if seconds.ndim != 1:
+        raise DataError(f"{message}; got lists as entries of one history")
+    if kind in "mM":  # in days or nanoseconds, as their type has it
+        raise DataError(f"{message}; got dates: convert them to seconds")
     if not (
         np.isfinite(seconds).all() and (np.abs(seconds) < 2.0**62).all() and (np.diff(seconds) >= 0).all()
     ):

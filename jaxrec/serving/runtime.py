@@ -243,12 +243,14 @@ class Artefact:
 
 def _check_times(timestamps: Any) -> None:
     message = "timestamps must be whole seconds since 1970, oldest first"
-    if np.asarray(timestamps).dtype.kind in "mM":  # in days or nanoseconds, as their type has it
-        raise ArtefactError(f"{message}; got dates: convert them to seconds")
     try:
-        seconds = np.asarray(timestamps, np.float64)
+        kind, seconds = np.asarray(timestamps).dtype.kind, np.asarray(timestamps, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ArtefactError(f"{message}; {error}") from None
+    if seconds.ndim != 1:
+        raise ArtefactError(f"{message}; got lists as entries of one history")
+    if kind in "mM":  # in days or nanoseconds, as their type has it
+        raise ArtefactError(f"{message}; got dates: convert them to seconds")
     if not ((np.abs(seconds) < 2.0**62).all() and (np.diff(seconds) >= 0).all()):  # NaN is not below
         raise ArtefactError(f"{message}; got {seconds[:5].tolist()}")
 

@@ -43,11 +43,19 @@ def test_dates_are_no_seconds(unit, form):
     if form is pl.Series and unit == "s":
         unit = "us"
     times = form(np.array(["2020-01-01", "2020-01-02"], f"datetime64[{unit}]"))
-    with pytest.raises(DataError, match="whole seconds since 1970"):
+    with pytest.raises(DataError, match=r"^timestamps must have[^;]*since 1970; [^;]*$"):
         relative_times(times, np.ones(2, bool))
     with pytest.raises(ArtefactError, match="whole seconds since 1970"):
         _check_times(times)
     assert relative_times([5, 9], np.ones(2, bool)).tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("times", [[[1, 2], 3], [5, object()], [b"a", 1], [1, None], [[1], [2]]])
+def test_what_is_no_time_is_one_clear_error(times):
+    with pytest.raises(DataError, match=r"^timestamps must have one entry[^;]*; "):
+        relative_times(times, np.ones(2, bool))
+    with pytest.raises(ArtefactError, match=r"^timestamps must be whole seconds[^;]*; "):
+        _check_times(times)
 
 
 def test_an_empty_history_needs_no_times():
