@@ -50,7 +50,7 @@ class Parts:
             self._check_identity()
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.out / MANIFEST, json.dumps(self.identity, indent=1) + "\n")
+            self._write_identity()
         return [part for part in range(self.count) if not self.path(part).exists()]
 
     def write(self, part: int, table: pl.DataFrame) -> None:
@@ -104,6 +104,9 @@ class Parts:
         self.finish()
         return missing
 
+    def _write_identity(self) -> None:
+        write_atomically(self.out / MANIFEST, json.dumps(self.identity, indent=1) + "\n")
+
     def _check_identity(self) -> None:
         try:
             former = json.loads((self.out / MANIFEST).read_text())
@@ -113,6 +116,11 @@ class Parts:
             ) from None
         different = [name for name in self.identity if former.get(name) != self.identity[name]]
         if different or set(former) != set(self.identity):
+            if not any(
+                self.out.glob("part-*.parquet")
+            ):  # a job that ended before its first part, as by a bad row
+                self._write_identity()
+                return
             names = different or sorted(set(former) ^ set(self.identity))
             first = names[0]
             raise ConfigError(

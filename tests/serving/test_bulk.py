@@ -209,6 +209,19 @@ def test_an_error_has_a_line_of_its_own_below_the_progress(job, tmp_path):
     assert last.startswith("jaxrec: --histories requests.jsonl, line 1 is no JSON")
 
 
+def test_a_job_that_wrote_no_part_continues_with_a_mended_file(job, tmp_path):
+    """Its directory was neither continued, since the file is another, nor begun anew."""
+    file, line = tmp_path / "requests.jsonl", ("recommend", job.run, "--out", job.out, "--histories")
+    file.write_text("nonsense\n")
+    assert jaxrec(*line, file).status == 1
+    file.write_text('{"user": "a", "history": ["i1"]}\n')
+    assert "continue it with --resume" in jaxrec(*line, file).err
+    assert jaxrec(*line, file, "--resume").status == 0
+    file.write_text('{"user": "b", "history": ["i1"]}\n')
+    assert "computed with another histories" in jaxrec(*line, file, "--resume").err
+    assert read(tmp_path / "recs.parquet")["user"].to_list() == ["a"]
+
+
 def test_refusals(served, tmp_path):
     def message(*arguments):
         outcome = jaxrec("recommend", served, *arguments)
