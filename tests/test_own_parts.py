@@ -84,6 +84,54 @@ def test_an_encoder_may_keep_nothing_but_parameters():
 
 
 @dataclasses.dataclass(frozen=True)
+class CarelessConfig(EncoderConfig):
+    """Item vectors alone, with a fault."""
+
+    fault: str = ""
+
+    def build(self, spec):
+        return Careless(self, spec)
+
+
+class Careless(Encoder):
+    """Parameters: the items' vectors, and their biases."""
+
+    config: CarelessConfig
+
+    @nn.compact
+    def __call__(self, batch, train=False, query_positions=None, mask="causal"):
+        x = ItemEmbedding(self.spec, self.config.width, INIT, self.shards, name="items")(batch.items)
+        if self.config.fault == "bias":
+            self.param("bias", nn.initializers.zeros_init(), (self.n_items + 1,))
+        if query_positions is None or self.config.fault == "positions":
+            return x
+        return jnp.take_along_axis(x, query_positions[..., None], axis=1)
+
+    def item_table(self, params):
+        vectors = params["items"]["table"]
+        return ItemTable(vectors[1:] if self.config.fault == "padding" else vectors, None, self.shards)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("positions", r"Careless, called with query_positions .* \[1, 1, 8\] .*; got \[1, 2, 8\]"),
+        ("padding", r"Careless, asked for its item_table, must return \[41, 8\] .*; got \[40, 8\]"),
+    ],
+)
+def test_states_and_tables_of_other_shapes_are_refused(fault, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(config_of(CarelessConfig(width=8, fault=fault)), small_dataset())
+
+
+def test_rows_of_items_that_devices_cannot_share_are_refused():
+    config = config_of(CarelessConfig(width=8, fault="bias")).updated({"mesh.item": 2})
+    with pytest.raises(ConfigError, match=r"--mesh\.item 2 cannot share the parameter bias.* got 41; "):
+        prepare(config, small_dataset())
+    prepare(config.updated({"encoder.fault": ""}), small_dataset())
+
+
+@dataclasses.dataclass(frozen=True)
 class SumsConfig(AttentionConfig):
     """Sums of earlier values: no weights to draw."""
 

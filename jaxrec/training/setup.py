@@ -27,6 +27,7 @@ from jaxrec.models import ENCODERS, DataSpec, Encoder, EncoderConfig
 from jaxrec.optim import trained_mask
 from jaxrec.sharding import DATA, build_mesh
 from jaxrec.tasks import MEMORY, Resources, Task
+from jaxrec.training.contract import check_rows, check_shapes
 from jaxrec.training.feed import MOST_ADDRESSED, HostLog, RelativeSeconds, device_memory, is_resident
 from jaxrec.training.shares import evaluate_shares, group_of_process, on_group
 from jaxrec.training.state import Params, initial_state
@@ -183,6 +184,7 @@ def build_task(config: RunConfig, spec: DataSpec, mesh: Mesh | None = None) -> T
             "--encoder.attention.rows-per-group must be 0 where --mesh.data is above 1, since rows on several devices "
             f"cannot take turns; got {rows_per_group}"
         )
+    check_shapes(encoder)
     return config.task.build(on_mesh(encoder, mesh), config.objective)
 
 
@@ -298,8 +300,10 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     optimizer = build_optimizer(config, task, schedule.total_steps)
     # Shapes alone, to reject before any compute what cannot work.
     state = jax.eval_shape(lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0))
-    config.objective.build(jax.eval_shape(task.encoder.item_table, state.params))
     sharding = StateSharding(task, optimizer)
+    if sharding.mesh is not None:
+        check_rows(state.params, sharding.axes.params, sharding.mesh)
+    config.objective.build(jax.eval_shape(task.encoder.item_table, state.params))
     return TrainingSetup(
         **vars(model),
         optimizer=optimizer,
