@@ -28,7 +28,8 @@ class DataUsage:
       training_interactions: in the training part of users with at least two of them, as input or target.
       single_interactions: in the training part of users with only one, who have neither input nor target.
       held_out_interactions: outside the training part.
-      targets: training interactions that could be a target: all but the first of each user.
+      targets: training interactions that could be a target: all but the first of each user, or all for a task that makes
+        targets of its own out of whole sequences.
       targets_per_epoch: of them, those that an epoch trains on.
       targets_beyond_length: of them, those that no epoch reaches, since they are older than the last
         ``batches.max_length``.
@@ -40,6 +41,7 @@ class DataUsage:
       test_histories_cut: share of test histories longer than ``batches.max_length``.
       test_repeats: share of test targets that occur in their own history.
       warnings: sentences about the data that change how results are to be read.
+      whole_sequences: whether the task makes targets of its own, so that users with one interaction train, too.
     """
 
     users: int
@@ -58,6 +60,7 @@ class DataUsage:
     test_histories_cut: float
     test_repeats: float
     warnings: tuple[str, ...] = ()
+    whole_sequences: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -65,8 +68,9 @@ class DataUsage:
 
     def lines(self) -> list[str]:
         """Return sentences for people: numbers first, then advice and warnings."""
+        targets = "positions" if self.whole_sequences else "targets"
         lines = [
-            f"training uses {self.targets_per_epoch:,} of {self.targets:,} targets per epoch "
+            f"training uses {self.targets_per_epoch:,} of {self.targets:,} {targets} per epoch "
             f"({_percent(self.targets_per_epoch, self.targets)}), from {self.training_interactions:,} of "
             f"{self.interactions:,} interactions",
             f"validation has {self.valid_cases:,} cases, the test {self.test_cases:,} of {self.test_users:,} users "
@@ -74,7 +78,7 @@ class DataUsage:
         ]
         if self.targets_beyond_length:
             lines.append(
-                f"{self.targets_beyond_length:,} targets ({_percent(self.targets_beyond_length, self.targets)}) of "
+                f"{self.targets_beyond_length:,} {targets} ({_percent(self.targets_beyond_length, self.targets)}) of "
                 f"{self.users_beyond_length:,} users are older than the last {self.max_length} interactions and never "
                 "trained on: --batches.long-histories windows uses them, or a longer --batches.max-length"
             )
@@ -85,20 +89,24 @@ class DataUsage:
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
 
-def data_usage(split: Split, batches: BatchConfig, *, remove_seen: bool = True) -> DataUsage:
+def data_usage(
+    split: Split, batches: BatchConfig, *, remove_seen: bool = True, whole_sequences: bool = False
+) -> DataUsage:
     """Count what training and evaluation use of a split.
 
     Args:
       split: of the dataset.
       batches: how training cuts the histories.
       remove_seen: whether the evaluation removes seen items from the candidates.
+      whole_sequences: whether the task reads the newest training interaction, too, and makes targets of its own
+        (`jaxrec.tasks.base.TaskConfig`).
     """
     dataset = split.dataset
     lengths = np.asarray(split.train_stops - split.train_starts)
-    targets = np.maximum(lengths - 1, 0)
-    sequences = training_sequences(
-        split.train_starts, split.train_stops, batches.max_length, batches.long_histories
-    )
+    # Such a task has an input in the place of the last target.
+    stops = split.train_stops + int(whole_sequences)
+    targets = np.maximum(stops - split.train_starts - 1, 0)
+    sequences = training_sequences(split.train_starts, stops, batches.max_length, batches.long_histories)
     if batches.mode == "prefix":
         per_sequence = batches.prefixes_per_sequence
         drawn = np.minimum(targets, per_sequence) if per_sequence else targets
@@ -118,8 +126,8 @@ def data_usage(split: Split, batches: BatchConfig, *, remove_seen: bool = True) 
     usage = DataUsage(
         users=dataset.n_users,
         interactions=dataset.n_interactions,
-        training_interactions=int(lengths[lengths >= 2].sum()),
-        single_interactions=int(np.count_nonzero(lengths == 1)),
+        training_interactions=int(lengths[targets > 0].sum()),
+        single_interactions=int(np.count_nonzero((lengths == 1) & (targets == 0))),
         held_out_interactions=int(dataset.n_interactions - lengths.sum()),
         targets=int(targets.sum()),
         targets_per_epoch=per_epoch,
@@ -131,6 +139,7 @@ def data_usage(split: Split, batches: BatchConfig, *, remove_seen: bool = True) 
         test_users=len(np.unique(test.users)),
         test_histories_cut=float((history > batches.max_length).mean()) if len(test) else 0.0,
         test_repeats=float(repeated.mean()) if len(repeated) else 0.0,
+        whole_sequences=whole_sequences,
     )
     return dataclasses.replace(usage, warnings=tuple(_warnings(split, batches, usage, remove_seen)))
 

@@ -138,7 +138,10 @@ def results_of(fit: FitResult) -> dict[str, Any]:
 
 def _usage(setup: ModelSetup) -> dict[str, Any]:
     remove_seen = setup.config.evaluation.remove_seen
-    return data_usage(setup.split, setup.config.batches, remove_seen=remove_seen).to_dict()
+    config = setup.config
+    return data_usage(
+        setup.split, config.batches, remove_seen=remove_seen, whole_sequences=config.task.whole_sequences
+    ).to_dict()
 
 
 def save_ranks(fit: FitResult, directory: Path) -> None:

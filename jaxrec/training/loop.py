@@ -337,7 +337,12 @@ def _remarks(setup: TrainingSetup, run: _Progress, finished: bool) -> list[str]:
     config, schedule, lines = setup.config, setup.schedule, []
     training = config.training
     if not run.step:
-        lines += data_usage(setup.split, config.batches, remove_seen=config.evaluation.remove_seen).lines()
+        lines += data_usage(
+            setup.split,
+            config.batches,
+            remove_seen=config.evaluation.remove_seen,
+            whole_sequences=config.task.whole_sequences,
+        ).lines()
     epochs = schedule.total_steps / schedule.steps_per_epoch
     if abs(epochs - training.epochs) > NOTICEABLE * training.epochs:
         lines.append(

@@ -61,6 +61,30 @@ def test_counts_are_those_of_the_stream(options, seed, random_dataset):
     json.dumps(usage.to_dict())
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"long_histories": "windows"}, {"mode": "prefix", "position_origin": "end"}]
+)
+def test_a_task_of_whole_sequences_has_an_input_at_every_interaction(options, random_dataset):
+    data = random_dataset(4, users=30, longest=9)
+    split = split_dataset(data)
+    batches = BatchConfig(max_length=4, **options)
+    usage = data_usage(split, batches, whole_sequences=True)
+    rows = RowStream(split.train_starts, split.train_stops + 1, batches, seed=0).epoch_rows(0)
+    used = rows.lengths > 0
+    read = {
+        place
+        for start, length in zip(rows.starts[used], rows.lengths[used], strict=True)
+        for place in range(start, start + length)
+    }
+    lengths = split.train_stops - split.train_starts
+    assert (lengths == 1).any()
+    assert usage.targets == usage.training_interactions == lengths.sum()
+    assert usage.single_interactions == 0
+    assert usage.targets_beyond_length == lengths.sum() - len(read)
+    assert "positions per epoch" in usage.lines()[0]
+    assert not any("single training interaction" in line for line in usage.lines())
+
+
 def repeating(share: float) -> SequenceDataset:
     """Users whose last item is a repeat, for a share of them."""
     rows = []
