@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxrec.cli.common import emit, parse
+from jaxrec.cli.common import as_word, emit, parse
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.data.transposed import LAST
@@ -173,7 +173,7 @@ def prepare(arguments: list[str]) -> int:
         f"{options.out}; {'with' if details['titles'] else 'without'} titles, {details['attributes']:,} attributes",
         *_checksum(config, options.source, dataset),
         *(f"warning: {warning}" for warning in dataset.meta.get("warnings", ())),
-        f"next: jaxrec train --data {options.out}",
+        f"next: jaxrec train --data {as_word(options.out)}",
     ]
     emit(summary, "\n".join(lines), options.json)
     return 0
@@ -234,7 +234,7 @@ def transpose(arguments: list[str]) -> int:
         *coverage.lines(),
         "",
         to_markdown(*coverage.rows()),
-        f"next: jaxrec train --data {options.out}",
+        f"next: jaxrec train --data {as_word(options.out)}",
     ]
     emit(summary, "\n".join(lines), options.json)
     return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxrec.cli.common import emit, parse
+from jaxrec.cli.common import as_word, emit, parse
 from jaxrec.errors import ConfigError, RunExistsError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def export(arguments: list[str]) -> int:
     emit(
         {"out": options.out, "platforms": manifest["platforms"], "files": len(manifest["files"])},
         f"{options.out}: {manifest['model']['items']:,} items, platforms {', '.join(manifest['platforms'])}\n"
-        f"next: python {options.out.rstrip('/')}/runtime.py --history ITEM ITEM -k 10",
+        f"next: python {as_word(Path(options.out) / 'runtime.py')} --history ITEM ITEM -k 10",
         options.json,
     )
     return 0

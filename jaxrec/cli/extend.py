@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxrec.cli.common import emit, parse
+from jaxrec.cli.common import as_word, emit, parse
 from jaxrec.data.readers.config import DataConfig
 
 
@@ -53,12 +53,12 @@ def extend(arguments: list[str]) -> int:
         data=given.data,
         overwrite=given.overwrite,
     )
-    out = Path(given.out)
+    out, word = Path(given.out), as_word(given.out)
     text = "\n".join(
         [
             *result.lines(),
-            f"everything is in {out}; next: jaxrec recommend {out} --history ITEM ITEM -k 10",
-            f"with a newer log: jaxrec train --preset {out} --init-from {out} --training.init-items match --data LOG",
+            f"everything is in {out}; next: jaxrec recommend {word} --history ITEM ITEM -k 10",
+            f"with a newer log: jaxrec train --preset {word} --init-from {word} --training.init-items match --data LOG",
         ]
     )
     emit(

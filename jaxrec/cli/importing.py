@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxrec.cli.common import emit, parse, read_ids
+from jaxrec.cli.common import as_word, emit, parse, read_ids
 from jaxrec.config import RunConfig
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
@@ -66,7 +66,7 @@ def import_checkpoint(arguments: list[str]) -> int:
         item_ids=read_ids(options.items) if options.items else None,
         overwrite=options.overwrite,
     )
-    out = Path(options.out)
+    out, word = Path(options.out), as_word(options.out)
     text = "\n".join(
         [
             *report.lines(),
@@ -74,8 +74,8 @@ def import_checkpoint(arguments: list[str]) -> int:
             format_metrics(report.results),
             "",
             f"everything is in {out}: open {out / 'report.html'}",
-            f"next: jaxrec recommend {out} --history ITEM ITEM -k 10",
-            f"or train on: jaxrec train --preset {out} --init-from {out} --workdir {out}-tuned",
+            f"next: jaxrec recommend {word} --history ITEM ITEM -k 10",
+            f"or train on: jaxrec train --preset {word} --init-from {word} --workdir {as_word(f'{out}-tuned')}",
         ]
     )
     emit({**report.results, "workdir": str(out), "imported": report.lines()}, text, options.json)

@@ -158,7 +158,7 @@ def _how_to_continue(arguments: list[str]) -> str:
     """Advice on continuing the run or the lists that these arguments name, after an interruption."""
     from pathlib import Path
 
-    from jaxrec.cli.common import value_of
+    from jaxrec.cli.common import as_word, value_of
 
     out = value_of("out", arguments, "")
     if out and (Path(out) / "_manifest.json").exists():  # of jaxrec.serving.parts, whose import takes seconds
@@ -166,7 +166,9 @@ def _how_to_continue(arguments: list[str]) -> str:
     workdir = value_of("workdir", arguments, "")
     if not workdir or not (Path(workdir) / "config.json").exists():
         return "; nothing was saved"
-    return f"; all checkpoints are complete, continue with: jaxrec train --workdir {workdir} --resume"
+    return (
+        f"; all checkpoints are complete, continue with: jaxrec train --workdir {as_word(workdir)} --resume"
+    )
 
 
 def _usage() -> str:

@@ -7,7 +7,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from jaxrec.cli.common import emit
+from jaxrec.cli.common import as_word, emit
 from jaxrec.cli.devices import with_devices
 from jaxrec.cli.help import Option, config_options, page
 from jaxrec.cli.run_options import (
@@ -132,7 +132,7 @@ def _run(options: Any, base: RunConfig) -> int:
         + f"training {timing['training_seconds']:.1f} s ({timing['interactions_per_second']:,.0f} interactions/s), "
         f"compiling {timing['compile_seconds']:.1f} s, evaluating {timing['evaluation_seconds']:.1f} s\n"
         f"everything is in {directory}: open {directory / 'report.html'}\n"
-        f"next: jaxrec recommend {directory} --history ITEM ITEM -k 10"
+        f"next: jaxrec recommend {as_word(directory)} --history ITEM ITEM -k 10"
     )
     emit({**run.results, "workdir": str(directory)}, message, options.json)
     return 0

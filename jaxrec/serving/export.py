@@ -56,7 +56,7 @@ def export_run(
         )
     if recommender.ranker.mesh is not None:
         raise ConfigError(
-            "export needs a model on one device, got one on a mesh: load the run without --mesh"
+            "export needs a model on one device, got one on a mesh: load the run without --mesh.data and --mesh.item"
         )
     if out.exists():
         raise RunExistsError(f"--out {out} exists, and nothing was overwritten: give another --out")

@@ -146,7 +146,7 @@ def generate(  # noqa: PLR0913 - a model, what it is asked, and two ways to look
     forward = ranker.forward
     if not isinstance(forward, Forward) or ranker.mesh is not None or ranker.table.vectors is None:
         raise ConfigError(
-            "generate needs the ranker of an encoder on one device; open the run without --mesh"
+            "generate needs the ranker of an encoder on one device; open the run without --mesh.data and --mesh.item"
         )
     vectors: Any = ranker.table.turned
     _check(ranker, steps, config)

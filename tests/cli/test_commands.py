@@ -261,9 +261,9 @@ class TestDataCommands:
         assert "40" in jaxrec("audit", files / "log.csv").out
 
     def test_prepare_then_train(self, files, small, tmp_path):
-        saved = tmp_path / "saved"
+        saved = tmp_path / "my data"
         outcome = jaxrec("prepare", files / "log.csv", "--out", saved)
-        assert f"next: jaxrec train --data {saved}" in outcome.out
+        assert f"next: jaxrec train --data '{saved}'" in outcome.out  # one word of the shell
         run = jaxrec(
             "train", "--data", saved, "--workdir", tmp_path / "run", *SMALL, "--seeds", 2, "--json"
         ).json
