@@ -6,9 +6,11 @@ package declares an entry point in the group ``jaxrec.plugins`` or is named by `
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -47,10 +49,11 @@ class Registry(Mapping[str, T], Generic[T]):
           *aliases: further names that find the part but are not listed.
 
         Raises:
-          ConfigError: on use, where a name already belongs to another part.
+          ConfigError: on use, where a name already belongs to another part, or a class has options that nobody can set.
         """
 
         def add(part: T) -> T:
+            _check_options(part)
             for label in (name, *aliases):
                 present = self._parts.get(self._aliases.get(label, label))
                 if present is not None and not _same_part(present, part):
@@ -105,6 +108,20 @@ class Registry(Mapping[str, T], Generic[T]):
     def label_of(self, part: Any) -> str:
         """Return the registered name of a class, or its own name where it has none."""
         return self.name_of(part) if part in self._parts.values() else part.__name__
+
+
+def _check_options(part: Any) -> None:
+    """Refuse a class whose annotated options are no fields, since it lacks the decorator that its base class has."""
+    if not (isinstance(part, type) and dataclasses.is_dataclass(part)) or "__dataclass_fields__" in vars(
+        part
+    ):
+        return
+    options = [name for name, kind in inspect.get_annotations(part).items() if "ClassVar" not in str(kind)]
+    if options:
+        raise ConfigError(
+            f"{part.__qualname__} has the options {', '.join(options)}, which nobody could set: expected a dataclass, got a "
+            "class derived from one; put @dataclass(frozen=True) under the line that registers it"
+        )
 
 
 def _same_part(a: Any, b: Any) -> bool:

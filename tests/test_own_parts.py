@@ -19,6 +19,8 @@ from jaxrec.models import Encoder, EncoderConfig, ItemTable
 from jaxrec.nn.embedding import ItemEmbedding
 from jaxrec.nn.layers import Dense
 from jaxrec.nn.spec import DataSpec
+from jaxrec.objectives import ObjectiveConfig
+from jaxrec.training.loop import train
 from jaxrec.training.setup import prepare
 from tests.helpers import small_config, small_dataset
 
@@ -167,3 +169,17 @@ def test_a_mechanism_may_have_no_weights_to_draw(tmp_path, sown):
     batch = Batch(ones, ones, ones, ones, ones.astype(np.float32))
     params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
     assert attention_maps.write_attention_figures(model, params, batch, ["a"] * 4, tmp_path) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarConfig(ObjectiveConfig):
+    """A loss that forgets the sum of the weights."""
+
+    def loss(self, inputs):
+        return jnp.sum(inputs.weights)
+
+
+def test_a_loss_that_is_no_pair_of_sums_is_refused():
+    config = dataclasses.replace(small_config(), objective=ScalarConfig())
+    with pytest.raises(ConfigError, match=r"ScalarConfig\.loss must return LossSums\(total, weight\)"):
+        train(config, small_dataset(), None, progress=False)

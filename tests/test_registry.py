@@ -1,3 +1,6 @@
+import dataclasses
+from typing import ClassVar
+
 import pytest
 
 from jaxrec.errors import ConfigError, UnknownNameError
@@ -62,6 +65,27 @@ def test_register_opens_the_registry():
     assert registry.name_of(Mine) == "mine"
     with pytest.raises(ConfigError, match="'mine' is already registered"):
         registry.register("mine")(int)
+
+
+def test_a_class_whose_options_are_no_fields_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Base:
+        rate: float = 1.0
+
+    class Forgotten(Base):
+        margin: float = 2.0
+        kind: ClassVar[str] = "own"
+
+    class Inherits(Base):
+        kind: ClassVar[str] = "own"
+
+    parts = Registry("part")
+    with pytest.raises(
+        ConfigError, match=r"Forgotten has the options margin, which nobody could set: .* @dataclass"
+    ):
+        parts.register("forgotten")(Forgotten)
+    assert parts.register("inherits")(Inherits) is Inherits
+    assert list(parts) == ["inherits"]
 
 
 def test_import_path_names_a_class_or_refuses():

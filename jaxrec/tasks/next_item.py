@@ -33,7 +33,7 @@ from jaxrec.models.base import Encoder
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.segments import first_index, is_first, is_last, last_index, per_segment
 from jaxrec.objectives import LossInputs, ObjectiveConfig, SamplingInputs
-from jaxrec.objectives.base import tempered
+from jaxrec.objectives.base import LossSums, tempered
 from jaxrec.options import Range
 from jaxrec.tasks.base import TASKS, Resources, Task, TaskConfig
 
@@ -270,4 +270,10 @@ def item_loss(
         key,
         sampling,
     )
-    return loss(inputs)
+    sums = loss(inputs)
+    if not isinstance(sums, LossSums):
+        raise ConfigError(
+            f"{type(task.objective).__name__}.loss must return LossSums(total, weight), the weighted sum of the loss and "
+            f"the sum of the weights; got {type(sums).__name__}"
+        )
+    return sums
