@@ -147,25 +147,21 @@ def refined(name, variant):
 
 #: Runs in which every declared rule holds once.
 BASES = {
-    "padded": {"batches.mode": "padded"},
-    "prefix": {"batches.mode": "prefix", "batches.prefixes_per_sequence": 2},
-    "sgd": {"optimizer.algorithm": "sgd", "encoder.item_codes.method": "hashed", "encoder.item_codes.size": 8,
-            "encoder.init": "xavier", "encoder.block": "attention-only"},
-    "adagrad": {"optimizer.algorithm": "adagrad", "encoder.final_norm": "off"},
-    "streamed": {"training.feed": "streamed", **sampled("uniform")},
-    "resident": {"training.feed": "resident", **sampled("in-batch")},
+    "padded, sgd": {"batches.mode": "padded", "optimizer.algorithm": "sgd", "encoder.item_codes.method": "hashed",
+                    "encoder.item_codes.size": 8, "encoder.init": "xavier", "encoder.block": "attention-only"},
+    "prefix, adagrad": {"batches.mode": "prefix", "batches.prefixes_per_sequence": 2, "optimizer.algorithm": "adagrad",
+                        "encoder.final_norm": "off"},
+    "streamed, uniform": {"training.feed": "streamed", **sampled("uniform"), **refined("awrsr", "simple")},
+    "resident, in-batch": {"training.feed": "resident", **sampled("in-batch"), **refined("awrsr", "additive")},
     "hard": {**sampled("hard"), "encoder.attention": ATTENTION["kernel"](upper="identity", lower="identity")},
-    "popularity": sampled("popularity"),
-    "segments": {"task": TASKS["s3rec-pretraining"](sp_weight=0.0), "encoder.block": "post-norm"},
+    "popularity": {**sampled("popularity"), **refined("awrsr", "additive-gated")},
+    "segments": {"task": TASKS["s3rec-pretraining"](sp_weight=0.0), "encoder.block": "post-norm",
+                 **refined("awrsr", "additive-bahdanau")},
     "gru4rec": {"encoder": ENCODERS["gru4rec"](width=16, hidden_width=16)},
     "wasserstein": {
         "encoder": ENCODERS["stosa"](width=16, attention=ATTENTION["wasserstein"](variant="none")),
     },
     "stochastic": {"encoder": ENCODERS["stosa"](width=16, attention=ATTENTION["wasserstein"](variant="stochastic"))},
-    **{
-        variant: refined("awrsr", variant)
-        for variant in ("simple", "additive", "additive-gated", "additive-bahdanau")
-    },
 }  # fmt: skip
 
 
