@@ -181,5 +181,6 @@ class ScalarConfig(ObjectiveConfig):
 
 def test_a_loss_that_is_no_pair_of_sums_is_refused():
     config = dataclasses.replace(small_config(), objective=ScalarConfig())
+    assert config.objective.temperature == 1.0  # of a loss without the option
     with pytest.raises(ConfigError, match=r"ScalarConfig\.loss must return LossSums\(total, weight\)"):
         train(config, small_dataset(), None, progress=False)

@@ -86,7 +86,7 @@ def test_a_dataset_with_a_name_that_is_too_long_is_refused(tmp_path):
 def test_details_hold_no_folders(tmp_path):
     text = (
         f"the run {tmp_path}/kills/run is bad: {Path.cwd()}/jaxrec/x.py:7, {sys.prefix}/lib/a.py, '/srv/data/log.csv', "
-        f"state/items/table 1/2, {Path.cwd()}-env/a.py and /dev/null"
+        f"state/items/table 1/2, {Path.cwd()}-beside-it/a.py and /dev/null"
     )
     log = TrialLog(tmp_path / "log.jsonl")
     log.add(Trial(0, "a", "refused", text))
