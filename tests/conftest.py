@@ -102,7 +102,7 @@ SLOW = re.compile(
     r"|cli/test_refusals.py::test_a_kernel_with_additive"
     r"|models/test_stosa.py::test_scores_rank"
     r"|objectives/test_sharding.py::test_gradient_inside"
-    r"|tasks/test_s3rec.py::test_(packing_and_padding|objectives_equal_the_oracle\w+\[(?!\{\}\]))"
+    r"|tasks/test_s3rec.py::test_(packing_and_padding|objectives_equal_the_oracle\w+\[(?!\{('form': 'paper')?\}\]))"
     r"|test_api.py::test_(metrics_are_means|every_encoder_trains|a_run_on_own_data)"
     r"|training/test_loop.py::test_overwrite"
     r"|training/test_optimizers.py::test_(every_registered|item_tables_are|kernels_are|matrices_that)"
