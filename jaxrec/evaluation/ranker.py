@@ -129,9 +129,8 @@ class EncoderRanker:
     def rank(self, cases: RankingCases) -> Int[np.ndarray, " T"]:
         """int32[T], exact ranks over the whole catalogue; see `jaxrec.evaluation.ranking.rank_targets`."""
         hidden, exclude, rows = self.encode(cases.histories), cases.exclude, cases.case_of_target
-        if not np.array_equal(
-            rows, np.arange(len(cases))
-        ):  # cases with none and with several may have as many targets
+        # Cases with none and cases with several may have as many targets as there are cases.
+        if not np.array_equal(rows, np.arange(len(cases))):
             hidden, exclude = hidden[rows], None if exclude is None else exclude.select(rows)
         ranks = rank_targets(hidden, self.table, cases.targets, exclude, row_chunk=self.row_chunk)
         empty = np.flatnonzero(cases.histories.lengths[rows] == 0)

@@ -128,7 +128,7 @@ class ObjectiveConfig:
 
     @property
     def temperature(self) -> float:
-        """What divides the scores: 1, unless the loss has it as an option."""
+        """Temperature, which divides the scores: 1, unless the loss has it as an option."""
         return 1.0
 
     @property

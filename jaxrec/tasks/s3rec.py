@@ -44,7 +44,7 @@ from jaxtyping import Bool, Float, Int
 from jaxrec.attention.base import Mask
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
-from jaxrec.models.base import Encoder
+from jaxrec.models.base import Encoder, blank_batch
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import take_positions
 from jaxrec.nn.precision import einsum, matmul
@@ -184,10 +184,7 @@ class S3RecPretraining(Task):
     def _width(self) -> int:
         """Size of the vectors that score items."""
         plain = self.encoder.clone(shards=None)
-        zeros = jnp.zeros((1, 1), jnp.int32)
-        batch = Batch(
-            zeros, zeros, zeros, zeros, jnp.zeros((1, 1), jnp.float32), timestamps=zeros, users=zeros
-        )
+        batch = blank_batch(self.spec.max_length)
         shape = jax.eval_shape(
             lambda: plain.item_table(plain.init(jax.random.key(0), batch)["params"]).vectors
         )
