@@ -105,16 +105,6 @@ class StudyOptions:
         """
         chosen = self.chosen(variants)
         dataset = self.load()
-        training = {
-            "seeds": tuple(range(self.seeds)),
-            "epochs": self.epochs,
-            "evaluate_every": 2,
-            "patience": self.patience,
-            "checkpoint_seconds": 60.0,
-        }
-        shared = dict(sections or {})
-        training |= dict(shared.pop("training", {}))
-        base = apply(sasrec(), {"data": {"source": self.data}, "training": training, **shared})
         module = sys.modules[type(self).__module__].__spec__.name  # "__main__" when it is run as a script
         write_record_of = recorder(what, title or what.capitalize(), dataset, module, figure)
 
@@ -124,7 +114,26 @@ class StudyOptions:
             added = tables(result) if tables is not None else ()
             write_record_of({**result, "markdown": "\n\n".join([result["markdown"], *added])})
 
-        study(base, chosen, dataset, Path(self.out), metrics, record)
+        study(self.base(sections), chosen, dataset, Path(self.out), metrics, record)
+
+    def shared(self) -> Settings:
+        """What the options of the study change in the preset for all variants."""
+        training = {
+            "seeds": tuple(range(self.seeds)),
+            "epochs": self.epochs,
+            "evaluate_every": 2,
+            "patience": self.patience,
+            "checkpoint_seconds": 60.0,
+        }
+        return {"data": {"source": self.data}, "training": training}
+
+    def base(self, sections: Settings | None = None) -> RunConfig:
+        """Configuration that all variants share: the preset "sasrec" with the options of the study.
+
+        Args:
+          sections: what differs besides, as in `Variant`.
+        """
+        return apply(apply(sasrec(), self.shared()), sections or {})
 
     def load(self) -> SequenceDataset:
         """Load the data of the study: ``PATH``, or ``PATH/s3rec_data.zip:NAME`` for a dataset of S3-Rec's archive."""
@@ -166,6 +175,24 @@ class StudyOptions:
                 if planned != ran
             },
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedSettings(StudyOptions):
+    """Options of a study whose variants have one learning rate and one dropout, without tuning.
+
+    Attributes:
+      learning_rate: the same for all.
+      dropout: of the encoder, the same for all; attention weights keep theirs.
+    """
+
+    learning_rate: float = 1e-3
+    dropout: float = 0.3
+
+    def shared(self) -> Settings:
+        """What the options of the study change in the preset for all variants."""
+        optimizer, encoder = {"learning_rate": self.learning_rate}, {"dropout": self.dropout}
+        return {**super().shared(), "optimizer": optimizer, "encoder": encoder}
 
 
 def apply(config: RunConfig, sections: Settings) -> RunConfig:

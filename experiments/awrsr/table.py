@@ -22,7 +22,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.differences import difference_table
-from experiments.variants import StudyOptions, Variant, contrasts
+from experiments.variants import SharedSettings, Variant, contrasts
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import RefinedAttentionConfig, SoftmaxAttentionConfig, UniformAttentionConfig
@@ -37,11 +37,10 @@ REACHED = 0.98
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Compare AWRSR's variants.
 
     Attributes:
-      learning_rate: the same for all.
       depths: further depths of the simple variant.
     """
 
@@ -157,7 +156,6 @@ def figure(result: dict[str, Any]) -> Figure:
 def main(options: Options) -> None:
     """Run the study and write its record."""
     shared = {
-        "optimizer": {"learning_rate": options.learning_rate},
         "evaluation": {"ks": (1, 5, 10)},
     }
     options.conduct(

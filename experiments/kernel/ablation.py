@@ -22,7 +22,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.differences import difference_table
-from experiments.variants import LISTS, StudyOptions, Variant, contrasts
+from experiments.variants import LISTS, SharedSettings, Variant, contrasts
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.attention import KernelAttentionConfig, SoftmaxAttentionConfig
@@ -35,12 +35,11 @@ Structure = Literal["toeplitz", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Compare kernels.
 
     Attributes:
       split: leave-one-out, or temporal with the users after the cut held out.
-      learning_rate: the same for all.
       layers: of the encoder.
     """
 
@@ -132,7 +131,6 @@ def figure(result: dict[str, Any]) -> Figure:
 def main(options: Options) -> None:
     """Run the study and write its record."""
     shared = {
-        "optimizer": {"learning_rate": options.learning_rate},
         "encoder": {"layers": options.layers},
         "split": dict(SPLITS[options.split]),
     }

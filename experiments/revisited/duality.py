@@ -21,17 +21,15 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.record import RESULTS, command_line, dataset_line, split_line, write_record
-from experiments.variants import StudyOptions, Variant, plan_line, study, train_once
+from experiments.variants import SharedSettings, Variant, plan_line, study, train_once
 from jaxrec.analysis.compare import Comparison, RunRanks, compare_runs, saved_ranks
 from jaxrec.analysis.duality import ENSEMBLE, NEXT_ITEM, NEXT_USER, Duality, draw_coverage, measure_duality
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import breakdown, draw_groups, popularity_groups
 from jaxrec.analysis.significance import holm
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.config import RunConfig
 from jaxrec.data import split_dataset, transposed
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.presets import sasrec
 from jaxrec.runs import Run
 from jaxrec.tasks import ConsistencyConfig
 
@@ -41,7 +39,7 @@ BAYES, BAYES_ENSEMBLE = f"{NEXT_USER}, popularity", f"{ENSEMBLE}, popularity"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Measure duality of users and items.
 
     Attributes:
@@ -75,23 +73,12 @@ def variants(options: Options) -> list[Variant]:
     return [Variant(NEXT_ITEM, {}), *by_weight, *by_side]
 
 
-def base_config(options: Options) -> RunConfig:
-    """The preset with the budget of the study."""
-    return sasrec().updated(
-        {
-            "data.source": options.data,
-            "training.seeds": tuple(range(options.seeds)),
-            "training.epochs": options.epochs,
-            "training.patience": options.patience,
-        }
-    )
-
-
 def next_user_run(options: Options, dataset: SequenceDataset) -> Run:
     """Train the next-user model on the transposed log, unless it is there."""
     folder = Path(options.out) / "next-user"
-    reverse = transposed(split_dataset(dataset, base_config(options).split), options.last)
-    train_once(reverse, base_config(options), folder)
+    base = options.base()
+    reverse = transposed(split_dataset(dataset, base.split), options.last)
+    train_once(reverse, base, folder)
     return Run(folder, reverse)
 
 
@@ -102,7 +89,7 @@ def main(options: Options) -> None:
     chosen = [each for each in every if each in asked or each is every[0]]
     dataset = options.load()
     out = Path(options.out)
-    trained = study(base_config(options), chosen, dataset, out)
+    trained = study(options.base(), chosen, dataset, out)
     runs = {each.name: Run(out / each.name.replace(" ", "-"), dataset) for each in chosen}
     users = next_user_run(options, dataset)
     sides = {

@@ -20,13 +20,12 @@ import tyro
 
 from experiments.differences import difference_table, paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, split_line, write_record
-from experiments.variants import StudyOptions, Variant, plan_line, study
+from experiments.variants import SharedSettings, Variant, plan_line, study
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.generation import GenerationQuality, generation_figure, generation_quality
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.models import GRU4RecConfig
-from jaxrec.presets import sasrec
 from jaxrec.runs import Run
 from jaxrec.serving.generation import GREEDY, GenerationConfig
 from jaxrec.tasks import NextItemConfig
@@ -40,7 +39,7 @@ CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Measure generated sequences.
 
     Attributes:
@@ -73,17 +72,7 @@ def main(options: Options) -> None:
     rows = variants(options)
     chosen = options.chosen(rows)
     dataset = options.load()
-    base = sasrec().updated(
-        {
-            "data.source": options.data,
-            "split.strategy": "leave-last-n",
-            "split.n": options.steps,
-            "training.seeds": tuple(range(options.seeds)),
-            "training.epochs": options.epochs,
-            "training.patience": options.patience,
-            "training.checkpoint_seconds": 60.0,
-        }
-    )
+    base = options.base({"split": {"strategy": "leave-last-n", "n": options.steps}})
     trained = {**study(base, chosen, dataset, Path(options.out)), "plan": options.plan(rows)}
     record(options, trained, measure(options, chosen, dataset), dataset.name)
 

@@ -21,7 +21,7 @@ import tyro
 
 from experiments.differences import difference_table, paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, split_line, write_record
-from experiments.variants import StudyOptions, Variant, apply, plan_line, study
+from experiments.variants import SharedSettings, Variant, plan_line, study
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.personalisation import (
     Personalisation,
@@ -43,7 +43,7 @@ METRIC = "NDCG@10"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Compare vectors of users.
 
     Attributes:
@@ -256,19 +256,7 @@ def record(
 
 def main(options: Options) -> None:
     """Train, measure, and write the record."""
-    base = apply(
-        sasrec(),
-        {
-            "data": {"source": options.data},
-            "training": {
-                "seeds": tuple(range(options.seeds)),
-                "epochs": options.epochs,
-                "patience": options.patience,
-                "checkpoint_seconds": 15.0,
-                "keep_checkpoints": 40,
-            },
-        },
-    )
+    base = options.base({"training": {"checkpoint_seconds": 15.0, "keep_checkpoints": 40}})
     chosen = options.chosen(variants(options))
     divided = divide(options.load(), options.new_users, base.evaluation.remove_seen)
     trained = study(base, chosen, divided.training, Path(options.out))

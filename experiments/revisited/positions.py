@@ -32,7 +32,7 @@ import numpy as np
 import tyro
 
 from experiments.differences import difference_table
-from experiments.variants import StudyOptions, Variant, apply, contrasts, steps_ratio
+from experiments.variants import SharedSettings, Variant, apply, contrasts, steps_ratio
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.attention import KernelAttentionConfig, SoftmaxAttentionConfig, UniformAttentionConfig
 from jaxrec.data.batches import Batch, BatchConfig, gather_batch
@@ -55,12 +55,11 @@ HISTORY, PADDING = 5, (0, 5, 15, 45)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Compare positions.
 
     Attributes:
       split: leave-one-out, or temporal with the last item of each test user as target.
-      learning_rate: the same for all.
       audited: histories of the padding audit.
     """
 
@@ -313,7 +312,6 @@ def main(options: Options) -> None:
     """Run the study and write its record."""
     dataset = options.load()
     sections = {
-        "optimizer": {"learning_rate": options.learning_rate},
         "split": dict(SPLITS[options.split]),
     }
     split = split_dataset(dataset, apply(sasrec(), sections).split)

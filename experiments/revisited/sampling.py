@@ -23,7 +23,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.differences import difference_table
-from experiments.variants import LISTS, StudyOptions, Variant, contrasts
+from experiments.variants import LISTS, SharedSettings, Variant, contrasts
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.objectives import CrossEntropyConfig, SampledSoftmaxConfig
@@ -39,18 +39,15 @@ ALL = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Compare samplers of negatives.
 
     Attributes:
       negatives: draws of a step, which all of its positions share.
-      learning_rate: the same for all.
-      dropout: the same for all.
     """
 
     negatives: int = 128
     learning_rate: float = 2e-3
-    dropout: float = 0.3
     out: str = "runs/sampling"
 
 
@@ -171,14 +168,9 @@ def figure(result: dict[str, Any]) -> Figure:
 
 def main(options: Options) -> None:
     """Run the study and write its record."""
-    shared = {
-        "optimizer": {"learning_rate": options.learning_rate},
-        "encoder": {"dropout": options.dropout},
-    }
     options.conduct(
         "sampling",
         variants(options.negatives),
-        shared,
         tables=lambda result: tables(options.out, result),
         figure=figure,
     )

@@ -23,13 +23,12 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.differences import difference_table
-from experiments.variants import StudyOptions, Variant, apply, contrasts, recorder, study
+from experiments.variants import SharedSettings, Variant, apply, contrasts, recorder, study
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.nn.item_codes import ItemCodesConfig
-from jaxrec.presets import sasrec
 from jaxrec.runs import Run
 from jaxrec.training.setup import data_spec
 
@@ -38,7 +37,7 @@ METRIC = "NDCG@10"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Compare composed items with a row per item.
 
     Attributes:
@@ -174,15 +173,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 def main(options: Options) -> None:
     """Train, compare, and write tables and figure."""
     dataset = options.load()
-    base = sasrec().updated(
-        {
-            "data.source": options.data,
-            "training.seeds": tuple(range(options.seeds)),
-            "training.epochs": options.epochs,
-            "training.patience": options.patience,
-            "training.checkpoint_seconds": 60.0,
-        }
-    )
+    base = options.base()
     planned = variants(options, base, dataset)
     module = "experiments.revisited.tokenisation"
     write = recorder("tokenisation", "Items composed of codes", dataset, module, figure)

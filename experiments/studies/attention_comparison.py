@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from experiments.variants import StudyOptions, Variant
+from experiments.variants import SharedSettings, Variant
 from jaxrec.attention import (
     KernelAttentionConfig,
     MultiItemQueryAttentionConfig,
@@ -29,12 +29,8 @@ from jaxrec.objectives import BPRPositiveVersusNegativeConfig, CrossEntropyConfi
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
-    """Compare attention mechanisms.
-
-    Attributes:
-      learning_rate: the same for all.
-    """
+class Options(SharedSettings):
+    """Compare attention mechanisms."""
 
     learning_rate: float = 2e-3
     out: str = "runs/attention"
@@ -92,7 +88,7 @@ def variants(dropout: float = 0.1) -> list[Variant]:
 
 def main(options: Options) -> None:
     """Run the study and write its tables."""
-    options.conduct("attention", variants(), {"optimizer": {"learning_rate": options.learning_rate}})
+    options.conduct("attention", variants())
 
 
 if __name__ == "__main__":

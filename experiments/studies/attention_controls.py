@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from experiments.variants import StudyOptions, Variant
+from experiments.variants import SharedSettings, Variant
 from jaxrec.attention import (
     KernelAttentionConfig,
     PointwiseAttentionConfig,
@@ -29,12 +29,8 @@ from jaxrec.attention import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
-    """Compare attention mechanisms under controlled positions.
-
-    Attributes:
-      learning_rate: the same for all.
-    """
+class Options(SharedSettings):
+    """Compare attention mechanisms under controlled positions."""
 
     learning_rate: float = 2e-3
     out: str = "runs/attention-controls"
@@ -70,7 +66,7 @@ def variants(dropout: float = 0.1) -> list[Variant]:
 
 def main(options: Options) -> None:
     """Run the study and write its tables."""
-    options.conduct("attention-controls", variants(), {"optimizer": {"learning_rate": options.learning_rate}})
+    options.conduct("attention-controls", variants())
 
 
 if __name__ == "__main__":

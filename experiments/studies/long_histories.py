@@ -15,17 +15,15 @@ import dataclasses
 
 import tyro
 
-from experiments.variants import StudyOptions, Variant
+from experiments.variants import SharedSettings, Variant
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Compare ways to train on long histories.
 
     Attributes:
       max_length: L, items of a row.
-      learning_rate: the same for all.
-      dropout: the same for all.
     """
 
     max_length: int = 50
@@ -50,11 +48,7 @@ def variants(max_length: int) -> list[Variant]:
 
 def main(options: Options) -> None:
     """Run the study and write its tables."""
-    shared = {
-        "optimizer": {"learning_rate": options.learning_rate},
-        "encoder": {"dropout": options.dropout},
-    }
-    options.conduct("long-histories", variants(options.max_length), shared)
+    options.conduct("long-histories", variants(options.max_length))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments.differences import difference_table
-from experiments.variants import StudyOptions, Variant, contrasts, steps_ratio
+from experiments.variants import SharedSettings, Variant, contrasts, steps_ratio
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.data.splits import Split, split_dataset
 from jaxrec.objectives import BinaryCrossEntropyConfig, CrossEntropyConfig, ObjectiveConfig
@@ -61,13 +61,11 @@ PRINTED: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(StudyOptions):
+class Options(SharedSettings):
     """Train SASRec on packed histories or prefixes, on all or last targets, with two losses.
 
     Attributes:
       epochs: most epochs of packed batches. Rows of prefixes have as many steps, and two rows four times as many.
-      learning_rate: the same for all.
-      dropout: the same for all.
     """
 
     data: str = "s3rec_data.zip:LastFM"
@@ -164,14 +162,9 @@ def main(options: Options) -> None:
     """Run the study and write its record."""
     dataset = options.load()
     split = split_dataset(dataset, sasrec().split)
-    shared = {
-        "optimizer": {"learning_rate": options.learning_rate},
-        "encoder": {"dropout": options.dropout},
-    }
     options.conduct(
         "prefix-verdict",
         variants(options.epochs, split),
-        shared,
         tables=lambda result: tables(options, dataset.name, result),
     )
 
