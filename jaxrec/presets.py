@@ -179,6 +179,8 @@ def hstu() -> RunConfig:
 def ligr() -> RunConfig:
     """LiGR's gated residuals in the blocks of `sasrec`; else the same.
 
+    ``--encoder.activation swiglu --encoder.ffn-width 256`` adds the feed-forward network of its public implementations.
+
     MovieTweetings, 5 seeds, at twice the learning rate: HR@10 .2417 ± .0053, NDCG@10 .1346 ± .0037
     (``experiments/results/attention_movietweetings.md``).
     """

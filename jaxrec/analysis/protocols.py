@@ -20,6 +20,7 @@ from jax import Array, lax
 from jaxrec.analysis.tables import write_tables
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.evaluation.evaluate import check_cutoffs
 from jaxrec.evaluation.histories import Histories, distinct_targets
 from jaxrec.evaluation.metrics import DEFAULT_KS, ranking_metrics
 from jaxrec.evaluation.ranking import CandidateTable, candidate_table, rank_targets
@@ -28,6 +29,8 @@ from jaxrec.evaluation.tie_order import tie_keys
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.runs import Run
 
+#: Distributions of sampled negatives.
+SAMPLERS: tuple[Literal["uniform", "popularity"], ...] = ("uniform", "popularity")
 #: Candidate vectors gathered at once by the sampled protocol, as float32 numbers.
 _GATHERED = 1 << 23
 #: Marks, rows by items, held at once while negatives are drawn.
@@ -61,7 +64,7 @@ class Candidates:
         for field, allowed in (
             ("kind", ("full", "sampled")),
             ("seen", ("remove", "keep", "zero")),
-            ("sampler", ("uniform", "popularity")),
+            ("sampler", SAMPLERS),
         ):
             if getattr(self, field) not in allowed:
                 raise ConfigError(
@@ -82,16 +85,35 @@ class Candidates:
 
 
 #: One choice changed at a time, then the old protocols as they were.
-SIDE_BY_SIDE = (
+FULL_CORPUS = (
     Candidates(),
     Candidates(seen="keep"),
     Candidates(seen="zero"),
     Candidates(rank_padding=True),
     Candidates(seen="zero", rank_padding=True),
+)
+SIDE_BY_SIDE = (
+    *FULL_CORPUS,
     Candidates("sampled", negatives=99),
     Candidates("sampled", negatives=99, sampler="popularity"),
     Candidates("sampled", negatives=999),
 )
+
+
+def with_negatives(numbers: Sequence[int]) -> tuple[Candidates, ...]:
+    """The protocols of the full corpus, then each number of negatives, uniform and by popularity; empty = `SIDE_BY_SIDE`.
+
+    Raises:
+      ConfigError: a number is below 1.
+    """
+    if any(number < 1 for number in numbers):
+        raise ConfigError(f"--negatives must be numbers of at least 1, got {' '.join(map(str, numbers))}")
+    sampled = [
+        Candidates("sampled", negatives=number, sampler=sampler)
+        for number in dict.fromkeys(numbers)
+        for sampler in SAMPLERS
+    ]
+    return (*FULL_CORPUS, *sampled) if sampled else SIDE_BY_SIDE
 
 
 def protocol_ranks(
@@ -311,6 +333,7 @@ class ProtocolStudy:
       targets: number of targets.
       repeated: those of them that are in the history of their own case.
       omitted: names of protocols that draw more negatives than some user has unseen items.
+      ks: cutoffs of HR and NDCG in the table; empty = 10, or the longest where the run has no list of 10.
     """
 
     results: list[dict[str, Any]]
@@ -318,6 +341,7 @@ class ProtocolStudy:
     targets: int
     repeated: int
     omitted: tuple[str, ...] = ()
+    ks: tuple[int, ...] = ()
 
     @property
     def note(self) -> str:
@@ -335,14 +359,11 @@ class ProtocolStudy:
         return "\n".join(lines)
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of a table: value and, in brackets, the effect of the choice.
-
-        HR and NDCG are those of lists of 10, or of the longest ones where the run has none of 10.
-        """
+        """Header and rows of a table: value and, in brackets, the effect of the choice."""
         first = self.results[0]["metrics"]
         lengths = [int(name.removeprefix("HR@")) for name in first if name.startswith("HR@")]
-        k = 10 if 10 in lengths else max(lengths)
-        names = [f"HR@{k}", f"NDCG@{k}", "MRR"]
+        shown = self.ks or (10 if 10 in lengths else max(lengths),)
+        names = [f"{metric}@{k}" for k in shown for metric in ("HR", "NDCG")] + ["MRR"]
         rows = [
             [row["protocol"], *(f"{row['metrics'][n]:.4f} ({row['difference'][n]:+.4f})" for n in names)]
             for row in self.results
@@ -355,6 +376,8 @@ def protocols(
     split: str = "test",
     dataset: SequenceDataset | None = None,
     out: str | Path | None = None,
+    negatives: Sequence[int] = (),
+    ks: Sequence[int] = (),
 ) -> ProtocolStudy:
     """Evaluate one run under every protocol in use, one choice changed at a time.
 
@@ -363,19 +386,26 @@ def protocols(
       split: "test" or "valid".
       dataset: see `Run`.
       out: directory for ``protocols.md`` and ``protocols.tex``; None writes nothing.
+      negatives: numbers of sampled negatives, each drawn uniformly and by popularity; empty = those of `SIDE_BY_SIDE`.
+      ks: cutoffs of the metrics, all in the table; empty = those of the run.
+
+    Raises:
+      ConfigError: a number of negatives or a cutoff is out of range.
     """
+    planned = with_negatives(negatives)
     opened = Run(run, dataset)
+    check_cutoffs(ks, opened.setup.dataset.n_items)
     setup, cases = opened.setup, distinct_targets(opened.setup.split.cases(split))
     rows_of_target = np.repeat(np.arange(len(cases.users)), np.diff(cases.target_offsets))
     seen = seen_items(cases, setup.dataset.items).select(rows_of_target)
     counts = setup.split.item_counts
     candidates = [
         protocol
-        for protocol in SIDE_BY_SIDE
+        for protocol in planned
         if protocol.kind == "full"
         or protocol.negatives <= fewest_negatives(protocol, cases.targets, seen, counts)
     ]
-    omitted = tuple(protocol.name for protocol in SIDE_BY_SIDE if protocol not in candidates)
+    omitted = tuple(protocol.name for protocol in planned if protocol not in candidates)
     by_seed = []
     for seed in opened.seeds:
         ranker = opened.ranker(seed)
@@ -391,7 +421,7 @@ def protocols(
                 seen,
                 counts,
                 protocols=candidates,
-                ks=opened.config.evaluation.ks,
+                ks=ks or opened.config.evaluation.ks,
                 target_offsets=cases.target_offsets,
             )
         )
@@ -401,7 +431,7 @@ def protocols(
         changes = {name: float(np.mean([row.difference[name] for row in rows])) for name in rows[0].metrics}
         results.append({"protocol": rows[0].name, "metrics": means, "difference": changes})
     repeated = int(cases.repeated(setup.dataset.items).sum())
-    study = ProtocolStudy(results, len(by_seed), len(cases.targets), repeated, omitted)
+    study = ProtocolStudy(results, len(by_seed), len(cases.targets), repeated, omitted, tuple(ks))
     if out is not None:
         write_tables(out, "protocols", [study.rows()], notes=study.note.splitlines())
     return study

@@ -142,6 +142,16 @@ class Protocols:
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run directory")]
     split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part")] = "test"
+    negatives: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            help="numbers of sampled negatives, each drawn uniformly and by popularity; default: 99 both ways and 999 "
+            "uniform"
+        ),
+    ] = ()
+    ks: Annotated[
+        tuple[int, ...], tyro.conf.arg(help="cutoffs of the metrics; default: those of the run")
+    ] = ()
     out: Annotated[str, tyro.conf.arg(help="directory for Markdown and LaTeX; default: none")] = ""
     data: Data = ""
     latex: Latex = False
@@ -155,7 +165,12 @@ def protocols(arguments: list[str]) -> int:
     from jaxrec.analysis.protocols import protocols as protocols_of
 
     study = protocols_of(
-        options.run, options.split, _moved((options.run,), options.data), options.out or None
+        options.run,
+        options.split,
+        _moved((options.run,), options.data),
+        options.out or None,
+        options.negatives,
+        options.ks,
     )
     emit(
         {

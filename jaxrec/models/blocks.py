@@ -28,8 +28,16 @@ ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry(
 )
 
 
+#: Name of the activation that is a gated network: ``(SiLU(x W_1 + b_1) * (x W_2 + b_2)) W_3 + b_3``.
+SWIGLU = "swiglu"
+
+
 class FeedForward(nn.Module):
-    """``D -> ffn_width -> D`` at each position: ``2 * D * ffn_width + ffn_width + D`` parameters."""
+    """``D -> ffn_width -> D`` at each position: ``2 * D * ffn_width + ffn_width + D`` parameters.
+
+    With the activation "swiglu" (Shazeer 2020, arXiv 2002.05202) a second map of the input multiplies the inner states:
+    ``D * ffn_width + ffn_width`` parameters more.
+    """
 
     ffn_width: int
     activation: str
@@ -43,7 +51,11 @@ class FeedForward(nn.Module):
         """Apply the network to ``x`` [B, L, D]."""
         width = x.shape[-1]
         hidden = Dense(self.ffn_width, kernel_init=self.kernel_init, dtype=self.dtype, name="inner")(x)
-        hidden = ACTIVATIONS[self.activation](hidden)
+        if self.activation == SWIGLU:
+            factor = Dense(self.ffn_width, kernel_init=self.kernel_init, dtype=self.dtype, name="factor")(x)
+            hidden = jax.nn.silu(hidden) * factor
+        else:
+            hidden = ACTIVATIONS[self.activation](hidden)
         if self.inner_dropout:
             hidden = Dropout(self.dropout)(hidden, train)
         out = Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="outer")(hidden)
@@ -64,7 +76,7 @@ class Block(nn.Module):
       pre-norm: norm before each sublayer; the encoder normalises once more at the end.
       gated: ``x + f(norm(x)) * sigmoid(x W + b)`` for each sublayer f, a W and b for each (LiGR, Borisyuk et al. 2025,
         arXiv 2502.03417). That the gate reads x as it is, before the norm, follows the public implementations for
-        sequential recommendation; their SwiGLU feed-forward network is not part of it.
+        sequential recommendation, whose feed-forward network is that of the activation "swiglu", without biases.
       attention-only: ``x + attend(norm(x))``. HSTU's layer (Zhai et al. 2024, arXiv 2402.17152): its attention has a
         gate of its own in place of the feed-forward network.
     """

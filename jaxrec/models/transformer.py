@@ -28,7 +28,7 @@ from jaxrec.models.attentive import (
     tokens_context,
 )
 from jaxrec.models.base import ENCODERS, current_columns
-from jaxrec.models.blocks import Block, zero_padding
+from jaxrec.models.blocks import SWIGLU, Block, zero_padding
 from jaxrec.models.output_table import (
     ScoreOptions,
     declare_output,
@@ -54,7 +54,7 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
       block: arrangement of norms and residuals: "original", "post-norm" (S3-Rec, Li et al.), "pre-norm", "gated"
         (LiGR) or "attention-only" (HSTU); see `jaxrec.models.blocks.Block`.
       ffn_width: inner size of the feed-forward network; 0 = the same as ``width`` (the original's).
-      activation: of the feed-forward network; "identity" leaves it linear.
+      activation: of the feed-forward network; "identity" leaves it linear, "swiglu" multiplies SiLU of one map by another.
       output_projection: affine map after the heads: "auto" (in every block but "original"), "on" or "off".
       final_norm: layer norm of the last states: "auto" (in every block but "post-norm"), "on" or "off".
       scale_embeddings: multiply item vectors by sqrt(D) at the input (the original does).
@@ -76,7 +76,7 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
     block: Literal["original", "post-norm", "pre-norm", "gated", "attention-only"] = "pre-norm"
     ffn_width: Annotated[int, Range("[0, inf)")] = 0
     activation: Annotated[
-        Literal["relu", "gelu", "gelu-tanh", "silu", "identity"], Idle("block", ("attention-only",))
+        Literal["relu", "gelu", "gelu-tanh", "silu", "identity", "swiglu"], Idle("block", ("attention-only",))
     ] = "gelu-tanh"
     output_projection: Literal["auto", "on", "off"] = "auto"
     final_norm: Literal["auto", "on", "off"] = "auto"
@@ -178,8 +178,8 @@ class Transformer(AttentiveEncoder):
     ``n_special * D`` for tokens beside the items, ``max_length * D`` for learned positions, ``2 D`` for the embedding
     norm and for the final norm where there is one, those of users (`jaxrec.models.users.user_count`), what the attention
     shares between layers, and for each layer the attention's own, ``2 D`` for each of two norms and ``2 D F + F + D`` for a
-    feed-forward width F. "attention-only" has one norm and no feed-forward network; "gated" has two gates of ``D^2 + D``
-    more.
+    feed-forward width F (``D F + F`` more with "swiglu"). "attention-only" has one norm and no feed-forward network;
+    "gated" has two gates of ``D^2 + D`` more.
     """
 
     config: TransformerConfig
@@ -349,6 +349,7 @@ class Transformer(AttentiveEncoder):
         layer = self.attention.parameter_count(shape) + norms
         if config.block != "attention-only":
             layer += norms + 2 * width * inner + inner + width
+            layer += (width * inner + inner) if config.activation == SWIGLU else 0
         if config.block == "gated":
             layer += 2 * (width**2 + width)
         return (

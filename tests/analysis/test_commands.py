@@ -167,9 +167,14 @@ class TestProtocols:
         refused(jaxrec("protocols", runs["a"], "--out", out), "already holds protocols.md")
 
     def test_several_targets_a_case_and_moved_data(self, runs):
-        told = jaxrec("protocols", runs["temporal"], "--data", runs["a"].parent / "log", "--json").json
+        options = ("--data", runs["a"].parent / "log", "--negatives", "2", "--json")
+        told = jaxrec("protocols", runs["temporal"], *options).json
         own = json.loads((runs["temporal"] / "results.json").read_text())["metrics"]
         first = told["protocols"][0]
+        assert "sampled: 2 uniform negatives, seed 0" in [
+            *[each["protocol"] for each in told["protocols"]],
+            *told["omitted"],
+        ]
         assert first["protocol"] == "full corpus; seen items removed"
         assert set(first["metrics"]) == set(own)
         for name, value in first["metrics"].items():

@@ -105,6 +105,18 @@ def test_a_busy_user_leaves_out_a_protocol_and_not_all(monkeypatch, tmp_path):
         fewest_negatives(SIDE_BY_SIDE[5], split.test.targets, seen_items(split.test, dataset.items), counts)
         == 20
     )
+    study = protocols_module.protocols("run", negatives=(3, 21), ks=(1, 5))
+    sampled = [row["protocol"] for row in study.results[5:]]
+    assert sampled == [f"sampled: 3 {sampler} negatives, seed 0" for sampler in ("uniform", "popularity")]
+    assert len(study.omitted) == 2
+    header, rows = study.rows()
+    assert header == ["protocol", "HR@1", "NDCG@1", "HR@5", "NDCG@5", "MRR"]
+    assert set(study.results[0]["metrics"]) >= {"HR@1", "NDCG@5", "MRR"}
+    assert len(rows) == 7
+    with pytest.raises(ConfigError, match=r"--negatives must be numbers of at least 1, got 5 0"):
+        protocols_module.protocols("run", negatives=(5, 0))
+    with pytest.raises(ConfigError, match="ks must be cutoffs from 1 to the catalogue's"):
+        protocols_module.protocols("run", ks=(0,))
 
 
 def test_too_few_unseen_items_are_refused():

@@ -82,7 +82,7 @@ CASES = (
     ),
     transformer("post-norm-with-final-norm", block="post-norm", final_norm="on", activation="relu"),
     transformer("remat", layers=1, positions="none", remat=True),
-    transformer("ligr", origin="end", block="gated", ffn_width=6),
+    transformer("ligr", origin="end", block="gated", ffn_width=6, activation="swiglu"),
     transformer(
         "hstu", block="attention-only", embedding_norm=True, attention=PointwiseAttentionConfig(heads=2)
     ),

@@ -113,7 +113,7 @@ def user_vector(config, p, user):
 def transformer(encoder, params, items, mask):
     """Hidden states [n, D] of one sequence of item ids."""
     config, n, width = encoder.config, len(items), encoder.config.width
-    epsilon, activation = config.norm_epsilon, ACTIVATIONS[config.activation]
+    epsilon = config.norm_epsilon
     x = embed(params["items"], items)
     if config.scale_embeddings:
         x = x * np.sqrt(width)
@@ -141,7 +141,11 @@ def transformer(encoder, params, items, mask):
             x[:n_padding] = 0.0
 
         def feed_forward(z, p=p):
-            return affine(activation(affine(z, p["feed_forward"]["inner"])), p["feed_forward"]["outer"])
+            maps = p["feed_forward"]
+            inner = affine(z, maps["inner"])
+            if config.activation == "swiglu":
+                return affine(inner * sigmoid(inner) * affine(z, maps["factor"]), maps["outer"])
+            return affine(ACTIVATIONS[config.activation](inner), maps["outer"])
 
         def attend(queries, x, p=p):
             heads = config.attention.heads

@@ -67,7 +67,8 @@ def test_refusals():
     with pytest.raises(ConfigError, match=r"ffn-width has nothing to act on .* expected 0, got 64"):
         TransformerConfig(block="attention-only", ffn_width=64)
     with pytest.raises(
-        ConfigError, match=r"--encoder\.activation must be one of relu, gelu, gelu-tanh, silu, identity"
+        ConfigError,
+        match=r"--encoder\.activation must be one of relu, gelu, gelu-tanh, silu, identity, swiglu",
     ):
         TransformerConfig(activation="swish")
     with pytest.raises(
