@@ -71,9 +71,9 @@ def test_a_rate_of_matrix_products():
 
 def test_the_figure_of_weight_statistics_has_a_panel_per_layer_and_a_curve_per_measure():
     values = np.full((1, 2, 3), 0.5)
-    layers = {name: WeightStatistics(values, values, values) for name in ("layer_0", "layer_1")}
+    layers = {name: WeightStatistics(values, values, values, values) for name in ("layer_0", "layer_1")}
     figure = statistics_figure(layers)
-    assert [len(axis.lines) for axis in figure.axes] == [3, 3]
+    assert [len(axis.lines) for axis in figure.axes] == [4, 4]
 
 
 def test_plain_gaussian_attention_has_no_maps_to_draw():

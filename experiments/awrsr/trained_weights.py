@@ -28,6 +28,7 @@ from jaxrec.training.state import Params, initial_params
 COLUMNS = {
     "entropy": "entropy (1 = uniform)",
     "from_uniform": "from uniform",
+    "reach": "reach (1 = uniform)",
     "from_first": "from the first weights",
 }
 

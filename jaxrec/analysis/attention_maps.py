@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from jaxrec.analysis.figures import save_figure
 from jaxrec.attention import allowed_positions
 from jaxrec.attention.base import Mask
+from jaxrec.attention.positions import offsets
 from jaxrec.data.batches import Batch, gather_batch
 from jaxrec.data.packing import Sequences, pad
 from jaxrec.errors import ConfigError, DataError
@@ -57,11 +58,14 @@ class WeightStatistics(NamedTuple):
     Attributes:
       entropy: float[B, H, L], as a fraction of that of uniform weights: 1 = uniform, 0 = one key has all.
       from_uniform: float[B, H, L], total variation distance to uniform weights.
+      reach: float[B, H, L], mean distance of the keys in interactions, as a fraction of that of uniform weights: 0 = all
+        weight on the query's own interaction, above 1 = older ones have more than their share.
       from_first: float[B, H, L], total variation distance to the first weights of a refinement, or None.
     """
 
     entropy: np.ndarray
     from_uniform: np.ndarray
+    reach: np.ndarray
     from_first: np.ndarray | None
 
     def means(self) -> dict[str, float]:
@@ -74,7 +78,7 @@ class WeightStatistics(NamedTuple):
 def weight_statistics(
     weights: np.ndarray, segments: np.ndarray, first: np.ndarray | None = None, mask: Mask = "causal"
 ) -> WeightStatistics:
-    """Measure how concentrated attention weights are, and how far from uniform and from the first weights.
+    """Measure how concentrated attention weights are, how far they reach, and how far from uniform and the first they are.
 
     Args:
       weights: float[B, H, L, L], each row a distribution over the keys that the mask allows.
@@ -97,18 +101,23 @@ def weight_statistics(
     logarithms = np.log(np.maximum(weights, 1e-300))
     entropy = -(weights * logarithms).sum(axis=-1) / np.log(np.maximum(count, 2))
 
+    uniform = allowed / np.maximum(count, 1)[..., None]
+    apart = np.abs(offsets(weights.shape[-1]))
+    reach = (weights * apart).sum(axis=-1) / np.where(counted, (uniform * apart).sum(axis=-1), 1.0)
+
     def distance(other: np.ndarray) -> np.ndarray:
         return np.where(counted, 0.5 * np.abs(weights - other).sum(axis=-1), np.nan)
 
     return WeightStatistics(
         np.where(counted, entropy, np.nan),
-        distance(allowed / count[..., None]),
+        distance(uniform),
+        np.where(counted, reach, np.nan),
         None if first is None else distance(np.asarray(first, np.float64)),
     )
 
 
 def statistics_figure(layers: Mapping[str, WeightStatistics], caption: str = "") -> Figure:
-    """Entropy and distances of attention weights by position in the history, averaged over rows and heads.
+    """Entropy, reach and distances of attention weights by position in the history, averaged over rows and heads.
 
     Args:
       layers: statistics of each layer, of histories without padding.
@@ -116,7 +125,12 @@ def statistics_figure(layers: Mapping[str, WeightStatistics], caption: str = "")
     """
     figure = Figure(figsize=(3.4 * len(layers) + 1.0, 3.0), layout="constrained")
     axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
-    labels = ("entropy (1 = uniform)", "distance to uniform", "distance to the first weights")
+    labels = (
+        "entropy (1 = uniform)",
+        "distance to uniform",
+        "reach (1 = uniform)",
+        "distance to the first weights",
+    )
     for axis, (layer, statistics) in zip(axes, layers.items(), strict=True):
         for label, values in zip(labels, statistics, strict=True):
             if values is not None and values.shape[-1] > 1:
@@ -124,7 +138,7 @@ def statistics_figure(layers: Mapping[str, WeightStatistics], caption: str = "")
                 axis.plot(range(2, values.shape[-1] + 1), values[..., 1:].mean(axis=(0, 1)), label=label)
         axis.set_title(layer.replace("_", " "), fontsize=8)
         axis.set_xlabel("position in the history, oldest first", fontsize=8)
-        axis.set_ylim(-0.02, 1.02)
+        axis.set_ylim(-0.02, max(1.02, axis.get_ylim()[1]))
     axes[0].legend(fontsize=7)
     figure.suptitle(caption, fontsize=9)
     return figure

@@ -144,11 +144,15 @@ def test_statistics_of_known_weights():
     own = np.broadcast_to(np.eye(4), uniform.shape)
     measured = weight_statistics(uniform, segments, own)
     assert measured.means() == pytest.approx(
-        {"entropy": 1.0, "from_uniform": 0.0, "from_first": (2 / 3 + 3 * 0.5) / 4}
+        {"entropy": 1.0, "from_uniform": 0.0, "reach": 1.0, "from_first": (2 / 3 + 3 * 0.5) / 4}
     )
     # First positions, with one key, and padding do not count.
     assert np.isnan(measured.entropy[0, 0]).tolist() == [True, False, False, True]
     assert np.isnan(measured.entropy[1, 0]).tolist() == [True, False, True, False]
-    assert weight_statistics(own, segments).means()["entropy"] == pytest.approx(0.0)
+    for name in ("entropy", "reach"):
+        assert weight_statistics(own, segments).means()[name] == pytest.approx(0.0)
+    # The third query: keys 2, 1 and 0 interactions away, 2 * .5 + .25 over a mean of 1; the second: all on 1, over .5.
+    weights = np.asarray([[1.0, 0, 0], [1.0, 0, 0], [0.5, 0.25, 0.25]])[None, None]
+    np.testing.assert_allclose(weight_statistics(weights, segments[:1, :3]).reach, [[[np.nan, 2.0, 1.25]]])
     with pytest.raises(ConfigError, match="weights that sum to 1"):
         weight_statistics(0.5 * uniform, segments)
