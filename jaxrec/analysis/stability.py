@@ -269,7 +269,7 @@ def run_stability(run: Run, split: str, k: int) -> list[Stability]:
     setup, remove_seen = run.setup, run.config.evaluation.remove_seen
     cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps, remove_seen)
     rankers = [run.ranker(seed) for seed in run.seeds]
-    return measure_stability(rankers, cases, run.config.batches.max_length, k)
+    return measure_stability(rankers, cases, rankers[0].encoding.longest_history, k)
 
 
 def compare_stability(

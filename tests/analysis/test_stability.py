@@ -189,10 +189,12 @@ def test_a_run_is_measured_under_its_own_rule_of_seen_items(monkeypatch, remove_
         setup=SimpleNamespace(split=split_dataset(dataset), dataset=dataset, timestamps=None),
         config=small_config(evaluation={"remove_seen": remove_seen}),
         seeds=(0,),
-        ranker=lambda seed: None,
+        ranker=lambda seed: SimpleNamespace(encoding=SimpleNamespace(max_length=16, longest_history=15)),
     )
-    monkeypatch.setattr(stability_module, "measure_stability", lambda rankers, cases, *_: cases)
-    assert (run_stability(run, "test", 5).exclude is not None) == remove_seen
+    monkeypatch.setattr(stability_module, "measure_stability", lambda rankers, *rest: rest)
+    cases, longest, k = run_stability(run, "test", 5)
+    assert (cases.exclude is not None) == remove_seen
+    assert (longest, k) == (15, 5)  # a model that appends a token reads an interaction less
 
 
 def test_a_shuffle_moves_what_the_model_reads(monkeypatch):
