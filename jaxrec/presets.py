@@ -166,10 +166,10 @@ def stosa() -> RunConfig:
 def hstu() -> RunConfig:
     """HSTU's layers (pointwise attention, no feed-forward network) where `sasrec` has its own; else the same.
 
-    On logs with times, ``--encoder.positions hstu-time`` adds the published bias for seconds. MovieTweetings, 5 seeds, at
-    twice the learning rate: HR@10 .2250 ± .0049, NDCG@10 .1266 ± .0032
-    (``experiments/results/attention_movietweetings.md``); with ``--encoder.positions learned``, which the published training
-    adds, .2417 ± .0012 and .1355 ± .0014 (``experiments/results/attention-controls_movietweetings.md``).
+    On logs with times, ``--encoder.positions learned-hstu-time`` adds what the published code has beside the bias for
+    distances: learned positions and a bias for seconds. MovieTweetings, 5 seeds, at twice the learning rate: HR@10
+    .2250 ± .0049, NDCG@10 .1266 ± .0032 (``experiments/results/attention_movietweetings.md``); with ``--encoder.positions
+    learned`` .2417 ± .0012 and .1355 ± .0014 (``experiments/results/attention-controls_movietweetings.md``).
     """
     attention = PointwiseAttentionConfig(heads=1, dropout=0.1)
     return sasrec().updated({"encoder.block": "attention-only", "encoder.attention": attention})

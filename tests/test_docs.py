@@ -2,10 +2,15 @@
 
 import importlib
 import re
+import shlex
+import warnings
 from pathlib import Path
 
 import pytest
 
+from jaxrec.cli import train as train_command
+from jaxrec.cli.run_options import chosen_config
+from jaxrec.nn.spec import DataSpec
 from jaxrec.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +55,37 @@ def test_python_examples_are_valid(page):
     for example in re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL):
         if not example.startswith("--8<--"):  # an included file, which tests/test_extending.py runs
             compile(example, page, "exec")
+
+
+#: Commands of pages that train: indented, continued over lines, or inside a sentence.
+TRAINING = sorted(
+    {
+        command.split("#")[0].replace("\\\n", " ").strip()
+        for text in [*TEXTS.values(), (ROOT / "README.md").read_text()]
+        for found in re.findall(r"^ {4}(jaxrec train(?:.*\\\n)*.*)$|`(jaxrec train [^`]*)`", text, re.M)
+        for command in found
+        if command and not re.search(r"\.\.\.|--plugin|--preset runs/|--help|--resume", command)
+    }
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", TRAINING)
+def test_options_of_commands_make_a_configuration(command, monkeypatch):
+    """Everything but the data: names of options, values, and what the configuration refuses."""
+    configs = []
+    monkeypatch.setattr(
+        train_command, "_run", lambda request, base: configs.append(chosen_config(request, base)) or 0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train_command.train(shlex.split(command)[2:]) == 0
+    assert configs[0].encoder.build(DataSpec(60, 20, has_timestamps=True, n_users=3)).parameter_count() > 0
+
+
+def test_pages_have_many_commands():
+    assert len(TRAINING) > 35
+    assert sum("learned-hstu-time" in command for command in TRAINING) == 1
 
 
 @pytest.mark.slow

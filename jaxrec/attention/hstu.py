@@ -12,8 +12,8 @@ one is not known, to the last); "time-interval" measures from the key to the que
 Differences from the published code: affine maps have biases where its single projection has none; the distance bias has
 a table for each head rather than one for all (with one head they agree), and under a bidirectional mask the distance is
 taken without its sign; the block's input norm has an affine map; the encoder's dropout follows the output map, where
-the published one precedes it. The published model adds learned positions at the input: choose positions "learned" for
-them, or pass a time scheme without.
+the published one precedes it. The published code adds learned positions at the input beside both biases: positions
+"learned-hstu-time", or "learned" for logs without times.
 """
 
 from __future__ import annotations

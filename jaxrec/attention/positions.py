@@ -1,12 +1,13 @@
 """Position schemes: how an encoder represents the order and the distance of interactions.
 
 Additive schemes ("learned", "sinusoidal") are added to the embeddings by the encoder and do nothing here. The others
-act inside every mechanism that scores pairs of positions. They depend on the offset between a query and a key of the
-same sequence only. Those positions are adjacent in a row (`AttentionContext`), so the offset is the difference of
-their columns, whatever ``positions`` counts from, and biases need no batch axis.
+act inside every mechanism that scores pairs of positions; "learned-hstu-time" does both. What acts inside depends on the
+offset between a query and a key of the same sequence, or on their times. Those positions are adjacent in a row
+(`AttentionContext`), so the offset is the difference of their columns, whatever ``positions`` counts from, and biases of
+offsets need no batch axis.
 
 Under a bidirectional mask "rotary" and "relative-bias" (T5's buckets for both directions) distinguish earlier from
-later keys; "alibi", "time-interval" and "hstu-time" see the distance alone.
+later keys; the others see the distance alone.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class PositionScheme:
 
     Attributes:
       description: one line for listings.
-      additive: the encoder adds vectors to its input; attention does nothing.
+      additive: the encoder adds vectors to its input.
+      learned: these vectors are learned.
+      inside: attention does something: it turns queries and keys, or adds a bias to their scores.
       buckets: learned scalars of each layer inside attention, for each head.
       shared_by_heads: one table of them for all heads.
       needs_timestamps: works on logs with timestamps only.
@@ -50,6 +53,8 @@ class PositionScheme:
 
     description: str
     additive: bool = False
+    learned: bool = False
+    inside: bool = False
     buckets: int = 0
     shared_by_heads: bool = False
     needs_timestamps: bool = False
@@ -61,24 +66,41 @@ POSITIONS: Registry[PositionScheme] = Registry(
     "position scheme",
     {
         "none": PositionScheme("no positions: only the causal mask tells the order"),
-        "learned": PositionScheme("a learned vector for each position, added at the input", additive=True),
+        "learned": PositionScheme(
+            "a learned vector for each position, added at the input", additive=True, learned=True
+        ),
         "sinusoidal": PositionScheme("fixed sines and cosines, added at the input", additive=True),
         "rotary": PositionScheme(
-            "queries and keys rotated by position (RoPE; Su et al. 2021)", even_heads=True
+            "queries and keys rotated by position (RoPE; Su et al. 2021)", inside=True, even_heads=True
         ),
         "relative-bias": PositionScheme(
             "a learned bias for each bucket of distances (T5; Raffel et al. 2020)",
+            inside=True,
             buckets=RELATIVE_BUCKETS,
         ),
-        "alibi": PositionScheme("a fixed penalty in proportion to distance (ALiBi; Press et al. 2022)"),
+        "alibi": PositionScheme(
+            "a fixed penalty in proportion to distance (ALiBi; Press et al. 2022)", inside=True
+        ),
         "time-interval": PositionScheme(
             "a learned bias for each head and half-octave of seconds between query and key",
+            inside=True,
             buckets=INTERVAL_BUCKETS,
             needs_timestamps=True,
         ),
         "hstu-time": PositionScheme(
             "a learned bias for each bucket of seconds between the key and the next interaction after the "
-            "query, one table for all heads (HSTU as published; Zhai et al. 2024)",
+            "query, one table for all heads (HSTU's bias; Zhai et al. 2024)",
+            inside=True,
+            buckets=QUESTION_BUCKETS,
+            shared_by_heads=True,
+            needs_timestamps=True,
+            reads_next_time=True,
+        ),
+        "learned-hstu-time": PositionScheme(
+            "learned vectors added at the input, and the bias of hstu-time (HSTU as its code trains it)",
+            additive=True,
+            learned=True,
+            inside=True,
             buckets=QUESTION_BUCKETS,
             shared_by_heads=True,
             needs_timestamps=True,
@@ -201,7 +223,7 @@ def interval_bias(
     """Bias of the scores from the seconds between query and key.
 
     Args:
-      scheme: "time-interval" or "hstu-time".
+      scheme: "time-interval", "hstu-time" or "learned-hstu-time".
       table: float32[H or 1, buckets].
       timestamps: int32[B, L], seconds, or None.
       segments: int32[B, L].
@@ -218,7 +240,7 @@ def interval_bias(
             f"{scheme} positions need timestamps: expected Batch.timestamps int32[B, L], got None; "
             f"choose other positions, or load a log with a timestamp column"
         )
-    hstu = scheme == "hstu-time"
+    hstu = POSITIONS[scheme].reads_next_time
     query_times = question_times(timestamps, segments) if hstu else timestamps
     if query_positions is not None:
         query_times = jnp.take_along_axis(query_times, query_positions, axis=1)

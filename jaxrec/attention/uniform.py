@@ -58,7 +58,7 @@ class UniformAttentionConfig(AttentionConfig):
     def check(self, spec: AttentionSpec) -> None:
         """Reject position schemes inside attention, which would do nothing."""
         super().check(spec)
-        if not POSITIONS[spec.positions].additive and spec.positions != "none":
+        if POSITIONS[spec.positions].inside:
             raise ConfigError(
                 f"--encoder.positions {spec.positions} acts on attention scores, and {SECTION} 'uniform' has none; "
                 f"choose 'learned', 'sinusoidal' or 'none'"

@@ -27,7 +27,7 @@ class AttentiveEncoderConfig(EncoderConfig):
       attention: the mechanism in every layer, a configuration of `jaxrec.attention.ATTENTION` or of one's own.
       positions: "auto" (the attention mechanism's own preference), or a key of
         ``jaxrec.attention.positions.POSITIONS``: "learned", "sinusoidal", "none", or a scheme inside the attention
-        ("rotary", "relative-bias", "alibi", "time-interval", "hstu-time").
+        ("rotary", "relative-bias", "alibi", "time-interval", "hstu-time"), or both ("learned-hstu-time").
     """
 
     attention: AttentionConfig = SoftmaxAttentionConfig()
@@ -77,6 +77,11 @@ class AttentiveEncoder(Encoder):
     def has_additive_positions(self) -> bool:
         """Whether position vectors are added to the embeddings."""
         return POSITIONS[self.positions].additive
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """Whether these vectors are parameters."""
+        return POSITIONS[self.positions].learned
 
     def attention_spec(self) -> AttentionSpec:
         """Settings that every layer passes to its attention module."""

@@ -180,7 +180,7 @@ class STOSA(AttentiveEncoder):
                 x = x + PositionEmbedding(
                     self.max_length,
                     config.width,
-                    self.positions == "learned",
+                    self.has_learned_positions,
                     self._init(),
                     name=f"{name}_positions",
                 )(positions)
@@ -214,7 +214,7 @@ class STOSA(AttentiveEncoder):
         layer += (norms + 4) * width
         return (
             2 * (self.n_items + 1 + self.spec.n_special) * width
-            + (2 * self.max_length * width if self.positions == "learned" else 0)
+            + (2 * self.max_length * width if self.has_learned_positions else 0)
             + norms * width
             + config.layers * layer
             + self.attention.shared_parameter_count(shape)

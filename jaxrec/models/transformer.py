@@ -113,7 +113,7 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
                 "--encoder.user prefix works with attention 'softmax' alone: got "
                 f"{type(self.attention).__name__}; choose --attention softmax, or --encoder.user added or film"
             )
-        if not POSITIONS[scheme].additive and scheme != "none":
+        if POSITIONS[scheme].inside:
             raise ConfigError(
                 "--encoder.user prefix puts a token without a position in front of each sequence: expected positions "
                 f"outside the attention, got --encoder.positions {scheme}; choose 'learned', 'sinusoidal' or 'none', or "
@@ -133,7 +133,7 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
                 f"--encoder.padding-keys {self.padding_keys} works with attention 'softmax' alone: got "
                 f"{type(self.attention).__name__}; choose --attention softmax or --encoder.padding-keys none"
             )
-        if not POSITIONS[scheme].additive and scheme != "none":
+        if POSITIONS[scheme].inside:
             raise ConfigError(
                 f"--encoder.padding-keys {self.padding_keys} counts all positions of padding as one key: expected "
                 f"positions outside the attention, got --encoder.positions {scheme}; choose 'learned', 'sinusoidal' "
@@ -258,7 +258,7 @@ class Transformer(AttentiveEncoder):
             x = x + PositionEmbedding(
                 self.max_length,
                 config.width,
-                self.positions == "learned",
+                self.has_learned_positions,
                 self._table_init(),
                 name="positions",
             )(positions)
@@ -354,7 +354,7 @@ class Transformer(AttentiveEncoder):
             layer += 2 * (width**2 + width)
         return (
             embedding_count(self)
-            + (self.max_length * width if self.positions == "learned" else 0)
+            + (self.max_length * width if self.has_learned_positions else 0)
             + 2 * width * (int(config.embedding_norm) + int(config.has_final_norm))
             + user_count(config, self.spec, width)
             + self.attention.shared_parameter_count(shape)

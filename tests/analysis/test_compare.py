@@ -116,7 +116,7 @@ def test_warnings_name_the_settings_that_differ():
         "encoder": {"positions": "learned"},
     }
     assert training_facts(windows) == facts["b"], "prefixes are of whole histories"
-    timed = training_facts({"batches": {"mode": "packed"}, "encoder": {"positions": "hstu-time"}})
+    timed = training_facts({"batches": {"mode": "packed"}, "encoder": {"positions": "learned-hstu-time"}})
     (warning,) = setting_warnings({"a": facts["a"], "timed": timed})
     assert "runs differ in time of the question (not read: a; read in training: timed)" in warning
     (warning,) = setting_warnings(

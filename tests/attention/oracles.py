@@ -95,7 +95,7 @@ class Scheme:
             return -(2.0 ** (-8.0 * (self.head + 1) / self.heads)) * abs(i - j)
         if self.name == "time-interval":
             return self.table[self.head, interval_bucket(abs(int(self.times[i] - self.times[j])))]
-        if self.name == "hstu-time":
+        if self.name in ("hstu-time", "learned-hstu-time"):
             following = self.times[min(i + 1, len(self.times) - 1)]
             return self.table[0, int(math.log(max(1, abs(int(following - self.times[j])))) / 0.301)]
         return 0.0

@@ -102,6 +102,10 @@ from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SPEC, X, applied
             r"positions alibi acts on attention scores, .* choose 'learned'",
         ),
         (
+            lambda: UniformAttentionConfig().check(dataclasses.replace(SPEC, positions="learned-hstu-time")),
+            r"positions learned-hstu-time acts on attention scores, .* choose 'learned'",
+        ),
+        (
             lambda: SoftmaxAttentionConfig(heads=8).check(dataclasses.replace(SPEC, positions="rotary")),
             r"--encoder\.positions rotary needs an even width of each head: got 1 \(width 8, 8 heads\)",
         ),

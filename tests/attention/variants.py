@@ -134,7 +134,7 @@ VARIANTS = (
     line("awrsr", variant="value-weighted", source="raw", **BOTH),
     line("kernel", **BOTH),
     line("kernel", origin="end", upper="full", lower="banded", bandwidth=3, **BOTH),
-    line("hstu", "hstu-time", **BOTH),
+    line("hstu", "learned-hstu-time", **BOTH),
     line("wasserstein", variant="stochastic", **BOTH),
     line("uniform", **BOTH),
 )

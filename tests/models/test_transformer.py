@@ -27,6 +27,41 @@ def test_layers_of_hstu():
     assert sum(x.size for x in jax.tree.leaves(shapes)) == encoder.parameter_count()
 
 
+@pytest.mark.slow
+def test_positions_of_published_hstu_are_vectors_at_the_input_and_a_bias_of_time():
+    """Without the vectors the states are those of "hstu-time", without the bias those of "learned"."""
+    spec = DataSpec(V, L, has_timestamps=True)
+    batch = layout(transformer("hstu"))[0]
+    seconds = np.random.default_rng(0).integers(1, 10**6, batch.items.shape).astype(np.int32)
+    batch = batch._replace(timestamps=np.sort(seconds, axis=1))
+
+    def encoder(positions):
+        attention = PointwiseAttentionConfig(heads=2)
+        config = TransformerConfig(width=D, layers=2, block="attention-only", attention=attention)
+        return dataclasses.replace(config, positions=positions, init_scale=1.0).build(spec)
+
+    both = encoder("learned-hstu-time")
+    params = jax.tree.map(lambda x: x + 0.5, both.init(jax.random.key(0), batch)["params"])
+    assert sum(x.size for x in jax.tree.leaves(params)) == both.parameter_count()
+    states = both.apply({"params": params}, batch)
+
+    vectors = {"table": jnp.zeros_like(params["positions"]["table"])}
+    timed = {name: value for name, value in params.items() if name != "positions"}
+    np.testing.assert_array_equal(
+        both.apply({"params": {**params, "positions": vectors}}, batch),
+        encoder("hstu-time").apply({"params": timed}, batch),
+    )
+
+    def without_bias(values):
+        table = values["attention"]["positions"]["table"]
+        return {**values, "attention": {**values["attention"], "positions": {"table": 0.0 * table}}}
+
+    layers = {name: without_bias(values) for name, values in params.items() if name.startswith("layer")}
+    learned = encoder("learned").apply({"params": params}, batch)
+    np.testing.assert_allclose(both.apply({"params": {**params, **layers}}, batch), learned, atol=1e-6)
+    assert np.abs(states - learned).max() > 0.01
+
+
 def test_published_parameter_count():
     """The original on ML-1M with D = 50: items, 200 positions, and two blocks of 3 + 2 square maps with biases."""
     config = TransformerConfig(width=50, block="original")

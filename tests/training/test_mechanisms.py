@@ -82,8 +82,8 @@ CASES = (
     Case(
         "hstu",
         PointwiseAttentionConfig(dropout=0.1),
-        ("layer_1/attention/distance_bias", "layer_1/attention/positions/table"),
-        (("block", "attention-only"), ("positions", "hstu-time")),
+        ("positions/table", "layer_1/attention/distance_bias", "layer_1/attention/positions/table"),
+        (("block", "attention-only"), ("positions", "learned-hstu-time")),
     ),
     Case(
         "wasserstein",
