@@ -37,7 +37,7 @@ class AttentionContext:
       positions: int32[B, L], index of the position inside its own sequence (from the start or from the end).
       segments: int32[B, L], 0 = padding, 1.. = which sequence of the row. The positions of a sequence are
         adjacent and in time order, so "not later" is "not further right".
-      timestamps: int32[B, L] or None, seconds since the first event of the dataset (clipped), for
+      timestamps: int32[B, L] or None, seconds since the first event of the log or of the user (clipped), for
         time-interval biases.
       shared: output of the module of ``AttentionConfig.build_shared``, for mechanisms whose layers share
         parameters, or None.

@@ -19,7 +19,7 @@ class Histories:
     Attributes:
       items: int32[N], the log; on the host or on the device.
       starts, stops: int64[E]; history e is ``items[starts[e]:stops[e]]``, oldest first.
-      timestamps: int32[N], seconds since the first event of the log (or what is indexed like it), or None.
+      timestamps: int32[N], seconds since the first event, of the log or the user (or what is indexed like it), or None.
       users: int32[E], index of the user of each history, -1 = a new user; None = all are new.
     """
 

@@ -74,7 +74,9 @@ class LogSource:
     def __init__(self, dataset: SequenceDataset, remove_seen: bool, k: int, with_times: bool):
         self.dataset, self.remove_seen, self.k = dataset, remove_seen, k
         self._times = (
-            RelativeSeconds(dataset.timestamps) if with_times and dataset.timestamps is not None else None
+            RelativeSeconds(dataset.timestamps, dataset.offsets)
+            if with_times and dataset.timestamps is not None
+            else None
         )
 
     def __len__(self) -> int:

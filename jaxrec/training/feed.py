@@ -29,20 +29,36 @@ from jaxrec.objectives import ObjectiveConfig
 from jaxrec.tasks import Resources
 
 MOST_ADDRESSED = 2**31 - 1  # interactions: indices on the device are int32
+_MOST_SECONDS = 2**31 - 1  # 68 years: times on the device are int32
 BLOCK = 1 << 17  # positions that the host fills at a time: its scratch arrays stay in the processor's cache
 
 
 class RelativeSeconds:
-    """Seconds since the first event, read from the timestamps where asked: ``seconds[index] -> int32``."""
+    """Seconds since the first event, read from the timestamps where asked: ``seconds[index] -> int32``.
 
-    def __init__(self, timestamps: np.ndarray):
+    Of a log of more than 68 years they count from the first event of each user: models read intervals within a history
+    alone, and one wrong date, such as 1900-01-01, must not make all others equal.
+
+    Args:
+      timestamps: int64[N], seconds.
+      offsets: int64[U+1]; the events of user u are those from ``offsets[u]`` to ``offsets[u + 1] - 1``.
+    """
+
+    def __init__(self, timestamps: np.ndarray, offsets: np.ndarray):
         self._timestamps = np.asarray(timestamps)  # a view of a memory-mapped file
+        self._offsets = np.asarray(offsets)
         self._first = self._timestamps.min()
+        self._fits = int(self._timestamps.max()) - int(self._first) <= _MOST_SECONDS
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        since = self._timestamps[index] - self._first
+        first: Any = self._first
+        if not self._fits:
+            place = np.arange(*index.indices(len(self._timestamps))) if isinstance(index, slice) else index
+            users = np.searchsorted(self._offsets, place, side="right") - 1
+            first = self._timestamps[self._offsets[users]]
+        since = self._timestamps[index] - first
         # Clipped at 68 years.
-        return np.minimum(since, np.iinfo(np.int32).max).astype(np.int32)
+        return np.minimum(since, _MOST_SECONDS).astype(np.int32)
 
 
 class HostLog(NamedTuple):

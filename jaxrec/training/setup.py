@@ -81,7 +81,7 @@ class ModelSetup:
       dataset: items and users.
       split: training part and cases.
       task: with the encoder, on its mesh.
-      timestamps: int32[N], seconds since the first event (or what is indexed like it), or None.
+      timestamps: int32[N], seconds since the first event, of the log or the user (or what is indexed like it), or None.
       resident: whether the log is on the device.
     """
 
@@ -256,7 +256,9 @@ def prepare_model(
         share = config.training.resident_share * device_memory()
         few = len(dataset.items) <= MOST_ADDRESSED
         resident = config.training.feed != "streamed" and few and size <= share
-    timestamps: Any = None if dataset.timestamps is None else RelativeSeconds(dataset.timestamps)
+    timestamps: Any = None
+    if dataset.timestamps is not None:
+        timestamps = RelativeSeconds(dataset.timestamps, dataset.offsets)
     if timestamps is not None and resident:
         timestamps = timestamps[:]
     return ModelSetup(config, dataset, split, task, timestamps, resident)

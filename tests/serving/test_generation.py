@@ -207,7 +207,8 @@ def test_many_batches_answer_as_one_does(method):
 def test_times_that_stay_in_their_file_are_read_where_asked():
     """A streamed run has no array of times but what is indexed like one."""
     own = histories()
-    streamed = dataclasses.replace(own, timestamps=RelativeSeconds(TIMES.astype(np.int64) + 10**9))
+    seconds = RelativeSeconds(TIMES.astype(np.int64) + 10**9, np.array([0, len(TIMES)]))
+    streamed = dataclasses.replace(own, timestamps=seconds)
     relative = dataclasses.replace(own, timestamps=TIMES - TIMES.min())
     one, other = (generate(ranker("miq, time"), each, G) for each in (relative, streamed))
     np.testing.assert_array_equal(one.items, other.items)

@@ -146,7 +146,7 @@ def streams(seeds=(0,), batches=BATCHES):
 def test_filled_batches_are_those_of_the_device(mode, monkeypatch):
     monkeypatch.setattr(feed, "BLOCK", 3 * 16)  # several blocks, the last one short
     batches = BatchConfig(mode=mode, batch_size=4, max_length=16)
-    log = HostLog(DATASET.items, RelativeSeconds(DATASET.timestamps))
+    log = HostLog(DATASET.items, RelativeSeconds(DATASET.timestamps, DATASET.offsets))
     plans = [stream.take(Position(), 5 * 4)[0] for stream in streams((0, 1), batches)]
     whole = fill(plans, 5, log, batches)
     rows = device_rows(plans, 5)
@@ -227,9 +227,28 @@ def test_waiting_is_counted_and_errors_come_through():
 
 
 def test_times_are_clipped_and_read_where_asked():
-    seconds = RelativeSeconds(np.array([50, 7, 2**40], np.int64))
-    assert seconds[np.array([[0], [2]])].tolist() == [[43], [2**31 - 1]]
-    assert seconds[:].dtype == np.int32
+    times = np.array([7, 50, 2**40, 9, 12, 2**40 + 60], np.int64)
+    near = RelativeSeconds(times[[0, 1, 3, 4]], np.array([0, 2, 4]))
+    assert near[np.array([[0], [3]])].tolist() == [[0], [5]], "from the first event of the log"
+    assert near[:].dtype == np.int32
+    # Of a log of more than 68 years from the first of each user: here of 3, 0, 2 and 1 events.
+    far = RelativeSeconds(times, np.array([0, 3, 3, 5, 6]))
+    assert far[np.array([[1], [2], [4], [5]])].tolist() == [[43], [2**31 - 1], [3], [0]]
+    assert far[:].tolist() == [0, 43, 2**31 - 1, 0, 3, 0]
+    assert far[2:5].tolist() == [2**31 - 1, 0, 3]
+    assert far[:].dtype == np.int32
+
+
+def test_one_wrong_date_leaves_the_intervals_of_other_users():
+    """Models read intervals, and a date such as 1900-01-01 must not make those of the whole log zero."""
+    times = np.array(DATASET.timestamps) + 1_600_000_000
+    dated = dataclasses.replace(DATASET, timestamps=times)
+    times = times.copy()
+    times[0] = -2_208_988_800
+    wrong = dataclasses.replace(DATASET, timestamps=times)
+    right, found = (np.asarray(prepare_model(small_config(), log).timestamps) for log in (dated, wrong))
+    for start, stop in zip(DATASET.offsets[1:-1], DATASET.offsets[2:], strict=True):
+        assert np.diff(found[start:stop]).tolist() == np.diff(right[start:stop]).tolist()
 
 
 def test_seen_items_on_the_device_are_distinct_and_of_training_alone():
