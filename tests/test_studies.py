@@ -18,6 +18,7 @@ from experiments.miq import pretraining, sampled_users, table2, table3
 from experiments.revisited import duality, personalisation, positions, sampling
 from experiments.studies import anchors, masked_items, prefix_verdict
 from experiments.variants import StudyOptions, Variant, apply, plan_line
+from jaxrec.analysis.curves import LearningCurve
 from jaxrec.config import save_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.splits import split_dataset
@@ -314,11 +315,12 @@ def test_course_of_a_training(tmp_path):
         {"step": 6, "valid": {"NDCG@10": [None, 0.7]}},
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curve = awrsr_table.Curve.of(tmp_path)
+    curve = LearningCurve.of(tmp_path)
     np.testing.assert_allclose(
         [curve.epochs, curve.valid, curve.norms], [[1, 2, 3], [0.2, 0.5, 0.6], [3, 1, 2]]
     )
-    assert (curve.epochs_to(0.98), curve.epochs_to(0.3)) == (3, 1)
+    assert (curve.epochs_to(0.98), curve.epochs_to(0.3), curve.metric) == (3, 1, "NDCG@10")
+    assert not len(LearningCurve.of(tmp_path / "imported").epochs), "no log"
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,9 @@ from matplotlib.figure import Figure
 
 from experiments.differences import difference_table
 from experiments.variants import SharedSettings, Variant, contrasts
-from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.curves import LearningCurve, curves_figure
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import RefinedAttentionConfig, SoftmaxAttentionConfig, UniformAttentionConfig
-from jaxrec.training.logging import read_metrics
 
 #: With one target, the hit rate is the recall.
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@10")
@@ -68,43 +67,6 @@ def variants(depths: tuple[int, ...], dropout: float = 0.1) -> list[Variant]:
     return [Variant(name, {"encoder.attention": attention}) for name, attention in rows.items()]
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """Course of a training, means over seeds.
-
-    Attributes:
-      epochs: float64[N] of the validations.
-      valid: float64[N], the validation metric.
-      norms: float64[N], norm of the gradient in the last chunk of steps before each.
-    """
-
-    epochs: np.ndarray
-    valid: np.ndarray
-    norms: np.ndarray
-
-    @classmethod
-    def of(cls, run: Path) -> Curve:
-        """Read the log of a run; a seed that has ended keeps its last values."""
-        epoch, norms, valid, points = 0.0, np.array(np.nan), np.array(np.nan), []
-        for line in read_metrics(run / "log.jsonl"):
-            if "gradient_norm" in line:
-                epoch, norms = line["epoch"], _continued(line["gradient_norm"], norms)
-            elif "valid" in line and line.get("step"):
-                valid = _continued(next(iter(line["valid"].values())), valid)
-                points.append((epoch, float(valid.mean()), float(norms.mean())))
-        return cls(*np.array(points, np.float64).reshape(-1, 3).T)
-
-    def epochs_to(self, share: float) -> float:
-        """Epochs until the validation metric reaches a share of its best."""
-        return float(self.epochs[np.argmax(self.valid >= share * self.valid.max())])
-
-
-def _continued(values: list[float | None], last: np.ndarray) -> np.ndarray:
-    """``values`` of the seeds, with those of ``last`` where a seed has none."""
-    own = np.array(values, np.float64)
-    return np.where(np.isnan(own), last, own)
-
-
 def tables(out: str, result: dict[str, Any]) -> list[str]:
     """Markdown: refinement against uniform weights, and the course of training."""
     names = [row["name"] for row in result["variants"]]
@@ -116,9 +78,9 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
             "Against uniform weights, corrected over these rows:",
             difference_table(result["against_uniform"]),
         ]
-    curves = {name: Curve.of(Path(out) / name.replace(" ", "-")) for name in names}
+    curves = {name: LearningCurve.of(Path(out) / name.replace(" ", "-")) for name in names}
     result["curves"] = {
-        name: {field.name: getattr(curve, field.name).tolist() for field in dataclasses.fields(curve)}
+        name: {"epochs": curve.epochs.tolist(), "valid": curve.valid.tolist(), "norms": curve.norms.tolist()}
         for name, curve in curves.items()
     }
     lines = [
@@ -142,15 +104,11 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
 
 def figure(result: dict[str, Any]) -> Figure:
     """Draw validation and gradient norm by epoch."""
-    drawing = Figure(figsize=(10, 4), layout="constrained")
-    left, right = drawing.subplots(1, 2)
-    for (name, curve), colour in zip(result["curves"].items(), COLOURS * 3, strict=False):
-        left.plot(curve["epochs"], curve["valid"], color=colour, label=name)
-        right.plot(curve["epochs"], curve["norms"], color=colour, label=name)
-    left.set(xlabel="epoch", ylabel="validation NDCG@10")
-    right.set(xlabel="epoch", ylabel="norm of the gradient", yscale="log")
-    right.legend(fontsize=8)
-    return drawing
+    curves = {
+        name: LearningCurve(**{field: np.array(values) for field, values in curve.items()}, metric="NDCG@10")
+        for name, curve in result["curves"].items()
+    }
+    return curves_figure(curves)
 
 
 def main(options: Options) -> None:

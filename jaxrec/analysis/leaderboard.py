@@ -21,6 +21,7 @@ from jaxrec.analysis.compare import (
     training_facts,
     users_and_cases,
 )
+from jaxrec.analysis.curves import LearningCurve, curves_figure
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.significance import bootstrap_means, bootstrap_p_value, holm
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown, write_tables
@@ -167,7 +168,8 @@ def leaderboard(
       runs: run directories of one dataset and split.
       metrics: the first sorts and is tested.
       split: "test" or "valid".
-      out: directory for ``leaderboard.md``, ``leaderboard.tex`` and ``leaderboard.png``; None writes nothing.
+      out: directory for ``leaderboard.md``, ``leaderboard.tex``, ``leaderboard.png`` and, for the runs that were trained
+        here, ``curves.png``; None writes nothing.
 
     Raises:
       DataError: see `rank_runs`; or an unfinished run.
@@ -178,6 +180,10 @@ def leaderboard(
     result = dataclasses.replace(result, warnings=setting_warnings(facts))
     if out is not None:
         figures = {"leaderboard.png": leaderboard_figure(result)}
+        curves = {name: LearningCurve.of(run.path) for name, run in named.items()}
+        trained = {name: curve for name, curve in curves.items() if len(curve.epochs)}
+        if trained:
+            figures["curves.png"] = curves_figure(trained)
         write_tables(out, "leaderboard", [result.rows()], figures, result.notes())
     return result
 

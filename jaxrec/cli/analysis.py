@@ -67,7 +67,7 @@ class Leaderboard:
         "HR@10",
     )
     split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part")] = "test"
-    out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and a figure; default: none")] = ""
+    out: Annotated[str, tyro.conf.arg(help="directory for Markdown, LaTeX and figures; default: none")] = ""
     latex: Latex = False
     json: Json = False
 

@@ -58,8 +58,8 @@ def _is_sound(line: dict[str, Any]) -> bool:
     """Whether what readers of a log look at has the types that the training loop writes."""
     scores = line.get("valid", {})
     return (
-        isinstance(line.get("step", 0), (int, float))
-        and _are_numbers(line.get("loss", []))
+        all(isinstance(line.get(name, 0), (int, float)) for name in ("step", "epoch"))
+        and all(_are_numbers(line.get(name, [])) for name in ("loss", "gradient_norm"))
         and isinstance(scores, dict)
         and all(map(_are_numbers, scores.values()))
     )

@@ -132,6 +132,7 @@ class TestLeaderboard:
             "leaderboard.md",
             "leaderboard.tex",
             "leaderboard.png",
+            "curves.png",
         }
         page = jaxrec("leaderboard", runs["a"], runs["b"]).out
         assert "cannot be told from" in page
