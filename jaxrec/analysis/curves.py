@@ -41,7 +41,8 @@ class LearningCurve:
                 metric, values = next(iter(line["valid"].items()))
                 valid = _continued(values, valid)
                 points.append((epoch, float(valid.mean()), float(norms.mean())))
-        return cls(*np.array(points, np.float64).reshape(-1, 3).T, metric=metric)
+        epochs, means, norms = np.array(points, np.float64).reshape(-1, 3).T
+        return cls(epochs, means, norms, metric)
 
     def epochs_to(self, share: float) -> float:
         """Epochs until the validation metric reaches a share of its best."""
