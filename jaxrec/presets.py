@@ -226,7 +226,8 @@ def bert4rec() -> RunConfig:
     """BERT4Rec (Sun et al. 2019): masked items read from both sides, exact cross-entropy over the catalogue.
 
     It learns from a fifth of the positions in a step, so it has many more epochs than `sasrec`, and more patience: published
-    comparisons often stop it too early (Petrov & Macdonald, RecSys 2022).
+    comparisons often stop it too early (Petrov & Macdonald, RecSys 2022). ``--encoder.prediction-transform
+    --encoder.item-bias --batches.long-histories windows`` adds what the authors' code has and many others leave out.
 
     MovieTweetings, 5 seeds, 80 epochs, mask rate .5 and learning rate .003 chosen on validation: HR@10 .2335 ± .0027,
     NDCG@10 .1247 ± .0024; next items with the same encoder .2446 ± .0026 and .1363 ± .0017

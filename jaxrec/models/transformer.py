@@ -28,7 +28,7 @@ from jaxrec.models.attentive import (
     tokens_context,
 )
 from jaxrec.models.base import ENCODERS, current_columns
-from jaxrec.models.blocks import SWIGLU, Block, zero_padding
+from jaxrec.models.blocks import ACTIVATIONS, SWIGLU, Block, zero_padding
 from jaxrec.models.output_table import (
     ScoreOptions,
     declare_output,
@@ -39,7 +39,7 @@ from jaxrec.models.output_table import (
 from jaxrec.models.users import UserOptions, UserVectors, modulated, user_count, user_input
 from jaxrec.nn.embedding import ItemEmbedding, PositionEmbedding
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.nn.layers import Dropout, Initializer, LayerNorm, take_positions
+from jaxrec.nn.layers import Dense, Dropout, Initializer, LayerNorm, take_positions
 from jaxrec.nn.precision import DTYPES
 from jaxrec.nn.spec import DataSpec
 from jaxrec.options import Idle, Range
@@ -63,7 +63,8 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
       init_scale: standard deviation of "normal".
       norm_epsilon: of the layer norms.
       final_norm_epsilon: of the final norm; 0 = ``norm_epsilon`` (RecTools has another there).
-      item_bias: learn a bias for each item's score.
+      prediction_transform: affine map, GELU and layer norm between the last states and the scores, as in BERT4Rec's code.
+      item_bias: learn a bias for each item's score (BERT4Rec does).
       separate_output: score against a second item table rather than the input's.
       padding_keys: whether histories shorter than L also attend to the padding before them, as in public PyTorch code of
         SASRec: "none"; "zero", states of padding that stay zero (pmixer's code of 2020); "propagated", states that pass
@@ -86,6 +87,7 @@ class TransformerConfig(ScoreOptions, UserOptions, AttentiveEncoderConfig):
     init_scale: Annotated[float, Range("(0, inf)"), Idle("init", ("xavier",))] = 0.02
     norm_epsilon: Annotated[float, Range("(0, 1]")] = 1e-6
     final_norm_epsilon: Annotated[float, Range("[0, 1]"), Idle("final_norm", ("off",))] = 0.0
+    prediction_transform: bool = False
     item_bias: bool = False
     separate_output: bool = False
     padding_keys: Literal["none", "zero", "propagated"] = "none"
@@ -176,10 +178,10 @@ class Transformer(AttentiveEncoder):
 
     Parameters: ``(V + 1) D`` for the items (twice with ``separate_output``, and ``V + 1`` with ``item_bias``),
     ``n_special * D`` for tokens beside the items, ``max_length * D`` for learned positions, ``2 D`` for the embedding
-    norm and for the final norm where there is one, those of users (`jaxrec.models.users.user_count`), what the attention
-    shares between layers, and for each layer the attention's own, ``2 D`` for each of two norms and ``2 D F + F + D`` for a
-    feed-forward width F (``D F + F`` more with "swiglu"). "attention-only" has one norm and no feed-forward network;
-    "gated" has two gates of ``D^2 + D`` more.
+    norm and for the final norm where there is one, ``D^2 + 3 D`` for a prediction transform, those of users
+    (`jaxrec.models.users.user_count`), what the attention shares between layers, and for each layer the attention's own,
+    ``2 D`` for each of two norms and ``2 D F + F + D`` for a feed-forward width F (``D F + F`` more with "swiglu").
+    "attention-only" has one norm and no feed-forward network; "gated" has two gates of ``D^2 + D`` more.
     """
 
     config: TransformerConfig
@@ -309,6 +311,12 @@ class Transformer(AttentiveEncoder):
         if vectors is not None and config.user == "film":
             vectors = vectors if query_positions is None else take_positions(vectors, query_positions)
             x = zero_padding(modulated(x, vectors, shape.kernel_init, shape.dtype), segments)
+        if config.prediction_transform:
+            mapped = Dense(config.width, kernel_init=shape.kernel_init, dtype=shape.dtype, name="prediction")(
+                x
+            )
+            norm = LayerNorm(epsilon=config.norm_epsilon, name="prediction_norm")
+            x = zero_padding(norm(ACTIVATIONS["gelu"](mapped)), segments)
         declare_output(self, self._table_init())
         return output_states(self, x)
 
@@ -356,6 +364,7 @@ class Transformer(AttentiveEncoder):
             embedding_count(self)
             + (self.max_length * width if self.has_learned_positions else 0)
             + 2 * width * (int(config.embedding_norm) + int(config.has_final_norm))
+            + (width**2 + 3 * width) * int(config.prediction_transform)
             + user_count(config, self.spec, width)
             + self.attention.shared_parameter_count(shape)
             + config.layers * layer

@@ -113,7 +113,15 @@ CASES = (
         remat=True,
         padding_keys="propagated",
     ),
-    transformer("bert4rec", mask="bidirectional", n_special=1, block="post-norm", ffn_width=8),
+    transformer(
+        "bert4rec",
+        mask="bidirectional",
+        n_special=1,
+        block="post-norm",
+        ffn_width=8,
+        prediction_transform=True,
+        item_bias=True,
+    ),
     transformer(
         "user-added",
         origin="end",

@@ -176,6 +176,10 @@ def transformer(encoder, params, items, mask):
     if config.user == "film":
         changes = user @ params["user_film"]["kernel"]
         x = x * (1 + changes[:width]) + changes[width:]
+    if config.prediction_transform:
+        x = layer_norm(
+            ACTIVATIONS["gelu"](affine(x, params["prediction"])), params["prediction_norm"], epsilon
+        )
     return scored(config, x)
 
 
