@@ -130,11 +130,7 @@ def _recommend_one(options: Recommend) -> int:
             "interactions",
             file=sys.stderr,
         )
-    if len(answer.items) < options.k:
-        print(
-            f"jaxrec: {len(answer.items)} items, fewer than -k {options.k}: the filters leave no more",
-            file=sys.stderr,
-        )
+    _note_fewer(len(answer.items), "-k", options.k)
     emit(dataclasses.asdict(answer), _item_lines(answer.items, answer.titles, answer.scores), options.json)
     return 0
 
@@ -143,6 +139,14 @@ def _note_new_user(user: str | None, known: bool | None) -> None:
     """Say on standard error that the model has no vector of a user that was named."""
     if user is not None and known is False:
         print(f"jaxrec: training had no user {user!r}; answered as a new user", file=sys.stderr)
+
+
+def _note_fewer(found: int, option: str, wanted: int) -> None:
+    """Say on standard error that an answer is shorter than what ``option`` asks for."""
+    if found < wanted:
+        print(
+            f"jaxrec: {found} items, fewer than {option} {wanted}: the filters leave no more", file=sys.stderr
+        )
 
 
 def _generate(options: Recommend, recommender: Recommender) -> int:
@@ -179,6 +183,7 @@ def _generate(options: Recommend, recommender: Recommender) -> int:
             "jaxrec: no item of the history is known; the first item was chosen by popularity",
             file=sys.stderr,
         )
+    _note_fewer(len(answer.items), "--steps", options.steps)
     emit(dataclasses.asdict(answer), "\n".join(lines), options.json)
     return 0
 

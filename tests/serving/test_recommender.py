@@ -434,7 +434,13 @@ def test_generated_sequences_are_recommendations_asked_again(run, tmp_path):
     assert beams["beams"][0]["items"] == beams["items"]
     assert beams["beams"][0]["log_probability"] >= beams["beams"][1]["log_probability"]
     assert beams["beams"][0]["log_probability"] == pytest.approx(sum(beams["log_probabilities"]), abs=1e-5)
-    assert len(command(*line).out.splitlines()) == 3
+    whole = command(*line)
+    assert len(whole.out.splitlines()) == 3
+    assert "fewer" not in whole.err
+    (tmp_path / "allow").write_text("i4\ni5\n")
+    short = command(*line)
+    assert len(short.out.splitlines()) == 2
+    assert "2 items, fewer than --steps 3: the filters leave no more" in short.err
     for options, message in (
         (("-k", 3), "-k is the length of a list"),
         (("--steps", -1), "--steps must be an integer of at least 1, got -1"),
