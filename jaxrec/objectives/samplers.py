@@ -20,16 +20,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.objectives.base import LossInputs
 from jaxrec.registry import Registry
+from jaxrec.sharding import DATA, ItemShards, equally_varying
 
 #: Draws of one negative before a hit of the user's own items is left masked. Of a user whose items carry half of all
 #: weight, one draw in 65,536 is.
 MOST_ROUNDS = 16
 #: Items that "hard" looks at beyond the number of negatives to find some that the user has not seen.
 HARD_MARGIN = 128
+#: Lists of users that a shared draw is searched in at a time.
+RUNS = 32
 
 
 class Negatives(NamedTuple):
@@ -89,7 +93,12 @@ class Request(NamedTuple):
     def avoided(self, items: Int[Array, "M n"]) -> Bool[Array, "N n"]:
         """Return whether each item is its position's target or, with ``exclude_seen``, an item of its user."""
         hit = items == self.inputs.targets[:, None]
-        return hit | self.seen().contains(items) if self.exclude_seen else hit
+        if not self.exclude_seen:
+            return hit
+        seen = self.seen()
+        return hit | (
+            seen.share(items[0], self.inputs.table.shards) if items.shape[0] == 1 else seen.contains(items)
+        )
 
 
 SAMPLERS: Registry[Callable[[Request], Negatives]] = Registry("sampler")
@@ -338,12 +347,51 @@ class SortedLists(NamedTuple):
             inside = (low < high) & holds(item, middle - start)
             return jnp.where(inside, middle + 1, low), jnp.where(inside, high, jnp.maximum(low, middle))
 
-        steps = max(1, int(self.items.shape[0]).bit_length())
+        steps = 32 - lax.clz(jnp.max(self.sizes(), initial=0))  # bits of the longest list's length
         low, _ = lax.fori_loop(0, steps, halve, (start, stop))
         return low - start
 
-    def contains(self, items: Int[Array, "M n"]) -> Bool[Array, "N n"]:
-        """Return whether ``items`` [N or 1, n] are in the lists."""
-        items = jnp.broadcast_to(items, (self.start.shape[0], items.shape[1]))
+    def share(self, items: Int[Array, " n"], shards: ItemShards | None = None) -> Bool[Array, "N n"]:
+        """Return whether each of the same items is in each list.
+
+        Neighbouring positions have one user, so a list is searched once for each run of equal ones: `RUNS` runs at a time.
+
+        Args:
+          items: [n].
+          shards: of the item tables, on a mesh: each device searches for its own positions.
+        """
+        if shards is None:
+            return self._share(items)
+        own = P(DATA) if self.start.shape[0] % shards.mesh.shape[DATA] == 0 else P()
+        local = jax.shard_map(
+            lambda lists, starts, stops, items: SortedLists(lists, starts, stops)._share(items),
+            mesh=shards.mesh,
+            in_specs=(P(), own, own, P()),
+            out_specs=own,
+        )
+        return local(self.items, self.start, self.stop, items)
+
+    def _share(self, items: Int[Array, " n"]) -> Bool[Array, "N n"]:
+        n = self.start.shape[0]
+        changes = (self.start[1:] != self.start[:-1]) | (self.stop[1:] != self.stop[:-1])
+        run = jnp.pad(jnp.cumsum(changes, dtype=jnp.int32), (1, 0))
+        room = -(-n // RUNS) * RUNS
+        starts, stops = (jnp.zeros((room,), jnp.int32).at[run].set(x) for x in (self.start, self.stop))
+        found, starts, stops = equally_varying(jnp.zeros((room, items.shape[0]), bool), starts, stops)
+
+        def search(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            first, found = carry
+            lists = SortedLists(
+                self.items, *(lax.dynamic_slice(x, (first,), (RUNS,)) for x in (starts, stops))
+            )
+            rows = lists.contains(jnp.broadcast_to(items, (RUNS, items.shape[0])))
+            return first + RUNS, lax.dynamic_update_slice(found, rows, (first, 0))
+
+        first, _ = equally_varying(jnp.int32(0), run)
+        _, found = lax.while_loop(lambda carry: carry[0] <= run[-1], search, (first, found))
+        return found[run]
+
+    def contains(self, items: Int[Array, "N n"]) -> Bool[Array, "N n"]:
+        """Return whether ``items`` of each position are in its list."""
         place = self.start[:, None] + self.count_while(lambda item, _: item < items, items.shape[1])
         return (place < self.stop[:, None]) & (jnp.take(self.items, place, mode="clip") == items)

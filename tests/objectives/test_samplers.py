@@ -186,6 +186,31 @@ def test_hits_of_shared_draws_are_masked(name, exclude_seen, key):
     np.testing.assert_array_equal(np.asarray(valid)[REAL], np.array(want)[REAL])
 
 
+def test_a_shared_draw_is_searched_in_the_list_of_every_position():
+    """More runs of neighbours with one user than are searched at a time; the last positions have no user."""
+    rng = np.random.default_rng(0)
+    lists = [
+        np.sort(rng.choice(np.arange(1, 60), size, replace=False)) for size in (0, 1, 7, 59, *range(9, 40))
+    ]
+    offsets = np.cumsum([0, *map(len, lists)])
+    users = np.repeat(rng.integers(0, len(lists), 90), rng.integers(1, 4, 90))
+    users[-5:] = -1
+    n = len(users)
+    inputs = LossInputs(
+        jnp.zeros((n, D)),
+        ItemTable(jnp.zeros((60, D))),
+        jnp.zeros(n, jnp.int32),
+        jnp.zeros(n),
+        sampling=SamplingInputs(
+            None, *(jnp.asarray(x, jnp.int32) for x in (users, np.concatenate(lists), offsets))
+        ),
+    )
+    items = rng.integers(1, 60, (1, 30))
+    got = jax.jit(lambda items: Request(inputs, 30, True, True).avoided(items))(jnp.asarray(items, jnp.int32))
+    want = [[user >= 0 and item in set(lists[user]) for item in items[0]] for user in users]
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"in-batch"}))
 def test_as_many_draws_as_items_are_the_catalogue(name, key):
     drawn = draw(name, request(key, V + 3, shared=False))

@@ -19,7 +19,7 @@ from jaxrec.evaluation.ranker import EncoderRanker
 from jaxrec.evaluation.ranking import candidate_table
 from jaxrec.models.stosa import STOSAConfig
 from jaxrec.nn.item_table import ItemTable
-from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig
+from jaxrec.objectives import BinaryCrossEntropyConfig, BPRPositiveVersusNegativeConfig, SampledSoftmaxConfig
 from jaxrec.sharding import ItemShards, MeshConfig, build_mesh, place
 from jaxrec.training.feed import device_rows
 from jaxrec.training.logging import read_metrics
@@ -154,8 +154,9 @@ def chunk_of(settings, dataset, steps=4):
             "objective": BPRPositiveVersusNegativeConfig(n_negatives=2),
         },
         {"objective": BinaryCrossEntropyConfig(n_negatives=3, exclude_seen=True, sampler="popularity")},
+        {"objective": SampledSoftmaxConfig(n_negatives=9, shared=True, exclude_seen=True)},
     ],
-    ids=["stosa", "bce"],
+    ids=["stosa", "bce", "shared draw"],
 )
 def test_other_encoders_and_objectives(sections):
     settings = dataclasses.replace(config(), **sections)
