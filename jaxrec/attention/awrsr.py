@@ -88,6 +88,9 @@ class RefinementConfig(AttentionConfig):
         logarithm of the weights); all with 0 at what the mask forbids.
       scale: of R. "unit": mapped profiles have unit length, times the learned tau. "root": inner products over
         sqrt(size of a mapped profile), without tau.
+      threshold: least cosine of two mapped profiles that counts, with ``scale`` "unit": N has no weight on interactions
+        below it ("additive": their scores stay as they are). An interaction counts to itself, and a profile of zeros,
+        that of the first one, has the cosine 0. -1 = all count.
       residual: "gate": A' = (1 - g) A + g N with a learned scalar g. "none": A' = N.
       depth: how often the refinement is applied to its own output, with the same parameters.
       rank: r, inner size of low-rank maps; 0 = full n x n maps.
@@ -97,6 +100,9 @@ class RefinementConfig(AttentionConfig):
     variant: str = "simple"
     source: Annotated[Literal["centred", "prob", "raw"], Idle("variant", ("none",))] = "centred"
     scale: Annotated[Literal["unit", "root"], Idle("variant", ("none",))] = "unit"
+    threshold: Annotated[
+        float, Range("[-1, 1]"), Idle("scale", ("root",)), Idle("variant", ("none", "additive-bahdanau"))
+    ] = -1.0
     residual: Annotated[Literal["gate", "none"], Idle("variant", ("none", "additive-gated"))] = "gate"
     depth: Annotated[int, Range("[1, inf)"), Idle("variant", ("none",))] = 1
     rank: Annotated[int, Range("[0, inf)"), Idle("variant", ("none",))] = 0
@@ -222,9 +228,13 @@ def new_weights(
         current = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), earlier, current)
 
     correlation = correlate(config, maps, query, current.keys, dtype)
+    counted = None
+    if config.threshold > -1.0 and "temperature" in maps:
+        counted = counted_pairs(config.threshold, query, current.keys, dtype)
     if config.variant == "additive":
-        return masked_softmax(scores + correlation, mask), current
-    new = masked_softmax(correlation, mask)
+        change = correlation if counted is None else jnp.where(counted, correlation, 0.0)
+        return masked_softmax(scores + change, mask), current
+    new = masked_softmax(correlation, mask if counted is None else mask & counted)
     if current.values is None:
         return new, current
     hops = einsum("bhik,bhkj->bhij", new, current.values[..., :stop], dtype)
@@ -250,6 +260,23 @@ def correlate(
         return factor * negative_squared_distances(query, key, dtype)
     factor = maps["temperature"] / size if unit_length else size**-0.5
     return factor * einsum("bhir,bhjr->bhij", query, key, dtype)
+
+
+def counted_pairs(
+    threshold: float, query: Float[Array, "B H times size"], key: Float[Array, "B H keys size"], dtype: Any
+) -> Bool[Array, "B H times keys"]:
+    """Pairs of mapped profiles at unit length whose cosine reaches ``threshold``, and every interaction with itself.
+
+    Args:
+      threshold: least cosine.
+      query: profiles of one stretch of times.
+      key: those of all interactions up to its end.
+      dtype: precision of the operands of products.
+    """
+    times, keys = query.shape[2], key.shape[2]
+    cosine = einsum("bhir,bhjr->bhij", query, key, dtype) / query.shape[-1]
+    own = jnp.arange(keys - times, keys)[:, None] == jnp.arange(keys)[None, :]
+    return (cosine >= threshold) | own[None, None]
 
 
 def gaussian_profiles(

@@ -270,9 +270,12 @@ def refined_once(config, refinement, maps, scores, old, places):
         query = key = np.concatenate([query, np.sqrt(elu_plus_one(key)) - 1.0], axis=1)
     if config.scale == "unit":
         query, key = unit(query), unit(key)
-    correlation = np.full((n, n), np.nan)
+    correlation, near = np.full((n, n), np.nan), np.eye(n, dtype=bool)
     for i in range(n):
         for j in np.flatnonzero(~forbidden[i]):
+            if config.scale == "unit" and config.variant != "additive-bahdanau":
+                lengths = np.linalg.norm(query[i]) * np.linalg.norm(key[j])
+                near[i, j] |= (query[i] @ key[j] / lengths if lengths > 0 else 0.0) >= config.threshold
             if config.variant == "additive-bahdanau":
                 correlation[i, j] = refinement["vector"] @ np.tanh(query[i] + key[j])
             elif config.variant == "stochastic":
@@ -283,9 +286,10 @@ def refined_once(config, refinement, maps, scores, old, places):
                 correlation[i, j] = refinement["temperature"] * (query[i] @ key[j]) / size
             else:
                 correlation[i, j] = query[i] @ key[j] / math.sqrt(size)
+    near |= config.threshold == -1.0
     if config.variant == "additive":
-        return masked_softmax(scores + correlation)
-    new = masked_softmax(correlation)
+        return masked_softmax(scores + np.where(near, correlation, 0.0 * correlation))
+    new = masked_softmax(np.where(near, correlation, np.nan))
     if config.variant != "value-weighted":
         return new
     if not config.value_map:

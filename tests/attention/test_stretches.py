@@ -29,7 +29,7 @@ CASES = [
         (v.mechanism, v.mask): v for v in reversed(VARIANTS) if v.positions in ("none", "relative-bias")
     }.values(),
     line("miq", "rotary", query_window=6, dummies_as_keys=True),
-    line("awrsr", origin="end", variant="value-weighted", depth=2, rank=5),
+    line("awrsr", origin="end", variant="value-weighted", depth=2, rank=5, threshold=0.2),
     line("awrsr", variant="additive-bahdanau", rank=3),
     line("kernel", origin="end", upper="full", lower="banded", bandwidth=20, per_head=True),
     line("hstu", "hstu-time"),
