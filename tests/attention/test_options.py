@@ -370,6 +370,28 @@ def test_bidirectional_mask_reads_the_whole_sequence_and_no_other(name):
     np.testing.assert_array_equal(both.allowed(), allowed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "knows_the_order"),
+    [
+        (SoftmaxAttentionConfig(heads=2), False),
+        (KernelAttentionConfig(heads=2, lower="identity"), True),
+        (KernelAttentionConfig(heads=2, upper="identity", lower="toeplitz"), True),
+    ],
+    ids=["softmax", "kernel U", "kernel L"],
+)
+def test_without_positions_the_kernel_alone_knows_the_order(config, knows_the_order):
+    """Under the causal mask, too, the newest state of softmax attention is the same for any order of those before it."""
+    module, params = initialised(config)
+    if knows_the_order:  # the factors start at the identity
+        params = {**params, "kernel": jax.tree.map(lambda x: x + 0.3, params["kernel"])}
+    shuffled = jnp.concatenate([X[:, [3, 0, 4, 2, 1]], X[:, 5:]], axis=1)
+    one = dataclasses.replace(CONTEXT, segments=jnp.ones_like(SEGMENTS))
+    states = applied(module, params, X, context=one), applied(module, params, shuffled, context=one)
+    change = np.abs(np.asarray(states[0] - states[1])[:, 5]).max()
+    assert change > 1e-3 if knows_the_order else change < 1e-5
+
+
 def test_selected_positions_under_both_masks():
     module, params = initialised(SoftmaxAttentionConfig(heads=2))
     columns = jnp.asarray([[5, 0], [2, 4], [1, 2]], jnp.int32)
