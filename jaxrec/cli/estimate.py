@@ -25,7 +25,7 @@ _OPTIONS = (
     CommandOption("items", int, 0, "items of the catalogue"),
     CommandOption("interactions", int, 0, "interactions of the log"),
     CommandOption("users", int, 0, "users of the log; default: interactions / batches.max-length"),
-    CommandOption("timestamps", bool, False, "the log has times"),
+    CommandOption("timestamps", bool, False, "the log has times, as it must where the model reads them"),
     CommandOption(
         "memory", float, 0.0, "budget in GiB: search the largest batch that fits; 0 = do not search"
     ),
@@ -71,7 +71,8 @@ def _sizes(options: Any) -> Any:
                 f"{options.interactions}"
             )
         users = options.users or max(1, options.interactions // options.config.batches.max_length)
-        return DataSizes(options.items, options.interactions, users, options.timestamps)
+        timed = options.timestamps or options.config.encoder.needs_timestamps
+        return DataSizes(options.items, options.interactions, users, timed)
 
     import numpy as np
 

@@ -167,8 +167,8 @@ def test_as_a_command(tmp_path):
     data = jaxrec("estimate", *options, "--data", tmp_path / "log", "--memory", 0.01, "--json").json
     assert data["total_bytes"] <= 0.01 * 2**30
     assert data["batch_size"] > 4
-    gru = jaxrec("estimate", "--objective", "bce", "--attention", "hstu", *options, *sizes, "--json")
-    assert gru.json["parameters"] > 0
+    timed = ["--objective", "bce", "--attention", "hstu", "--encoder.positions", "learned-hstu-time"]
+    assert jaxrec("estimate", *timed, *options, *sizes, "--json").json["parameters"] > 0
     missing = jaxrec("estimate", *options)
     assert missing.status == 1
     assert "--items, --interactions: expected the sizes of the log, or --data" in missing.err
