@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,5 +113,6 @@ def pretrain(
         try:
             write_run(train(stage, dataset, folder, resume=continued, progress=progress))
         except Interrupted as stopped:
-            message = str(stopped).replace(f"--workdir {folder} ", f"--workdir {directory} ")
+            stage_place, place = (shlex.quote(str(path)) for path in (folder, directory))
+            message = str(stopped).replace(f"--workdir {stage_place} ", f"--workdir {place} ")
             raise Interrupted(f"the first stage {message}", stopped.signal_number) from None

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -88,8 +89,7 @@ class Run:
             raise self._unfinished() from None
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{self.path / 'results.json'} is damaged ({error}): write it again with jaxrec train --workdir "
-                f"{self.path} --resume"
+                f"{self.path / 'results.json'} is damaged ({error}): write it again with {self._finishing}"
             ) from None
         return dict(values)
 
@@ -129,9 +129,7 @@ class Run:
             if digest and digest != hashlib.sha256(content.getvalue()[:end]).digest():
                 raise ValueError("its digest is another")
         except Exception as error:  # NumPy raises errors of many kinds for a damaged header
-            raise DataError(
-                f"{file} is damaged ({error}): write it again with jaxrec train --workdir {self.path} --resume"
-            ) from None
+            raise DataError(f"{file} is damaged ({error}): write it again with {self._finishing}") from None
         if counts.shape != (self.catalogue.n_items + 1,):
             raise DataError(f"{file} must have {self.catalogue.n_items + 1} counts, got shape {counts.shape}")
         return np.asarray(counts)
@@ -230,14 +228,17 @@ class Run:
         if missing:
             raise DataError(
                 f"no saved {split} ranks in {self.path}: expected the directory of a finished run, but ranks/{missing[0]} "
-                f"is missing; finish it with jaxrec train --workdir {self.path} --resume"
+                f"is missing; finish it with {self._finishing}"
             )
         return [Evaluation.load(file) for file in files]
 
+    @property
+    def _finishing(self) -> str:
+        """The command that writes what the run lacks."""
+        return f"jaxrec train --workdir {shlex.quote(str(self.path))} --resume"
+
     def _unfinished(self) -> ConfigError:
-        return ConfigError(
-            f"the run in {self.path} is not finished: finish it with jaxrec train --workdir {self.path} --resume"
-        )
+        return ConfigError(f"the run in {self.path} is not finished: finish it with {self._finishing}")
 
 
 def run_names(runs: Sequence[str | Path]) -> list[str]:

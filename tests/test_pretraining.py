@@ -140,7 +140,8 @@ def test_what_the_second_stage_refuses_costs_no_first_one(tmp_path):
 @pytest.mark.parametrize("second", [False, True])
 def test_interrupted_in_either_stage(whole, tmp_path, monkeypatch, second):
     """The signal's message names the whole run, and a resume continues the stage that it stopped."""
-    finished = tmp_path / "run/pretraining/results.json"
+    workdir = tmp_path / "my run"
+    finished = workdir / "pretraining/results.json"
 
     class Stop(StopAfter):
         @property
@@ -149,9 +150,9 @@ def test_interrupted_in_either_stage(whole, tmp_path, monkeypatch, second):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "StopRequest", Stop(0))
-        with pytest.raises(Interrupted, match=rf"--workdir {tmp_path}/run --resume") as stopped:
-            jaxrec.fit(DATASET, two_stages(), tmp_path / "run", progress=False)
+        with pytest.raises(Interrupted, match=rf"--workdir '{workdir}' --resume") as stopped:
+            jaxrec.fit(DATASET, two_stages(), workdir, progress=False)
     assert finished.exists() == second
     assert str(stopped.value).startswith("the first stage") == (not second)
-    resumed = jaxrec.fit(DATASET, two_stages(), tmp_path / "run", resume=True, progress=False)
+    resumed = jaxrec.fit(DATASET, two_stages(), workdir, resume=True, progress=False)
     assert_same_run(whole.fit, resumed.fit)

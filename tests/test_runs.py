@@ -168,6 +168,10 @@ def test_unfinished_and_damaged_runs(copy):
     (copy / "results.json").unlink()
     with pytest.raises(ConfigError, match="is not finished: finish it with jaxrec train"):
         _ = Run(copy).results
+    spaced = copy.rename(copy.with_name("my copy"))
+    with pytest.raises(ConfigError, match=f"finish it with jaxrec train --workdir '{spaced}' --resume"):
+        _ = Run(spaced).results
+    spaced.rename(copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(CheckpointError, match=r"no checkpoints in .*copy"):
         Run(copy).params()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def _catalogue(source: Path) -> SequenceDataset:
     if not (source / CATALOGUE).is_dir():
         raise ConfigError(
             f"--training.init-items match needs the catalogue of a finished run: got {source} without one; finish it with "
-            f"jaxrec train --workdir {source} --resume"
+            f"jaxrec train --workdir {shlex.quote(str(source))} --resume"
         )
     return open_dataset(source / CATALOGUE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -561,4 +562,7 @@ def _replayed(
 def _farewell(step: int, total: int, directory: Path | None) -> str:
     if directory is None:
         return f"stopped at step {step} of {total}; nothing was saved, as the run has no workdir"
-    return f"stopped at step {step} of {total} and saved; continue with: jaxrec train --workdir {directory} --resume"
+    place = shlex.quote(str(directory))
+    return (
+        f"stopped at step {step} of {total} and saved; continue with: jaxrec train --workdir {place} --resume"
+    )

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -51,12 +52,15 @@ def test_rerun_is_the_same_to_the_bit(uninterrupted):
 @pytest.mark.parametrize("looks", [0, 2, 3])
 def test_resumed_run_is_the_uninterrupted_one_to_the_bit(uninterrupted, tmp_path, monkeypatch, looks):
     monkeypatch.setattr(loop, "StopRequest", StopAfter(looks))
+    workdir = tmp_path / "my run"
     with pytest.raises(
-        Interrupted, match=r"stopped at step \d+ of \d+ and saved; continue with: jaxrec train --workdir"
-    ):
-        quiet(small_config(), tmp_path / "run")
+        Interrupted, match=r"stopped at step \d+ of \d+ and saved; continue with: jaxrec train"
+    ) as stopped:
+        quiet(small_config(), workdir)
     monkeypatch.undo()
-    resumed = quiet(small_config(), tmp_path / "run", resume=True)
+    command = shlex.split(str(stopped.value).partition("continue with: ")[2])
+    assert command == ["jaxrec", "train", "--workdir", str(workdir), "--resume"]
+    resumed = quiet(small_config(), workdir, resume=True)
     assert_same_run(uninterrupted, resumed)
     without_clock = [
         [
