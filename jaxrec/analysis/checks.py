@@ -186,7 +186,8 @@ def run_checks(
     if checks.breakdown:
         started = time.perf_counter()
         models = {"model": list(evaluations), **{name: [ranks] for name, ranks in baselines.items()}}
-        breakdown = measure_breakdown(models, setup.split, split, metric)
+        whole = config.task.whole_sequences
+        breakdown = measure_breakdown(models, setup.split, split, metric, whole)
         seconds["breakdown"] = time.perf_counter() - started
     if checks.personal:
         started = time.perf_counter()

@@ -148,7 +148,9 @@ class Grouping(NamedTuple):
 USER_GROUPS = ("known", "new")
 
 
-def case_groupings(split: Split, part: str, users: np.ndarray) -> dict[str, Grouping]:
+def case_groupings(
+    split: Split, part: str, users: np.ndarray, whole_sequences: bool = False
+) -> dict[str, Grouping]:
     """Groupings of the evaluated cases by history, target, transition and time.
 
     A case with several targets is grouped by its first.
@@ -158,6 +160,8 @@ def case_groupings(split: Split, part: str, users: np.ndarray) -> dict[str, Grou
       part: "valid" or "test".
       users: int32[E], users of the evaluated cases, as `Evaluation.users`; one with several cases (successive targets) is
         there as often, in their order.
+      whole_sequences: whether the task learns from a single training interaction of a user, too
+        (`jaxrec.tasks.base.TaskConfig`).
     """
     cases, dataset = split.cases(part), split.dataset
     rows = _rows_of(users, cases.users)
@@ -176,7 +180,7 @@ def case_groupings(split: Split, part: str, users: np.ndarray) -> dict[str, Grou
             *transition_groups(histories.last_items(), targets, transitions), "newest item to target"
         ),
     }
-    known = split.train_stops - split.train_starts > 1
+    known = split.train_stops - split.train_starts > int(not whole_sequences)
     if not known[users].all():
         groupings["user"] = Grouping((~known[users]).astype(np.int64), list(USER_GROUPS), "user in training")
     if dataset.timestamps is not None:
@@ -266,7 +270,11 @@ def _plain(group: Group) -> dict[str, Any]:
 
 
 def measure_breakdown(
-    evaluations: Mapping[str, Sequence[Evaluation]], split: Split, part: str, metric: str
+    evaluations: Mapping[str, Sequence[Evaluation]],
+    split: Split,
+    part: str,
+    metric: str,
+    whole_sequences: bool = False,
 ) -> Breakdown:
     """Divide the metric of models by every grouping of `case_groupings`.
 
@@ -275,9 +283,10 @@ def measure_breakdown(
       split: the split that the cases are from.
       part: "valid" or "test".
       metric: such as "NDCG@10"; the value of a case is its mean over seeds.
+      whole_sequences: see `case_groupings`.
     """
     users = next(iter(evaluations.values()))[0].users
-    groupings = case_groupings(split, part, users)
+    groupings = case_groupings(split, part, users, whole_sequences)
     values = {
         name: np.mean([evaluation.values(metric) for evaluation in of_seeds], axis=0)
         for name, of_seeds in evaluations.items()

@@ -86,6 +86,12 @@ def test_groupings_equal_the_loops(strategy, part):
     assert "gap" not in case_groupings(random_split(times=False), "test", split.test.users)
     known = split.cases(part).users[groupings["user"].groups == 0]
     assert "user" not in case_groupings(split, part, known), "all are known"
+    users = split.cases(part).users
+    assert set((split.train_stops - split.train_starts)[users]) > {1}, (
+        "each case has a user with training interactions"
+    )
+    whole = case_groupings(split, part, users, whole_sequences=True)
+    assert "user" not in whole, "one is enough for a task that reads whole sequences"
 
 
 def test_times_at_the_edges_and_unknown_ones():
