@@ -350,8 +350,8 @@ def effect_figure(comparison: Comparison) -> Figure:
         place, 2 * limit, left=-limit, height=0.8, color="#dddddd", label="not detectable with these users"
     )
     middle = np.array([row.difference for row in rows])
-    low = middle - np.array([row.low for row in rows])
-    high = np.array([row.high for row in rows]) - middle
+    low = np.maximum(middle - [row.low for row in rows], 0)  # equal values differ by rounding
+    high = np.maximum(np.array([row.high for row in rows]) - middle, 0)
     axes.errorbar(middle, place, xerr=[low, high], fmt="o", color=COLOURS[0], capsize=3, label="difference")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(place, [f"{row.b} - {row.a}\n{row.metric}" for row in rows], fontsize=8)

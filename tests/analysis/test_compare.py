@@ -236,5 +236,12 @@ def test_figures_are_drawn(save, tmp_path):
     save_figure(stability_figure({"base": [one], "better": [other]}), tmp_path / "stability.svg")
     for name in ("effect.png", "groups.pdf", "stability.svg"):
         assert (tmp_path / name).stat().st_size > 1000
+    # The mean of equal differences and the bounds of its interval differ by rounding, either way.
+    for rank in (2, 3, 4, 5):
+        alike = [dataclasses.replace(run, evaluations=run.evaluations * 3) for run in runs]
+        for run, value in zip(alike, (rank, 2 * rank), strict=True):
+            for evaluation in run.evaluations:
+                evaluation.ranks[:] = value
+        effect_figure(compare_runs(alike, ("NDCG@10",), resamples=100))
     with pytest.raises(DataError, match="at least two runs to draw differences"):
         effect_figure(compare_runs(runs[:1]))
