@@ -16,6 +16,7 @@ from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.splits import split_dataset
+from jaxrec.errors import Interrupted
 from jaxrec.files import write_atomically
 from jaxrec.presets import named_config
 from jaxrec.reporting.html import model_label
@@ -114,6 +115,7 @@ def fit_through_time(
     Raises:
       ConfigError: the cuts do not increase, or leave no room for validation before the first.
       DataError: a period of one of the cuts has no case; nothing was trained.
+      Interrupted: SIGINT or SIGTERM; the state was saved.
       JaxrecError: as `jaxrec.api.fit`.
     """
     if isinstance(config, str):
@@ -128,7 +130,13 @@ def fit_through_time(
         workdir = folder / f"cut-{cut:g}"
         one = dataclasses.replace(config, split=split)
         started = (workdir / "config.json").exists()
-        results.append(fit(dataset, one, workdir, resume=started, progress=progress).results)
+        try:
+            results.append(fit(dataset, one, workdir, resume=started, progress=progress).results)
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"stopped at cut {cut:g}, whose state is saved; continue with the same command",
+                stopped.signal_number,
+            ) from None
     found = ThroughTime(folder, tuple(cuts), config.metric, tuple(results))
     write_atomically(folder / "cuts.md", found.to_markdown())
     write_atomically(folder / "cuts.json", json.dumps(found.to_dict(), indent=2))

@@ -1,11 +1,12 @@
 """Cross-validation through time: a run for each cut, continued where it was left, and its tables."""
 
 import json
+import signal
 
 import pytest
 
 from jaxrec.data import load_dataset, split_dataset
-from jaxrec.errors import CheckpointError, DataError
+from jaxrec.errors import CheckpointError, DataError, Interrupted
 from jaxrec.runs import Run
 from jaxrec.through_time import ThroughTime, fit_through_time
 from tests.cli.shared import SMALL, interactions, refused
@@ -109,6 +110,26 @@ def test_cuts_without_a_case_between_them_are_refused_before_training(tmp_path):
     with pytest.raises(DataError, match=r"has no test case: .*choose other cuts"):
         fit_through_time(load_dataset(log), config, tmp_path / "cuts", (0.5, 0.75, 0.77), progress=False)
     assert not (tmp_path / "cuts").exists()
+
+
+def test_an_interruption_says_how_to_go_on_with_all_cuts(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise Interrupted("continue with: jaxrec train --workdir cut-0.6 --resume", signal.SIGTERM)
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxrec.through_time.fit", stop)
+    with pytest.raises(Interrupted) as stopped:
+        fit_through_time(DATASET, CONFIG, tmp_path, CUTS, progress=False)
+    assert str(stopped.value) == "stopped at cut 0.6, whose state is saved; continue with the same command"
+    assert stopped.value.signal_number == signal.SIGTERM
+    monkeypatch.setattr("jaxrec.through_time.fit_through_time", kill)
+    outcome = jaxrec("through-time", "--out", tmp_path, "--cuts", *CUTS)
+    assert outcome.status == 130
+    assert (
+        outcome.err == "jaxrec: stopped by SIGINT; finished cuts are saved, continue with the same command\n"
+    )
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from jaxrec.cli.heaps import limit_heaps
 from jaxrec.errors import Interrupted, JaxrecError
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         number = getattr(stop, "signal_number", signal.SIGINT)
-        _tell(f"jaxrec: stopped by {number.name}{_how_to_continue(rest)}")
+        _tell(f"jaxrec: stopped by {number.name}{_how_to_continue(rest, getattr(stop, 'workdir', None))}")
         return 128 + number
     except BrokenPipeError:
         # The reader went away (as in `jaxrec ... | head`); nothing is wrong with the run.
@@ -154,8 +155,13 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
-def _how_to_continue(arguments: list[str]) -> str:
-    """Advice on continuing the run or the lists that these arguments name, after an interruption."""
+def _how_to_continue(arguments: list[str], workdir: Any = None) -> str:
+    """Advice on continuing the run or the lists that these arguments name, after an interruption.
+
+    Args:
+      arguments: of the command.
+      workdir: run directory; None = that of the arguments.
+    """
     from pathlib import Path
 
     from jaxrec.cli.common import as_word, value_of
@@ -163,7 +169,7 @@ def _how_to_continue(arguments: list[str]) -> str:
     out = value_of("out", arguments, "")
     if out and (Path(out) / "_manifest.json").exists():  # of jaxrec.serving.parts, whose import takes seconds
         return f"; all parts in {out} are complete, continue with the same command and --resume"
-    workdir = value_of("workdir", arguments, "")
+    workdir = workdir or value_of("workdir", arguments, "")
     if not workdir or not (Path(workdir) / "config.json").exists():
         return "; nothing was saved"
     return (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from jaxrec.cli.common import emit
 from jaxrec.cli.help import Option, page
 from jaxrec.cli.run_options import (
@@ -16,7 +18,7 @@ from jaxrec.cli.run_options import (
     chosen_config,
     run_request,
 )
-from jaxrec.errors import ConfigError
+from jaxrec.errors import ConfigError, Interrupted
 
 #: Options of the command beside those of a run.
 _OPTIONS = (
@@ -53,7 +55,13 @@ def through_time(arguments: list[str]) -> int:
 
     if not request.no_compile_cache:
         enable_compilation_cache()
-    found = fit_through_time(None, config, request.out, request.cuts, progress=not request.quiet)
+    try:
+        found = fit_through_time(None, config, request.out, request.cuts, progress=not request.quiet)
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        raise Interrupted(
+            f"stopped by {number.name}; finished cuts are saved, continue with the same command", number
+        ) from None
     text = (
         f"{found.to_markdown()}\neverything is in {found.directory}: cuts.md, cuts.json, a run for each cut"
     )

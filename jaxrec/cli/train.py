@@ -114,14 +114,18 @@ def _run(options: Any, base: RunConfig) -> int:
 
     if not options.no_compile_cache:
         enable_compilation_cache()
-    run = fit(
-        None,
-        config,
-        directory,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        progress=not options.quiet,
-    )
+    try:
+        run = fit(
+            None,
+            config,
+            directory,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            progress=not options.quiet,
+        )
+    except KeyboardInterrupt as stop:
+        stop.workdir = directory  # type: ignore[attr-defined]  # which the arguments need not name
+        raise
     if not is_first():
         return 0
     timing = run.results["timing"]

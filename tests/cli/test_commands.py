@@ -23,6 +23,19 @@ from tests.runs import jaxrec
 
 
 class TestTrain:
+    def test_an_interruption_names_the_directory_that_nobody_named(self, tmp_path, monkeypatch):
+        def stop(dataset, config, workdir, **_):
+            workdir.mkdir(parents=True)
+            (workdir / "config.json").write_text("{}")
+            raise KeyboardInterrupt
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("jaxrec.api.fit", stop)
+        outcome = jaxrec("train", "--preset", "smoke", "--quiet", "--no-compile-cache")
+        assert outcome.status == 130
+        (workdir,) = Path("runs").iterdir()
+        assert outcome.err.endswith(f"continue with: jaxrec train --workdir {workdir} --resume\n")
+
     def test_main_job_leaves_a_run_directory(self, bundled):
         run, outcome = bundled
         results = json.loads((run / "results.json").read_text())
