@@ -156,6 +156,17 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture(scope="session")
+def two_seeds(tmp_path_factory):
+    """A finished run with the seeds 3 and 1 on `tests.helpers.small_dataset`; a test that changes files takes a copy."""
+    import jaxrec
+    from tests.helpers import small_config, small_dataset
+
+    config = small_config(training={"epochs": 2, "seeds": (3, 1)})
+    with jax.numpy_dtype_promotion("standard"):
+        return jaxrec.fit(small_dataset(), config, tmp_path_factory.mktemp("seeds") / "run", progress=False)
+
+
 @pytest.fixture(scope="module")
 def standard_promotion():
     """Standard type promotion, which optax needs (an int32 step count against float32 decay).

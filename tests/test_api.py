@@ -16,11 +16,9 @@ from tests.helpers import replace, small_config, small_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-DATASET = small_dataset(n_users=20, n_items=30)
-#: One chunk of steps, tiny shapes: what is asked is whether the parts fit together.
-ONE_CHUNK = replace(
-    small_config(), batches={"batch_size": 4, "max_length": 8}, encoder={"width": 8}, training={"epochs": 1}
-)
+DATASET = small_dataset()
+#: One chunk of steps: what is asked is whether the parts fit together. Shapes are those of other tests' runs.
+ONE_CHUNK = small_config(training={"epochs": 1})
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +89,9 @@ def test_refusals(run, tmp_path):
         jaxrec.evaluate(tmp_path)
     with pytest.raises(UnknownNameError, match=r"unknown preset 'sasrek'.*Did you mean 'sasrec'"):
         jaxrec.fit(DATASET, "sasrek")
-    longer = replace(ONE_CHUNK, evaluation={"ks": (10, 31)})
+    longer = replace(ONE_CHUNK, evaluation={"ks": (10, 41)})
     before = sorted(run.workdir.rglob("*"))
-    with pytest.raises(DataError, match=r"lists of 31, but the catalogue has 30 items"):
+    with pytest.raises(DataError, match=r"lists of 41, but the catalogue has 40 items"):
         jaxrec.fit(DATASET, longer, run.workdir, overwrite=True, progress=False)
     assert sorted(run.workdir.rglob("*")) == before, "a refused call deletes nothing"
 

@@ -1,6 +1,7 @@
 """What an installed package must hold, and what the repository promises about itself."""
 
 import ast
+import functools
 import graphlib
 import importlib.metadata
 import re
@@ -69,7 +70,12 @@ def name_of(path: Path) -> str:
 
 
 NAMES = {name_of(path): path for path in MODULES}
-IMPORTS = {name: imported_modules(path) - {name} for name, path in NAMES.items()}
+
+
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    """Of every module, read when the first test asks for it: every process of a session imports this file."""
+    return {name: imported_modules(path) - {name} for name, path in NAMES.items()}
 
 
 def test_every_module_has_a_place_in_the_order():
@@ -79,7 +85,7 @@ def test_every_module_has_a_place_in_the_order():
 def test_imports_point_one_way():
     upward = [
         (name, other)
-        for name, others in IMPORTS.items()
+        for name, others in all_imports().items()
         for other in others
         if "." in name
         and (other == "jaxrec" or ORDER.index(other.split(".")[1]) > ORDER.index(name.split(".")[1]))
@@ -98,7 +104,7 @@ def test_the_lists_of_packages_are_whole_and_in_order():
 
 
 def test_no_import_cycle():
-    graphlib.TopologicalSorter(IMPORTS).prepare()
+    graphlib.TopologicalSorter(all_imports()).prepare()
 
 
 def test_data_needs_no_model_and_no_jax():

@@ -12,7 +12,7 @@ import jaxrec
 from jaxrec.errors import CheckpointError, ConfigError, DataError
 from jaxrec.runs import Run
 from jaxrec.serving import Recommender
-from tests.helpers import small_config, small_dataset
+from tests.helpers import small_dataset
 from tests.runs import jaxrec as command
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -22,9 +22,8 @@ DATASET = small_dataset()
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    config = small_config(training={"epochs": 2, "seeds": (3, 1)})
-    return jaxrec.fit(DATASET, config, tmp_path_factory.mktemp("runs") / "run", progress=False)
+def trained(two_seeds):
+    return two_seeds
 
 
 @pytest.fixture
@@ -97,7 +96,7 @@ def test_evaluation_builds_nothing_for_training(copy, monkeypatch):
 
     monkeypatch.setattr(OptimizerConfig, "build", forbidden)
     monkeypatch.setattr(setup, "RowStream", forbidden)
-    for module in (setup, state, state_sharding):
+    for module in (state, state_sharding):
         monkeypatch.setattr(module, "initial_state", forbidden)
     answer = Recommender.load(copy).recommend([["i1", "i3"]], k=5)[0]
     assert len(answer.items) == 5

@@ -1,6 +1,7 @@
 """Sentences of docs/security.md that can be read off the source."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -9,44 +10,58 @@ import pytest
 from jaxrec.serving.service import ServerConfig
 
 ROOT = Path(__file__).parents[1]
-TREES = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text())
-    for path in sorted((ROOT / "jaxrec").rglob("*.py"))
-}
 
 
-CALLS = [
-    (module, node, ast.unparse(node.func))
-    for module, tree in TREES.items()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.Call)
-]
-IMPORTS = {
-    module: {
-        name
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom) and not node.level
-            else []
-        )
+# Read when the first test asks for it: every process of a session imports this file, and one runs its tests.
+@functools.cache
+def trees():
+    """{module: its syntax tree}."""
+    return {
+        str(path.relative_to(ROOT)): ast.parse(path.read_text())
+        for path in sorted((ROOT / "jaxrec").rglob("*.py"))
     }
-    for module, tree in TREES.items()
-}
+
+
+@functools.cache
+def all_calls():
+    """[(module, call, dotted path of what is called)]."""
+    return [
+        (module, node, ast.unparse(node.func))
+        for module, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    ]
+
+
+@functools.cache
+def all_imports():
+    """{module: the modules that it imports}."""
+    return {
+        module: {
+            name
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+        }
+        for module, tree in trees().items()
+    }
 
 
 def calls(name):
     """(module, call) of every call of ``name``, a function or the end of a dotted path."""
-    return [(module, node) for module, node, path in CALLS if re.search(rf"(^|\.){name}$", path)]
+    return [(module, node) for module, node, path in all_calls() if re.search(rf"(^|\.){name}$", path)]
 
 
 def imports(package):
     """Modules that import ``package`` or what is below it, at the top or inside a function."""
     return {
         module
-        for module, names in IMPORTS.items()
+        for module, names in all_imports().items()
         if any(name == package or name.startswith(f"{package}.") for name in names)
     }
 

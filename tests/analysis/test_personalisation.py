@@ -45,6 +45,11 @@ def run(tmp_path_factory):
     return jaxrec.fit(DATASET, CONFIG, tmp_path_factory.mktemp("pairs") / "run", progress=False).run
 
 
+@pytest.fixture(scope="module")
+def result(run):
+    return run_personalisation(run, "test", 5, "HR@5")
+
+
 def share(a, b):
     """The Jaccard index."""
     a, b = set(a), set(b)
@@ -124,8 +129,7 @@ def test_effective_rank_is_its_definition():
     )
 
 
-def test_similarities_equal_loops_over_cases(run):
-    result = run_personalisation(run, "test", 5, "HR@5")
+def test_similarities_equal_loops_over_cases(run, result):
     cases, names = run.setup.split.test, range(len(run.seeds))
     histories = histories_of(cases, DATASET.items)
     for seed in names:
@@ -167,9 +171,8 @@ def test_similarities_equal_loops_over_cases(run):
     np.testing.assert_array_equal(ends[0], ends[1], "last states have one place, whatever the depth")
 
 
-def test_reflection_compares_inside_groups(run):
+def test_reflection_compares_inside_groups(result):
     """Lists that copy the futures differ by one; lists that copy the histories' group differ by nothing."""
-    result = run_personalisation(run, "test", 5, "HR@5")
     pairs = result.pairs
     rng = np.random.default_rng(0)
     futures = (rng.random(len(pairs.first)) < 0.5).astype(float)
@@ -201,14 +204,13 @@ def test_states_of_layers_are_those_of_shorter_encoders(run):
     assert ranks[0] == pytest.approx(effective_rank(np.asarray(states)), rel=1e-4)
 
 
-def test_course_ends_where_the_run_ended(run):
+def test_course_ends_where_the_run_ended(run, result):
     course = ranks_by_step(run)
     assert course.names == ["layer 1", "layer 2", "last states", "items"]
     assert course.values.shape == (2, len(course.steps), 4)
     assert json.loads(json.dumps(course.to_dict()))["values"] == course.values.tolist()
     assert len(course.steps) >= 2
     assert not np.allclose(course.values[:, 0], course.values[:, -1]), "other parameters at every step"
-    result = run_personalisation(run, "test", 5, "HR@5")
     np.testing.assert_allclose(course.values[:, -1, :3], result.state_ranks, rtol=1e-4)
     np.testing.assert_allclose(course.values[:, -1, 3], result.table_rank, rtol=1e-4)
 

@@ -1,5 +1,7 @@
 """A small input, and compiled calls of one mechanism on it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -19,9 +21,14 @@ def initialised(config, spec=SPEC):
     return module, jax.jit(module.init, **QUICK_JIT)(jax.random.key(1), X, CONTEXT)["params"]
 
 
-def applied(module, params, x=X, context=CONTEXT, **keywords):
+@functools.lru_cache(maxsize=32)
+def program(module, mutable):
+    def call(params, x, context):
+        return module.apply({"params": params}, x, context, mutable=list(mutable) or False)
+
+    return jax.jit(call, **QUICK_JIT)
+
+
+def applied(module, params, x=X, context=CONTEXT, mutable=()):
     """One compiled call; without compilation each operation would be compiled alone."""
-    call = jax.jit(
-        lambda params, x, context: module.apply({"params": params}, x, context, **keywords), **QUICK_JIT
-    )
-    return call(params, x, context)
+    return program(module, tuple(mutable))(params, x, context)

@@ -55,7 +55,7 @@ def test_equal_to_dummies_of_each_layer_with_the_tokens_states(block):
         attention = {**params[name]["attention"], "dummies": {"vectors": read[0]}}
         own[name] = {**params[name], "attention": attention}
     each = dataclasses.replace(MIQ, dummies_as_tokens=False)
-    reference, _ = encoder_of(each, block=block)
+    reference = encoder.clone(config=dataclasses.replace(config, attention=each))
     np.testing.assert_allclose(states(encoder, params), states(reference, own), atol=1e-5)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == encoder.parameter_count()
 

@@ -194,13 +194,12 @@ class TestTrain:
 
 class TestEvaluate:
     def test_agrees_with_the_results_to_the_last_digit(self, bundled, small):
-        for run, outcome in (bundled, small):
-            for part, key in (("test", "metrics"), ("valid", "valid_metrics")):
-                again = jaxrec("evaluate", run, "--split", part, "--json").json
-                assert again["metrics"] == outcome.json[key]
-                assert again["part"] == part
-                if part == "test":
-                    assert again["baselines"] == outcome.json["baselines"]
+        for (run, outcome), part in ((bundled, "test"), (small, "test"), (small, "valid")):
+            again = jaxrec("evaluate", run, "--split", part, "--json").json
+            assert again["metrics"] == outcome.json["metrics" if part == "test" else "valid_metrics"]
+            assert again["part"] == part
+            if part == "test":
+                assert again["baselines"] == outcome.json["baselines"]
 
     def test_table_for_people(self, small):
         outcome = jaxrec("evaluate", small[0])

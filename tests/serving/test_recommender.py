@@ -29,9 +29,8 @@ DATASET = small_dataset()
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    config = small_config(training={"epochs": 2, "seeds": (3, 1)})
-    return jaxrec.fit(DATASET, config, tmp_path_factory.mktemp("serving") / "run", progress=False)
+def run(two_seeds):
+    return two_seeds
 
 
 @pytest.fixture(scope="module")
