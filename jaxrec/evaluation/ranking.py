@@ -173,7 +173,11 @@ def _largest_magnitude(x: Array) -> Array:
 
 
 def _largest(x: Any, name: str) -> float:
-    largest = float(_largest_magnitude(x))
+    """The largest magnitude in an array on the device, or on the host, where no program is compiled for its shape."""
+    if isinstance(x, np.ndarray):
+        largest = float(np.maximum(x.max(initial=0), -x.min(initial=0)))
+    else:
+        largest = float(_largest_magnitude(x))
     if not np.isfinite(largest):
         raise NonFiniteError(
             f"{name} must be finite to be ranked, got {largest}: the model diverged, or its parameters are "
@@ -184,7 +188,9 @@ def _largest(x: Any, name: str) -> float:
 
 def _check_scores_finite(hidden: Any, items: CandidateTable) -> None:
     """Scores of finite operands are finite unless they overflow: |h·v + b| <= D max|h| max|v| + max|b|."""
-    largest = _largest(jnp.asarray(hidden, jnp.float32), "hidden states")
+    on_host = isinstance(hidden, np.ndarray)
+    states = hidden.astype(np.float32, copy=False) if on_host else jnp.asarray(hidden, jnp.float32)
+    largest = _largest(states, "hidden states")
     if not hidden.shape[-1] * largest * items.largest[0] + items.largest[1] < float(np.finfo(np.float32).max):
         raise NonFiniteError(
             f"scores must fit in float32, got hidden states up to {largest:.3g} and item vectors up to "

@@ -21,21 +21,15 @@ def content_digests(arrays: Mapping[str, Any]) -> dict[str, str]:
     coordinates, modulo 2^32: any change of a single element changes it. Rows of zeros do not, so an item table
     has one digest whatever the mesh pads it to. The sums run where the arrays lie, one pass over the memory.
     """
-    groups: dict[Any, dict[str, Any]] = {}
-    for name, x in arrays.items():
-        groups.setdefault(frozenset(x.sharding.device_set), {})[name] = x
-    sums = {name: value for group in groups.values() for name, value in jax.device_get(_sums(group)).items()}
-    return {name: f"{int(sums[name][0]):08x}{int(sums[name][1]):08x}" for name in arrays}
+    sums = jax.device_get({name: _weighted_sums(x) for name, x in arrays.items()})
+    return {name: f"{int(first):08x}{int(second):08x}" for name, (first, second) in sums.items()}
 
 
+# Compiled for each shape and not for all arrays together: the parameters, their best values and the moments of the
+# optimiser share programs.
 @jax.jit
-def _sums(arrays: dict[str, Array]) -> dict[str, Array]:
-    return {name: _weighted_sums(x) for name, x in arrays.items()}
-
-
 def _weighted_sums(x: Array) -> Array:
     """uint32[2]."""
-    x = jnp.asarray(x)
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
