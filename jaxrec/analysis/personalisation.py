@@ -38,7 +38,6 @@ from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.checkpoint import CheckpointReader
 from jaxrec.training.setup import prepare
-from jaxrec.training.state import initial_state
 
 #: Bounds of the groups of pairs by the similarity of their histories.
 BOUNDS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -433,10 +432,7 @@ def ranks_by_step(run: Run, split: str = "test", seeds: int = 0) -> RanksByStep:
     """
     setup = prepare(dataclasses.replace(run.config, mesh=MeshConfig()), run.dataset)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(
-        jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
-        jnp.asarray(run.seeds, jnp.uint32),
-    )
+    shapes = jax.eval_shape(setup.sharding.fresh, jnp.asarray(run.seeds, jnp.uint32))
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     cases = setup.split.cases(split)
     rows = np.flatnonzero(np.asarray(cases.history_stops) > np.asarray(cases.history_starts))[:MOST_USERS]

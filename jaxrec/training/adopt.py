@@ -19,7 +19,6 @@ from jaxrec.training.logging import MetricsLog
 from jaxrec.training.loop import FitResult
 from jaxrec.training.run_directory import claim_directory
 from jaxrec.training.setup import TrainingSetup, prepare
-from jaxrec.training.state import initial_state
 from jaxrec.training.trees import flatten, path_name
 
 
@@ -50,8 +49,7 @@ def adopt(
     """
     setup = prepare(config, dataset)
     seeds = np.asarray(config.training.seeds, np.uint32)
-    make_state = jax.jit(jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)))
-    state = make_state(seeds)
+    state = jax.jit(setup.sharding.fresh)(seeds)
     _check(arrays, flatten(state.params))
     params = jax.tree_util.tree_map_with_path(
         lambda path, _: jnp.asarray(arrays[path_name(path)], jnp.float32), state.params

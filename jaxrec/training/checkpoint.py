@@ -108,7 +108,7 @@ class CheckpointReader:
         self,
         targets: Mapping[str, Any],
         step: int | None = None,
-        tables: Mapping[str, int] | None = None,
+        tables: Callable[[], Mapping[str, int]] = dict,
         table_rows: int = 0,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Parts of a checkpoint, laid out as ``targets`` (see `abstract`), and its record.
@@ -118,8 +118,8 @@ class CheckpointReader:
         Args:
           targets: what to restore by name of the part, onto any devices; other parts are not read.
           step: which checkpoint; None = the latest.
-          tables: arrays by name, and the axis of each that counts items: there rows of zeros may follow the first
-            ``table_rows``, as many as the mesh of the run asked for.
+          tables: returns arrays by name, and the axis of each that counts items: there rows of zeros may follow the first
+            ``table_rows``, as many as the mesh of the run asked for. Called where a shape is not that of its target.
           table_rows: V + 1.
 
         Raises:
@@ -127,7 +127,7 @@ class CheckpointReader:
         """
 
         def restore_one(number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-            return self._restore(targets, number, tables or {}, table_rows)
+            return self._restore(targets, number, tables, table_rows)
 
         restored, damaged = self._newest(step, restore_one)
         self._report(damaged)
@@ -196,15 +196,24 @@ class CheckpointReader:
         return arrays
 
     def _restore(
-        self, targets: Mapping[str, Any], step: int, tables: Mapping[str, int], table_rows: int
+        self,
+        targets: Mapping[str, Any],
+        step: int,
+        tables: Callable[[], Mapping[str, int]],
+        table_rows: int,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         record, parts = self._metadata(step)
         expected = {part: flatten(target) for part, target in targets.items()}
-        problems = [
-            problem
-            for part, arrays in expected.items()
-            for problem in _mismatches(part, arrays, self._arrays(step, parts, part), tables, table_rows)
-        ]
+
+        def mismatches(tables: Mapping[str, int]) -> list[str]:
+            return [
+                problem
+                for part, arrays in expected.items()
+                for problem in _mismatches(part, arrays, self._arrays(step, parts, part), tables, table_rows)
+            ]
+
+        # Which axes count items is read off the shapes of two models, for which most checkpoints need not wait.
+        problems = mismatches({}) and mismatches(tables())
         if problems:
             examples = "\n  ".join(sorted(problems)[:8])
             raise CheckpointError(

@@ -42,7 +42,7 @@ from jaxrec.training.run_directory import (
     run_lock,
 )
 from jaxrec.training.setup import Schedule, TrainingSetup, prepare
-from jaxrec.training.state import Params, TrainState, initial_state
+from jaxrec.training.state import Params, TrainState
 from jaxrec.training.step import StepMetrics, make_train_chunk
 
 #: Share of the epochs asked for beyond which a run says that it has others.
@@ -294,10 +294,7 @@ def _begin(
     """The state before the next step: restored from ``store``, or fresh, or from the parameters of the run ``source``."""
     config, sharding = setup.config, setup.sharding
     seeds = np.asarray(config.training.seeds, np.uint32)
-    make_state = jax.jit(
-        jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)),
-        out_shardings=sharding.shardings(),
-    )
+    make_state = jax.jit(sharding.fresh, out_shardings=sharding.shardings())
     state = make_state(seeds)
     state = state._replace(params=with_content(state.params, setup.split, sharding, setup.known_users))
     resumed = store is not None and bool(store.steps())
@@ -307,7 +304,9 @@ def _begin(
     if store is not None and store.steps():
         check_record(store.record(), config, setup.dataset)
         _check_length(store.record()["step"], setup)
-        parts, record = store.restore(abstract({"state": state, "best": best}), **sharding.tables())
+        targets = abstract({"state": state, "best": best})
+        rows = setup.task.spec.n_items + 1
+        parts, record = store.restore(targets, tables=sharding.tables, table_rows=rows)
         host_state = HostState.load(record)
         host_state.extend_patience(config.training, record["step"], setup.schedule.evaluation_steps)
         rates = [from_dict(record["config"]).optimizer.learning_rate, config.optimizer.learning_rate]

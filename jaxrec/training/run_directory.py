@@ -339,6 +339,9 @@ def restore_best(run: Path, task: Task, seeds: tuple[int, ...], fingerprint: str
         check_fingerprint(reader.record(), fingerprint)
     sharding = ParameterSharding(task)
     target = sharding.targets(jnp.asarray(seeds, jnp.uint32))
-    tables = {f"best/{name}": axis for name, axis in sharding.tables().items()}
+
+    def tables() -> dict[str, int]:
+        return {f"best/{name}": axis for name, axis in sharding.tables().items()}
+
     parts, _ = reader.restore({"best": target}, tables=tables, table_rows=task.spec.n_items + 1)
     return parts["best"]

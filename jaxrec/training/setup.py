@@ -30,7 +30,7 @@ from jaxrec.tasks import MEMORY, Resources, Task
 from jaxrec.training.contract import check_rows, check_shapes
 from jaxrec.training.feed import MOST_ADDRESSED, HostLog, RelativeSeconds, device_memory, is_resident
 from jaxrec.training.shares import evaluate_shares, group_of_process, on_group
-from jaxrec.training.state import Params, initial_state
+from jaxrec.training.state import Params
 from jaxrec.training.state_sharding import StateSharding, on_mesh
 
 
@@ -301,11 +301,12 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     schedule = schedule_steps(config, streams[0].rows_per_epoch)
     optimizer = build_optimizer(config, task, schedule.total_steps)
     # Shapes alone, to reject before any compute what cannot work.
-    state = jax.eval_shape(lambda seed: initial_state(task, optimizer, seed), jnp.uint32(0))
     sharding = StateSharding(task, optimizer)
+    stacked = jax.eval_shape(sharding.fresh, jax.ShapeDtypeStruct((len(streams),), jnp.uint32)).params
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
     if sharding.mesh is not None:
-        check_rows(state.params, sharding.axes.params, sharding.mesh)
-    config.objective.build(jax.eval_shape(task.encoder.item_table, state.params))
+        check_rows(params, sharding.axes.params, sharding.mesh)
+    config.objective.build(jax.eval_shape(task.encoder.item_table, params))
     return TrainingSetup(
         **vars(model),
         optimizer=optimizer,

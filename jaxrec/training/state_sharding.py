@@ -24,7 +24,7 @@ from jaxrec.data.batches import Batch
 from jaxrec.models.base import Encoder
 from jaxrec.sharding import DATA, ITEM, ItemShards, place
 from jaxrec.tasks import Resources, Task
-from jaxrec.training.state import Params, initial_params, initial_state
+from jaxrec.training.state import Params, TrainState, initial_params, initial_state
 from jaxrec.training.trees import flatten
 
 
@@ -120,6 +120,11 @@ class StateSharding:
         """See `item_axes`, of the state of one seed."""
         return item_axes(self.task, lambda task: initial_state(task, self.optimizer, jnp.uint32(0)))
 
+    @functools.cached_property
+    def fresh(self) -> Callable[[Any], TrainState]:
+        """The function of seeds uint32[S] that makes their fresh states; one and the same, so that JAX traces it once."""
+        return jax.vmap(lambda seed: initial_state(self.task, self.optimizer, seed))
+
     def shardings(self) -> Any:
         """Of the state of all seeds (leading axis), for `jax.jit`; None leaves a single device to JAX."""
         return None if self.mesh is None else _shardings(self.mesh, self.axes, 1)
@@ -132,13 +137,10 @@ class StateSharding:
         """One seed's parameters out of the stacked ones."""
         return ParameterSharding(self.task).seed_params(params, index)
 
-    def tables(self) -> dict[str, Any]:
-        """Item tables of a checkpoint's parts, for `CheckpointStore.restore` to fit to this mesh."""
+    def tables(self) -> dict[str, int]:
+        """Axis that counts items of each stacked table of a checkpoint's parts, by name."""
         axes = flatten({"state": self.axes, "best": self.axes.params})
-        return {
-            "tables": {name: axis + 1 for name, axis in axes.items() if axis >= 0},
-            "table_rows": self.task.spec.n_items + 1,
-        }
+        return {name: axis + 1 for name, axis in axes.items() if axis >= 0}
 
     def parameter_tables(self) -> dict[str, int]:
         """See `ParameterSharding.tables`."""

@@ -17,7 +17,9 @@ from jaxrec.errors import CheckpointError
 from jaxrec.training import checkpoint
 from jaxrec.training.checkpoint import CheckpointReader, CheckpointStore, abstract, json_safe
 from jaxrec.training.digests import content_digests
+from jaxrec.training.setup import prepare
 from jaxrec.training.trees import flatten
+from tests.helpers import small_config, small_dataset
 
 # Orbax abandons the other reads when one fails, and Python complains about each when it collects them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -310,6 +312,43 @@ def test_a_digest_sees_every_element_and_no_padding():
         assert names["x"] not in digests
     swapped = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
     assert content_digests({"a": swapped})["a"] != content_digests({"a": swapped[::-1]})["a"]
+
+
+def test_a_table_may_have_rows_of_zeros_behind_its_items(tmp_path):
+    """As many as another mesh asked for. Which axes count items is asked where shapes differ, and only there."""
+    table = jnp.arange(12, dtype=jnp.float32).reshape(1, 6, 2)
+    longer = jnp.pad(table, ((0, 0), (0, 2), (0, 0)))
+    store = CheckpointStore(tmp_path / "longer")
+    store.save(1, {"best": {"table": longer}}, RECORD, 1.0)
+    store.close()
+    asked = []
+
+    def tables():
+        asked.append(len(asked))
+        return {"best/table": 1}
+
+    def read(target, rows=6):
+        reader = CheckpointReader(tmp_path / "longer")
+        return reader.restore({"best": abstract({"table": target})}, tables=tables, table_rows=rows)[0][
+            "best"
+        ]["table"]
+
+    np.testing.assert_array_equal(read(longer), longer)
+    assert not asked
+    np.testing.assert_array_equal(read(table), table)
+    assert asked == [0]
+    with pytest.raises(
+        CheckpointError, match=r"expected float32\[1, 6, 2\], the checkpoint has float32\[1, 8, 2\]"
+    ):
+        read(table, rows=9)
+
+
+def test_tables_of_a_training_state_are_found_by_their_shapes():
+    tables = prepare(small_config(), small_dataset()).sharding.tables()
+    assert set(tables.values()) == {1}
+    assert {name.split("/")[0] for name in tables} == {"state", "best"}
+    assert {name.split("/", 1)[1] for name in tables} >= {"items/table", "params/items/table"}
+    assert all(name.endswith("items/table") for name in tables)
 
 
 def test_parts_are_restored_alone(saved, tmp_path):
