@@ -18,7 +18,7 @@ from experiments.miq import pretraining, sampled_users, table2, table3
 from experiments.revisited import duality, personalisation, positions, sampling
 from experiments.studies import anchors, masked_items, prefix_verdict
 from experiments.variants import StudyOptions, Variant, apply, plan_line
-from jaxrec.analysis.curves import LearningCurve
+from jaxrec.analysis.curves import LearningCurve, curves_figure
 from jaxrec.config import save_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.splits import split_dataset
@@ -321,6 +321,9 @@ def test_course_of_a_training(tmp_path):
     )
     assert (curve.epochs_to(0.98), curve.epochs_to(0.3), curve.metric) == (3, 1, "NDCG@10")
     assert not len(LearningCurve.of(tmp_path / "imported").epochs), "no log"
+    left, right = curves_figure({"a": curve, "b": curve}).axes
+    assert left.get_ylabel() == "validation NDCG@10"
+    np.testing.assert_allclose(right.lines[1].get_ydata(), curve.norms)
 
 
 @pytest.fixture(scope="module")

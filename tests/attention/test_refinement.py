@@ -15,7 +15,7 @@ from jaxrec.attention import (
     WassersteinAttentionConfig,
     allowed_positions,
 )
-from jaxrec.attention.awrsr import GATE, RefinementMaps, refine
+from jaxrec.attention.awrsr import GATE, RefinementMaps, counted_pairs, refine
 from jaxrec.attention.functional import masked_softmax
 from jaxrec.errors import ConfigError
 from tests.attention.small import QUICK_JIT, SPEC, applied, initialised
@@ -135,6 +135,18 @@ def test_depth_two_is_the_refinement_of_its_own_output(options):
     deep, _ = refine(dataclasses.replace(config, depth=2), maps, scores, MASK, POSITIONS)
     np.testing.assert_allclose(deep, twice, atol=1e-5)
     assert np.abs(deep - once).max() > 1e-3
+
+
+def test_pairs_below_the_threshold_do_not_count_but_with_themselves():
+    """Profiles at angles of 0, 60 and 90 degrees; a stretch of the last two times."""
+    angles = np.radians([0.0, 60.0, 90.0])
+    profiles = np.sqrt(2.0) * np.stack([np.cos(angles), np.sin(angles)], axis=1)[None, None].astype(
+        np.float32
+    )
+    for threshold, rows in ((0.4, [[1, 1, 1], [0, 1, 1]]), (0.6, [[0, 1, 1], [0, 1, 1]]), (1.0, None)):
+        counted = counted_pairs(threshold, -profiles[:, :, 1:], -profiles, jnp.float32)
+        expected = [[0, 1, 0], [0, 0, 1]] if rows is None else rows
+        np.testing.assert_array_equal(counted[0, 0], np.asarray(expected, bool))
 
 
 def test_statistics_of_known_weights():
