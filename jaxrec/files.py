@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +24,15 @@ def as_path(value: object, name: str) -> Path:
     if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
         raise ConfigError(f"{name} must be a path; got {value!r:.80}")
     return Path(value)
+
+
+def as_word(path: object) -> str:
+    """Return a path as one word of a shell command, as it is pasted from a line of advice.
+
+    >>> as_word("runs/first"), as_word("my runs")
+    ('runs/first', "'my runs'")
+    """
+    return shlex.quote(str(path))
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:

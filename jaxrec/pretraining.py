@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from jaxrec.config import NAMED_SECTIONS, RunConfig, check_importable, save_config
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, Interrupted
+from jaxrec.files import as_word
 from jaxrec.presets import PRESETS
 from jaxrec.reporting.results import write_run
 from jaxrec.training.checkpoint import CheckpointReader
@@ -113,6 +113,6 @@ def pretrain(
         try:
             write_run(train(stage, dataset, folder, resume=continued, progress=progress))
         except Interrupted as stopped:
-            stage_place, place = (shlex.quote(str(path)) for path in (folder, directory))
+            stage_place, place = (as_word(path) for path in (folder, directory))
             message = str(stopped).replace(f"--workdir {stage_place} ", f"--workdir {place} ")
             raise Interrupted(f"the first stage {message}", stopped.signal_number) from None

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.evaluation.ranker import EncoderRanker, RankingData
-from jaxrec.files import as_path
+from jaxrec.files import as_path, as_word
 from jaxrec.models.base import Encoder
 from jaxrec.sharding import MeshConfig, build_mesh
 from jaxrec.tasks import Task
@@ -235,7 +234,7 @@ class Run:
     @property
     def _finishing(self) -> str:
         """The command that writes what the run lacks."""
-        return f"jaxrec train --workdir {shlex.quote(str(self.path))} --resume"
+        return f"jaxrec train --workdir {as_word(self.path)} --resume"
 
     def _unfinished(self) -> ConfigError:
         return ConfigError(f"the run in {self.path} is not finished: finish it with {self._finishing}")

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,6 @@ def _nullable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_nullable(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def as_word(path: Any) -> str:
-    """Return a path as one word of a shell command, as it is pasted from a line of advice.
-
-    >>> as_word("runs/first"), as_word("my runs")
-    ('runs/first', "'my runs'")
-    """
-    return shlex.quote(str(path))
 
 
 def read_ids(file: str) -> list[str]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxrec.cli.common import as_word, emit, parse
+from jaxrec.cli.common import emit, parse
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.data.transposed import LAST
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.files import as_word
 
 if TYPE_CHECKING:
     from jaxrec.data.dataset import SequenceDataset

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxrec.cli.common import as_word, emit, parse
+from jaxrec.cli.common import emit, parse
 from jaxrec.errors import ConfigError, RunExistsError
+from jaxrec.files import as_word
 
 if TYPE_CHECKING:
     from jaxrec.serving import Recommender

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxrec.cli.common import as_word, emit, parse
+from jaxrec.cli.common import emit, parse
 from jaxrec.data.readers.config import DataConfig
+from jaxrec.files import as_word
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from jaxrec.cli.common import as_word, emit, parse, read_ids
+from jaxrec.cli.common import emit, parse, read_ids
 from jaxrec.config import RunConfig
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.splits import SplitConfig
 from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.files import as_word
 
 
 @dataclasses.dataclass(frozen=True)

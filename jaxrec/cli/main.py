@@ -164,7 +164,8 @@ def _how_to_continue(arguments: list[str], workdir: Any = None) -> str:
     """
     from pathlib import Path
 
-    from jaxrec.cli.common import as_word, value_of
+    from jaxrec.cli.common import value_of
+    from jaxrec.files import as_word
 
     out = value_of("out", arguments, "")
     if out and (Path(out) / "_manifest.json").exists():  # of jaxrec.serving.parts, whose import takes seconds

@@ -7,7 +7,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from jaxrec.cli.common import as_word, emit
+from jaxrec.cli.common import emit
 from jaxrec.cli.devices import with_devices
 from jaxrec.cli.help import Option, config_options, page
 from jaxrec.cli.run_options import (
@@ -24,6 +24,7 @@ from jaxrec.cli.run_options import (
 )
 from jaxrec.config import NAMED_SECTIONS, RunConfig, section_label
 from jaxrec.errors import ConfigError
+from jaxrec.files import as_word
 from jaxrec.presets import PRESETS
 from jaxrec.training.distributed import DistributedConfig, is_first, join
 

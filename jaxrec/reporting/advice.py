@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jaxrec.files import as_word
 
 #: Part of the planned epochs in which a best validation comes suspiciously early.
 EARLY = 0.1
@@ -25,7 +26,7 @@ def next_steps(results: dict[str, Any], directory: Path, titles: bool) -> list[S
       directory: of the run.
       titles: whether its items have titles.
     """
-    place = shlex.quote(str(directory))
+    place = as_word(directory)
     steps = [*_doubts(results, place)]
     steps += [
         Step(

@@ -7,7 +7,6 @@ their computation: parameters, outputs of modules, the loss, gradients from the 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 import optax
 
 from jaxrec.config import RunConfig
+from jaxrec.files import as_word
 from jaxrec.optim import trained_mask
 from jaxrec.options import option_name
 from jaxrec.tasks import Task
@@ -311,11 +311,11 @@ def how_to_go_on(config: RunConfig, directory: Path | None, good_step: int | Non
     rate = f"{_option('optimizer.learning_rate')} {smaller_rate(config):g}"
     if directory is None:
         return f"no checkpoint was written, as the run has no workdir: start again with {rate}"
-    workdir = f"--workdir {shlex.quote(str(directory))}"
+    workdir = f"--workdir {as_word(directory)}"
     if good_step is None:
         return (
             "no checkpoint was written yet; start again with a smaller rate: jaxrec train "
-            f"--preset {shlex.quote(str(directory))} {workdir} --overwrite {rate}"
+            f"--preset {as_word(directory)} {workdir} --overwrite {rate}"
         )
     return (
         f"the last good checkpoint is that of step {good_step}; continue from it with a smaller rate: "

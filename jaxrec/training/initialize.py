@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jaxrec.data.dataset import SequenceDataset, open_dataset
 from jaxrec.data.readers.vectors import made_of_attributes
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import CheckpointError, ConfigError
+from jaxrec.files import as_word
 from jaxrec.nn.spec import DataSpec
 from jaxrec.optim import is_frozen
 from jaxrec.training.run_directory import CATALOGUE, restore_best, run_config
@@ -177,7 +177,7 @@ def _catalogue(source: Path) -> SequenceDataset:
     if not (source / CATALOGUE).is_dir():
         raise ConfigError(
             f"--training.init-items match needs the catalogue of a finished run: got {source} without one; finish it with "
-            f"jaxrec train --workdir {shlex.quote(str(source))} --resume"
+            f"jaxrec train --workdir {as_word(source)} --resume"
         )
     return open_dataset(source / CATALOGUE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from jaxrec.errors import (
     NonFiniteError,
 )
 from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.files import as_word
 from jaxrec.training import divergence
 from jaxrec.training.checkpoint import CheckpointStore, abstract
 from jaxrec.training.distributed import decided, highest, is_first
@@ -561,7 +561,7 @@ def _replayed(
 def _farewell(step: int, total: int, directory: Path | None) -> str:
     if directory is None:
         return f"stopped at step {step} of {total}; nothing was saved, as the run has no workdir"
-    place = shlex.quote(str(directory))
+    place = as_word(directory)
     return (
         f"stopped at step {step} of {total} and saved; continue with: jaxrec train --workdir {place} --resume"
     )
