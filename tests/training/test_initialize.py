@@ -22,13 +22,13 @@ from tests.helpers import StopAfter, assert_same_run, replace, small_config, sma
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 DATASET = small_dataset()
-CONFIG = small_config(training={"epochs": 2, "seeds": (0, 3)})
+#: Of the source.
+CONFIG = small_config(training={"epochs": 2, "seeds": (3, 1)})
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "source"
-    return jaxrec.fit(DATASET, CONFIG, workdir, progress=False)
+def source(two_seeds):
+    return two_seeds
 
 
 def started_from(source, **sections):
@@ -46,13 +46,13 @@ def first_parameters(source, dataset, **sections):
 
 def test_parameters_are_those_of_the_source_seed_by_seed(source, capsys):
     """With a learning rate of next to nothing the best parameters stay where they began."""
-    config = started_from(source, training={"seeds": (3, 9)}, optimizer={"learning_rate": 1e-30})
+    config = started_from(source, training={"seeds": (1, 9)}, optimizer={"learning_rate": 1e-30})
     run = jaxrec.fit(DATASET, config, progress=True)
     chex.assert_trees_all_equal(run.fit.seed_params(0), source.fit.seed_params(1))
     chex.assert_trees_all_equal(run.fit.seed_params(1), source.fit.seed_params(0))
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("initialised: "))
     assert "arrays copied from" in line
-    assert "(seeds 3, 0)" in line
+    assert "(seeds 1, 3)" in line
 
 
 def test_other_dropout_is_no_other_encoder(source):
