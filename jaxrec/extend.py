@@ -269,7 +269,7 @@ def _grown_arrays(
     """Parameters by name, every table with rows for the new items at its end."""
     arrays = {name: np.asarray(array) for name, array in flatten(run.best_params).items()}
     for name, axis in ParameterSharding(run.task).tables().items():
-        table = arrays[name]
+        table = arrays[name][:, : run.task.spec.n_items + 1]  # a mesh adds rows
         if axis != 1:
             raise ConfigError(
                 f"the encoder has a parameter {name} whose items do not lie along its first axis: it cannot be extended"

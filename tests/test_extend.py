@@ -17,6 +17,7 @@ from jaxrec.errors import CheckpointError, DataError, RunExistsError
 from jaxrec.extend import extend_run
 from jaxrec.presets import named_config
 from jaxrec.runs import Run
+from jaxrec.sharding import MeshConfig
 from jaxrec.training.trees import flatten
 from tests.helpers import replace, small_config, small_dataset
 
@@ -80,6 +81,16 @@ def test_old_rows_stay_to_the_bit_and_new_ones_are_means(run, grown):
     np.testing.assert_allclose(
         now["items/table"][:, -2], before["items/table"][:, np.array(close)].mean(axis=1), atol=1e-7
     )
+
+
+@pytest.mark.slow
+def test_a_run_that_was_opened_on_a_mesh_grows_the_same_rows(run, grown, tmp_path):
+    """41 rows of items are 42 on two devices."""
+    opened = Run(run.path, DATASET, MeshConfig(item=2))
+    extend_run(opened, NEW, tmp_path / "run", data=COLUMNS, neighbours=4)
+    expected = flatten(grown[1].best_params)
+    for name, array in flatten(Run(tmp_path / "run").best_params).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 def test_the_grown_run_ranks_the_new_items(grown):
