@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.config import RunConfig, to_dict
+from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import CheckpointError
 from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.host_state import HostState
 from jaxrec.training.logging import MetricsLog
 from jaxrec.training.loop import FitResult
-from jaxrec.training.run_directory import claim_directory
+from jaxrec.training.run_directory import claim_directory, new_record
 from jaxrec.training.setup import TrainingSetup, prepare
 from jaxrec.training.trees import flatten, path_name
 
@@ -62,12 +62,7 @@ def adopt(
     host_state.update(scores, 0, config.training)
     MetricsLog(workdir / "log.jsonl", None).write(step=0, valid={config.metric: scores}, **origin)
     store = CheckpointStore(workdir / "checkpoints", config.training.keep_checkpoints)
-    record = {
-        "step": 0,
-        "config": to_dict(config),
-        "dataset": setup.dataset.fingerprint,
-        "host_state": host_state.dump(),
-    }
+    record = new_record(0, config, setup.dataset, host_state)
     try:
         store.save(0, {"state": state, "best": params}, record, float(np.mean(scores)))
     finally:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import stages
 
-from jaxrec.config import RunConfig, check_importable, from_dict, save_config, to_dict
+from jaxrec.config import RunConfig, check_importable, from_dict, save_config
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.usage import data_usage
 from jaxrec.errors import (
@@ -39,6 +39,7 @@ from jaxrec.training.run_directory import (
     check_record,
     claim_directory_together,
     first_parameters,
+    new_record,
     run_lock,
 )
 from jaxrec.training.setup import Schedule, TrainingSetup, prepare
@@ -458,12 +459,7 @@ def _save(store: CheckpointStore | None, run: _Progress, setup: TrainingSetup, s
     """Write a checkpoint of the present step, unless there is one, or the run has no directory."""
     if store is None or decided(run.step in store.steps()):
         return
-    record = {
-        "step": run.step,
-        "config": to_dict(setup.config),
-        "dataset": setup.dataset.fingerprint,
-        "host_state": run.host_state.dump(),
-    }
+    record = new_record(run.step, setup.config, setup.dataset, run.host_state)
     store.save(run.step, {"state": run.state, "best": run.best}, record, score)
 
 

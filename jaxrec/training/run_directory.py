@@ -27,6 +27,7 @@ from jaxrec.errors import (
 from jaxrec.tasks import Task
 from jaxrec.training.checkpoint import CheckpointReader
 from jaxrec.training.distributed import decided, is_first
+from jaxrec.training.host_state import HostState
 from jaxrec.training.state import Params
 from jaxrec.training.state_sharding import ParameterSharding
 
@@ -243,9 +244,30 @@ def first_parameters(config: RunConfig, directory: Path | None) -> Path | None:
     return Path(config.training.init_from) if config.training.init_from else None
 
 
+def new_record(
+    step: int, config: RunConfig, dataset: SequenceDataset, host_state: HostState
+) -> dict[str, Any]:
+    """What a checkpoint says of its run, for `check_record`; of attributes only where the task reads them."""
+    record = {
+        "step": step,
+        "config": to_dict(config),
+        "dataset": dataset.fingerprint,
+        "host_state": host_state.dump(),
+    }
+    if config.task.needs_attributes and dataset.attributes is not None:
+        record["attributes"] = dataset.attributes.fingerprint
+    return record
+
+
 def check_record(record: dict[str, Any], config: RunConfig, dataset: SequenceDataset) -> None:
     """Reject a checkpoint of other data or of another configuration."""
     check_fingerprint(record, dataset.fingerprint)
+    saved, attributes = record.get("attributes"), dataset.attributes
+    if saved and attributes is not None and saved != attributes.fingerprint:
+        raise CheckpointError(
+            f"the checkpoint was trained with attributes of items with fingerprint {saved[:16]}, but these have "
+            f"{attributes.fingerprint[:16]}: give the item table that the run began with, or start a new run"
+        )
     changed = _changed(record, config)
     if changed:
         changes = "; ".join(f"{field}: saved {a!r}, given {b!r}" for field, (a, b) in changed.items())

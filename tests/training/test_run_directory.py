@@ -1,5 +1,6 @@
 """Run directories: paths, locks, files that appear whole, and what a killed or damaged run leaves."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 
 import jaxrec
+from jaxrec.data.catalogue import AttributeTable
 from jaxrec.errors import CheckpointError, RunExistsError
 from jaxrec.files import write_atomically
+from jaxrec.tasks import S3RecConfig
 from jaxrec.training import loop
+from jaxrec.training.host_state import HostState
 from jaxrec.training.logging import read_metrics
-from jaxrec.training.run_directory import LOCK, run_lock
+from jaxrec.training.run_directory import LOCK, check_record, new_record, run_lock
 from tests.helpers import small_config, small_dataset
 from tests.runs import jaxrec as command
 
@@ -161,3 +165,18 @@ def test_signals_outside_the_loop_are_one_line(tmp_path, module, function, saved
     assert ("continue with: jaxrec train --workdir" in done.stderr) == saved
     assert ("nothing was saved" in done.stderr) == (not saved)
     assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_knows_the_attributes_that_its_task_reads():
+    def of(names):
+        return dataclasses.replace(DATASET, attributes=AttributeTable.from_lists(names))
+
+    names = [["a", "b"] if item % 2 else ["b"] for item in range(DATASET.n_items)]
+    state = HostState.start(1)
+    pretraining = dataclasses.replace(small_config(), task=S3RecConfig())
+    record = new_record(3, pretraining, of(names), state)
+    check_record(record, pretraining, of(names))
+    with pytest.raises(CheckpointError, match=r"attributes of items with fingerprint .*give the item table"):
+        check_record(record, pretraining, of([["a"], *names[1:]]))
+    other = new_record(3, small_config(), of(names), state)
+    check_record(other, small_config(), of([["a"], *names[1:]]))
