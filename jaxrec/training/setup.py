@@ -284,7 +284,11 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     split, task, timestamps = model.split, model.task, model.timestamps
     split.check_cases()
     stops = training_stops(config, split)
-    streams = [RowStream(split.train_starts, stops, config.batches, seed) for seed in config.training.seeds]
+
+    def stream(seed: int) -> RowStream:
+        return RowStream(split.train_starts, stops, config.batches, seed)
+
+    streams = [stream(seed) for seed in config.training.seeds]
     attention = getattr(config.encoder, "attention", None)
     if attention is not None:
         for message in attention.advice(split.train_stops - split.train_starts):
@@ -298,7 +302,9 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
             "equal probabilities: choose a temperature such as 0.05",
             stacklevel=2,
         )
-    schedule = schedule_steps(config, streams[0].rows_per_epoch)
+    # An epoch is that of seed 0, whatever the seeds: a seed trains as long alone as beside others.
+    first = next((each for each in streams if each.seed == 0), None) or stream(0)
+    schedule = schedule_steps(config, first.rows_per_epoch)
     optimizer = build_optimizer(config, task, schedule.total_steps)
     # Shapes alone, to reject before any compute what cannot work.
     sharding = StateSharding(task, optimizer)

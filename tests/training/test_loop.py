@@ -315,6 +315,13 @@ def test_plan_cuts_runs_into_equal_chunks():
     assert schedule_steps(config, rows_per_epoch=1).chunk_steps == 2, "a loop of one trip rounds differently"
 
 
+def test_a_seed_trains_as_long_alone_as_beside_others():
+    """Packing gives this seed another number of rows than seed 0, which the schedule of both follows."""
+    setups = [prepare(small_config(training={"seeds": seeds}), small_dataset()) for seeds in ((2,), (0, 2))]
+    assert setups[0].streams[0].rows_per_epoch != setups[1].streams[0].rows_per_epoch
+    assert setups[0].schedule == setups[1].schedule
+
+
 def test_signals_are_seen_and_handlers_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with loop.StopRequest() as stop:
