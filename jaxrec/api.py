@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.errors import ConfigError
 from jaxrec.evaluation.baselines import evaluate_baselines
+from jaxrec.evaluation.evaluate import check_cutoffs
 from jaxrec.evaluation.metrics import over_seeds
 from jaxrec.presets import named_config
 from jaxrec.pretraining import pretrain
@@ -107,6 +109,7 @@ def evaluate(
     mesh: MeshConfig = MeshConfig(),  # noqa: B008
     checks: Checks | None = None,
     out: str | Path | None = None,
+    ks: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Rank the held-out targets of a saved run again, from its checkpoint.
 
@@ -119,6 +122,7 @@ def evaluate(
       mesh: devices to score on, whatever those it was trained on.
       checks: use of order, dependence on ties and breakdowns (`jaxrec.analysis.checks`), whose results are added.
       out: directory for tables and figures of the checks; None writes nothing.
+      ks: cutoffs of the metrics, of the model and of the baselines; empty = the run's.
 
     Returns:
       Dataset, split, protocol, metrics (mean, sd and values over seeds) and baselines, as in ``results.json``. Of several
@@ -126,12 +130,14 @@ def evaluate(
 
     Raises:
       CheckpointError: no usable checkpoint, or the dataset is another.
-      ConfigError: ``list_metrics_k`` is below 1 or above the catalogue.
+      ConfigError: ``list_metrics_k`` or one of ``ks`` is below 1 or above the catalogue.
     """
     opened = Run(run, dataset, mesh)
     setup, config = opened.setup, opened.config
-    evaluations = opened.evaluate(split)
-    baselines = evaluate_baselines(setup.split, split, config.evaluation) if is_first() or checks else {}
+    protocol = dataclasses.replace(config.evaluation, ks=tuple(ks)) if ks else config.evaluation
+    check_cutoffs(protocol.ks, setup.dataset.n_items)
+    evaluations = [evaluation.at(protocol.ks) for evaluation in opened.evaluate(split)]
+    baselines = evaluate_baselines(setup.split, split, protocol) if is_first() or checks else {}
     extra: dict[str, Any] = (
         {}
         if list_metrics_k is None

@@ -79,12 +79,18 @@ def test_evaluate_reproduces_the_results(run):
     again = jaxrec.evaluate(run.workdir, "test", DATASET)
     for key in ("metrics", "baselines", "dataset", "split", "protocol", "counts", "seeds", "config"):
         assert again[key] == run.results[key], key
-    assert jaxrec.evaluate(run.workdir, "valid", DATASET)["metrics"] == run.results["valid_metrics"]
+    valid = jaxrec.evaluate(run.workdir, "valid", DATASET, ks=(1, *ONE_CHUNK.evaluation.ks))
+    expected = run.results["valid_metrics"]
+    assert {name: valid["metrics"][name] for name in expected} == expected
+    for metrics in (valid["metrics"], *valid["baselines"].values()):
+        assert metrics["HR@1"] == metrics["NDCG@1"]
 
 
 def test_refusals(run, tmp_path):
     with pytest.raises(CheckpointError, match="trained on a dataset with fingerprint"):
         jaxrec.evaluate(run.workdir, "test", small_dataset(seed=9))
+    with pytest.raises(ConfigError, match=r"ks must be cutoffs from 1 to the catalogue's 40 items, got 41"):
+        jaxrec.evaluate(run.workdir, "test", DATASET, ks=(41,))
     with pytest.raises(ConfigError, match=r"config\.json not found"):
         jaxrec.evaluate(tmp_path)
     with pytest.raises(UnknownNameError, match=r"unknown preset 'sasrek'.*Did you mean 'sasrec'"):

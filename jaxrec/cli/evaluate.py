@@ -24,6 +24,9 @@ def evaluate(arguments: list[str]) -> int:
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="run directory")]
         split: Annotated[Literal["valid", "test"], tyro.conf.arg(help="held-out part to rank")] = "test"
         data: Annotated[str, tyro.conf.arg(help="override the dataset path stored in the run")] = ""
+        ks: Annotated[
+            tuple[int, ...], tyro.conf.arg(help="cutoffs of the metrics in place of those that the run has")
+        ] = ()
         list_metrics_k: Annotated[
             int, tyro.conf.arg(help="also coverage, concentration, novelty and diversity of lists this long")
         ] = 0
@@ -123,6 +126,7 @@ def evaluate(arguments: list[str]) -> int:
         options.mesh,
         checks,
         options.out or None,
+        options.ks,
     )
     tables = result.pop("check_tables", "")
     if not is_first():

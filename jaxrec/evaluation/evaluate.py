@@ -50,6 +50,10 @@ class Evaluation:
         """float64[E], one metric of every case, such as ``values("NDCG@10")``."""
         return metric_values(self.ranks, metric, self.target_offsets)
 
+    def at(self, ks: Sequence[int]) -> Evaluation:
+        """The same ranks with the metrics of other cutoffs."""
+        return dataclasses.replace(self, metrics=ranking_metrics(self.ranks, ks, self.target_offsets))
+
     def save(self, path: str | Path, meta: dict[str, Any] | None = None) -> None:
         """Write ranks and ``meta`` (dataset fingerprint, split, seed, ...) to one ``.npz`` file."""
         text = json.dumps(

@@ -202,8 +202,10 @@ class TestEvaluate:
                 assert again["baselines"] == outcome.json["baselines"]
 
     def test_table_for_people(self, small):
-        outcome = jaxrec("evaluate", small[0])
+        outcome = jaxrec("evaluate", small[0], "--ks", 1, 7)
         assert outcome.out.startswith("test\nlog: 60 users, 40 items")
+        assert all(name in outcome.out for name in ("HR@1 ", "NDCG@7"))
+        assert "@10" not in outcome.out
         assert "mean ± sd over seeds" in outcome.out
 
     def test_the_data_may_have_moved_but_not_changed(self, small, files, tmp_path):
