@@ -56,6 +56,12 @@ class DataSizes:
         for name in ("items", "interactions", "users"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name}: expected a number of at least 1, got {getattr(self, name)}")
+        if self.attributes and self.attributes_per_item < 1:
+            raise ConfigError(
+                f"--attributes-per-item: expected a number of at least 1, got {self.attributes_per_item}"
+            )
+        if self.attributes < 0:
+            raise ConfigError(f"--attributes: expected a number of at least 0, got {self.attributes}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,8 @@ _OPTIONS = (
     CommandOption("interactions", int, 0, "interactions of the log"),
     CommandOption("users", int, 0, "users of the log; default: interactions / batches.max-length"),
     CommandOption("timestamps", bool, False, "the log has times, as it must where the model reads them"),
+    CommandOption("attributes", int, 0, "attributes of items, which S3-Rec's pretraining reads; 0 = none"),
+    CommandOption("attributes_per_item", int, 5, "most attributes of one item"),
     CommandOption(
         "memory", float, 0.0, "budget in GiB: search the largest batch that fits; 0 = do not search"
     ),
@@ -72,7 +74,8 @@ def _sizes(options: Any) -> Any:
             )
         users = options.users or max(1, options.interactions // options.config.batches.max_length)
         timed = options.timestamps or options.config.encoder.needs_timestamps
-        return DataSizes(options.items, options.interactions, users, timed)
+        own = options.attributes_per_item if options.attributes else 0
+        return DataSizes(options.items, options.interactions, users, timed, options.attributes, own)
 
     import numpy as np
 

@@ -172,6 +172,8 @@ def test_as_a_command(tmp_path):
     missing = jaxrec("estimate", *options)
     assert missing.status == 1
     assert "--items, --interactions: expected the sizes of the log, or --data" in missing.err
+    none = jaxrec("estimate", *options, *sizes, "--attributes", 3, "--attributes-per-item", 0)
+    assert "--attributes-per-item: expected a number of at least 1, got 0" in none.err
     for mesh in (("--mesh.item", 2), ("--mesh.data", 0)):
         refused = jaxrec("estimate", *options, *sizes, *mesh)
         assert "--mesh.data, --mesh.item: estimates are for one device" in refused.err
@@ -185,3 +187,6 @@ def test_pretraining_counts_the_attributes_of_items():
         for m in (1, 1000)
     )
     assert many.total_bytes - few.total_bytes >= 4 * 999 * (SIZES.items + 1)
+    line = ("estimate", "--preset", "s3rec-pretrain", "--items", 40, "--interactions", 800, "--attributes", 6)
+    parameters = [jaxrec(*line[:-1], count, "--json").json["parameters"] for count in (6, 16)]
+    assert parameters[1] - parameters[0] == 10 * 64, "a vector of the preset's width for each attribute"
