@@ -187,6 +187,6 @@ def test_pretraining_counts_the_attributes_of_items():
         for m in (1, 1000)
     )
     assert many.total_bytes - few.total_bytes >= 4 * 999 * (SIZES.items + 1)
-    line = ("estimate", "--preset", "s3rec-pretrain", "--items", 40, "--interactions", 800, "--attributes", 6)
+    line = ("estimate", "--preset", "s3rec-pretrain", "--items", 60, "--interactions", 800, "--attributes", 6)
     parameters = [jaxrec(*line[:-1], count, "--json").json["parameters"] for count in (6, 16)]
     assert parameters[1] - parameters[0] == 10 * 64, "a vector of the preset's width for each attribute"
