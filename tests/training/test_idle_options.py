@@ -141,8 +141,8 @@ def sampled(sampler):
     return {"objective": OBJECTIVES["sampled-softmax"](n_negatives=8, sampler=sampler)}
 
 
-def refined(name, variant):
-    return {"encoder.attention": ATTENTION[name](variant=variant)}
+def refined(name, variant, **options):
+    return {"encoder.attention": ATTENTION[name](variant=variant, **options)}
 
 
 #: Runs in which every declared rule holds once.
@@ -152,7 +152,8 @@ BASES = {
     "prefix, adagrad": {"batches.mode": "prefix", "batches.prefixes_per_sequence": 2, "optimizer.algorithm": "adagrad",
                         "encoder.final_norm": "off"},
     "streamed, uniform": {"training.feed": "streamed", **sampled("uniform"), **refined("awrsr", "simple")},
-    "resident, in-batch": {"training.feed": "resident", **sampled("in-batch"), **refined("awrsr", "additive")},
+    "resident, in-batch": {"training.feed": "resident", **sampled("in-batch"),
+                           **refined("awrsr", "additive", scale="root")},
     "hard": {**sampled("hard"), "encoder.attention": ATTENTION["kernel"](upper="identity", lower="identity")},
     "popularity": {**sampled("popularity"), **refined("awrsr", "additive-gated")},
     "segments": {"task": TASKS["s3rec-pretraining"](sp_weight=0.0), "encoder.block": "post-norm",
