@@ -117,7 +117,7 @@ class StudyOptions:
         study(self.base(sections), chosen, dataset, Path(self.out), metrics, record)
 
     def shared(self) -> Settings:
-        """What the options of the study change in the preset for all variants."""
+        """Changes of the preset by the options of the study, for all variants."""
         training = {
             "seeds": tuple(range(self.seeds)),
             "epochs": self.epochs,
@@ -190,7 +190,7 @@ class SharedSettings(StudyOptions):
     dropout: float = 0.3
 
     def shared(self) -> Settings:
-        """What the options of the study change in the preset for all variants."""
+        """Changes of the preset by the options of the study, for all variants."""
         optimizer, encoder = {"learning_rate": self.learning_rate}, {"dropout": self.dropout}
         return {**super().shared(), "optimizer": optimizer, "encoder": encoder}
 

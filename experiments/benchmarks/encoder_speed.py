@@ -14,13 +14,12 @@ import json
 import time
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
 from experiments.record import RESULTS, command_line, number, write_record
-from experiments.scaling.steps import Program, random_histories
+from experiments.scaling.steps import Program, random_histories, seconds_in_turn
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.config import RunConfig
@@ -91,25 +90,18 @@ def measure(shape: str, options: Options) -> list[dict[str, Any]]:
         started = time.perf_counter()
         programs[preset] = Program(configuration(preset, shape, options), dataset, options.steps)
         compile_seconds[preset] = time.perf_counter() - started
-    seconds: dict[str, list[float]] = {preset: [] for preset in programs}
-    for _ in range(options.rounds + 1):
-        for preset, program in programs.items():
-            started = time.perf_counter()
-            jax.block_until_ready(program.run())
-            seconds[preset].append((time.perf_counter() - started) / options.steps)
-    rates = {
-        preset: programs[preset].targets / options.steps / np.asarray(times[1:])
-        for preset, times in seconds.items()
-    }
+    times = seconds_in_turn(list(programs.values()), options.rounds)
+    seconds = dict(zip(programs, times.T, strict=True))
+    rates = {preset: programs[preset].targets / options.steps / seconds[preset] for preset in programs}
     return [
         {
             "shape": shape,
             "preset": preset,
             "parameters": programs[preset].setup.encoder.parameter_count(),
             "interactions_per_step": programs[preset].targets / options.steps,
-            "seconds_per_step": float(np.median(seconds[preset][1:])),
+            "seconds_per_step": float(np.median(seconds[preset])),
             "seconds_per_epoch": float(
-                np.median(seconds[preset][1:]) * programs[preset].setup.schedule.steps_per_epoch
+                np.median(seconds[preset]) * programs[preset].setup.schedule.steps_per_epoch
             ),
             "interactions_per_second": float(np.median(rates[preset])),
             # Of the same round: paired, so that drift cancels.
@@ -133,6 +125,11 @@ def figure(cases: list[dict[str, Any]]) -> Figure:
     return drawing
 
 
+def case_rows(cases: list[dict[str, Any]]) -> list[list[str]]:
+    """Rows of a table of cases, whose first two entries are names and whose others are numbers."""
+    return [[*list(case.values())[:2], *map(number, list(case.values())[2:])] for case in cases]
+
+
 def main(options: Options) -> dict[str, Any]:
     """Measure every shape."""
     cases = [case for shape in options.shapes for case in measure(shape, options)]
@@ -143,7 +140,7 @@ if __name__ == "__main__":
     arguments = tyro.cli(Options)
     result = main(arguments)
     keys = list(result["cases"][0])
-    table = [[*list(case.values())[:2], *(number(case[key]) for key in keys[2:])] for case in result["cases"]]
+    table = case_rows(result["cases"])
     if arguments.record:
         write_record(
             arguments.record,

@@ -1,4 +1,4 @@
-"""What leaving the user's own items out of the negatives adds to a training step.
+"""Cost of leaving the user's own items out of the negatives, in a training step.
 
     python -m experiments.benchmarks.exclusion_speed --record exclusion_speed
 
@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
 
-from experiments.benchmarks.encoder_speed import SHAPES, dataset_of
-from experiments.record import command_line, number, write_record
-from experiments.scaling.steps import Program
+from experiments.benchmarks.encoder_speed import SHAPES, case_rows, dataset_of
+from experiments.record import command_line, write_record
+from experiments.scaling.steps import Program, seconds_in_turn
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.objectives import SampledSoftmaxConfig
 from jaxrec.presets import sasrec
@@ -64,14 +62,7 @@ def measure(shape: str, options: Options) -> list[dict[str, Any]]:
         objective = SampledSoftmaxConfig(n_negatives=n_negatives, sampler=sampler, shared=shared)
         both = (objective, dataclasses.replace(objective, exclude_seen=True))
         programs = [Program(base.updated({"objective": each}), dataset, options.steps) for each in both]
-        seconds: list[list[float]] = []
-        for _ in range(options.rounds + 1):
-            seconds.append([])
-            for program in programs:
-                started = time.perf_counter()
-                jax.block_until_ready(program.run())
-                seconds[-1].append((time.perf_counter() - started) / options.steps)
-        times = np.asarray(seconds[1:])
+        times = seconds_in_turn(programs, options.rounds)
         cases.append(
             {
                 "shape": shape,
@@ -95,7 +86,7 @@ if __name__ == "__main__":
     arguments = tyro.cli(Options)
     result = main(arguments)
     keys = list(result["cases"][0])
-    table = [[*list(case.values())[:2], *(number(case[key]) for key in keys[2:])] for case in result["cases"]]
+    table = case_rows(result["cases"])
     if arguments.record:
         write_record(
             arguments.record,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,6 +41,7 @@ class Program:
         rows, _ = setup.streams[0].take(Position(), steps * config.batches.batch_size)
         self.rows = jax.device_put(device_rows([rows], steps))
         self.targets = int(rows.lengths.sum())
+        self.steps = steps
         initial = jax.jit(jax.vmap(lambda seed: initial_state(setup.task, setup.optimizer, seed)))
         self.state = initial(jnp.zeros(1, jnp.uint32))
         chunk = make_train_chunk(setup.task, setup.optimizer, config.batches)
@@ -61,3 +64,17 @@ class Program:
             "temporary_mib": analysis.temp_size_in_bytes / MIB,
             "resident_mib": log / MIB,
         }
+
+
+def seconds_in_turn(programs: Sequence[Program], rounds: int) -> np.ndarray:
+    """float64[rounds, P], seconds of a step of each program; they run in turn, after a round that does not count.
+
+    What changes the machine's speed meets all programs of a round alike, so their ratios are taken by round.
+    """
+    seconds = np.zeros((rounds + 1, len(programs)))
+    for row in seconds:
+        for number, program in enumerate(programs):
+            started = time.perf_counter()
+            jax.block_until_ready(program.run())
+            row[number] = (time.perf_counter() - started) / program.steps
+    return seconds[1:]
