@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import jax
 
+from jaxrec.sharding import in_turn
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,11 +33,16 @@ def map_batches(function: Callable[[Item], Result], batches: Sequence[Item], at_
 
     Each thread waits for its batch, since JAX dispatches asynchronously.
     """
-    first = [function(batch) for batch in batches[:1]]
+
+    def one(batch: Item) -> Result:
+        result = function(batch)
+        return jax.block_until_ready(result) if at_once > 1 else in_turn(result)
+
+    first = [one(batch) for batch in batches[:1]]
     if at_once == 1:
-        return first + [function(batch) for batch in batches[1:]]
+        return first + [one(batch) for batch in batches[1:]]
     with ThreadPoolExecutor(at_once) as pool:
-        return first + list(pool.map(lambda batch: jax.block_until_ready(function(batch)), batches[1:]))
+        return first + list(pool.map(one, batches[1:]))
 
 
 #: Programs that `map_programs` has run, and so compiled.

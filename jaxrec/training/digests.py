@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxrec.sharding import in_turn
+
 #: Odd multipliers of the coordinates along the axes of an array.
 _AXES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0x2545F491, 0x68E31DA5, 0x5851F42D)
 
@@ -21,7 +23,7 @@ def content_digests(arrays: Mapping[str, Any]) -> dict[str, str]:
     coordinates, modulo 2^32: any change of a single element changes it. Rows of zeros do not, so an item table
     has one digest whatever the mesh pads it to. The sums run where the arrays lie, one pass over the memory.
     """
-    sums = jax.device_get({name: _weighted_sums(x) for name, x in arrays.items()})
+    sums = jax.device_get({name: in_turn(_weighted_sums(x)) for name, x in arrays.items()})
     return {name: f"{int(first):08x}{int(second):08x}" for name, (first, second) in sums.items()}
 
 

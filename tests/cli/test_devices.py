@@ -9,12 +9,15 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxrec.cli import devices
 from jaxrec.cli.devices import physical_cores, with_devices
 from jaxrec.config import RunConfig
 from jaxrec.data.batches import BatchConfig
-from jaxrec.sharding import MeshConfig
+from jaxrec.evaluation.parallel import map_batches
+from jaxrec.sharding import MeshConfig, in_turn
 from tests.runs import jaxrec
 
 
@@ -80,9 +83,10 @@ def test_cores_of_this_process():
     assert 1 <= physical_cores() <= (os.cpu_count() or 1)
 
 
-def command(*arguments):
-    """Results of ``jaxrec`` in a process whose environment says nothing of devices."""
+def command(*arguments, flags=None):
+    """Results of ``jaxrec`` in a process whose environment says nothing of devices, or what ``flags`` say."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {} if flags is None else {"XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-m", "jaxrec", *map(str, arguments)],
         env=environment, capture_output=True, text=True, check=True,
@@ -110,3 +114,34 @@ def test_a_run_changes_between_one_device_and_two(tmp_path, files):
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) >= 2
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def slowly_summed(mesh):
+    """A program of two devices that takes a while and ends with their sum, and its input."""
+    split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    program = jax.jit(
+        lambda x: jax.lax.fori_loop(0, 2000, lambda _, y: y @ y / 48, x).sum(), out_shardings=whole
+    )
+    return program, jax.device_put(np.ones((2, 48, 48), np.float32), split)
+
+
+def test_programs_of_several_devices_are_waited_for():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    program, x = slowly_summed(mesh)
+    assert program(x) == 2 * 48 * 48
+    alone = {"a": program(x[:1]), "b": 3}
+    assert in_turn(alone) is alone
+    assert in_turn(program(x)).is_ready()
+    results = map_batches(program, [x] * 3, 1)
+    assert all(result.is_ready() for result in results)
+
+
+@pytest.mark.slow
+def test_many_batches_of_a_slow_model_are_ranked_on_two_devices(tmp_path):
+    """More programs than a CPU's runtime holds: in flight together they stopped each other, and the process aborted."""
+    options = ["--preset", "smoke", "--training.epochs", 1, "--mesh.data", 2, "--quiet", "--json"]
+    options += ["--encoder.width", 128, "--batches.max-length", 100, "--evaluation.tokens-per-batch", 200]
+    flags = "--xla_force_host_platform_device_count=2"
+    results = command("train", "--workdir", tmp_path / "run", *options, flags=flags)
+    assert results["hardware"]["devices"] == ["cpu", "cpu"]
+    assert results["metrics"]["MRR"]["mean"] > 0
