@@ -25,6 +25,7 @@ from jaxrec.errors import (
 )
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.files import as_word
+from jaxrec.sharding import in_turn
 from jaxrec.training import divergence
 from jaxrec.training.checkpoint import CheckpointStore, abstract
 from jaxrec.training.distributed import decided, highest, is_first
@@ -549,7 +550,7 @@ def _replayed(
     again, _ = _begin(setup, store, source)
     with _feed(setup, again, False) as feed:
         while again.step < step:
-            again.state, _ = compiled(again.state, feed.take().inputs, setup.resources, *which)
+            again.state = in_turn(compiled(again.state, feed.take().inputs, setup.resources, *which)[0])
             again.step += setup.schedule.chunk_steps
         return again.state, feed.take().inputs
 

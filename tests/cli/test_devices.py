@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from jaxrec.config import RunConfig
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.parallel import map_batches
 from jaxrec.sharding import MeshConfig, in_turn
+from jaxrec.training import loop
 from tests.runs import jaxrec
 
 
@@ -134,6 +137,24 @@ def test_programs_of_several_devices_are_waited_for():
     assert in_turn(program(x)).is_ready()
     results = map_batches(program, [x] * 3, 1)
     assert all(result.is_ready() for result in results)
+
+
+def test_chunks_that_are_run_again_are_waited_for(monkeypatch):
+    """After a divergence: more in flight stopped each other, and the process aborted without naming the tensor."""
+    program, x = slowly_summed(Mesh(np.array(jax.devices()[:2]), ("data",)))
+    waited = []
+
+    def chunk(state, inputs, resources):
+        waited.append(state.is_ready())
+        return program(x), None
+
+    start, feed = SimpleNamespace(state=program(x).block_until_ready(), step=0), SimpleNamespace()
+    feed.take = lambda: SimpleNamespace(inputs=None)
+    monkeypatch.setattr(loop, "_begin", lambda *_: (start, None))
+    monkeypatch.setattr(loop, "_feed", lambda *_: nullcontext(feed))
+    setup = SimpleNamespace(schedule=SimpleNamespace(chunk_steps=1), resources=None)
+    loop._replayed(setup, None, None, (chunk, ()), 4)
+    assert waited == [True] * 4
 
 
 @pytest.mark.slow
