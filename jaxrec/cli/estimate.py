@@ -19,15 +19,19 @@ from jaxrec.cli.run_options import (
 )
 from jaxrec.errors import ConfigError
 
-#: Options of the command beside those of a run.
-_OPTIONS = (
-    CommandOption("preset", str, "sasrec", "starting configuration, as in jaxrec train"),
+#: Options that give the sizes of a log.
+_SIZES = (
     CommandOption("items", int, 0, "items of the catalogue"),
     CommandOption("interactions", int, 0, "interactions of the log"),
     CommandOption("users", int, 0, "users of the log; default: interactions / batches.max-length"),
     CommandOption("timestamps", bool, False, "the log has times, as it must where the model reads them"),
     CommandOption("attributes", int, 0, "attributes of items, which S3-Rec's pretraining reads; 0 = none"),
     CommandOption("attributes_per_item", int, 5, "most attributes of one item"),
+)
+#: Options of the command beside those of a run.
+_OPTIONS = (
+    CommandOption("preset", str, "sasrec", "starting configuration, as in jaxrec train"),
+    *_SIZES,
     CommandOption(
         "memory", float, 0.0, "budget in GiB: search the largest batch that fits; 0 = do not search"
     ),
@@ -66,6 +70,15 @@ def estimate(arguments: list[str]) -> int:
 def _sizes(options: Any) -> Any:
     from jaxrec.analysis.estimate import DataSizes
 
+    given = [option.flag for option in _SIZES if getattr(options, option.name) != option.default]
+    if options.source and given:
+        raise ConfigError(
+            f"{', '.join(given)}: expected no sizes beside --data {options.source}, which has its own: leave them out"
+        )
+    if "--attributes-per-item" in given and not options.attributes:
+        raise ConfigError(
+            "--attributes-per-item: expected --attributes beside it, the number that all items have together"
+        )
     if not options.source:
         if options.items < 1 or options.interactions < 1:
             raise ConfigError(

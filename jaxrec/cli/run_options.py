@@ -35,13 +35,18 @@ class CommandOption(NamedTuple):
     default: Any
     text: str
 
+    @property
+    def flag(self) -> str:
+        """The option as it is typed."""
+        return f"--{self.name.replace('_', '-')}"
+
     def row(self) -> Option:
         """The option as help shows it."""
         values = {bool: "", int: "INT", float: "FLOAT", tuple[float, ...]: "NUMBER ..."}.get(
             self.kind, "TEXT"
         )
         default = self.default if isinstance(self.default, tuple) else (self.default or "",)
-        return Option(f"--{self.name.replace('_', '-')}", values, self.text, " ".join(map(str, default)))
+        return Option(self.flag, values, self.text, " ".join(map(str, default)))
 
 
 QUIET = CommandOption("quiet", bool, False, "no progress bar")

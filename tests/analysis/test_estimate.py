@@ -174,6 +174,10 @@ def test_as_a_command(tmp_path):
     assert "--items, --interactions: expected the sizes of the log, or --data" in missing.err
     none = jaxrec("estimate", *options, *sizes, "--attributes", 3, "--attributes-per-item", 0)
     assert "--attributes-per-item: expected a number of at least 1, got 0" in none.err
+    idle = jaxrec("estimate", *options, *sizes, "--attributes-per-item", 3)
+    assert "--attributes-per-item: expected --attributes beside it" in idle.err
+    both = jaxrec("estimate", *options, "--data", tmp_path / "log", *sizes)
+    assert "--items, --interactions, --users: expected no sizes beside --data" in both.err
     for mesh in (("--mesh.item", 2), ("--mesh.data", 0)):
         refused = jaxrec("estimate", *options, *sizes, *mesh)
         assert "--mesh.data, --mesh.item: estimates are for one device" in refused.err
