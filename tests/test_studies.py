@@ -22,6 +22,7 @@ from jaxrec.analysis.curves import LearningCurve, curves_figure
 from jaxrec.config import save_config
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.splits import split_dataset
+from jaxrec.errors import DataError
 from jaxrec.nn.spec import DataSpec
 from jaxrec.presets import sasrec, sasrec_s3rec
 from tests.helpers import small_dataset
@@ -217,6 +218,15 @@ def test_duality_says_what_it_leaves_out(monkeypatch):
         "**Less than planned** (6 variants): seeds 3 instead of 5, without consistency 0.01; "
     )
     assert "next item" not in line
+
+
+def test_duality_refuses_a_log_without_times_before_it_trains(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        duality.Options, "load", lambda options: dataclasses.replace(DATASET, timestamps=None)
+    )
+    with pytest.raises(DataError, match="the users of an item are ordered by time"):
+        duality.main(duality.Options(out=str(tmp_path / "study")))
+    assert not (tmp_path / "study").exists()
 
 
 def test_frontier_against_the_definition():

@@ -3,6 +3,8 @@
     python -m experiments.revisited.duality
     JAXREC_DATA=path/to/archives python -m experiments.revisited.duality --data lastfm --out runs/duality-lastfm
 
+The log needs times; those of S3-Rec's archive (``s3rec_data.zip:LastFM``) have none, the same log of ``--data lastfm`` has.
+
 Next-item models without and with the consistency loss (`jaxrec.tasks.consistency`) train with the same budget and seeds. A
 next-user model trains on the transposed log (`jaxrec.data.transposed`), is ranked alone, with and without the popularity of
 items, and is joined to the next-item model by a weight that validation chooses. Everything is compared with the next-item
@@ -73,12 +75,10 @@ def variants(options: Options) -> list[Variant]:
     return [Variant(NEXT_ITEM, {}), *by_weight, *by_side]
 
 
-def next_user_run(options: Options, dataset: SequenceDataset) -> Run:
+def next_user_run(options: Options, reverse: SequenceDataset) -> Run:
     """Train the next-user model on the transposed log, unless it is there."""
     folder = Path(options.out) / "next-user"
-    base = options.base()
-    reverse = transposed(split_dataset(dataset, base.split), options.last)
-    train_once(reverse, base, folder)
+    train_once(reverse, options.base(), folder)
     return Run(folder, reverse)
 
 
@@ -88,10 +88,12 @@ def main(options: Options) -> None:
     asked = options.chosen(every)
     chosen = [each for each in every if each in asked or each is every[0]]
     dataset = options.load()
+    # Before the hours of training: a log without times cannot be transposed.
+    reverse = transposed(split_dataset(dataset, options.base().split), options.last)
     out = Path(options.out)
     trained = study(options.base(), chosen, dataset, out)
     runs = {each.name: Run(out / each.name.replace(" ", "-"), dataset) for each in chosen}
-    users = next_user_run(options, dataset)
+    users = next_user_run(options, reverse)
     sides = {
         popularity: measure_duality(runs[NEXT_ITEM], users, popularity=popularity)
         for popularity in (0.0, 1.0)
