@@ -443,10 +443,11 @@ def ranks_by_step(run: Run, split: str = "test", seeds: int = 0) -> RanksByStep:
     names: list[str] = []
     ranks = []
     for step in reader.steps():
-        state = reader.restore({"state": target}, step)[0]["state"]
+        # Of a run on a mesh, whose tables have further rows, too.
+        parts, _ = reader.restore({"state": target}, step, setup.sharding.tables, setup.dataset.n_items + 1)
         of_seeds = []
         for number in range(seeds or len(run.seeds)):
-            ranker = setup.ranker(jax.tree.map(lambda x, number=number: x[number], state.params))
+            ranker = setup.ranker(jax.tree.map(lambda x, number=number: x[number], parts["state"].params))
             names, values = state_ranks(ranker, histories)
             of_seeds.append([*values, table_rank(ranker)])
         ranks.append(of_seeds)

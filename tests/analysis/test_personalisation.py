@@ -20,6 +20,7 @@ from jaxrec.analysis.personalisation import (
     run_personalisation,
     similar_pairs,
     state_ranks,
+    table_rank,
 )
 from jaxrec.data.splits import SplitConfig, split_dataset
 from jaxrec.errors import ConfigError
@@ -28,6 +29,7 @@ from jaxrec.evaluation.histories import Histories, RankingCases, histories_of, r
 from jaxrec.evaluation.metrics import metric_values
 from jaxrec.evaluation.ranking import TopK
 from jaxrec.runs import Run
+from jaxrec.sharding import MeshConfig
 from tests.helpers import replace, small_config, small_dataset
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -213,6 +215,16 @@ def test_course_ends_where_the_run_ended(run, result):
     assert not np.allclose(course.values[:, 0], course.values[:, -1]), "other parameters at every step"
     np.testing.assert_allclose(course.values[:, -1, :3], result.state_ranks, rtol=1e-4)
     np.testing.assert_allclose(course.values[:, -1, 3], result.table_rank, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_course_of_a_run_on_a_mesh(tmp_path):
+    config = dataclasses.replace(replace(CONFIG, training={"seeds": (0,)}), mesh=MeshConfig(1, 2))
+    jaxrec.fit(DATASET, config, tmp_path / "run", progress=False)
+    run = Run(tmp_path / "run", DATASET)
+    course = ranks_by_step(run)
+    assert len(course.steps) >= 2
+    np.testing.assert_allclose(course.values[0, -1, 3], table_rank(run.ranker()), rtol=1e-4)
 
 
 @pytest.mark.slow
