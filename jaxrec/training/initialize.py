@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 
 from jaxrec.config import RunConfig
 from jaxrec.data.dataset import SequenceDataset, open_dataset
@@ -218,9 +219,14 @@ def _matching_attributes(
     Attributes are numbered as they appear, so another log, even one of the same items, has another order of them.
     """
     here, there = setup.dataset.attributes, catalogue.attributes
-    if CONTENT not in old or not old[CONTENT].is_fully_addressable or here is None or there is None:
+    if CONTENT not in old or here is None or there is None:
         return None
-    content = np.asarray(old[CONTENT][0])[1 : catalogue.n_items + 1]
+    vectors = old[CONTENT]
+    # Each of several processes may hold the rows of some items.
+    whole = (
+        vectors if vectors.is_fully_addressable else multihost_utils.process_allgather(vectors, tiled=True)
+    )
+    content = np.asarray(whole)[0, 1 : catalogue.n_items + 1]
     if not made_of_attributes(there, content) or not made_of_attributes(here, setup.dataset.item_vectors):
         return None
     numbers = {name: row for row, name in enumerate(list(there.names)[: content.shape[1]])}

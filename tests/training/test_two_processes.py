@@ -1,5 +1,6 @@
 """Two processes with two devices each train, save, restore and evaluate like one; and what they say when one is missing."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import polars as pl
 import pytest
 
 from jaxrec.data import prepare_in_blocks
+from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.readers.vectors import attribute_vectors
 from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.distributed import SHUTDOWN_SECONDS
 from jaxrec.training.logging import read_metrics
@@ -194,6 +197,34 @@ def test_two_processes_train_from_a_partitioned_log(tmp_path):
     again = place.together(["evaluate", tmp_path / "pair"])
     assert again["metrics"] == single["metrics"]
     assert again["baselines"] == single["baselines"]
+
+
+def of_attributes(order):
+    """Items made of attributes, which are numbered as they appear: in the order of the items."""
+    attributes = AttributeTable.from_lists(
+        [["third"] if i % 3 == 0 else ["odd", "even"][i % 2 :] for i in order]
+    )
+    return dataclasses.replace(
+        small_dataset(n_items=len(order)),
+        item_ids=[f"i{i}" for i in order],
+        attributes=attributes,
+        item_vectors=attribute_vectors(attributes),
+    )
+
+
+def test_two_processes_start_from_a_run_whose_attributes_have_another_order(tmp_path):
+    """They took the rows of the map in the order of the source, without a word."""
+    place = Workplace(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    for name, order in (("data", range(39, -1, -1)), ("other", range(40))):
+        of_attributes(order).save(tmp_path / name)
+    place.alone([*place.train("source", 1), "--data", tmp_path / "other"])
+    matched = ["--init-from", tmp_path / "source", "--training.init-items", "match"]
+    still = ["--optimizer.learning-rate", "1e-30"]
+    single = place.alone([*place.train("single", 1), *matched, *still])
+    pair = place.together([*place.train("pair", 1), *matched, *still])
+    assert pair["metrics"] == single["metrics"]
+    np.testing.assert_array_equal(place.state("pair")[2], place.state("single")[2])
 
 
 def test_a_process_that_never_joins_is_told_in_words(tmp_path):
