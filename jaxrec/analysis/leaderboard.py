@@ -94,10 +94,10 @@ class Leaderboard:
     def notes(self) -> list[str]:
         """The test, runs of one or few seeds, and the warnings."""
         pairs = len(self.entries) * (len(self.entries) - 1) // 2
+        corrected = f", corrected by Holm for all {pairs} pairs," if pairs > 1 else ""
         caption = (
             f"{users_and_cases(self.users, self.cases)}; {self.protocol}. Two runs cannot be told apart where the paired "
-            f"bootstrap over users and seeds, corrected by Holm for all {pairs} pairs, gives p of .05 or more in "
-            f"{self.metrics[0]}."
+            f"bootstrap over users and seeds{corrected} gives p of .05 or more in {self.metrics[0]}."
         )
         seeds = {entry.name: len(entry.values[self.metrics[0]]) for entry in self.entries}
         return [caption, *seed_notes(seeds), *(f"Warning: {warning}" for warning in self.warnings)]

@@ -222,10 +222,10 @@ def _moved(runs: Sequence[str], source: str) -> Any:
     if not source or not runs:
         return None
 
-    from jaxrec.config import load_config
     from jaxrec.data import load_dataset
+    from jaxrec.training.run_directory import stored_config
 
-    return load_dataset(load_config(Path(runs[0]) / "config.json").data.moved(source))
+    return load_dataset(stored_config(Path(runs[0])).data.moved(source))
 
 
 @dataclasses.dataclass(frozen=True)

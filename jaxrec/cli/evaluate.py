@@ -12,10 +12,10 @@ from jaxrec.errors import ConfigError
 
 def evaluate(arguments: list[str]) -> int:
     """Run ``jaxrec evaluate``; return the exit status."""
-    from jaxrec.config import load_config
     from jaxrec.serving.generation import GenerationConfig
     from jaxrec.sharding import MeshConfig
     from jaxrec.training.distributed import DistributedConfig, is_first, join
+    from jaxrec.training.run_directory import stored_config
 
     @dataclasses.dataclass(frozen=True)
     class Evaluate:
@@ -108,7 +108,7 @@ def evaluate(arguments: list[str]) -> int:
             f"--out {options.out} holds tables and figures of --shuffle, --retie, --breakdown, --personal and --steps: "
             "expected one of them, got none; --json prints the metrics for programs"
         )
-    config = load_config(Path(options.run) / "config.json")
+    config = stored_config(Path(options.run))
     if options.data:
         config = dataclasses.replace(config, data=config.data.moved(options.data))
     checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric, options.personal)

@@ -282,19 +282,28 @@ def _changed(record: dict[str, Any], config: RunConfig) -> dict[str, tuple[Any, 
     }
 
 
+def stored_config(run: Path) -> RunConfig:
+    """The configuration that a run directory holds.
+
+    Raises:
+      ConfigError: no run there; runs in folders below it are pointed at.
+    """
+    try:
+        return load_config(run / "config.json")
+    except ConfigError as error:
+        below = [] if (run / "config.json").exists() else _runs_below(run)
+        if not below:
+            raise
+        raise ConfigError(f"{error}; runs lie below it: name one, such as {below[0]}") from None
+
+
 def run_config(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     """The configuration of a run, and the record of its newest checkpoint (empty before the first).
 
     Raises:
       ConfigError: no run there, or its config.json differs from the configuration of the checkpoint.
     """
-    try:
-        config = load_config(run / "config.json")
-    except ConfigError as error:
-        below = [] if (run / "config.json").exists() else _runs_below(run)
-        if not below:
-            raise
-        raise ConfigError(f"{error}; runs lie below it: name one, such as {below[0]}") from None
+    config = stored_config(run)
     reader = CheckpointReader(run / "checkpoints")
     if not reader.steps():
         return config, {}

@@ -101,6 +101,7 @@ class TestCompare:
         refused(jaxrec("compare", runs["a"], tmp_path), "config.json not found")
         above = runs["a"].parent
         refused(jaxrec("compare", runs["a"], above), "runs lie below it: name one, such as", str(above))
+        refused(jaxrec("evaluate", above), "runs lie below it: name one, such as")
         refused(jaxrec("compare", runs["a"], runs["b"], "--metrics", "AUC"), "unknown metric 'AUC'")
         out = tmp_path / "out"
         refused(
@@ -135,6 +136,7 @@ class TestLeaderboard:
             "curves.png",
         }
         page = jaxrec("leaderboard", runs["a"], runs["b"]).out
+        assert "users and seeds gives p of .05 or more" in page
         assert "cannot be told from" in page
         (caption,) = [line for line in page.splitlines() if "corrected by Holm" in line]
         (seeds,) = [line for line in page.splitlines() if line.startswith("Fewer than 5 seeds for a")]
