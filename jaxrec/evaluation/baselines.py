@@ -55,10 +55,20 @@ class RecentPopularity:
         self._seconds = int(days * SECONDS_PER_DAY)
         order = np.argsort(timestamps, kind="stable")
         self._items, self._times = np.asarray(items)[order], np.asarray(timestamps)[order]
-        self._popularity = dense_order(np.bincount(items, minlength=n_items + 1))
+        self.order = dense_order(np.bincount(items, minlength=n_items + 1))
 
     def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the time of the newest interaction of each history."""
+        counts, row_of = self._counts(histories)
+        return _by_count(counts, self.order)[row_of]
+
+    def evidence(self, histories: Histories) -> sparse.csr_matrix:
+        """int64[R, V+1], sparse: see `jaxrec.evaluation.evidence.EvidenceScorer`."""
+        counts, row_of = self._counts(histories)
+        return _count_keys(counts, self.order)[row_of]
+
+    def _counts(self, histories: Histories) -> tuple[sparse.csr_matrix, Int[np.ndarray, " R"]]:
+        """Counts in the window of each distinct moment, and the moment of each history."""
         last = self._times[-1] if len(self._times) else 0
         ends = np.full(len(histories), last, np.int64)
         if self.end == "history":
@@ -70,7 +80,7 @@ class RecentPopularity:
             np.searchsorted(self._times, moments - self._seconds, side="right"),
             np.searchsorted(self._times, moments, side="right"),
         )
-        return _by_count(counts, self._popularity)[row_of.reshape(-1)]
+        return counts, row_of.reshape(-1)
 
     def _in_windows(self, starts: Int[np.ndarray, " M"], stops: Int[np.ndarray, " M"]) -> sparse.csr_matrix:
         """Interactions of each item in windows of the log in order of time: float64[M, V+1], sparse.
@@ -82,8 +92,8 @@ class RecentPopularity:
         now, first, last = np.zeros(width, np.int64), 0, 0
         columns, values, ends = [np.zeros(0, np.int64)], [np.zeros(0)], np.zeros(len(starts) + 1, np.int64)
         for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-            now += np.bincount(self._items[max(start, last) : stop], minlength=width)
-            now -= np.bincount(self._items[first : min(start, last)], minlength=width)
+            for change, sign in ((slice(max(start, last), stop), 1), (slice(first, min(start, last)), -1)):
+                np.add.at(now, self._items[change], sign)
             first, last = start, stop
             columns.append(np.flatnonzero(now))
             values.append(now[columns[-1]].astype(np.float64))
@@ -114,13 +124,17 @@ class MarkovChain:
         self.n_items = n_items
         lengths = np.maximum(np.asarray(stops) - np.asarray(starts), 0)
         counts = np.bincount(items[ranges(starts, lengths)], minlength=n_items + 1)
-        self._popularity = dense_order(counts)
+        self.order = dense_order(counts)
         self._counts = transition_counts(items, starts, stops, n_items)
 
     def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the newest item of each history."""
         distinct, row_of = np.unique(histories.last_items(), return_inverse=True)
-        return _by_count(self._counts[distinct], self._popularity)[row_of.reshape(-1)]
+        return _by_count(self._counts[distinct], self.order)[row_of.reshape(-1)]
+
+    def evidence(self, histories: Histories) -> sparse.csr_matrix:
+        """int64[R, V+1], sparse: see `jaxrec.evaluation.evidence.EvidenceScorer`."""
+        return _count_keys(self._counts[histories.last_items()], self.order)
 
 
 class ItemKNN:
@@ -151,7 +165,7 @@ class ItemKNN:
         self.n_items, self.last = n_items, last
         lengths = np.maximum(np.asarray(stops) - np.asarray(starts), 0)
         users, of_users = np.repeat(np.arange(len(lengths)), lengths), items[ranges(starts, lengths)]
-        self._popularity = dense_order(np.bincount(of_users, minlength=n_items + 1))
+        self.order = dense_order(np.bincount(of_users, minlength=n_items + 1))
         matrix = sparse.csr_matrix(
             (np.ones(len(users), np.float32), (users, of_users)), shape=(len(lengths), n_items + 1)
         )
@@ -160,8 +174,12 @@ class ItemKNN:
 
     def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the newest ``last`` items of each history."""
+        return _over_popularity(self.evidence(histories), self.order)
+
+    def evidence(self, histories: Histories) -> sparse.csr_matrix:
+        """float32[R, V+1], sparse: see `jaxrec.evaluation.evidence.EvidenceScorer`."""
         weights = _newest(histories, self.n_items, 1.0 / np.arange(1, self.last + 1))
-        return _over_popularity(weights @ self._similarity, self._popularity)
+        return _positive(weights @ self._similarity)
 
 
 class TransitionGraph:
@@ -197,7 +215,7 @@ class TransitionGraph:
     ):
         self.n_items, self.hops, self.last, self.decay = n_items, hops, last, decay
         lengths = np.maximum(np.asarray(stops) - np.asarray(starts), 0)
-        self._popularity = dense_order(np.bincount(items[ranges(starts, lengths)], minlength=n_items + 1))
+        self.order = dense_order(np.bincount(items[ranges(starts, lengths)], minlength=n_items + 1))
         weights = transition_counts(items, starts, stops, n_items)
         weights.data = np.log1p(weights.data)
         weights = _strongest(weights, edges)
@@ -206,6 +224,10 @@ class TransitionGraph:
 
     def scores(self, histories: Histories) -> Float[np.ndarray, "R V1"]:
         """float32[R, V+1], from the newest ``last`` items of each history."""
+        return _over_popularity(self.evidence(histories), self.order)
+
+    def evidence(self, histories: Histories) -> sparse.csr_matrix:
+        """float32[R, V+1], sparse: see `jaxrec.evaluation.evidence.EvidenceScorer`."""
         weights = _newest(histories, self.n_items, self.decay ** np.arange(self.last))
         # Histories share last items: each is walked from once.
         sources = np.unique(weights.indices)
@@ -213,7 +235,7 @@ class TransitionGraph:
         for hop in range(1, self.hops):
             step = step @ self._steps
             reached = reached + self.decay**hop * step
-        return _over_popularity(weights[:, sources] @ reached, self._popularity)
+        return _positive(weights[:, sources] @ reached)
 
 
 def transition_counts(
@@ -248,11 +270,25 @@ def _newest(histories: Histories, n_items: int, weights: np.ndarray) -> sparse.c
     return sparse.csr_matrix((weights[age], (rows, items)), shape=(len(sizes), n_items + 1))
 
 
+def _positive(evidence: sparse.csr_matrix) -> sparse.csr_matrix:
+    """float32, sparse: the entries that are positive in float32."""
+    evidence = evidence.tocsr().astype(np.float32)
+    evidence.eliminate_zeros()
+    return evidence
+
+
 def _over_popularity(evidence: sparse.csr_matrix, popularity: np.ndarray) -> np.ndarray:
     """float32[R, V+1]: positive evidence as it is, and below it the order of popularity."""
-    scores = np.asarray(evidence.toarray(), np.float32)
+    scores = evidence.toarray()
     below = (popularity - popularity.max() - 1).astype(np.float32)
     return np.where(scores > 0, scores, below)
+
+
+def _count_keys(counts: sparse.csr_matrix, popularity: np.ndarray) -> sparse.csr_matrix:
+    """int64[R, V+1], sparse: whole numbers in the order of positive counts, and of popularity where those are equal."""
+    keys = counts.tocsr().astype(np.int64)
+    keys.data = keys.data * (int(popularity.max()) + 1) + popularity[keys.indices]
+    return keys
 
 
 def _by_count(counts: sparse.csr_matrix, popularity: np.ndarray) -> np.ndarray:

@@ -13,18 +13,21 @@ from jaxtyping import Float, Int, Shaped
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.encode import ApplyFn, EncodingOptions, Forward, encode_histories
+from jaxrec.evaluation.evidence import EvidenceScorer, places, rank_by_evidence
 from jaxrec.evaluation.histories import Histories, RankingCases
+from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.popularity import Popularity
 from jaxrec.evaluation.ranking import (
     ROW_CHUNK,
     CandidateTable,
     TopK,
     candidate_table,
+    check_targets,
     rank_targets,
     score_table,
     top_k,
 )
-from jaxrec.evaluation.seen import SeenItems
+from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.evaluation.tie_order import tie_seed
 
 #: Scores of histories that a scorer computes together, at most: 512 MiB of float32.
@@ -196,7 +199,9 @@ class ScoreRanker:
         return self.scorer.n_items
 
     def rank(self, cases: RankingCases) -> Int[np.ndarray, " T"]:
-        """int32[T], exact ranks over the whole catalogue."""
+        """int32[T], exact ranks over the whole catalogue; of an `EvidenceScorer` without the scores of all items."""
+        if isinstance(self.scorer, EvidenceScorer):
+            return self._rank_by_evidence(self.scorer, cases)
         table, rows_of = (
             score_table(self.n_items, item_chunk=self.item_chunk, tie_seed=self.tie_seed),
             cases.case_of_target,
@@ -207,6 +212,19 @@ class ScoreRanker:
             exclude = None if cases.exclude is None else cases.exclude.select(rows)
             scores = self.scorer.scores(cases.histories.select(rows))
             ranks[part] = rank_targets(scores, table, cases.targets[part], exclude)
+        return ranks
+
+    def _rank_by_evidence(self, scorer: EvidenceScorer, cases: RankingCases) -> Int[np.ndarray, " T"]:
+        rows_of, place = cases.case_of_target, places(scorer.order, self.tie_seed)
+        check_targets(cases.targets, self.n_items)
+        ranks = np.empty(len(cases.targets), np.int32)
+        for part in row_parts(len(ranks), self.n_items, self.row_chunk):
+            rows, targets = rows_of[part], cases.targets[part]
+            exclude = None if cases.exclude is None else cases.exclude.select(rows)
+            seen = as_seen(exclude, len(rows), self.n_items)
+            evidence = scorer.evidence(cases.histories.select(rows))
+            ranks[part] = rank_by_evidence(evidence, place, targets, seen, self.tie_seed)
+            ranks[part[seen.holds(targets)]] = MISSED
         return ranks
 
     def top_k(self, histories: Histories, k: int, exclude: SeenItems | None = None) -> TopK:

@@ -238,11 +238,7 @@ def rank_targets(
         raise DataError(
             f"targets must hold one item for each of the {n_rows} hidden states, got shape {targets.shape}"
         )
-    if n_rows and (targets.min() < 1 or targets.max() > items.n_items):
-        raise DataError(
-            f"targets must be item ids from 1 to {items.n_items}, got {targets.min()} to {targets.max()}: "
-            "leave out cases without a target, and use the table of the dataset that the cases come from"
-        )
+    check_targets(targets, items.n_items)
     seen = as_seen(seen, n_rows, items.n_items)
     _check_scores_finite(hidden, items)
     # Rows sorted by target: the tile that holds the target is computed twice, and then a batch has few such
@@ -264,6 +260,19 @@ def rank_targets(
     if seen_rule == "remove":
         ranks[seen.holds(targets)] = MISSED
     return ranks
+
+
+def check_targets(targets: Int[np.ndarray, " E"], n_items: int) -> None:
+    """Reject targets that are no items.
+
+    Raises:
+      DataError: targets outside 1..V.
+    """
+    if len(targets) and (targets.min() < 1 or targets.max() > n_items):
+        raise DataError(
+            f"targets must be item ids from 1 to {n_items}, got {targets.min()} to {targets.max()}: "
+            "leave out cases without a target, and use the table of the dataset that the cases come from"
+        )
 
 
 def top_k(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data import load_dataset, split_dataset
+from jaxrec.errors import DataError
 from jaxrec.evaluation import baselines
 from jaxrec.evaluation import ranker as ranker_module
 from jaxrec.evaluation.baselines import (
@@ -21,8 +22,10 @@ from jaxrec.evaluation.baselines import (
     evaluate_baselines,
 )
 from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
-from jaxrec.evaluation.metrics import ranking_metrics
+from jaxrec.evaluation.metrics import MISSED, ranking_metrics
 from jaxrec.evaluation.ranker import ScoreRanker
+from jaxrec.evaluation.ranking import rank_targets, score_table
+from jaxrec.evaluation.seen import SeenHistories
 
 
 def ending_with(last_items):
@@ -230,6 +233,52 @@ def test_known_numbers_of_the_bundled_data():
     assert ranking_metrics(ranks)["HR@10"] == (lists == split.test.targets[:, None]).any(axis=1).mean()
 
 
+@pytest.mark.parametrize("excluded", [True, False])
+@pytest.mark.parametrize("seed", [0, 12345])
+def test_ranks_from_evidence_are_those_of_all_scores(excluded, seed):
+    """Repeated and excluded targets, empty histories, equal scores and cases of several targets."""
+    log = Log(n_items=40, users=60)
+    users, evidences = len(log.lists), 0
+    stops = np.where(np.arange(users) % 7, log.histories.stops, log.starts)
+    histories = dataclasses.replace(log.histories, stops=stops)
+    exclude = SeenHistories(log.items, log.starts, stops) if excluded else None
+    targets = np.concatenate([log.rng.permutation(log.n_items)[:3] + 1 for _ in range(users)]).astype(
+        np.int32
+    )
+    cases = RankingCases(histories, targets, np.arange(users + 1) * 3, exclude)
+    for scorer in (
+        Popularity(log.counts),
+        RecentPopularity(log.items, log.times, log.n_items, 3, "history"),
+        RecentPopularity(log.items, log.times, log.n_items, 3, "training"),
+        MarkovChain(*log.arguments),
+        ItemKNN(*log.arguments, neighbours=5, last=2),
+        TransitionGraph(*log.arguments, last=2),
+    ):
+        found = ScoreRanker(scorer, tie_seed=seed, row_chunk=50).rank(cases)
+        rows = cases.case_of_target
+        table = score_table(log.n_items, tie_seed=seed)
+        seen = None if exclude is None else exclude.select(rows)
+        want = rank_targets(scorer.scores(histories.select(rows)), table, targets, seen)
+        np.testing.assert_array_equal(found, want, err_msg=type(scorer).__name__)
+        evidences += scorer.evidence(histories).nnz
+        with pytest.raises(DataError, match="item ids from 1 to 40, got 0 to 0"):
+            ScoreRanker(scorer).rank(
+                RankingCases(histories.select(np.arange(1)), targets[:1] * 0, np.arange(2))
+            )
+    assert evidences
+    assert (want == MISSED).any() == excluded
+
+
+def test_baselines_rank_without_the_scores_of_all_items(monkeypatch):
+    """Users times items would take longer than the model itself."""
+    split = split_dataset(load_dataset("movietweetings"))
+    for scorer in (Popularity, RecentPopularity, MarkovChain, ItemKNN, TransitionGraph):
+        monkeypatch.delattr(scorer, "scores")
+    cases = ranking_cases(split.test.select(np.arange(20)), split.dataset.items, split.dataset.timestamps)
+    for ranker in baseline_rankers(split).values():
+        assert ranker.rank(cases).shape == (20,)
+
+
 def test_few_histories_are_scored_at_a_time_in_a_large_catalogue(monkeypatch):
     """Their scores of all items would not fit; ranks and lists do not depend on it."""
     log = Log()
@@ -237,13 +286,15 @@ def test_few_histories_are_scored_at_a_time_in_a_large_catalogue(monkeypatch):
     cases = RankingCases(log.histories, targets.astype(np.int32), np.arange(len(targets) + 1))
     at_once = []
 
-    class Watched(MarkovChain):
+    class Watched:
+        n_items = log.n_items
+
         def scores(self, histories):
             at_once.append(len(histories))
-            return super().scores(histories)
+            return MarkovChain(*log.arguments).scores(histories)
 
     def answers():
-        ranker = ScoreRanker(Watched(*log.arguments))
+        ranker = ScoreRanker(Watched())
         return ranker.rank(cases), *ranker.top_k(log.histories, 5)
 
     whole = answers()
