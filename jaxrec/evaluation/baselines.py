@@ -25,6 +25,10 @@ from jaxrec.evaluation.tie_order import tie_seed
 SECONDS_PER_DAY = 86_400
 #: Whole numbers below are exact in float32.
 _EXACT = 1 << 24
+#: Entries of a product of sparse matrices that are in memory together, at most.
+_ENTRIES_AT_ONCE = 1 << 24
+#: Neighbours with those as similar as the last, in multiples of the neighbours asked for, at most.
+_MOST_EQUAL = 10
 #: Multiplications of a dense product that take as long as one of a sparse product (measured on two cores).
 _DENSE_SPEED = 400
 
@@ -142,7 +146,8 @@ class ItemKNN:
 
     The similarity of two items is the cosine of their sets of training users (Sarwar et al., WWW 2001; Deshpande and
     Karypis, TOIS 2004), 0 to itself, and each item has its most similar ``neighbours`` only, with all that are as
-    similar as the last of them. The d-th newest item has the weight 1 / d.
+    similar as the last of them; where that makes more than ten times as many, as among the items that only one user of
+    the whole catalogue had, those as similar as the last are left out. The d-th newest item has the weight 1 / d.
 
     Args:
       items: int32[N], the log.
@@ -323,28 +328,48 @@ def _cosine_neighbours(matrix: sparse.csr_matrix, neighbours: int) -> sparse.csr
     dense = None
     if users * width * width < sparse_cost and users * width < 1 << 28:
         dense = matrix.toarray()
+    # Each block of a sparse product passes over all V columns once, so blocks are as long as their entries allow.
+    if dense is None:
+        entries = np.minimum(by_item @ np.diff(matrix.indptr).astype(np.float64), width)
+    else:
+        entries = np.full(width, width, np.float64)
     blocks = []
-    size = max(1, (1 << 24) // width)
-    for start in range(0, width, size):
-        rows = by_item[start : start + size]
-        product = rows @ matrix if dense is None else dense[:, start : start + size].T @ dense
+    for start, stop in _blocks(entries, _ENTRIES_AT_ONCE):
+        rows = by_item[start:stop]
+        product = rows @ matrix if dense is None else dense[:, start:stop].T @ dense
         common = sparse.csr_matrix(product)
         row_of = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr)) + start
         common.data = (common.data / (norms[row_of] * norms[common.indices])).astype(np.float32)
         common.data[row_of == common.indices] = 0.0
         common.eliminate_zeros()
-        blocks.append(_strongest(common, neighbours))
+        blocks.append(_strongest(common, neighbours, _MOST_EQUAL * neighbours))
     return sparse.vstack(blocks, format="csr")
 
 
-def _strongest(matrix: sparse.csr_matrix, most: int) -> sparse.csr_matrix:
-    """The ``most`` largest entries of each row, with all entries as large as the last of them."""
+def _blocks(sizes: Float[np.ndarray, " E"], most: int) -> list[tuple[int, int]]:
+    """Bounds of blocks of adjacent rows whose sizes add up to ``most`` at most, or of a single row with more."""
+    ends = np.cumsum(sizes)
+    bounds, start, before = [], 0, 0.0
+    while start < len(sizes):
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        bounds.append((start, stop))
+        start, before = stop, float(ends[stop - 1])
+    return bounds
+
+
+def _strongest(matrix: sparse.csr_matrix, most: int, bound: float = np.inf) -> sparse.csr_matrix:
+    """The ``most`` largest entries of each row, with all entries as large as the last of them.
+
+    Where that makes more than ``bound``, none as large as the last is kept: no choice among equal ones is the better one.
+    """
     matrix = matrix.tocsr()
     sizes = np.diff(matrix.indptr)
     least = np.full(len(sizes), -np.inf)
     for row in np.flatnonzero(sizes > most):
         values = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
         least[row] = np.partition(values, len(values) - most)[len(values) - most]
+        if len(values) > bound and np.count_nonzero(values >= least[row]) > bound:
+            least[row] = np.nextafter(least[row], np.inf, dtype=values.dtype)
     matrix.data[matrix.data < np.repeat(least, sizes)] = 0.0
     matrix.eliminate_zeros()
     return matrix

@@ -169,6 +169,40 @@ def test_item_knn_sums_cosines_of_the_last_items(neighbours, monkeypatch):
     np.testing.assert_allclose(sparse, dense, atol=1e-6)
 
 
+def test_similarities_of_a_large_catalogue_are_few_products(monkeypatch):
+    """Each product passes over all items: as many of them as items would be the square."""
+    items = np.arange(1, 60_001, dtype=np.int32)
+    stops = np.arange(3, 60_001, 3)
+    products, strongest = [], baselines._strongest
+
+    def counted(*arguments):
+        products.append(arguments[0].shape[0])
+        return strongest(*arguments)
+
+    monkeypatch.setattr(baselines, "_strongest", counted)
+    model = ItemKNN(items, stops - 3, stops, 60_000)
+    assert products == [60_001]
+    found = model.evidence(Histories(items, stops[:2] - 3, stops[:2] - 1))
+    np.testing.assert_allclose(found.toarray()[:, :7], [[0, 1, 0.5, 1.5, 0, 0, 0], [0] * 4 + [1, 0.5, 1.5]])
+    monkeypatch.setattr(baselines, "_ENTRIES_AT_ONCE", 90_000)  # of nine for each user
+    again = ItemKNN(items, stops - 3, stops, 60_000)
+    assert products[1:] == [30_001, 30_000]
+    assert (again._similarity != model._similarity).nnz == 0
+
+
+def test_one_user_of_the_whole_catalogue_makes_no_table_of_all_pairs():
+    """Items that only this user had are all as similar as can be; those of other users keep their neighbours."""
+    own = np.arange(1, 301, dtype=np.int32)
+    log = np.concatenate([own, [1, 2, 3], [1, 2]]).astype(np.int32)
+    starts = np.array([0, 300, 303])
+    model = ItemKNN(log, starts, np.array([300, 303, 305]), 300, neighbours=5)
+    sizes = np.diff(model._similarity.indptr)
+    assert sizes[1:4].tolist() == [2, 2, 2]
+    assert sizes.sum() == 6
+    few = ItemKNN(log[:20], starts[:1], np.array([20]), 300, neighbours=5)
+    assert (np.diff(few._similarity.indptr)[1:21] == 19).all()
+
+
 @pytest.mark.parametrize("hops", [1, 2, 3])
 def test_the_transition_graph_walks_from_the_last_items(hops):
     log = Log()
