@@ -79,6 +79,11 @@ def evaluate(arguments: list[str]) -> int:
         json: Annotated[bool, tyro.conf.arg(help="print the result as one JSON object")] = False
 
     options = parse(Evaluate, arguments, "evaluate")
+    if options.steps and options.distributed.mode != "off":
+        raise ConfigError(
+            f"--steps generates on one device: expected --distributed.mode off, got {options.distributed.mode}; run it in "
+            "one process"
+        )
     join(options.distributed)
 
     from jaxrec.analysis.checks import Checks

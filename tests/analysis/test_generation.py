@@ -168,6 +168,10 @@ def test_command_line(run, tmp_path):
         (("--steps", -1), "--steps must be at least 0, got -1"),
         (("--steps", G + 1), "--steps must be from 1 to the number of held-out items of a user, at most 3"),
         (("--steps", G, "--generation.method", "beam"), "--steps of evaluate follows one sequence"),
+        (
+            ("--steps", G, "--distributed.mode", "auto"),
+            "--steps generates on one device: expected --distributed.mode off",
+        ),
     ):
         outcome = command(*base, *options)
         assert outcome.status == 1
