@@ -66,7 +66,8 @@ def rank_by_evidence(
     columns, values = evidence.indices.astype(np.int64), evidence.data
     codes = rows * width + columns
 
-    removed = np.unique(seen.row_numbers() * width + seen.items)
+    gone_rows, gone_items = seen.distinct(width - 1)
+    removed = np.unique(gone_rows * width + gone_items)
     held, at = _find(codes, removed)
     among = columns > 0
     among[at[held]] = False

@@ -380,8 +380,7 @@ def _excluded(seen: SeenItems, batch: np.ndarray, items: CandidateTable) -> tupl
     tiles = -(-local // items.item_chunk)
     size = len(batch) // data
     real = batch[batch >= 0]
-    part = seen.select(real)
-    rows, ids = part.row_numbers(), part.items.astype(np.int64)
+    rows, ids = seen.select(real).distinct(items.n_items)
     shard, place = np.divmod(ids, local)
     tile = place // items.item_chunk
     column = place - np.minimum(tile * items.item_chunk, local - items.item_chunk)

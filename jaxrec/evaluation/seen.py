@@ -15,6 +15,8 @@ from jaxrec.errors import DataError
 
 #: Entries of histories that are laid out at a time.
 BLOCK = 1 << 22
+#: Length from which a history is searched by itself.
+LONG = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +44,22 @@ class SeenItems:
     def row_numbers(self) -> Int[np.ndarray, " S"]:
         """int64: the row of each entry of ``items``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def distinct(self, n_items: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+        """Rows and items, int64 each, that name every excluded item of a row at least once, in the order of rows.
+
+        Histories that are longer than the catalogue are not laid out: no more than E * (V + 1) pairs come back.
+        """
+        if int(self.offsets[-1]) <= len(self) * (n_items + 1):
+            return self.row_numbers(), self.items.astype(np.int64)
+        held = np.zeros((len(self), n_items + 1), bool)
+        for row in range(len(self)):
+            held[row, self._row(row)] = True
+        rows, items = np.nonzero(held)
+        return rows, items
+
+    def _row(self, row: int) -> Int[np.ndarray, " S"]:
+        return self.items[self.offsets[row] : self.offsets[row + 1]]
 
     def holds(self, items: Integer[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
         """bool[E], whether one item for each row is among those of the row."""
@@ -98,10 +116,19 @@ class SeenHistories(SeenItems):
         """The same for some rows, in the given order."""
         return SeenHistories(self._log, self._starts[rows], self._stops[rows])
 
+    def _row(self, row: int) -> Int[np.ndarray, " S"]:
+        return np.asarray(self._log[self._starts[row] : self._stops[row]])
+
     def holds(self, items: Integer[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
-        """See `SeenItems.holds`; some histories are laid out at a time."""
-        parts = [SeenItems.holds(part, np.asarray(items)[rows]) for rows, part in self._blocks()]
-        return np.concatenate([np.zeros(0, bool), *parts])
+        """See `SeenItems.holds`; some histories are laid out at a time, and long ones not at all."""
+        held, items = np.zeros(len(self), bool), np.asarray(items)
+        long = self._stops - self._starts > LONG
+        for row in np.flatnonzero(long).tolist():
+            held[row] = (self._row(row) == items[row]).any()
+        short = np.flatnonzero(~long)
+        for rows, part in self.select(short)._blocks():
+            held[short[rows]] = SeenItems.holds(part, items[short[rows]])
+        return held
 
     def bounds(self) -> tuple[int, int] | None:
         """See `SeenItems.bounds`; some histories are laid out at a time."""

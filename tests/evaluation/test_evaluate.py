@@ -17,7 +17,7 @@ from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.histories import Histories, RankingCases, distinct_targets, ranking_cases
 from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranker import EncoderRanker
-from jaxrec.evaluation.ranking import candidate_table
+from jaxrec.evaluation.ranking import candidate_table, rank_targets
 from jaxrec.evaluation.seen import SeenHistories, SeenItems, as_seen
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.layers import take_positions
@@ -293,3 +293,34 @@ def test_successive_targets_do_not_take_the_square_of_the_log(make_cases, monkey
     finally:
         tracemalloc.stop()
     assert found.counts["targets_missed_as_seen"] == (found.ranks == MISSED).sum() > 0.99 * len(stops)
+
+
+def test_long_histories_are_excluded_without_being_laid_out(monkeypatch):
+    """Successive targets of a user repeat its history: laid out for each they would be the square of it."""
+    monkeypatch.setattr(seen_module, "LONG", 20)
+    rng = np.random.default_rng(3)
+    log = rng.integers(1, 9, 400).astype(np.int32)
+    stops = np.arange(400, 380, -1)
+    starts = np.where(np.arange(20) % 5, 0, stops - np.arange(20))
+    wanted = rng.integers(1, 12, 20)
+    histories = [set(log[a:b].tolist()) for a, b in zip(starts, stops, strict=True)]
+    targets = np.full(20, 9)
+    hidden, table = rng.normal(size=(20, 4)), ItemTable(rng.normal(size=(12, 4)).astype(np.float32), None)
+    scores = hidden @ np.asarray(table.vectors, np.float64).T
+    left = [[i for i in range(1, 12) if i not in own] for own in histories]
+    want = [1 + sum(scores[row, i] > scores[row, 9] for i in own) for row, own in enumerate(left)]
+    laid_out = []
+    ranges = seen_module.ranges
+    monkeypatch.setattr(seen_module, "ranges", lambda *bounds: laid_out.append(bounds[1]) or ranges(*bounds))
+    seen = SeenHistories(log, starts, stops)
+    assert seen.holds(wanted).tolist() == [w in own for w, own in zip(wanted, histories, strict=True)]
+    rows, items = seen.distinct(11)
+    assert set(zip(rows.tolist(), items.tolist(), strict=True)) == {
+        (row, i) for row, own in enumerate(histories) for i in own
+    }
+    laid = np.concatenate([log[a:b] for a, b in zip(starts, stops, strict=True)])
+    rows, items = SeenItems(seen.offsets, laid).distinct(11)
+    assert len(rows) == sum(map(len, histories))
+    monkeypatch.setattr(SeenHistories, "bounds", lambda _: (1, 8))  # reads every history once
+    np.testing.assert_array_equal(rank_targets(hidden, table, targets, seen), want)
+    assert max((int(sizes.max(initial=0)) for sizes in laid_out), default=0) <= 20
