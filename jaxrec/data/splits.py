@@ -20,6 +20,8 @@ from jaxrec.options import Idle, Range, idle_options, validate
 
 #: Interactions that are worked on at a time.
 BLOCK = 4_000_000
+#: Length from which a history is searched by itself.
+LONG = 1 << 12
 
 #: Former names of fields, as they occur in the configuration of an older run.
 RENAMED_FIELDS = {"split.protocol": "split.strategy"}
@@ -195,17 +197,22 @@ class EvaluationCases:
         owner = np.repeat(np.arange(len(sizes)), sizes)
         lengths = self.history_stops - self.history_starts
         repeated = np.zeros(len(self.targets), bool)
-        # Successive targets repeat the same histories.
-        blocks = np.flatnonzero(np.diff(np.cumsum(lengths) // BLOCK, prepend=-1))
-        for first, stop in zip(blocks, [*blocks[1:], len(lengths)], strict=True):
-            within = np.arange(lengths[first:stop].sum())
-            begins = np.repeat(np.cumsum(lengths[first:stop]) - lengths[first:stop], lengths[first:stop])
-            places = np.repeat(self.history_starts[first:stop], lengths[first:stop]) + within - begins
-            case = np.repeat(np.arange(first, stop), lengths[first:stop])
+        # Successive targets repeat the same histories: long ones are searched where they lie.
+        for case in np.flatnonzero((lengths > LONG) & (sizes > 0)).tolist():
+            own = slice(self.target_offsets[case], self.target_offsets[case + 1])
+            history = np.asarray(items[self.history_starts[case] : self.history_stops[case]])
+            repeated[own] = [(history == target).any() for target in self.targets[own]]
+        short = np.where(lengths > LONG, 0, lengths)
+        blocks = np.flatnonzero(np.diff(np.cumsum(short) // BLOCK, prepend=-1))
+        for first, stop in zip(blocks, [*blocks[1:], len(short)], strict=True):
+            within = np.arange(short[first:stop].sum())
+            begins = np.repeat(np.cumsum(short[first:stop]) - short[first:stop], short[first:stop])
+            places = np.repeat(self.history_starts[first:stop], short[first:stop]) + within - begins
+            owners = np.repeat(np.arange(first, stop), short[first:stop])
             block = slice(self.target_offsets[first], self.target_offsets[stop])
             width = np.int64(items.max()) + 1
-            repeated[block] = np.isin(
-                owner[block] * width + self.targets[block], case * width + np.asarray(items[places])
+            repeated[block] |= np.isin(
+                owner[block] * width + self.targets[block], owners * width + np.asarray(items[places])
             )
         return repeated
 

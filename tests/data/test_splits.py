@@ -240,6 +240,34 @@ def test_training_mask_and_repeated_targets(random_dataset):
         assert any(expected)
 
 
+class CountedLog(np.ndarray):
+    """A log that notes how many of its interactions are gathered by their places."""
+
+    gathered = 0
+
+    def __getitem__(self, index):
+        if isinstance(index, np.ndarray):
+            type(self).gathered += len(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("target", ["successive", "all"])
+def test_repeated_targets_of_long_histories_are_found_without_gathering_them(
+    target, random_dataset, monkeypatch
+):
+    """A user's many successive targets repeat its history: together they would be the square of it."""
+    monkeypatch.setattr(CountedLog, "gathered", 0)
+    data = random_dataset(0, users=20, items=5)
+    config = SplitConfig("temporal", target=target, test_quantile=0.6, valid_quantile=0.5)
+    cases = split_dataset(data, config).test
+    lengths = cases.history_stops - cases.history_starts
+    before = cases.repeated(data.items)
+    limit = int(np.median(lengths))
+    monkeypatch.setattr(splits, "LONG", limit)
+    np.testing.assert_array_equal(cases.repeated(data.items.view(CountedLog)), before)
+    assert CountedLog.gathered == lengths[lengths <= limit].sum() < lengths.sum()
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_a_temporal_split_never_leaks(seed, random_dataset):
     """Whatever the log, the cuts and the options: training is before the cut, targets and what follows are
