@@ -1,4 +1,4 @@
-"""Devices of a training run on a CPU, which has one for JAX unless it is asked for more.
+"""Devices of a mesh on a CPU, which has one for JAX unless it is asked for more.
 
 A program of one device waits inside each operation until the last core has its part, and some operations run on one core
 alone. Devices that share the rows of a batch work side by side and meet once a step, to add their gradients; each holds the
@@ -12,33 +12,44 @@ import os
 from pathlib import Path
 
 from jaxrec.config import RunConfig
+from jaxrec.sharding import MeshConfig
 
 
-def with_devices(config: RunConfig, resume: bool) -> RunConfig:
-    """Make the CPU show the devices that a run's mesh needs; call it before anything else uses JAX.
+def with_devices(config: RunConfig, resume: bool = False) -> RunConfig:
+    """Make the CPU show the devices that a run's mesh needs; see `shown_mesh`.
+
+    Args:
+      config: of the run.
+      resume: whether the run was started before.
+    """
+    rows = config.batches.batch_size // config.training.accumulate_steps
+    return dataclasses.replace(config, mesh=shown_mesh(config.mesh, rows, resume))
+
+
+def shown_mesh(mesh: MeshConfig, rows: int = 0, resume: bool = False) -> MeshConfig:
+    """Make the CPU show the devices that a mesh needs; call it before anything else uses JAX.
 
     Nothing changes for a mesh of one device, where the environment sets the number of host devices (``XLA_FLAGS``,
     ``JAX_NUM_CPU_DEVICES``), where JAX computes on something else, or for more devices than cores, unless a run that was
     started on them goes on.
 
     Args:
-      config: of the run.
-      resume: whether the run was started before.
+      mesh: what is asked for.
+      rows: rows of a batch, which the devices share equally; 0 = any number.
+      resume: whether a run that was started on the mesh goes on.
 
     Returns:
-      The configuration, in which a ``mesh.data`` of 0 has become the number of devices: one per core, as far as they share
-      the rows of a batch equally.
+      The mesh, in which a ``data`` of 0 has become the number of devices: one per core, as far as they share the
+      rows equally.
     """
-    mesh, cores = config.mesh, physical_cores()
     if _is_set():
-        return config
-    if not mesh.data:
-        rows = config.batches.batch_size // config.training.accumulate_steps
-        mesh = dataclasses.replace(mesh, data=shared_by(rows, cores // mesh.item))
-    count = mesh.data * mesh.item
+        return mesh
+    cores = physical_cores()
+    shown = mesh if mesh.data else dataclasses.replace(mesh, data=shared_by(rows, cores // mesh.item))
+    count = shown.data * shown.item
     if count > 1 and (resume or count <= cores) and _show_devices(count):
-        return dataclasses.replace(config, mesh=mesh)
-    return config
+        return shown
+    return mesh
 
 
 def shared_by(rows: int, cores: int) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxrec.cli.common import emit, parse
+from jaxrec.cli.devices import shown_mesh
 from jaxrec.errors import ConfigError
 
 
@@ -84,6 +85,9 @@ def evaluate(arguments: list[str]) -> int:
             f"--steps generates on one device: expected --distributed.mode off, got {options.distributed.mode}; run it in "
             "one process"
         )
+    mesh = options.mesh
+    if options.distributed.mode == "off":
+        mesh = shown_mesh(mesh)
     join(options.distributed)
 
     from jaxrec.analysis.checks import Checks
@@ -128,7 +132,7 @@ def evaluate(arguments: list[str]) -> int:
         options.split,
         dataset,
         options.list_metrics_k or None,
-        options.mesh,
+        mesh,
         checks,
         options.out or None,
         options.ks,

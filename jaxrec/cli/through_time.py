@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from jaxrec.cli.common import emit
+from jaxrec.cli.devices import with_devices
 from jaxrec.cli.help import Option, page
 from jaxrec.cli.run_options import (
     JSON,
@@ -48,7 +49,7 @@ def through_time(arguments: list[str]) -> int:
     request = run_request("through-time", _OPTIONS, arguments, base)
     if not request.out:
         raise ConfigError("--out must name the directory of the runs, got none: give --out runs/cuts")
-    config = chosen_config(request, base)
+    config = with_devices(chosen_config(request, base))
 
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.through_time import fit_through_time

@@ -6,6 +6,7 @@ import signal
 from typing import Any
 
 from jaxrec.cli.common import emit
+from jaxrec.cli.devices import with_devices
 from jaxrec.cli.help import Option, page
 from jaxrec.cli.run_options import (
     JSON,
@@ -75,6 +76,7 @@ def _run(request: Any, config: RunConfig, file: str, changes: dict[str, str]) ->
     if request.print_space:
         emit({"space": to_toml(space)}, to_toml(space).rstrip(), request.json)
         return 0
+    config = with_devices(config)
     if not request.no_compile_cache:
         enable_compilation_cache()
     try:

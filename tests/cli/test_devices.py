@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrec.cli import devices
-from jaxrec.cli.devices import physical_cores, with_devices
+from jaxrec.cli.devices import physical_cores, shown_mesh, with_devices
 from jaxrec.config import RunConfig
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.parallel import map_batches
@@ -70,6 +70,12 @@ def test_the_environment_has_the_last_word(machine, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert with_devices(config(0), False) == config(0)
     assert machine == []
+
+
+def test_evaluation_takes_a_device_of_each_core(machine):
+    assert shown_mesh(MeshConfig(0)) == MeshConfig(2)
+    assert shown_mesh(MeshConfig(1)) == MeshConfig(1)
+    assert machine == [2]
 
 
 def test_other_flags_of_xla_do_not_matter(machine, monkeypatch):
@@ -166,3 +172,6 @@ def test_many_batches_of_a_slow_model_are_ranked_on_two_devices(tmp_path):
     results = command("train", "--workdir", tmp_path / "run", *options, flags=flags)
     assert results["hardware"]["devices"] == ["cpu", "cpu"]
     assert results["metrics"]["MRR"]["mean"] > 0
+    if physical_cores() > 1:
+        again = command("evaluate", tmp_path / "run", "--mesh.data", 2, "--json")
+        assert again["metrics"] == results["metrics"]
