@@ -7,6 +7,7 @@ training count, so that a list is never filled by item numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int, Integer
 from scipy import sparse
 
 from jaxrec.data.splits import Split
-from jaxrec.evaluation.config import EvaluationConfig
+from jaxrec.evaluation.config import Baseline, EvaluationConfig
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.popularity import Popularity, dense_order
@@ -381,12 +382,12 @@ def evaluate_baselines(
     config: EvaluationConfig = EvaluationConfig(),  # noqa: B008
     fingerprint: str = "",
 ) -> dict[str, Evaluation]:
-    """Evaluate every baseline of `baseline_rankers`, fitted to the training part and ranked like a model.
+    """Evaluate baselines, fitted to the training part and ranked like a model.
 
     Args:
       split: the dataset and its cases.
       part: held-out part.
-      config: cutoffs, and whether seen items are candidates.
+      config: which of them, cutoffs, and whether seen items are candidates.
       fingerprint: which fixes the order of items with equal scores; "" = that of the dataset.
     """
     return {
@@ -398,35 +399,39 @@ def evaluate_baselines(
             timestamps=relative_seconds(split.dataset.timestamps),
             known_items=split.item_counts > 0,
         )
-        for name, ranker in baseline_rankers(split, fingerprint=fingerprint).items()
+        for name, ranker in baseline_rankers(split, fingerprint, config.baselines).items()
     }
 
 
-def baseline_rankers(split: Split, days: int = 7, fingerprint: str = "") -> dict[str, ScoreRanker]:
-    """Rankers of every baseline, fitted to the training part of ``split``.
+def baseline_rankers(
+    split: Split, fingerprint: str = "", names: Sequence[Baseline] = EvaluationConfig.baselines
+) -> dict[str, ScoreRanker]:
+    """Rankers of baselines, fitted to the training part of ``split``.
 
     Args:
       split: the split; without timestamps there is no recent popularity.
-      days: window of the recent popularity; it ends with the training part of a temporal split, and otherwise with the
-        newest interaction of each history.
       fingerprint: see `evaluate_baselines`.
+      names: which of them. The window of "popularity-7d" ends with the training part of a temporal split, and otherwise with
+        the newest interaction of each history.
     """
     dataset = split.dataset
     log = (np.asarray(dataset.items), split.train_starts, split.train_stops, dataset.n_items)
-    scorers: dict[str, Any] = {"popularity": Popularity(split.item_counts)}
     times = relative_seconds(dataset.timestamps)
-    if times is not None:
+
+    def recent(times: Int[np.ndarray, " N"], days: int) -> RecentPopularity:
         training = ranges(split.train_starts, np.maximum(split.train_stops - split.train_starts, 0))
-        scorers[f"popularity-{days}d"] = RecentPopularity(
-            log[0][training],
-            times[training],
-            dataset.n_items,
-            days,
-            "training" if split.strategy == "temporal" else "history",
-        )
-    scorers |= {"markov": MarkovChain(*log), "item-knn": ItemKNN(*log), "graph": TransitionGraph(*log)}
+        end: Literal["training", "history"] = "training" if split.strategy == "temporal" else "history"
+        return RecentPopularity(log[0][training], times[training], dataset.n_items, days, end)
+
+    builders: dict[str, Callable[[], Any]] = {
+        "popularity": lambda: Popularity(split.item_counts),
+        **({} if times is None else {"popularity-7d": lambda: recent(times, 7)}),
+        "markov": lambda: MarkovChain(*log),
+        "item-knn": lambda: ItemKNN(*log),
+        "graph": lambda: TransitionGraph(*log),
+    }
     seed = tie_seed(fingerprint or split.dataset.fingerprint)
-    return {name: ScoreRanker(scorer, tie_seed=seed) for name, scorer in scorers.items()}
+    return {name: ScoreRanker(build(), tie_seed=seed) for name, build in builders.items() if name in names}
 
 
 def relative_seconds(timestamps: Any) -> np.ndarray | None:

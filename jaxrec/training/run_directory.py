@@ -44,6 +44,7 @@ RESUMABLE = (
     "optimizer.learning_rate",
     "mesh.data",
     "mesh.item",
+    "evaluation.baselines",
 )
 
 

@@ -113,8 +113,11 @@ class TestTrain:
         assert stopped.status == 128 + signal.SIGTERM
         assert f"continue with: jaxrec train --workdir {run} --resume" in stopped.err
         refused(jaxrec("recommend", run, "--history", "i1"), "not finished", "--resume")
-        resumed = jaxrec("train", "--workdir", run, "--resume", "--quiet", "--json").json
+        fewer = ["--evaluation.baselines", "markov", "popularity"]
+        resumed = jaxrec("train", "--workdir", run, "--resume", *fewer, "--quiet", "--json").json
         assert resumed["metrics"] == whole["metrics"]
+        assert resumed["baselines"] == {name: whole["baselines"][name] for name in ("popularity", "markov")}
+        whole["config"]["evaluation"]["baselines"] = ["markov", "popularity"]
         assert resumed["config"] == whole["config"]
 
     def test_refuses_a_directory_that_holds_a_run(self, small, files):
@@ -139,8 +142,9 @@ class TestTrain:
         run = tmp_path / "run"
         command = ["train", "--data", files / "log.csv", "--workdir", run, *SMALL, "--json"]
         jaxrec(*command)
-        changed = jaxrec(*command, "--overwrite", "--training.epochs", "1").json
+        changed = jaxrec(*command, "--overwrite", "--evaluation.baselines", "--training.epochs", "1").json
         assert changed["config"]["training"]["epochs"] == 1
+        assert changed["baselines"] == {}
         assert json.loads((run / "results.json").read_text())["config"]["training"]["epochs"] == 1
 
     def test_parts_are_chosen_by_name_with_their_options(self, files, tmp_path):
