@@ -32,7 +32,8 @@ def transposed(split: Split, last: int = LAST) -> SequenceDataset:
     """Transpose the training part of a split.
 
     Numbers stay: item i of the log is sequence i - 1, user index u is member u + 1, those without a training interaction
-    too. Ties in time keep the order of the log.
+    too. Users of an item with the same time stand in an order that is drawn once for the log: that of their numbers would
+    tell the next one.
 
     >>> from jaxrec.data import load_dataset, split_dataset
     >>> split = split_dataset(load_dataset("movietweetings"))
@@ -101,6 +102,8 @@ def newest_users(split: Split, last: int) -> Members:
     mask = split.training_mask
     users = np.repeat(np.arange(dataset.n_users), dataset.lengths)[mask]
     items, times = np.asarray(dataset.items)[mask], np.asarray(dataset.timestamps)[mask]
+    drawn = np.argsort(np.random.default_rng(0).permutation(dataset.n_users)[users], kind="stable")
+    users, items, times = users[drawn], items[drawn], times[drawn]
     order = stable_order(items, times)
     if order is not None:
         users, items, times = users[order], items[order], times[order]

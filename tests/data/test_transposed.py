@@ -33,13 +33,16 @@ SPLITS = {
 
 
 def oracle(split):
-    """{item: [(time, user), ...]} of the training part, oldest first, ties in the order of the log."""
+    """{item: [(time, user), ...]} of the training part, oldest first, ties in an order of users drawn with seed 0."""
     data = split.dataset
+    drawn = np.random.default_rng(0).permutation(data.n_users).tolist()
     events = {}
     for user in range(data.n_users):
         for place in range(int(split.train_starts[user]), int(split.train_stops[user])):
-            events.setdefault(int(data.items[place]), []).append((int(data.timestamps[place]), place, user))
-    return {item: [(time, user) for time, _, user in sorted(own)] for item, own in events.items()}
+            events.setdefault(int(data.items[place]), []).append(
+                (int(data.timestamps[place]), drawn[user], place, user)
+            )
+    return {item: [(time, user) for time, _, _, user in sorted(own)] for item, own in events.items()}
 
 
 def held_out(split):
@@ -57,6 +60,14 @@ def poisoned(split):
     items[places] = items[places] % split.dataset.n_items + 1
     assert len(places) > 20
     return dataclasses.replace(split.dataset, items=items)
+
+
+def test_numbers_of_users_do_not_tell_the_next_one_of_the_same_time(random_dataset):
+    dataset = random_dataset(1, users=300, items=15)
+    dataset = dataclasses.replace(dataset, timestamps=np.zeros_like(dataset.timestamps))
+    reverse = transposed(split_dataset(dataset), 0)
+    users, same = np.diff(reverse.items), np.diff(np.repeat(np.arange(15), reverse.lengths)) == 0
+    assert np.mean(users[same] > 0) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("name", SPLITS)
