@@ -98,7 +98,7 @@ def fit(
             pretrain(config, dataset, Path(workdir), resume=resume, overwrite=overwrite, progress=progress)
             resume, overwrite = True, False
         trained = train(config, dataset, workdir, resume=resume, overwrite=overwrite, progress=progress)
-        return FittedRun(write_run(trained), trained, trained.workdir)
+        return FittedRun(write_run(trained, progress), trained, trained.workdir)
 
 
 def evaluate(

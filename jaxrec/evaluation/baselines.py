@@ -7,12 +7,14 @@ training count, so that a list is never filled by item numbers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
 from scipy import sparse
+from tqdm import tqdm
 
 from jaxrec.data.splits import Split
 from jaxrec.evaluation.config import Baseline, EvaluationConfig
@@ -24,6 +26,8 @@ from jaxrec.evaluation.seen import ranges
 from jaxrec.evaluation.tie_order import tie_seed
 
 SECONDS_PER_DAY = 86_400
+#: Time after which baselines show how far they are.
+PATIENCE_SECONDS = 5
 #: Whole numbers below are exact in float32.
 _EXACT = 1 << 24
 #: Entries of a product of sparse matrices that are in memory together, at most.
@@ -381,6 +385,7 @@ def evaluate_baselines(
     part: Literal["valid", "test"] = "test",
     config: EvaluationConfig = EvaluationConfig(),  # noqa: B008
     fingerprint: str = "",
+    progress: bool = False,
 ) -> dict[str, Evaluation]:
     """Evaluate baselines, fitted to the training part and ranked like a model.
 
@@ -389,18 +394,25 @@ def evaluate_baselines(
       part: held-out part.
       config: which of them, cutoffs, and whether seen items are candidates.
       fingerprint: which fixes the order of items with equal scores; "" = that of the dataset.
+      progress: show on standard error which one is ranked, where all take more than seconds.
     """
-    return {
-        name: evaluate_cases(
-            ranker,
-            split.cases(part),
-            split.dataset.items,
-            config,
-            timestamps=relative_seconds(split.dataset.timestamps),
-            known_items=split.item_counts > 0,
-        )
-        for name, ranker in baseline_rankers(split, fingerprint, config.baselines).items()
-    }
+    found = {}
+    names = [name for name in get_args(Baseline) if name in config.baselines]
+    with tqdm(
+        names, "baselines", disable=not progress, leave=False, file=sys.stderr, delay=PATIENCE_SECONDS
+    ) as bar:
+        for asked in bar:
+            bar.set_postfix_str(asked, refresh=bar.format_dict["elapsed"] >= PATIENCE_SECONDS)
+            for name, ranker in baseline_rankers(split, fingerprint, (asked,)).items():
+                found[name] = evaluate_cases(
+                    ranker,
+                    split.cases(part),
+                    split.dataset.items,
+                    config,
+                    timestamps=relative_seconds(split.dataset.timestamps),
+                    known_items=split.item_counts > 0,
+                )
+    return found
 
 
 def baseline_rankers(

@@ -93,13 +93,15 @@ def describe_dataset(setup: ModelSetup) -> dict[str, Any]:
     }
 
 
-def results_of(fit: FitResult) -> dict[str, Any]:
-    """The content of ``results.json``.
+def results_of(fit: FitResult, progress: bool = False) -> dict[str, Any]:
+    """The content of ``results.json``; with ``progress`` baselines that take long are shown on standard error.
 
     Of several processes the first alone reads the log for the baselines and the usage of the data; the others have none.
     """
     setup, host_state = fit.setup, fit.host_state
-    baselines = evaluate_baselines(setup.split, "test", setup.config.evaluation) if is_first() else {}
+    baselines = {}
+    if is_first():
+        baselines = evaluate_baselines(setup.split, "test", setup.config.evaluation, progress=progress)
     seconds = max(host_state.training_seconds, 1e-9)
     return {
         "dataset": describe_dataset(setup),
@@ -158,12 +160,12 @@ def save_ranks(fit: FitResult, directory: Path) -> None:
             evaluation.save(directory / f"{part}_seed{seed}.npz", meta)
 
 
-def write_run(fit: FitResult) -> dict[str, Any]:
-    """Write the outputs of a finished run to its directory and return the results.
+def write_run(fit: FitResult, progress: bool = False) -> dict[str, Any]:
+    """Write the outputs of a finished run to its directory and return the results; ``progress`` as in `results_of`.
 
     Without a directory (training in memory) the results are only returned. Of several processes the first one writes.
     """
-    results = results_of(fit)
+    results = results_of(fit, progress)
     if fit.workdir is not None and is_first():
         save_ranks(fit, fit.workdir / "ranks")
         setup = fit.setup

@@ -21,11 +21,13 @@ from jaxrec.evaluation.baselines import (
     dense_order,
     evaluate_baselines,
 )
+from jaxrec.evaluation.config import EvaluationConfig
 from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
 from jaxrec.evaluation.metrics import MISSED, ranking_metrics
 from jaxrec.evaluation.ranker import ScoreRanker
 from jaxrec.evaluation.ranking import rank_targets, score_table
 from jaxrec.evaluation.seen import SeenHistories
+from tests.helpers import small_dataset
 
 
 def ending_with(last_items):
@@ -250,6 +252,19 @@ def test_baselines_read_the_training_part_and_the_history_only():
         np.testing.assert_array_equal(
             ranker.scorer.scores(part), baseline_rankers(split)[name].scorer.scores(part), err_msg=name
         )
+
+
+def test_baselines_asked_for_are_ranked_and_shown_where_they_take_long(capsys, monkeypatch):
+    split = split_dataset(small_dataset())
+    every = evaluate_baselines(split, progress=True)
+    assert list(every) == ["popularity", "popularity-7d", "markov", "item-knn", "graph"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(baselines, "PATIENCE_SECONDS", 0)
+    two = evaluate_baselines(split, config=EvaluationConfig(baselines=("graph", "markov")), progress=True)
+    assert {name: each.metrics for name, each in two.items()} == {
+        name: every[name].metrics for name in ("markov", "graph")
+    }
+    assert "graph" in capsys.readouterr().err
 
 
 def test_known_numbers_of_the_bundled_data():
