@@ -23,7 +23,7 @@ from jaxrec.data.packing import PackedRows, Sequences, pack
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import parallel
 from jaxrec.evaluation.histories import Histories
-from jaxrec.sharding import DATA, in_turn, place
+from jaxrec.sharding import DATA, place
 
 #: ``(params, batch, query_positions int32[B, S]) -> hidden [B, S, D]`` at those positions, without dropout.
 ApplyFn = Callable[[Any, Batch, Array], Array]
@@ -179,8 +179,7 @@ def encode_histories(
 
     def encode(batch: tuple[PackedRows, np.ndarray]) -> None:
         """Put the states of a batch in their places at once: together, unused slots would be many times as many."""
-        piece = states(batch[0])
-        piece = jax.block_until_ready(piece) if at_once > 1 else in_turn(piece)
+        piece = parallel.waited(states(batch[0]), at_once)
         with alone:
             if not all_states:
                 all_states.append(_zeros(len(starts), piece.shape[1], mesh))

@@ -28,6 +28,11 @@ def workers(waiting: int = 0) -> int:
     return min((os.cpu_count() or 1) + waiting, MOST_WORKERS)
 
 
+def waited(result: Result, at_once: int) -> Result:
+    """Return the arrays of a batch, waited for if several batches are under way at once, and else as `in_turn` says."""
+    return jax.block_until_ready(result) if at_once > 1 else in_turn(result)
+
+
 def map_batches(function: Callable[[Item], Result], batches: Sequence[Item], at_once: int) -> list[Result]:
     """``function`` of every batch, in order; the first alone, since it compiles the program of all.
 
@@ -35,8 +40,7 @@ def map_batches(function: Callable[[Item], Result], batches: Sequence[Item], at_
     """
 
     def one(batch: Item) -> Result:
-        result = function(batch)
-        return jax.block_until_ready(result) if at_once > 1 else in_turn(result)
+        return waited(function(batch), at_once)
 
     first = [one(batch) for batch in batches[:1]]
     if at_once == 1:
