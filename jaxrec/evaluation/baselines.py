@@ -398,6 +398,7 @@ def evaluate_baselines(
     """
     found = {}
     names = [name for name in get_args(Baseline) if name in config.baselines]
+    cases, times = split.cases(part), relative_seconds(split.dataset.timestamps)
     with tqdm(
         names, "baselines", disable=not progress, leave=False, file=sys.stderr, delay=PATIENCE_SECONDS
     ) as bar:
@@ -406,10 +407,10 @@ def evaluate_baselines(
             for name, ranker in baseline_rankers(split, fingerprint, (asked,)).items():
                 found[name] = evaluate_cases(
                     ranker,
-                    split.cases(part),
+                    cases,
                     split.dataset.items,
                     config,
-                    timestamps=relative_seconds(split.dataset.timestamps),
+                    timestamps=times,
                     known_items=split.item_counts > 0,
                 )
     return found
@@ -428,16 +429,16 @@ def baseline_rankers(
     """
     dataset = split.dataset
     log = (np.asarray(dataset.items), split.train_starts, split.train_stops, dataset.n_items)
-    times = relative_seconds(dataset.timestamps)
 
-    def recent(times: Int[np.ndarray, " N"], days: int) -> RecentPopularity:
+    def recent() -> RecentPopularity:
+        times = np.asarray(relative_seconds(dataset.timestamps))
         training = ranges(split.train_starts, np.maximum(split.train_stops - split.train_starts, 0))
         end: Literal["training", "history"] = "training" if split.strategy == "temporal" else "history"
-        return RecentPopularity(log[0][training], times[training], dataset.n_items, days, end)
+        return RecentPopularity(log[0][training], times[training], dataset.n_items, 7, end)
 
     builders: dict[str, Callable[[], Any]] = {
         "popularity": lambda: Popularity(split.item_counts),
-        **({} if times is None else {"popularity-7d": lambda: recent(times, 7)}),
+        **({} if dataset.timestamps is None else {"popularity-7d": recent}),
         "markov": lambda: MarkovChain(*log),
         "item-knn": lambda: ItemKNN(*log),
         "graph": lambda: TransitionGraph(*log),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from jaxrec.errors import ConfigError
 from jaxrec.options import Range, validate
@@ -30,7 +30,7 @@ class EvaluationConfig:
     remove_seen: bool = True
     item_chunk: Annotated[int, Range("[0, inf)")] = 0
     tokens_per_batch: Annotated[int, Range("[1, inf)")] = 6400
-    baselines: tuple[Baseline, ...] = ("popularity", "popularity-7d", "markov", "item-knn", "graph")
+    baselines: tuple[Baseline, ...] = get_args(Baseline)
 
     def __post_init__(self) -> None:
         """Check every option."""

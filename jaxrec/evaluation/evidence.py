@@ -76,12 +76,11 @@ def rank_by_evidence(
     known, at = _find(codes, np.arange(n_rows) * width + targets)
     own = np.zeros(n_rows, values.dtype)
     own[known] = values[at[known]]
-    keys = tie_keys(np.arange(width), tie_seed)
     # Without evidence, every candidate with it is better.
     of_row = own[rows]
     better = values > of_row
     equal = np.flatnonzero(values == of_row)
-    better[equal] = keys[columns[equal]] < keys[targets[rows[equal]]]
+    better[equal] = tie_keys(columns[equal], tie_seed) < tie_keys(targets[rows[equal]], tie_seed)
     ahead = np.bincount(rows[better & among], minlength=n_rows)
 
     before = place[columns] < place[targets[rows]]
