@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.interactions import order_note, stable_order
+from jaxrec.data.interactions import order_note
 from jaxrec.data.splits import Split
 from jaxrec.errors import ConfigError, DataError
 
@@ -102,11 +102,9 @@ def newest_users(split: Split, last: int) -> Members:
     mask = split.training_mask
     users = np.repeat(np.arange(dataset.n_users), dataset.lengths)[mask]
     items, times = np.asarray(dataset.items)[mask], np.asarray(dataset.timestamps)[mask]
-    drawn = np.argsort(np.random.default_rng(0).permutation(dataset.n_users)[users], kind="stable")
-    users, items, times = users[drawn], items[drawn], times[drawn]
-    order = stable_order(items, times)
-    if order is not None:
-        users, items, times = users[order], items[order], times[order]
+    drawn = np.random.default_rng(0).permutation(dataset.n_users)
+    order = np.lexsort((drawn[users], times, items))
+    users, items, times = users[order], items[order], times[order]
     if last:
         ends = np.cumsum(np.bincount(items, minlength=dataset.n_items + 1))
         newest = ends[items] - np.arange(len(items)) <= last
