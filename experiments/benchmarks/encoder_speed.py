@@ -125,9 +125,10 @@ def figure(cases: list[dict[str, Any]]) -> Figure:
     return drawing
 
 
-def case_rows(cases: list[dict[str, Any]]) -> list[list[str]]:
-    """Rows of a table of cases, whose first two entries are names and whose others are numbers."""
-    return [[*list(case.values())[:2], *map(number, list(case.values())[2:])] for case in cases]
+def case_table(cases: list[dict[str, Any]]) -> str:
+    """Table of cases in Markdown, whose first two entries are names and whose others are numbers."""
+    rows = [[*list(case.values())[:2], *map(number, list(case.values())[2:])] for case in cases]
+    return to_markdown(list(cases[0]), rows)
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -139,18 +140,17 @@ def main(options: Options) -> dict[str, Any]:
 if __name__ == "__main__":
     arguments = tyro.cli(Options)
     result = main(arguments)
-    keys = list(result["cases"][0])
-    table = case_rows(result["cases"])
+    table = case_table(result["cases"])
     if arguments.record:
         write_record(
             arguments.record,
             result,
             title="Training rate of encoders",
             command=command_line(__spec__.name),
-            body=[to_markdown(keys, table)],
+            body=[table],
             notes=[
                 "Medians over rounds in which all programs ran in turn; rates against SASRec are paired by round."
             ],
         )
         save_figure(figure(result["cases"]), RESULTS / f"{arguments.record}.png")
-    print(json.dumps(result) if arguments.json else to_markdown(keys, table))
+    print(json.dumps(result) if arguments.json else table)

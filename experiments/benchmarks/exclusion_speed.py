@@ -16,10 +16,9 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from experiments.benchmarks.encoder_speed import SHAPES, case_rows, dataset_of
+from experiments.benchmarks.encoder_speed import SHAPES, case_table, dataset_of
 from experiments.record import command_line, write_record
 from experiments.scaling.steps import Program, seconds_in_turn
-from jaxrec.analysis.tables import to_markdown
 from jaxrec.objectives import SampledSoftmaxConfig
 from jaxrec.presets import sasrec
 
@@ -85,15 +84,14 @@ def main(options: Options) -> dict[str, Any]:
 if __name__ == "__main__":
     arguments = tyro.cli(Options)
     result = main(arguments)
-    keys = list(result["cases"][0])
-    table = case_rows(result["cases"])
+    table = case_table(result["cases"])
     if arguments.record:
         write_record(
             arguments.record,
             result,
             title="The user's own items among the negatives or not",
             command=command_line(__spec__.name),
-            body=[to_markdown(keys, table)],
+            body=[table],
             notes=["Medians over rounds in which both programs ran in turn; the ratio is paired by round."],
         )
-    print(json.dumps(result) if arguments.json else to_markdown(keys, table))
+    print(json.dumps(result) if arguments.json else table)
