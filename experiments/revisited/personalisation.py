@@ -33,9 +33,9 @@ from jaxrec.analysis.personalisation import (
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import EvaluationCases
+from jaxrec.data.stretches import ranges
 from jaxrec.evaluation.histories import RankingCases, ranking_cases
 from jaxrec.evaluation.metrics import metric_values
-from jaxrec.evaluation.seen import ranges
 from jaxrec.presets import sasrec
 from jaxrec.runs import Run
 

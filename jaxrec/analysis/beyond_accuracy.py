@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from jaxrec.data.catalogue import AttributeTable
+from jaxrec.data.stretches import ranges
 from jaxrec.evaluation.histories import ranking_cases
 from jaxrec.evaluation.metrics import over_seeds
-from jaxrec.evaluation.seen import ranges
 from jaxrec.runs import Run
 
 

@@ -14,10 +14,10 @@ from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.significance import mean_interval
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import Split
+from jaxrec.data.stretches import ranges
 from jaxrec.evaluation.baselines import transition_counts
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.evaluation.histories import Histories
-from jaxrec.evaluation.seen import ranges
 
 
 class Group(NamedTuple):

@@ -18,11 +18,11 @@ from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.significance import Effect, holm, paired_bootstrap
 from jaxrec.analysis.tables import mean_and_deviation, write_tables
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.stretches import ranges
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
 from jaxrec.evaluation.metrics import MISSED, metric_values, over_seeds
 from jaxrec.evaluation.ranker import Ranker
-from jaxrec.evaluation.seen import ranges
 from jaxrec.runs import Run, run_names
 
 

@@ -15,13 +15,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset, check_dataset
+from jaxrec.data.stretches import held, ranges
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.options import Idle, Range, idle_options, validate
 
 #: Interactions that are worked on at a time.
 BLOCK = 4_000_000
-#: Length from which a history is searched by itself.
-LONG = 1 << 12
 
 #: Former names of fields, as they occur in the configuration of an older run.
 RENAMED_FIELDS = {"split.protocol": "split.strategy"}
@@ -180,7 +179,7 @@ class EvaluationCases:
         """Return the cases of some rows, int[R], in the given order."""
         sizes = np.diff(self.target_offsets)[rows]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        places = np.arange(offsets[-1]) + np.repeat(self.target_offsets[rows] - offsets[:-1], sizes)
+        places = ranges(self.target_offsets[rows], sizes)
         return EvaluationCases(
             self.users[rows],
             self.history_starts[rows],
@@ -191,30 +190,7 @@ class EvaluationCases:
 
     def repeated(self, items: np.ndarray) -> np.ndarray:
         """bool[T], whether each target occurs in its own history; ``items`` int32[N] is the log."""
-        sizes = np.diff(self.target_offsets)
-        if not len(sizes):
-            return np.zeros(0, bool)
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        lengths = self.history_stops - self.history_starts
-        repeated = np.zeros(len(self.targets), bool)
-        # Successive targets repeat the same histories: long ones are searched where they lie.
-        for case in np.flatnonzero((lengths > LONG) & (sizes > 0)).tolist():
-            own = slice(self.target_offsets[case], self.target_offsets[case + 1])
-            history = np.asarray(items[self.history_starts[case] : self.history_stops[case]])
-            repeated[own] = [(history == target).any() for target in self.targets[own]]
-        short = np.where(lengths > LONG, 0, lengths)
-        blocks = np.flatnonzero(np.diff(np.cumsum(short) // BLOCK, prepend=-1))
-        for first, stop in zip(blocks, [*blocks[1:], len(short)], strict=True):
-            within = np.arange(short[first:stop].sum())
-            begins = np.repeat(np.cumsum(short[first:stop]) - short[first:stop], short[first:stop])
-            places = np.repeat(self.history_starts[first:stop], short[first:stop]) + within - begins
-            owners = np.repeat(np.arange(first, stop), short[first:stop])
-            block = slice(self.target_offsets[first], self.target_offsets[stop])
-            width = np.int64(items.max()) + 1
-            repeated[block] |= np.isin(
-                owner[block] * width + self.targets[block], owners * width + np.asarray(items[places])
-            )
-        return repeated
+        return held(items, self.history_starts, self.history_stops, self.targets, self.target_offsets)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -517,7 +493,7 @@ def _targets(begin: np.ndarray, end: np.ndarray, config: SplitConfig, stream: in
     if config.target == "successive":
         numbers = end - begin
         owner = np.repeat(users, numbers)
-        place = begin[owner] + np.arange(len(owner)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+        place = ranges(begin, numbers)
         return _Candidates(owner, place, place, place + 1)
     if config.target == "random":
         draws = np.random.default_rng([config.seed, stream]).random(len(begin))
@@ -561,8 +537,7 @@ def _cases(
     users, history_stops, target_starts, target_stops = (field[used & ~no_history] for field in candidates)
     numbers = target_stops - target_starts
     owner = np.repeat(np.arange(len(users)), numbers)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
-    targets = np.asarray(dataset.items)[target_starts[owner] + within]
+    targets = np.asarray(dataset.items)[ranges(target_starts, numbers)]
     unseen = item_counts[targets] == 0
     counts = {
         "without_history": int(no_history.sum()),

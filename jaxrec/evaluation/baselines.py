@@ -17,12 +17,12 @@ from scipy import sparse
 from tqdm import tqdm
 
 from jaxrec.data.splits import Split
+from jaxrec.data.stretches import ranges
 from jaxrec.evaluation.config import Baseline, EvaluationConfig
 from jaxrec.evaluation.evaluate import Evaluation, evaluate_cases
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.popularity import Popularity, dense_order
 from jaxrec.evaluation.ranker import ScoreRanker
-from jaxrec.evaluation.seen import ranges
 from jaxrec.evaluation.tie_order import tie_seed
 
 SECONDS_PER_DAY = 86_400

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from jaxrec.data.splits import EvaluationCases
-from jaxrec.evaluation.seen import SeenItems, ranges, seen_items
+from jaxrec.data.stretches import ranges
+from jaxrec.evaluation.seen import SeenItems, seen_items
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

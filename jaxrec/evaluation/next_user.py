@@ -18,10 +18,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxrec.data.stretches import ranges
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.evaluation.ranker import EncoderRanker
-from jaxrec.evaluation.seen import ranges
 
 #: Items whose scores of all users are in memory together.
 ITEMS_AT_ONCE = 256

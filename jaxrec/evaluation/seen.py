@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
+from jaxrec.data.stretches import blocks, held, ranges
 from jaxrec.errors import DataError
-
-#: Entries of histories that are laid out at a time.
-BLOCK = 1 << 22
-#: Length from which a history is searched by itself.
-LONG = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,10 +46,10 @@ class SeenItems:
         """
         if int(self.offsets[-1]) <= len(self) * (n_items + 1):
             return self.row_numbers(), self.items.astype(np.int64)
-        held = np.zeros((len(self), n_items + 1), bool)
+        marks = np.zeros((len(self), n_items + 1), bool)
         for row in range(len(self)):
-            held[row, self._row(row)] = True
-        rows, items = np.nonzero(held)
+            marks[row, self._row(row)] = True
+        rows, items = np.nonzero(marks)
         return rows, items
 
     def _row(self, row: int) -> Int[np.ndarray, " S"]:
@@ -63,9 +57,9 @@ class SeenItems:
 
     def holds(self, items: Integer[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
         """bool[E], whether one item for each row is among those of the row."""
-        owners, held = self.row_numbers(), np.zeros(len(items), bool)
-        held[owners[self.items == np.asarray(items)[owners]]] = True
-        return held
+        owners, found = self.row_numbers(), np.zeros(len(items), bool)
+        found[owners[self.items == np.asarray(items)[owners]]] = True
+        return found
 
     def bounds(self) -> tuple[int, int] | None:
         """The lowest and the highest item, or None where there is none."""
@@ -121,33 +115,16 @@ class SeenHistories(SeenItems):
 
     def holds(self, items: Integer[np.ndarray, " E"]) -> Bool[np.ndarray, " E"]:
         """See `SeenItems.holds`; some histories are laid out at a time, and long ones not at all."""
-        held, items = np.zeros(len(self), bool), np.asarray(items)
-        long = self._stops - self._starts > LONG
-        for row in np.flatnonzero(long).tolist():
-            held[row] = (self._row(row) == items[row]).any()
-        short = np.flatnonzero(~long)
-        for rows, part in self.select(short)._blocks():
-            held[short[rows]] = SeenItems.holds(part, items[short[rows]])
-        return held
+        return held(self._log, self._starts, self._stops, np.asarray(items))
 
     def bounds(self) -> tuple[int, int] | None:
         """See `SeenItems.bounds`; some histories are laid out at a time."""
-        found = [pair for _, part in self._blocks() if (pair := SeenItems.bounds(part)) is not None]
+        parts = (
+            SeenHistories(self._log, self._starts[block], self._stops[block])
+            for block in blocks(self._stops - self._starts)
+        )
+        found = [pair for part in parts if (pair := SeenItems.bounds(part)) is not None]
         return (min(low for low, _ in found), max(high for _, high in found)) if found else None
-
-    def _blocks(self) -> Iterator[tuple[slice, SeenHistories]]:
-        """Adjacent rows with about `BLOCK` entries, or a single row with more."""
-        edges = np.flatnonzero(np.diff(self.offsets[1:] // BLOCK, prepend=-1)).tolist()
-        for first, stop in itertools.pairwise([*edges, len(self._starts)]):
-            rows = slice(first, stop)
-            yield rows, SeenHistories(self._log, self._starts[rows], self._stops[rows])
-
-
-def ranges(starts: Integer[np.ndarray, " E"], counts: Integer[np.ndarray, " E"]) -> Int[np.ndarray, " N"]:
-    """``concatenate([arange(s, s + n) for s, n in zip(starts, counts)])`` without a Python loop: int64."""
-    total = int(counts.sum())
-    before = np.cumsum(counts) - counts
-    return np.repeat(np.asarray(starts, np.int64) - before, counts) + np.arange(total, dtype=np.int64)
 
 
 def seen_items(cases: Any, items: Int[np.ndarray, " N"]) -> SeenItems:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec.data import SequenceDataset, SplitConfig, audit, load_dataset, split_dataset, splits
+from jaxrec.data import SequenceDataset, SplitConfig, audit, load_dataset, split_dataset, splits, stretches
 from jaxrec.data.batches import BatchConfig
 from jaxrec.data.usage import data_usage
 from jaxrec.errors import ConfigError, DataError
@@ -263,7 +263,7 @@ def test_repeated_targets_of_long_histories_are_found_without_gathering_them(
     lengths = cases.history_stops - cases.history_starts
     before = cases.repeated(data.items)
     limit = int(np.median(lengths))
-    monkeypatch.setattr(splits, "LONG", limit)
+    monkeypatch.setattr(stretches, "LONG", limit)
     np.testing.assert_array_equal(cases.repeated(data.items.view(CountedLog)), before)
     assert CountedLog.gathered == lengths[lengths <= limit].sum() < lengths.sum()
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.data import stretches
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation import encode as encode_module
 from jaxrec.evaluation import parallel
@@ -244,7 +245,7 @@ def test_bad_requests_are_refused(data, make_cases):
 
 
 def test_histories_that_are_laid_out_in_blocks_are_seen_items(monkeypatch):
-    monkeypatch.setattr(seen_module, "BLOCK", 7)
+    monkeypatch.setattr(stretches, "BLOCK", 7)
     rng = np.random.default_rng(4)
     log = rng.integers(1, 9, 60).astype(np.int32)
     starts = rng.integers(0, 40, 30)
@@ -266,7 +267,7 @@ def test_histories_that_are_laid_out_in_blocks_are_seen_items(monkeypatch):
 
 def test_successive_targets_do_not_take_the_square_of_the_log(make_cases, monkeypatch):
     """Each of a user's fifty targets has nearly the whole history, a million interactions of a log of 20,000."""
-    monkeypatch.setattr(seen_module, "BLOCK", 1 << 14)
+    monkeypatch.setattr(stretches, "BLOCK", 1 << 14)
     users, length, last = 20, 1000, 50
     log = np.random.default_rng(0).integers(1, 51, users * length).astype(np.int32)
     starts = np.repeat(np.arange(users) * length, last)
@@ -297,7 +298,7 @@ def test_successive_targets_do_not_take_the_square_of_the_log(make_cases, monkey
 
 def test_long_histories_are_excluded_without_being_laid_out(monkeypatch):
     """Successive targets of a user repeat its history: laid out for each they would be the square of it."""
-    monkeypatch.setattr(seen_module, "LONG", 20)
+    monkeypatch.setattr(stretches, "LONG", 20)
     rng = np.random.default_rng(3)
     log = rng.integers(1, 9, 400).astype(np.int32)
     stops = np.arange(400, 380, -1)
@@ -310,8 +311,9 @@ def test_long_histories_are_excluded_without_being_laid_out(monkeypatch):
     left = [[i for i in range(1, 12) if i not in own] for own in histories]
     want = [1 + sum(scores[row, i] > scores[row, 9] for i in own) for row, own in enumerate(left)]
     laid_out = []
-    ranges = seen_module.ranges
-    monkeypatch.setattr(seen_module, "ranges", lambda *bounds: laid_out.append(bounds[1]) or ranges(*bounds))
+    ranges = stretches.ranges
+    for module in (stretches, seen_module):
+        monkeypatch.setattr(module, "ranges", lambda *bounds: laid_out.append(bounds[1]) or ranges(*bounds))
     seen = SeenHistories(log, starts, stops)
     assert seen.holds(wanted).tolist() == [w in own for w, own in zip(wanted, histories, strict=True)]
     rows, items = seen.distinct(11)

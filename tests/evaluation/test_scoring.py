@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.data.stretches import ranges
 from jaxrec.errors import ConfigError, DataError, NonFiniteError
 from jaxrec.evaluation import ranking_tiles
 from jaxrec.evaluation.metrics import ranking_metrics
 from jaxrec.evaluation.ranking import candidate_table, rank_targets, score_table, tile_items, top_k
-from jaxrec.evaluation.seen import SeenItems, as_seen, ranges, repeated_targets, seen_items
+from jaxrec.evaluation.seen import SeenItems, as_seen, repeated_targets, seen_items
 from jaxrec.evaluation.tie_order import tie_keys, tie_seed
 from jaxrec.nn.item_table import ItemTable
 from tests.evaluation import oracle
