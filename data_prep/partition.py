@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ import tyro
 
 from jaxrec.data.storage import check_empty
 from jaxrec.errors import ConfigError, DataError
+from jaxrec.files import work_folder
 
 SOURCES = {".csv": "read_csv('{}', all_varchar = true)", ".parquet": "read_parquet('{}')"}
 
@@ -59,7 +59,7 @@ def partition(options: Options) -> int:
     """Write the layout; return the number of interactions.
 
     Raises:
-      DataError: ``out`` holds anything, or the log cannot be read or lacks a column.
+      DataError: ``out`` holds anything, another process writes it, or the log cannot be read or lacks a column.
     """
     import duckdb
 
@@ -67,8 +67,8 @@ def partition(options: Options) -> int:
     check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     source = SOURCES[Path(options.log).suffix].format(options.log.replace("'", "''"))
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
-        limits = {"memory_limit": f"{options.memory_gib}GiB", "temp_directory": work}
+    with work_folder(out) as work:
+        limits = {"memory_limit": f"{options.memory_gib}GiB", "temp_directory": str(work)}
         with duckdb.connect(f"{work}/log.duckdb", config=limits) as base:
             try:
                 base.execute(

@@ -1,14 +1,21 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process writes."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shlex
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxrec.errors import ConfigError
+from jaxrec.errors import ConfigError, DataError
+
+#: File whose lock the process holds that writes the folder it is in.
+LOCK = ".lock"
 
 
 def as_path(value: object, name: str) -> Path:
@@ -77,3 +84,68 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def lock_folder(path: Path) -> int:
+    """Lock a folder for this process, by a file `LOCK` in it that says ``pid N``.
+
+    The lock is the kernel's (`flock`): it ends with the process, however that ends. On a network file system it is
+    as good as that system's locks (NFS 4 has them); where there are none, a line on standard error says so.
+
+    Args:
+      path: an existing folder.
+
+    Returns:
+      A descriptor, to be closed where the lock shall end.
+
+    Raises:
+      BlockingIOError: another process holds it; ``strerror`` is its ``pid N``.
+    """
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise BlockingIOError(error.errno, owner or "of unknown number") from None
+    except OSError as error:
+        print(
+            f"jaxrec: the file system of {path} has no locks ({error.strerror}): see to it that no other process uses this "
+            "folder",
+            file=sys.stderr,
+        )
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+@contextlib.contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` for temporary files, removed in the end.
+
+    What a killed process left in it is removed first.
+
+    Args:
+      path: of the result, which names the folder.
+
+    Raises:
+      DataError: another process has it in use.
+    """
+    path = path.resolve()
+    work = path.with_name(f".{path.name}.unfinished")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = lock_folder(work)
+    except BlockingIOError as error:
+        raise DataError(
+            f"another process ({error.strerror}) is writing {path}, with its temporary files in {work}: wait until it ends, "
+            "stop it, or choose another directory (--out)"
+        ) from None
+    try:
+        for leftover in work.iterdir():
+            if leftover.name != LOCK:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield work
+    finally:
+        shutil.rmtree(work)
+        os.close(descriptor)

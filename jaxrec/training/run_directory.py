@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import fnmatch
 import glob
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from jaxrec.errors import (
     JaxrecError,
     RunExistsError,
 )
+from jaxrec.files import LOCK, lock_folder
 from jaxrec.tasks import Task
 from jaxrec.training.checkpoint import CheckpointReader
 from jaxrec.training.distributed import decided, is_first
@@ -52,17 +51,12 @@ RESUMABLE = (
 PRETRAINING = "pretraining"
 #: Inside a run directory: the items' ids, titles and attributes, without any user.
 CATALOGUE = "catalogue"
-#: File whose lock the writing process holds.
-LOCK = ".lock"
 _claims: set[Path] = set()
 
 
 @contextlib.contextmanager
 def run_lock(directory: Path | None) -> Iterator[None]:
-    """Hold the run directory for writing; a second process is rejected at once.
-
-    The lock is the kernel's (`flock`): it ends with the process, however that ends. On a network file system it is
-    as good as that system's locks (NFS 4 has them); where there are none, a line on standard error says so.
+    """Hold the run directory for writing (see `lock_folder`); a second process is rejected at once.
 
     Raises:
       RunExistsError: another process is writing there.
@@ -94,25 +88,13 @@ def run_lock(directory: Path | None) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
+        return lock_folder(path)
+    except BlockingIOError as error:
         raise RunExistsError(
-            f"another process{f' ({owner})' if owner else ''} is writing to the workdir {path}: wait until it ends, "
-            "stop it, or choose another --workdir"
+            f"another process ({error.strerror}) is writing to the workdir {path}: wait until it ends, stop it, or choose "
+            "another --workdir"
         ) from None
-    except OSError as error:
-        print(
-            f"jaxrec: the file system of {path} has no locks ({error.strerror}): see to it that no other process uses this "
-            "workdir",
-            file=sys.stderr,
-        )
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"pid {os.getpid()}\n".encode(), 0)
-    return descriptor
 
 
 def check_directory_together(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:

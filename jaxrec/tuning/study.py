@@ -27,10 +27,10 @@ import numpy as np
 from jaxrec.config import RunConfig, differences, from_dict, to_dict
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError, Interrupted, NonFiniteError, RunExistsError
-from jaxrec.files import write_atomically
+from jaxrec.files import LOCK, write_atomically
 from jaxrec.options import Range, validate
 from jaxrec.training.loop import Validation, train
-from jaxrec.training.run_directory import LOCK, run_lock
+from jaxrec.training.run_directory import run_lock
 from jaxrec.training.setup import build_task, data_spec
 from jaxrec.tuning.space import Space, all_points, default_point, to_toml
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import polars as pl
@@ -9,6 +10,7 @@ import pytest
 
 from jaxrec.data import DataConfig, SequenceDataset, load_dataset, prepare_in_blocks
 from jaxrec.errors import DataError
+from jaxrec.files import LOCK, work_folder
 from tests.runs import jaxrec
 
 
@@ -183,3 +185,24 @@ def test_the_command(csv, tmp_path):
         SequenceDataset.load(tmp_path / "b", verify=True).n_interactions
         == json.loads(plain.out)["interactions"]
     )
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next(csv, tmp_path):
+    work = tmp_path / ".out.unfinished"
+    (work / "parts").mkdir(parents=True)
+    for leftover in (work / LOCK, work / "times", work / "parts" / "000000.parquet"):
+        leftover.write_bytes(b"pid 1\n")
+    prepare_in_blocks(csv, tmp_path / "other")
+    assert (work / "times").exists(), "another result leaves it alone"
+    assert_same(prepare_in_blocks(csv, tmp_path / "out"), load_dataset(csv))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "other", "out"]
+
+
+def test_the_temporary_files_of_a_living_preparation_are_left_alone(csv, tmp_path):
+    with work_folder(tmp_path / "out") as work:
+        (work / "times").write_bytes(b"mine")
+        with pytest.raises(DataError, match=rf"another process \(pid {os.getpid()}\) is writing .*/out"):
+            prepare_in_blocks(csv, tmp_path / "out")
+        assert (work / "times").read_bytes() == b"mine"
+    assert not work.exists()
+    prepare_in_blocks(csv, tmp_path / "out")

@@ -12,12 +12,12 @@ import pytest
 import jaxrec
 from jaxrec.data.catalogue import AttributeTable
 from jaxrec.errors import CheckpointError, RunExistsError
-from jaxrec.files import write_atomically
+from jaxrec.files import LOCK, write_atomically
 from jaxrec.tasks import S3RecConfig
 from jaxrec.training import loop
 from jaxrec.training.host_state import HostState
 from jaxrec.training.logging import read_metrics
-from jaxrec.training.run_directory import LOCK, check_record, new_record, run_lock
+from jaxrec.training.run_directory import check_record, new_record, run_lock
 from tests.helpers import small_config, small_dataset
 from tests.runs import jaxrec as command
 

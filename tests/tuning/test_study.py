@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, Interrupted, NonFiniteError, RunExistsError
+from jaxrec.files import LOCK
 from jaxrec.training.loop import Validation
-from jaxrec.training.run_directory import LOCK
 from jaxrec.tuning import study as module
 from jaxrec.tuning.space import search_space
 from jaxrec.tuning.study import StudyOptions, import_optuna, open_study

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from jaxrec.data.readers.times import parse_times
 from jaxrec.data.readers.vectors import attach_vectors
 from jaxrec.data.storage import check_empty
 from jaxrec.errors import DataError
+from jaxrec.files import work_folder
 
 #: Rows of a block: of the log while it is read, and of the ranges of users that are sorted.
 ROWS = 4_000_000
@@ -52,7 +52,8 @@ def prepare_in_blocks(
 ) -> SequenceDataset:
     """Prepare a log that does not fit into memory, and open the result, memory-mapped.
 
-    Temporary files, about 40 bytes per interaction and the ids as they are, lie beside ``directory`` meanwhile.
+    Temporary files, about 40 bytes per interaction and the ids as they are, lie beside ``directory`` meanwhile, in a hidden
+    folder; one that a killed process left is removed by the next call for the same ``directory``.
 
     Args:
       source: as for `load_dataset`: a file, a public dataset or a table, best a lazy one; no finished dataset.
@@ -66,7 +67,8 @@ def prepare_in_blocks(
 
     Raises:
       ConfigError: an option does not exist or has an impossible value.
-      DataError: as for `load_dataset`; or times of different units in different parts of the log.
+      DataError: as for `load_dataset`; times of different units in different parts of the log; or another process prepares
+        the same ``directory``.
     """
     config = (config or DataConfig()).replace(**options)
     if isinstance(source, (str, os.PathLike)):
@@ -78,9 +80,8 @@ def prepare_in_blocks(
     raw = open_raw(source, config, {}) if finished is None else finished
     if isinstance(raw, SequenceDataset):
         raise DataError(f"{raw.name!r} is a finished dataset: prepare it without --low-memory")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as work:
-        dataset = attach_vectors(_Preparation(raw, Path(work), rows).run(), config)
+    with work_folder(path) as work:
+        dataset = attach_vectors(_Preparation(raw, work, rows).run(), config)
         dataset = dataset.with_meta(
             {LOADED_WITH: {"options": config.changed(), "fingerprint": dataset.fingerprint}}
         )
