@@ -22,18 +22,19 @@ def paired_differences(
 
     Returns:
       For each pair its name as "comparison", difference, interval and p, "p_holm", and the smallest difference that these
-      users could have shown as "detectable".
+      users and seeds could have shown as "detectable".
     """
-    effects = [paired_bootstrap(a, b, paired_seeds=name in same_models) for name, a, b in pairs]
+    paired = [name in same_models for name, _, _ in pairs]
+    effects = [paired_bootstrap(a, b, paired_seeds=own) for (_, a, b), own in zip(pairs, paired, strict=True)]
     corrected = holm([effect.p_value for effect in effects])
     return [
         {
             "comparison": name,
             **effect._asdict(),
             "p_holm": float(p),
-            "detectable": minimal_detectable_difference(a, b),
+            "detectable": minimal_detectable_difference(a, b, paired_seeds=own),
         }
-        for (name, a, b), effect, p in zip(pairs, effects, corrected, strict=True)
+        for (name, a, b), own, effect, p in zip(pairs, paired, effects, corrected, strict=True)
     ]
 
 

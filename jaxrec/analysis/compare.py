@@ -80,7 +80,8 @@ class Difference:
       p_bootstrap: two-sided, over users and seeds: about training such models again.
       p_holm: ``p_bootstrap`` corrected by Holm over all pairs of the comparison on this metric.
       p_permutation: two-sided, over users alone: about these trained models only; not corrected.
-      detectable: the smallest difference that these users show in four of five cases at the 5 % level.
+      detectable: the smallest difference that ``p_bootstrap`` shows with these users and as many seeds in four of five cases
+        at the 5 % level; 0 where no user has a difference.
     """
 
     metric: str
@@ -149,7 +150,7 @@ class Comparison:
         return header, rows
 
     def to_markdown(self) -> str:
-        """Both tables, the protocol, warnings, and the differences that these users cannot show."""
+        """Both tables, the protocol, warnings, and the differences that these users and seeds cannot show."""
         parts = [
             f"{users_and_cases(self.users, self.cases)}; {self.protocol}\n",
             to_markdown(*self.result_rows()),
@@ -233,11 +234,12 @@ def compare_runs(
         rows = []
         for run in runs[1:]:
             other = run.values(metric)
+            paired_seeds = run.name in same_models
             effect = paired_bootstrap(
                 base,
                 other,
                 users=users,
-                paired_seeds=run.name in same_models,
+                paired_seeds=paired_seeds,
                 resamples=resamples,
                 confidence=confidence,
                 seed=seed,
@@ -256,7 +258,9 @@ def compare_runs(
                     p_permutation=paired_permutation(
                         base, other, users=users, resamples=resamples, seed=seed
                     ),
-                    detectable=minimal_detectable_difference(base, other, users=users),
+                    detectable=minimal_detectable_difference(
+                        base, other, users=users, paired_seeds=paired_seeds
+                    ),
                 )
             )
         corrected = holm([row.p_bootstrap for row in rows])
@@ -338,7 +342,7 @@ def _short(value: Any) -> str:
 
 
 def effect_figure(comparison: Comparison) -> Figure:
-    """Draw each run's difference to the first with its interval; the grey band is not detectable with these users."""
+    """Draw each run's difference to the first with its interval; what is in the grey band is not detectable."""
     if not comparison.differences:
         raise DataError("comparison must hold at least two runs to draw differences, got one")
     rows = comparison.differences
@@ -346,9 +350,7 @@ def effect_figure(comparison: Comparison) -> Figure:
     axes = figure.add_subplot()
     place = np.arange(len(rows))[::-1]
     limit = np.array([row.detectable for row in rows])
-    axes.barh(
-        place, 2 * limit, left=-limit, height=0.8, color="#dddddd", label="not detectable with these users"
-    )
+    axes.barh(place, 2 * limit, left=-limit, height=0.8, color="#dddddd", label="not detectable")
     middle = np.array([row.difference for row in rows])
     low = np.maximum(middle - [row.low for row in rows], 0)  # equal values differ by rounding
     high = np.maximum(np.array([row.high for row in rows]) - middle, 0)

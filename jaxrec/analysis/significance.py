@@ -70,11 +70,7 @@ def paired_bootstrap(
     Raises:
       DataError: the users differ in number, or there are fewer than two; or the seeds do and are paired.
     """
-    a, b = _by_seed(a, b)
-    if paired_seeds:
-        if len(a) != len(b):
-            raise DataError(f"a and b must hold the same seeds to be paired, got {len(a)} and {len(b)}")
-        a, b = np.zeros_like(b), b - a
+    a, b = _by_seed(a, b, paired_seeds)
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
     rng = np.random.default_rng(seed)
@@ -234,33 +230,53 @@ def minimal_detectable_difference(
     b: np.ndarray | None = None,
     *,
     users: np.ndarray | None = None,
+    paired_seeds: bool = False,
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> float:
-    """The smallest true difference of means that a paired test on these users detects with probability ``power``.
+    """The smallest true difference of means that `paired_bootstrap` detects with probability ``power``.
 
-    (z[1 - alpha/2] + z[power]) * standard error of the difference. Where ``b`` is None the comparison is
-    with a model whose results are independent of ``a`` user by user and vary as much, which is the most
-    pessimistic case.
+    (z[1 - alpha/2] + z[power]) * standard error of the difference, which is that of the bootstrap: of the users and, where
+    a model has several, of its seeds. 0 where no user has a difference, so that there is no spread to judge by. Where ``b``
+    is None the comparison is with a model whose results are independent of ``a`` user by user and vary as much, which is
+    the most pessimistic case.
 
     Args:
       a: float[E] or float[S, E], a metric of every case for one or several seeds.
       b: the same of the other model, or None.
       users: see `paired_bootstrap`.
+      paired_seeds: see `paired_bootstrap`.
       alpha: level of the two-sided test.
       power: probability of a significant result.
     """
     pessimistic = b is None
-    a, b = _by_seed(a, a if b is None else b)
-    values = a.mean(axis=0) if pessimistic else b.mean(axis=0) - a.mean(axis=0)
-    (sums,), sizes = _sums_of_users([values[None]], users)
-    own = sums[0]
-    # A mean over cases is a ratio of sums over users: what counts are deviations from a user's share of it.
+    a, b = _by_seed(a, a if b is None else b, paired_seeds)
+    (a, b), sizes = _sums_of_users([a, b], users)
     if sizes is not None:
-        own = (own - sizes * values.mean()) * (len(sizes) / len(values))
-    variance = (2 if pessimistic else 1) * own.var(ddof=1)
+        # A mean over cases is a ratio of sums over users: what counts are deviations from a user's share of it.
+        a, b = (_shares(model, sizes) for model in (a, b))
+    difference = a.mean(axis=0) if pessimistic else b.mean(axis=0) - a.mean(axis=0)
+    variance = difference.var(ddof=1) / len(difference)
+    if variance:
+        variance += _variance_of_seeds(a) + (0.0 if pessimistic else _variance_of_seeds(b))
     z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
-    return float(z * np.sqrt(variance / len(own)))
+    return float(z * np.sqrt((2 if pessimistic else 1) * variance))
+
+
+def _shares(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """float64[S, U]: values of users whose mean over users is that over cases, and whose spread is that of the ratio."""
+    means = sums.sum(axis=1, keepdims=True) / sizes.sum()
+    return means + (sums - sizes * means) / sizes.mean()
+
+
+def _variance_of_seeds(values: np.ndarray) -> float:
+    """Variance that seeds float64[S, U] add to the mean over them in `paired_bootstrap`: users are drawn there, too."""
+    seeds, users = values.shape
+    if seeds == 1:
+        return 0.0
+    own = values - values.mean(axis=0)
+    squares = own.mean(axis=1) ** 2 + own.var(axis=1, ddof=1) / users
+    return float(squares.sum() / (seeds * (seeds - 1)))
 
 
 def mean_interval(
@@ -287,11 +303,16 @@ def mean_interval(
     return mean, mean - half, mean + half
 
 
-def _by_seed(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _by_seed(a: np.ndarray, b: np.ndarray, paired: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """float64[S, E] of both models; of ``paired`` seeds nothing, and the differences."""
     a, b = np.atleast_2d(np.asarray(a, np.float64)), np.atleast_2d(np.asarray(b, np.float64))
     if a.shape[1] != b.shape[1] or a.shape[1] < 2:
         raise DataError(
             f"a paired test of two models (a and b) needs a value for each of the same users, at least two, "
             f"got {a.shape[1]} and {b.shape[1]} users: hold out interactions of more users"
         )
-    return a, b
+    if not paired:
+        return a, b
+    if len(a) != len(b):
+        raise DataError(f"a and b must hold the same seeds to be paired, got {len(a)} and {len(b)}")
+    return np.zeros_like(b), b - a

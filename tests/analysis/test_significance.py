@@ -194,6 +194,33 @@ def test_the_detectable_difference_is_detected_in_four_of_five():
     )
 
 
+def test_the_detectable_difference_has_the_spread_of_seeds_in_it():
+    """Over users alone it would be smaller than the interval beside it, and found in a tenth of all cases."""
+    rng = np.random.default_rng(10)
+
+    def models(shift=0.0):
+        users = rng.normal(size=(1, 100))
+        return (
+            users + truth + 0.1 * rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(5, 100))
+            for truth in (0, shift)
+        )
+
+    least = np.mean([minimal_detectable_difference(*models()) for _ in range(60)])
+    assert least == pytest.approx(2.8016 * np.sqrt(2 * (0.1**2 / 5 + 2 * 0.1**2 / 500)), rel=0.1)
+    found = [
+        paired_bootstrap(*models(least), resamples=200, seed=trial).p_value < 0.05 for trial in range(60)
+    ]
+    assert 0.7 < np.mean(found) < 0.95
+    users = np.repeat(np.arange(40), rng.integers(1, 5, 40))
+    a, b = rng.normal(size=(2, 4, len(users))) + 0.3 * rng.normal(size=(2, 4, 1))
+    for paired in (False, True):
+        effect = paired_bootstrap(a, b, users=users, paired_seeds=paired, resamples=4000)
+        half = (effect.high - effect.low) / 2
+        got = minimal_detectable_difference(a, b, users=users, paired_seeds=paired)
+        assert got == pytest.approx(2.8016 / 1.96 * half, rel=0.08)
+    assert minimal_detectable_difference(a, a) == 0
+
+
 def test_mean_interval():
     mean, low, high = mean_interval(np.array([0.0, 1.0, 1.0, 0.0]))
     assert mean == 0.5
