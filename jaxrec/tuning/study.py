@@ -229,17 +229,21 @@ class Study:
             waiting |= entry.state.name == "WAITING"
             if entry.state.name != "RUNNING":
                 continue
-            try:
-                stack.enter_context(run_lock(self._folder(entry.number)))
-            except RunExistsError:
-                continue  # another process trains it
-            if set(entry.params) == set(self.space):
-                # There is no public way to go on with a trial of a process that died.
-                return optuna.trial.Trial(self._study, entry._trial_id)
-            self._study._storage.set_trial_user_attr(
-                entry._trial_id, "skipped", "interrupted before it began"
-            )
-            self._tell(entry.number, "FAIL")
+            with contextlib.ExitStack() as lock:
+                try:
+                    lock.enter_context(run_lock(self._folder(entry.number)))
+                except RunExistsError:
+                    continue  # another process trains it
+                if self._study._storage.get_trial(entry._trial_id).state.is_finished():
+                    continue  # another process ended it since the trials were listed
+                if set(entry.params) == set(self.space):
+                    stack.enter_context(lock.pop_all())
+                    # There is no public way to go on with a trial of a process that died.
+                    return optuna.trial.Trial(self._study, entry._trial_id)
+                self._study._storage.set_trial_user_attr(
+                    entry._trial_id, "skipped", "interrupted before it began"
+                )
+                self._tell(entry.number, "FAIL")
         known = self.trials()
         if len(known) >= self.options.budget:
             return None

@@ -1,5 +1,6 @@
 """Studies: the defaults first, nothing twice, one trial a process, and what is refused."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -144,6 +145,27 @@ def test_trial_of_a_living_process_is_left_alone(tmp_path, trainer):
             assert [trial.state for trial in study.trials()] == ["running", "complete", "complete"]
         study.run(progress=False)
         assert [trial.state for trial in study.trials()] == ["complete"] * 3
+
+
+def test_trial_that_ends_while_its_lock_is_taken_is_left_alone(tmp_path, trainer, monkeypatch):
+    """The list of trials is from before the other process recorded its end and let go of the lock."""
+    with opened(tmp_path / "a", {"optimizer.beta1": "0.1:0.9"}, 2) as study:
+        other = study._study.ask(study._distributions).number
+        free, ended = module.run_lock, []
+
+        @contextlib.contextmanager
+        def late(folder):
+            if folder.name == "000" and not ended:
+                ended.append(folder)
+                study._tell(other, "FAIL")
+            with free(folder):
+                yield
+
+        monkeypatch.setattr(module, "run_lock", late)
+        study.run(progress=False)
+        assert ended
+        assert [trial.state for trial in study.trials()] == ["failed", "complete"]
+    assert [name for name, _, _ in trainer.trained] == ["001"]
 
 
 def test_a_small_space_is_searched_to_its_end_without_repeats(tmp_path, trainer):
