@@ -1,7 +1,8 @@
 """Robustness of recommendations to perturbed histories: perturb, recommend again, compare lists.
 
 Perturbed histories depend on the data and a seed alone, so all models get the same ones and can be compared case by
-case (`compare_stability`). The candidates remain those of the unperturbed history.
+case (`compare_stability`): of several runs the interactions are edited that all of them read. The candidates remain those
+of the unperturbed history.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ class Perturbation:
 
     @property
     def name(self) -> str:
-        """Such as "drop last" or "replace random 20%"."""
-        return f"{self.edit} {self.where}" + (f" {self.rate:.0%}" if self.rate else "")
+        """Such as "drop last" or "replace random 20%", with the seed unless it is 0."""
+        rate = f" {100 * self.rate:g}%" if self.rate else ""
+        return f"{self.edit} {self.where}{rate}" + (f", seed {self.seed}" if self.seed else "")
 
 
 #: Each edit of the last and of a random interaction, then rising noise.
@@ -71,14 +73,21 @@ DEFAULT_PERTURBATIONS = (
 )
 
 
-def perturb(histories: Histories, perturbation: Perturbation, n_items: int) -> Histories:
+def perturb(
+    histories: Histories, perturbation: Perturbation, n_items: int, newest: int | None = None
+) -> Histories:
     """Apply an edit to every history; one of a single interaction is never emptied, an empty one remains empty.
 
     Args:
       histories: one after the other in a log of their own (`Histories.compact`).
       perturbation: the edit.
       n_items: V, the range of replacements and insertions.
+      newest: interactions at the end of each history that the edit sees; None = all.
     """
+    if newest is not None:
+        edited = perturb(histories.compact(newest), perturbation, n_items)
+        untouched = histories.stops - np.minimum(histories.lengths, newest)
+        return _joined(dataclasses.replace(histories, stops=untouched), edited)
     rng = np.random.default_rng(perturbation.seed)
     lengths = histories.lengths
     owner = np.repeat(np.arange(len(lengths)), lengths)
@@ -116,6 +125,19 @@ def perturb(histories: Histories, perturbation: Perturbation, n_items: int) -> H
     if times is not None and perturbation.edit != "swap":  # a swap exchanges the items, time stays in order
         times = times[order]
     return Histories(items[order].astype(np.int32), offsets[:-1], offsets[1:], times, histories.users)
+
+
+def _joined(older: Histories, newer: Histories) -> Histories:
+    """Each history of ``older`` with that of ``newer`` after it."""
+    older = older.compact(int(older.lengths.max(initial=0)))
+    owner = np.concatenate([np.repeat(np.arange(len(part)), part.lengths) for part in (older, newer)])
+    order = np.argsort(owner, kind="stable")
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(older.lengths + newer.lengths)])
+    items, times = (
+        None if log is None else np.concatenate([log, added])[order]
+        for log, added in ((older.items, newer.items), (older.timestamps, newer.timestamps))
+    )
+    return Histories(items, offsets[:-1], offsets[1:], times, newer.users)
 
 
 def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndarray:
@@ -224,16 +246,19 @@ def measure_stability(
     k: int = 10,
     perturbations: Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
     persistence: float = 0.9,
+    newest: int | None = None,
 ) -> list[Stability]:
     """Compare lists and ranks of the models of one run before and after each perturbation.
 
     Args:
       rankers: one model per seed.
       cases: histories and targets; their candidates remain those of the unperturbed history.
-      max_length: interactions of a history that the models read, which alone are edited.
+      max_length: interactions of a history that the models read.
       k: length of the lists.
       perturbations: the edits.
       persistence: p of the rank-biased overlap.
+      newest: of those interactions so many are edited; None = all. Models that read more or less than others get the same
+        edits only within what all of them read.
     """
     histories = cases.histories.compact(max_length)
 
@@ -244,7 +269,7 @@ def measure_stability(
     before = answers(histories)
     results = []
     for perturbation in perturbations:
-        after = answers(perturb(histories, perturbation, rankers[0].n_items))
+        after = answers(perturb(histories, perturbation, rankers[0].n_items, newest))
         pairs = [(old, new) for (old, _), (new, _) in zip(before, after, strict=True)]
         results.append(
             Stability(
@@ -261,7 +286,7 @@ def measure_stability(
     return results
 
 
-def run_stability(run: Run, split: str, k: int) -> list[Stability]:
+def run_stability(run: Run, split: str, k: int, newest: int | None = None) -> list[Stability]:
     """Measure the stability of every seed of a run on "test" or "valid"; see `measure_stability`.
 
     Seen items are removed, or kept, as in the run's evaluation.
@@ -269,7 +294,7 @@ def run_stability(run: Run, split: str, k: int) -> list[Stability]:
     setup, remove_seen = run.setup, run.config.evaluation.remove_seen
     cases = ranking_cases(setup.split.cases(split), setup.dataset.items, setup.timestamps, remove_seen)
     rankers = [run.ranker(seed) for seed in run.seeds]
-    return measure_stability(rankers, cases, rankers[0].encoding.longest_history, k)
+    return measure_stability(rankers, cases, rankers[0].encoding.longest_history, k, newest=newest)
 
 
 def compare_stability(
@@ -417,25 +442,27 @@ def stability(
     """
     if not runs:
         raise DataError("runs must hold at least one run directory, got none")
-    measured: dict[str, list[Stability]] = {}
-    first: Run | None = None
-    for name, run in zip(run_names(runs), runs, strict=True):
-        opened = Run(run, dataset)
-        first = first or opened
+    opened = {name: Run(run, dataset) for name, run in zip(run_names(runs), runs, strict=True)}
+    first = next(iter(opened.values()))
+    for name, run in opened.items():
         for label, a, b in (
-            ("dataset", first.setup.dataset.fingerprint, opened.setup.dataset.fingerprint),
-            ("split", dict(first.setup.split.options), dict(opened.setup.split.options)),
+            ("dataset", first.setup.dataset.fingerprint, run.setup.dataset.fingerprint),
+            ("split", dict(first.setup.split.options), dict(run.setup.split.options)),
             (
                 "--evaluation.remove-seen",
                 first.config.evaluation.remove_seen,
-                opened.config.evaluation.remove_seen,
+                run.config.evaluation.remove_seen,
             ),
         ):
             if a != b:
                 raise DataError(
                     f"runs must have the same {label}, but that of {name} differs from that of the first"
                 )
-        measured[name] = run_stability(opened, split, k)
+    # A model that appends a token reads an interaction less.
+    newest = min(
+        run.config.batches.max_length - (run.task.query_token is not None) for run in opened.values()
+    )
+    measured = {name: run_stability(opened.pop(name), split, k, newest) for name in list(opened)}
     base, *others = measured
     effects = {name: compare_stability(measured[base], measured[name]) for name in others}
     study = StabilityStudy(measured, effects)

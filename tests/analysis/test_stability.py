@@ -19,6 +19,7 @@ from jaxrec.analysis.stability import (
     perturb,
     rank_biased_overlap,
     run_stability,
+    stability,
 )
 from jaxrec.data import split_dataset
 from jaxrec.errors import ConfigError
@@ -74,6 +75,20 @@ def test_one_edit_in_every_history(edit, where):
     )
     again = perturb(before, Perturbation(edit, where, seed=3), N_ITEMS)
     np.testing.assert_array_equal(after.items, again.items)
+
+
+@pytest.mark.parametrize("edit", ["drop", "replace", "swap", "insert", "shuffle"])
+def test_models_that_read_more_get_the_same_edits(edit):
+    """Of what the shorter one reads; the older interactions of the longer one stay as they are."""
+    before, edit = log(), Perturbation(edit, "all" if edit == "shuffle" else "random", seed=1)
+    short, long = before.compact(7), before.compact(20)
+    after = perturb(short, edit, N_ITEMS), perturb(long, edit, N_ITEMS, newest=7)
+    for old, one, other in zip(histories(long), *map(histories, after), strict=True):
+        assert other == [*old[: max(0, len(old) - 7)], *one]
+    for logged in after:
+        times = [logged.timestamps[a:b].tolist() for a, b in zip(logged.starts, logged.stops, strict=True)]
+        assert times == [sorted(own) for own in times]
+    assert any(a != b for a, b in zip(histories(after[1]), histories(long), strict=True))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.4])
@@ -191,10 +206,28 @@ def test_a_run_is_measured_under_its_own_rule_of_seen_items(monkeypatch, remove_
         seeds=(0,),
         ranker=lambda seed: SimpleNamespace(encoding=SimpleNamespace(max_length=16, longest_history=15)),
     )
-    monkeypatch.setattr(stability_module, "measure_stability", lambda rankers, *rest: rest)
+    monkeypatch.setattr(stability_module, "measure_stability", lambda rankers, *rest, newest: rest)
     cases, longest, k = run_stability(run, "test", 5)
     assert (cases.exclude is not None) == remove_seen
     assert (longest, k) == (15, 5)  # a model that appends a token reads an interaction less
+
+
+def test_runs_are_edited_where_all_of_them_read(monkeypatch):
+    dataset, edited = small_dataset(n_users=20), []
+
+    def run(path, dataset_):
+        setup = SimpleNamespace(split=split_dataset(dataset), dataset=dataset)
+        token = 0 if path == "masked" else None
+        return SimpleNamespace(setup=setup, config=small_config(), task=SimpleNamespace(query_token=token))
+
+    monkeypatch.setattr(stability_module, "Run", run)
+    monkeypatch.setattr(
+        stability_module, "run_stability", lambda run, split, k, newest: edited.append(newest) or []
+    )
+    stability(["next", "masked"])
+    stability(["next"])
+    length = small_config().batches.max_length
+    assert edited == [length - 1, length - 1, length]
 
 
 def test_a_shuffle_moves_what_the_model_reads(monkeypatch):
@@ -226,3 +259,4 @@ def test_bad_perturbations_are_refused():
         rank_biased_overlap(np.ones((1, 1)), np.ones((1, 1)), 1.0)
     names = [each.name for each in DEFAULT_PERTURBATIONS]
     assert len(set(names)) == len(names) == 11
+    assert Perturbation("replace", "random", 0.125, seed=3).name == "replace random 12.5%, seed 3"
