@@ -63,6 +63,7 @@ class Leaderboard:
       protocol: evaluation protocol of all runs.
       warnings: settings in which the runs differ.
       cases: number of cases, of which a user may have several; 0 = one each.
+      alpha: level of the tests after correction.
     """
 
     metrics: tuple[str, ...]
@@ -71,6 +72,7 @@ class Leaderboard:
     protocol: str
     warnings: tuple[str, ...] = ()
     cases: int = 0
+    alpha: float = 0.05
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table."""
@@ -97,7 +99,8 @@ class Leaderboard:
         corrected = f", corrected by Holm for all {pairs} pairs," if pairs > 1 else ""
         caption = (
             f"{users_and_cases(self.users, self.cases)}; {self.protocol}. Two runs cannot be told apart where the paired "
-            f"bootstrap over users and seeds{corrected} gives p of .05 or more in {self.metrics[0]}."
+            f"bootstrap over users and seeds{corrected} gives p of {f'{self.alpha:g}'.removeprefix('0')} or more in "
+            f"{self.metrics[0]}."
         )
         seeds = {entry.name: len(entry.values[self.metrics[0]]) for entry in self.entries}
         return [caption, *seed_notes(seeds), *(f"Warning: {warning}" for warning in self.warnings)]
@@ -153,7 +156,9 @@ def rank_runs(
         by_metric = {metric: run.values(metric).mean(axis=1).tolist() for metric in metrics}
         entries.append(Entry(run.name, by_metric, float(low), float(high), tuple(tied[run.name])))
     users = len(np.unique(first.users))
-    return Leaderboard(tuple(metrics), tuple(entries), users, first.protocol, cases=len(first.users))
+    return Leaderboard(
+        tuple(metrics), tuple(entries), users, first.protocol, cases=len(first.users), alpha=alpha
+    )
 
 
 def leaderboard(

@@ -83,7 +83,8 @@ def test_a_leaderboard_sorts_and_tells_what_is_tied(save, tmp_path):
         assert entry.low < mean < entry.high
     _, rows = board.rows()
     assert [row[-1] for row in rows] == ["2", "1", "-"]
-    assert "corrected by Holm for all 3 pairs" in board.to_markdown()
+    assert "corrected by Holm for all 3 pairs, gives p of .05 or more in HR@10." in board.to_markdown()
+    assert "gives p of .2 or more in HR@10." in rank_runs(runs, ("HR@10",), alpha=0.2).to_markdown()
     save_figure(leaderboard_figure(board), tmp_path / "board.png")
     with pytest.raises(DataError, match="same protocol"):
         rank_runs([runs[0], save("kept", 100, remove_seen=False)])
