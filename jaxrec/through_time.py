@@ -101,7 +101,8 @@ def fit_through_time(
 ) -> ThroughTime:
     """Train and test a model at several moments of a log, each time on what came before.
 
-    The test period of each cut ends where the next begins; the last ends with the log, or as ``split.end_quantile`` says.
+    The test period of each cut ends where the next begins; the last ends with the log, or as ``split.end_quantile`` or
+    ``split.end_time`` says.
     A call with the same arguments goes on with what an earlier one left. Writes ``cuts.md`` and ``cuts.json`` in the end.
 
     Args:

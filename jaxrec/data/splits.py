@@ -123,8 +123,8 @@ class SplitConfig:
     def through_time(self, test_quantiles: Sequence[float]) -> list[SplitConfig]:
         """Return one temporal split per test cut: cross-validation through time.
 
-        The test period of each split ends where that of the next begins (the last one ends as ``end_quantile`` says), and
-        the validation period is as long, in interactions, as in this configuration.
+        The test period of each split ends where that of the next begins (the last one ends as ``end_quantile`` or
+        ``end_time`` says), and the validation period is as long, in interactions, as in this configuration.
 
         Args:
           test_quantiles: the test cuts, increasing.
@@ -147,7 +147,7 @@ class SplitConfig:
         return [
             dataclasses.replace(
                 self, strategy="temporal", valid_quantile=start - gap, test_quantile=start, end_quantile=end,
-                valid_time=None, test_time=None, end_time=None,
+                valid_time=None, test_time=None, end_time=self.end_time if start == cuts[-2] else None,
             )
             for start, end in itertools.pairwise(cuts)
         ]  # fmt: skip

@@ -183,6 +183,12 @@ def test_cross_validation_through_time(random_dataset):
     # With successive targets every interaction from the first cut on is tested once, or has no history.
     late = int((data.timestamps >= splits[0].options["test_cut"]).sum())
     assert sum(s.counts["test_cases"] + s.counts["test_without_history"] for s in splits) == late
+    end = int(np.quantile(data.timestamps, 0.95))
+    configs = SplitConfig(strategy="temporal", test_time=1, valid_time=1, end_time=end).through_time(
+        [0.6, 0.75]
+    )
+    splits = [split_dataset(data, config) for config in configs]
+    assert [s.options["end_cut"] for s in splits] == [splits[1].options["test_cut"], end]
     for cuts in ([0.6, 0.6], [], [0.5, 1.0]):
         with pytest.raises(ConfigError, match=r"must increase and stay below --split\.end-quantile 1"):
             SplitConfig().through_time(cuts)
