@@ -15,6 +15,7 @@ from jaxrec.analysis.figures import COLOURS, save_figure
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.files import write_atomically
 from jaxrec.options import option_name
+from jaxrec.training.logging import read_metrics
 from jaxrec.tuning.study import Trial
 
 _STATES = ("complete", "pruned", "failed")
@@ -231,7 +232,5 @@ def best_trial(trials: list[Trial]) -> Trial:
 def training_seconds(run: Path) -> float:
     """Seconds that a run has trained, from its log, whether or not it came to its end."""
     log = run / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    # A process that is killed may leave half a line.
-    entries = [json.loads(line) for line in lines if line.endswith("}")]
-    return round(sum(entry.get("seconds", 0.0) for entry in entries), 3)
+    lines = read_metrics(log) if log.exists() else []
+    return round(sum(line.get("seconds", 0.0) for line in lines), 3)

@@ -78,8 +78,10 @@ def test_oracle_and_choice():
 
 
 def test_training_seconds_of_a_log_that_was_cut_off(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"seconds": 1.5}\n{"valid": 1}\n{"seconds": 2}\n{"secon')
-    assert training_seconds(tmp_path) == 3.5
+    lines = '{"seconds": 1.5}\n{"valid": {"MRR": [0.1]}}\n{"seconds": 2}\n'
+    for end in ('{"secon', '{"valid": {"MRR": [0.1]}'):
+        (tmp_path / "log.jsonl").write_text(lines + end)
+        assert training_seconds(tmp_path) == 3.5
     assert training_seconds(tmp_path / "absent") == 0
 
 
