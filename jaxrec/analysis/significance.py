@@ -140,10 +140,12 @@ def _sums_of_users(
         return values, None
     cases = values[0].shape[1]
     names, owner = np.unique(users, return_inverse=True)
-    if len(owner) != cases or len(names) < 2:
+    if len(owner) != cases:
+        raise DataError(f"users must hold the user of each of the {cases} cases, got {len(owner)} entries")
+    if len(names) < 2:
         raise DataError(
-            f"users must hold the user of each of the {cases} cases, at least two different ones, got {len(owner)} "
-            f"entries of {len(names)}"
+            f"a test over users needs cases of at least two users, got {cases} cases of one: hold out interactions of more "
+            "users"
         )
     if len(names) == cases:
         return values, None

@@ -202,6 +202,11 @@ class Stability:
     k: int
     users: np.ndarray | None = None
 
+    @property
+    def n_users(self) -> int:
+        """Number of users of the cases."""
+        return self.overlap.shape[1] if self.users is None else len(np.unique(self.users))
+
     def change(self, metric: str) -> np.ndarray:
         """float64[S, E]: a metric after minus before, such as ``change("NDCG@10")``."""
         return np.stack(
@@ -325,6 +330,8 @@ def compare_stability(
 def stability_figure(runs: Mapping[str, Sequence[Stability]]) -> Figure:
     """Draw the overlap of lists by perturbation, one line per run, with 95 % intervals over users and seeds.
 
+    A single user has no spread, and so no interval.
+
     Args:
       runs: {run: its results}, under the same perturbations.
     """
@@ -334,14 +341,17 @@ def stability_figure(runs: Mapping[str, Sequence[Stability]]) -> Figure:
     k = 0
     for number, (run, results) in enumerate(runs.items()):
         names, k = [stability.perturbation.name for stability in results], results[0].k
-        # Against a model that never moves: the interval of the mean itself, over users and seeds.
-        intervals = [
-            paired_bootstrap(0 * row.overlap, row.overlap, users=row.users, resamples=2000) for row in results
-        ]
-        mean, low, high = np.array([effect[:3] for effect in intervals]).T
+        mean, spread = np.array([row.overlap.mean() for row in results]), None
+        if all(row.n_users > 1 for row in results):
+            # Against a model that never moves: the interval of the mean itself, over users and seeds.
+            intervals = [
+                paired_bootstrap(0 * row.overlap, row.overlap, users=row.users, resamples=2000)
+                for row in results
+            ]
+            _, low, high = np.array([effect[:3] for effect in intervals]).T
+            spread = np.maximum([mean - low, high - mean], 0)  # equal values differ by rounding
         place = np.arange(len(results)) + 0.08 * (number - (len(runs) - 1) / 2)
         colour = COLOURS[number % len(COLOURS)]
-        spread = np.maximum([mean - low, high - mean], 0)  # equal values differ by rounding
         axes.errorbar(place, mean, yerr=spread, fmt="o-", capsize=3, label=run, color=colour)
     axes.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize=8)
     axes.set_ylabel(f"rank-biased overlap of the first {k}")

@@ -20,6 +20,7 @@ from jaxrec.analysis.stability import (
     rank_biased_overlap,
     run_stability,
     stability,
+    stability_figure,
 )
 from jaxrec.data import split_dataset
 from jaxrec.errors import ConfigError
@@ -195,6 +196,19 @@ def test_models_are_measured_and_compared():
     assert "±" in study.rows()[1][0][2]
     with pytest.raises(ConfigError, match="must be measured under the same perturbations"):
         compare_stability(moved, still[:1])
+
+
+@pytest.mark.parametrize(("users", "bars"), [([5], 0), ([5, 5], 0), ([5, 6], 1)])
+def test_the_figure_of_a_single_user_has_no_intervals(users, bars):
+    count = len(users)
+    before = dataclasses.replace(log((6,) * count), users=np.array(users, np.int32))
+    cases = RankingCases(before, np.arange(1, count + 1, dtype=np.int32), np.arange(count + 1))
+    model = LastItemModel(np.random.default_rng(0).normal(size=(N_ITEMS + 1, N_ITEMS + 1)))
+    measured = measure_stability([model], cases, 6, 5, (Perturbation("drop"), Perturbation("swap")))
+    (container,) = stability_figure({"a": measured}).axes[0].containers
+    points, _, intervals = container
+    assert points.get_ydata().tolist() == [row.overlap.mean() for row in measured]
+    assert len(intervals) == bars
 
 
 @pytest.mark.parametrize("remove_seen", [True, False])
