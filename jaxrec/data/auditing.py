@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.times import GIVEN, PER_SECOND
 from jaxrec.data.splits import Split, split_dataset
 from jaxrec.data.usage import COMMON_REPEATS, repeat_advice
 from jaxrec.errors import ConfigError
@@ -47,6 +48,8 @@ class Audit:
       later_training_share: mean over the leave-one-out test targets of the share of other users' training
         interactions that come after the target.
       first_time, last_time: seconds since 1970.
+      time_unit: of the source's times: s, ms, us or ns, "date" or "datetime"; None where it is not known.
+      time_assumed: how that was concluded from the numbers, if it was.
     """
 
     name: str
@@ -78,10 +81,19 @@ class Audit:
     test_targets: int
     test_targets_repeated: int
     warnings: tuple[str, ...] = ()
+    time_unit: str | None = None
+    time_assumed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return dataclasses.asdict(self)
+
+    @property
+    def _reading_of_times(self) -> str:
+        """What was assumed of times that are numbers, in brackets, or nothing."""
+        if not self.time_assumed:
+            return ""
+        return f" ({self.time_assumed}: {self.time_unit}; --data.time-unit states another)"
 
     def __str__(self) -> str:
         """Format as a table, with advice below."""
@@ -117,7 +129,7 @@ class Audit:
             days = np.array([self.first_time, self.last_time], "datetime64[s]").astype("datetime64[D]")
             evaluated = self.leave_one_out_users
             rows += [
-                ("times", f"{days[0]} to {days[1]}"),
+                ("times", f"{days[0]} to {days[1]}{self._reading_of_times}"),
                 ("duplicate events (user, item, time)", share(self.duplicate_events or 0, self.interactions)),
                 ("interactions tied in time", share(self.tied_interactions or 0, self.interactions)),
                 ("users with ties", share(self.users_with_ties or 0, self.users)),
@@ -164,6 +176,7 @@ def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
     repeated = _repeats(users, items, dataset.n_items)
     item_counts = np.bincount(items, minlength=dataset.n_items + 1)[1:]
     repeated_targets = split.test.repeated(items)
+    unit, assumed = (dataset.meta.get("time", {}).get(name) for name in ("unit", "assumed"))
     warnings = [str(warning) for warning in dataset.meta.get("warnings", ())]
     if len(repeated_targets) and repeated_targets.mean() >= COMMON_REPEATS:
         warnings.append(repeat_advice(float(repeated_targets.mean())))
@@ -189,6 +202,8 @@ def audit(dataset: SequenceDataset, split: Split | None = None) -> Audit:
         test_targets=len(repeated_targets),
         test_targets_repeated=int(repeated_targets.sum()),
         warnings=tuple(warnings),
+        time_unit=unit,
+        time_assumed=assumed if unit in ("date", *PER_SECOND) and assumed != GIVEN else "",
         **_about_time(dataset, users, items),
     )
 

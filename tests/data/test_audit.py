@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec.data import SequenceDataset, SplitConfig, audit, split_dataset
+from jaxrec.data import SequenceDataset, SplitConfig, audit, load_dataset, split_dataset
 from jaxrec.errors import ConfigError
 
 
@@ -110,3 +110,27 @@ def test_all_users_are_too_short():
 def test_split_of_another_dataset(random_dataset):
     with pytest.raises(ConfigError, match="split is of dataset 'random'"):
         audit(random_dataset(1), split_dataset(random_dataset(2)))
+
+
+@pytest.mark.parametrize(
+    ("times", "options", "reading"),
+    [
+        (
+            [126230400000, 126230500000, 126230600000],
+            {},
+            " (from the size of the numbers: ms; --data.time-unit",
+        ),
+        ([126230400000, 126230500000, 126230600000], {"time_unit": "ms"}, ""),
+        (
+            [197401010000, 197401010001, 197401010002],
+            {},
+            " (numbers such as 20200102 are dates, in UTC: date; --",
+        ),
+        (["1974-01-01", "1974-01-01", "1974-01-01"], {}, ""),
+    ],
+)
+def test_a_unit_of_times_that_was_concluded_is_announced(times, options, reading):
+    found = audit(load_dataset({"user": [1, 1, 1], "item": [1, 2, 3], "time": times}, **options))
+    line = next(line for line in str(found).splitlines() if line.startswith("  times "))
+    assert f"1974-01-01 to 1974-01-01{reading}" in line
+    assert ("(" in line) == bool(reading)

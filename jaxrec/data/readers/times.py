@@ -11,6 +11,9 @@ from jaxrec.errors import ConfigError, DataError
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 
+#: What ``meta["time"]`` says of a unit that the caller stated.
+GIVEN = "given"
+
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 #: Seconds since 1970 that "auto" takes for times: from 1973 to 5138. Smaller numbers pass as ordinals in seconds.
@@ -38,7 +41,7 @@ def parse_times(
       values: numbers, text (numbers or ISO 8601) or dates.
       column: its name, for messages.
       unit: of numbers; "auto" judges by their size, on the assumption that the times lie between 1973 and 5138, and
-        reads numbers such as 20200102 as dates.
+        reads numbers such as 20200102 and 202001020304 as dates.
 
     Returns:
       int64[N]; how many of their unit make a second; and the assumptions, for ``meta["time"]``.
@@ -190,7 +193,7 @@ def _coarsest(
 def _unit_note(numbers: np.ndarray, values: pl.Series, column: str, unit: TimeUnit) -> dict[str, Any]:
     """The unit of numeric times and where it comes from."""
     if unit != "auto":
-        return {"unit": unit, "assumed": "given"}
+        return {"unit": unit, "assumed": GIVEN}
     names = list(PER_SECOND)
     sizes = np.abs(numbers.astype(np.float64))
     place = _unit_of(float(np.median(sizes))) if len(sizes) else 0
@@ -212,16 +215,16 @@ def _unit_of(size: float) -> int:
 
 
 def _compact_dates(numbers: np.ndarray) -> np.ndarray | None:
-    """Seconds of numbers that are all dates YYYYMMDD or YYYYMMDDhhmmss from 1970 to 2100, else None."""
+    """Seconds of numbers that are all dates YYYYMMDD, YYYYMMDDhhmm or YYYYMMDDhhmmss from 1970 to 2100, else None."""
     if not len(numbers):
         return None
     low, high = int(numbers.min()), int(numbers.max())
-    if low >= 19700101 and high <= 21001231:
-        days, clock = numbers, np.zeros_like(numbers)
-    elif low >= 19700101_000000 and high <= 21001231_235959:
-        days, clock = np.divmod(numbers, 1_000_000)
-    else:
+    # Digits of the time of day. As seconds or milliseconds such numbers would lie in 1970, in 1976 or after 2500.
+    digits = next((d for d in (0, 4, 6) if low >= 19700101 * 10**d and high < 21010101 * 10**d), None)
+    if digits is None:
         return None
+    days, clock = np.divmod(numbers, 10**digits)
+    clock = clock * 10 ** (6 - digits)
     year, month, day = days // 10_000, days // 100 % 100, days % 100
     hour, minute, second = clock // 10_000, clock // 100 % 100, clock % 100
     valid = (month >= 1) & (month <= 12) & (day >= 1) & (hour < 24) & (minute < 60) & (second < 60)
