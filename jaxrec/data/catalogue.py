@@ -160,6 +160,16 @@ class AttributeTable:
         return cls(offsets, np.array(values, np.int32), StringArray.of(ids))
 
 
+def id_text(value: Any) -> str:
+    """Return an id as text; a whole number that comes as a float, as pandas has it beside a missing value, is that integer.
+
+    >>> id_text(101), id_text(101.0), id_text("101.0")
+    ('101', '101', '101.0')
+    """
+    whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    return str(int(value) if whole else value)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Catalogue:
     """The items of a dataset: original ids, titles and attributes. Item i (1..V) is entry i - 1.
@@ -208,13 +218,18 @@ class Catalogue:
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.ids, start=1)}
 
+    def text_of(self, original_id: Any) -> str:
+        """Return an original id as the catalogue writes it, a known one or not; see `id_text`."""
+        text = str(original_id)
+        return text if text in self._numbers else id_text(original_id)
+
     def index(self, original_id: Any) -> int | None:
         """Return the item 1..V of an original id (compared as a string), or None where it is unknown."""
-        return self._numbers.get(str(original_id))
+        return self._numbers.get(self.text_of(original_id))
 
     def indices(self, original_ids: Iterable[Any]) -> np.ndarray:
         """int32[n], items of original ids; 0 where one is unknown."""
-        return np.array([self._numbers.get(str(name), 0) for name in original_ids], np.int32)
+        return np.array([self._numbers.get(self.text_of(name), 0) for name in original_ids], np.int32)
 
     def original_ids(self, items: Iterable[int]) -> list[str]:
         """Return the original ids of items 1..V."""

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrec.errors import DataError
 from jaxrec.evaluation.histories import Histories
 from jaxrec.serving.recommender import Recommender
-from jaxrec.serving.requests import Prepared, Request, item_names
+from jaxrec.serving.requests import Prepared, Request, item_list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def explain(
     Raises:
       DataError: no item of the history is known, ``item`` is not in the catalogue, or there is none and the list is empty.
     """
-    history = item_names(history)
+    history = item_list(history)
     request = recommender.prepare([Request(history, 1, timestamps=timestamps, user=user)])[0]
     known = request.known
     if not len(known):

@@ -130,7 +130,7 @@ class RequestReader:
         return [self._read(request, once) for request in requests]
 
     def _read(self, request: Request, once: Any) -> Prepared:
-        names = item_names(request.history)
+        names = [self.items.catalogue.text_of(item) for item in item_list(request.history)]
         seconds = request.timestamps
         if seconds is None and self.needs_times:
             if names:
@@ -212,7 +212,7 @@ class RequestReader:
             return self._others(self._id_filter("exclude", ids))
         if not _is_collection(ids):
             raise DataError(f"{name} must be a list of item ids, or one such list per history, got {ids!r}")
-        texts = [str(item) for item in ids]
+        texts = [self.items.catalogue.text_of(item) for item in ids]
         numbers = np.asarray(self.items.item_indices(texts), np.int32)
         unknown = [text for text, number in zip(texts, numbers, strict=True) if number == 0]
         _refuse_unknown(f"{name} must hold ids of the catalogue", unknown)
@@ -259,18 +259,24 @@ def _is_collection(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
-def item_names(history: Any) -> list[str]:
-    """Check a history and return its ids as text; they may be of any type that has the text of an id."""
+def item_list(history: Any) -> list[Any]:
+    """Check a history and return its ids as they are; they may be of any type that has the text of an id."""
     message = "histories must be a list of lists of item ids, one list per user"
     if not _is_collection(history):
         raise DataError(f"{message}; got {history!r} as a history")
     items = list(history)
-    bad = next(
-        (item for item in items if item is None or isinstance(item, (bytes, list, tuple, dict))), False
-    )
-    if bad is not False:
-        raise DataError(f"{message}; got {bad!r} as an item id")
-    return [str(item) for item in items]
+    bad = [
+        item
+        for item in items
+        if item is None or isinstance(item, (bytes, list, tuple, dict)) or _is_nan(item)
+    ]
+    if bad:
+        raise DataError(f"{message}; got {bad[0]!r} as an item id")
+    return items
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
 
 
 def relative_times(timestamps: Any, known: np.ndarray) -> np.ndarray:
@@ -312,7 +318,7 @@ def requests_of(histories: Any, **options: Any) -> list[Request]:
         raise DataError(
             f"histories must be a list of lists of item ids, one list per user; got {histories!r}"
         )
-    named = [item_names(history) for history in histories]
+    named = [item_list(history) for history in histories]
     columns = {name: _per_history(name, value, len(named)) for name, value in options.items()}
     return [
         Request(history, **{name: values[row] for name, values in columns.items()})

@@ -186,7 +186,7 @@ class Artefact:
         self, histories: Any, times: Any, k: int, remove_seen: bool, removed: np.ndarray
     ) -> list[dict[str, Any]]:
         length, longest = self.model["max_length"], self.model["longest_history"]
-        names = [[str(item) for item in history] for history in histories]
+        names = [[self._text(item) for item in history] for history in histories]
         numbers = [np.array([self._numbers.get(name, 0) for name in each], np.int32) for each in names]
         known = [each[each > 0] for each in numbers]
         rows = 1
@@ -229,10 +229,15 @@ class Artefact:
             "popular": popular,
         }
 
+    def _text(self, item: Any) -> str:
+        """An id as text; a whole number that comes as a float is that integer, if the artefact does not know it as it is."""
+        whole = isinstance(item, (float, np.floating)) and float(item).is_integer()
+        return str(int(item)) if whole and str(item) not in self._numbers else str(item)
+
     def _items(self, name: str, ids: Any) -> list[int]:
         if isinstance(ids, str):
             raise ArtefactError(f"{name} must be a list of item ids, got {ids!r}")
-        texts = [str(item) for item in ids]
+        texts = [self._text(item) for item in ids]
         unknown = [text for text in texts if text not in self._numbers]
         if unknown:
             raise ArtefactError(

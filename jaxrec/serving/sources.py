@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import polars as pl
 
+from jaxrec.data.catalogue import id_text
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import DataError, JaxrecError
 from jaxrec.evaluation.histories import Histories
@@ -167,7 +168,7 @@ class FileSource:
         rows = self._json_rows(start, stop) if self._offsets is not None else self._parquet_rows(start, stop)
         users, requests = [], []
         for number, row in enumerate(rows, start=start + 1):
-            users.append(str(row.get("user")))
+            users.append(id_text(row.get("user")))
             requests.append(self._request(row, number))
         try:
             prepared = self.recommender.prepare(requests)

@@ -251,9 +251,7 @@ def test_bad_values_are_refused():
         DataError, match="at least two, got 1 and 1 users: hold out interactions of more users"
     ):
         paired_permutation(np.zeros(1), np.zeros(1))
-    with pytest.raises(
-        DataError, match="at least two users, got 3 cases of one: hold out"
-    ):
+    with pytest.raises(DataError, match="at least two users, got 3 cases of one: hold out"):
         paired_bootstrap(np.zeros(3), np.zeros(3), users=np.zeros(3))
     with pytest.raises(DataError, match="the user of each of the 3 cases, got 2 entries"):
         paired_bootstrap(np.zeros(3), np.zeros(3), users=np.zeros(2))

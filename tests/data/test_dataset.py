@@ -60,6 +60,7 @@ def test_properties():
     assert data.item_index("z") == 3
     assert data.item_index("nowhere") is None
     assert data.item_indices(["z", "q", "x"]).tolist() == [3, 0, 1]
+    assert data.item_index(1.5) is None
     assert data.item_indices([]).dtype == np.int32
     assert "2 users, 3 items, 5 interactions" in repr(data)
 

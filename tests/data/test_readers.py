@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from jaxrec.data import load_dataset, prepare_in_blocks
+from jaxrec.data.catalogue import id_text
 from jaxrec.errors import ConfigError, DataError
 
 # File order, with a tie in time (u1 at 10), ids with leading zeros, and users that are interleaved.
@@ -484,6 +485,28 @@ def test_an_item_table_with_other_ids_is_warned_of(tmp_path):
     assert "no item has a title:" in prepare_in_blocks(log, tmp_path / "out", **options).meta["warnings"][0]
     same = numbers.with_columns(pl.Series("item_id", ["i7", "i9"]))
     assert "warnings" not in load_dataset(log, item_table=same, attribute_columns=["genres"]).meta
+
+
+def test_whole_numbers_that_come_as_floats_are_integers_in_every_table(tmp_path):
+    """pandas has integers beside a missing value as floats: 101 and 101.0 in one column were two items."""
+    users = [1, 1, 2, 2]
+    pd = pytest.importorskip("pandas")
+    mixed = pd.DataFrame({"user": users, "item": pd.Series([101.0, 102, "x", 101], dtype=object)})
+    assert list(load_dataset(mixed).item_ids) == ["101", "102", "x"]
+    items = {"item": [102.0, None, 101.0], "title": ["b", "none", "a"], "brand": [1.5, 2.0, 3.0]}
+    pl.DataFrame({**items, "vector": [[2.0], [0.0], [1.0]]}).write_parquet(tmp_path / "items.parquet")
+    data = load_dataset(
+        {"user": users, "item": [101, 102, 103, 101]},
+        item_table=tmp_path / "items.parquet",
+        attribute_columns=["brand"],
+        item_vectors=str(tmp_path / "items.parquet"),
+        missing_vectors="zero",
+    )
+    assert list(data.item_ids) == ["101", "102", "103"]
+    assert list(data.item_titles) == ["a", "b", ""]
+    assert list(data.attributes.names) == ["3.0", "1.5"]
+    assert data.item_vectors.tolist() == [[1.0], [2.0], [0.0]]
+    assert id_text(np.float32(7)) == "7"
 
 
 @pytest.mark.parametrize(

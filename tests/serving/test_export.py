@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +116,12 @@ def edit(folder, entries, seal=True):
     if seal:
         manifest["digest"] = digest_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_whole_numbers_that_come_as_floats_are_the_integers_that_they_are():
+    known = SimpleNamespace(_numbers={"101": 1, "7.0": 2})
+    texts = [Artefact._text(known, item) for item in (101.0, np.float32(101), 7.0, 1.5, "101.0", 8.0)]
+    assert texts == ["101", "101", "7.0", "1.5", "101.0", "8"]
 
 
 def test_refusals(recommender, artefact, served, tmp_path):

@@ -5,6 +5,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from jaxrec.data import load_dataset
 from jaxrec.errors import DataError
 from jaxrec.serving.explain import explain
 from jaxrec.serving.requests import RequestReader, relative_times, requests_of
@@ -34,6 +35,22 @@ def test_a_history_may_have_no_filter_beside_others_that_have_one():
     assert (second.removed.tolist(), second.allowed) == ([4, 5], None)
     with pytest.raises(DataError, match="exclude must hold ids of the catalogue, got 'None'"):
         RequestReader(DATASET, True, needs_times=False).read(requests_of(HISTORIES, exclude=[None, "i4"]))
+
+
+@pytest.mark.parametrize("column", [pd.Series, np.float32, list])
+def test_whole_numbers_that_come_as_floats_are_the_integers_that_they_are(column):
+    """pandas reads integers beside a missing value as floats, and each was an unknown item."""
+    data = load_dataset({"user": [1, 1, 2, 2], "item": [101, 102, 103, 101]})
+    reader = RequestReader(data, True, needs_times=False)
+    history, others = column([102.0, 101.0, 7.0, 101.5]), column([103.0])
+    (prepared,) = reader.read(requests_of([history], k=2, exclude=list(others)))
+    assert (prepared.known.tolist(), prepared.unknown) == ([2, 1], ["7", "101.5"])
+    assert prepared.removed.tolist() == [2, 1, 3]
+    with pytest.raises(DataError, match=r"got (np.float32\()?nan\)? as an item id"):
+        reader.read(requests_of([column([101.0, np.nan])], k=2))
+    as_written = load_dataset({"user": [1, 1], "item": ["101.0", "102.0"]})
+    (prepared,) = RequestReader(as_written, True, needs_times=False).read(requests_of([history], k=2))
+    assert (prepared.known.tolist(), prepared.unknown) == ([2, 1], ["7", "101.5"])
 
 
 @pytest.mark.parametrize("unit", ["D", "s", "ns"])

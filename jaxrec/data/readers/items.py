@@ -12,6 +12,7 @@ import polars as pl
 
 from jaxrec.data.catalogue import AttributeTable
 from jaxrec.data.readers.config import DataConfig
+from jaxrec.data.readers.log import whole_as_integers
 from jaxrec.data.readers.tables import (
     TextFormat,
     find_column,
@@ -211,7 +212,7 @@ def _text(frame: pl.DataFrame, column: str, role: str) -> list[str]:
             f"--data.{option} {column!r} is not in the item table: its columns are "
             f"{', '.join(map(repr, frame.columns))}"
         )
-    values = frame[column]
+    values = whole_as_integers(frame[column]) if role == "id" else frame[column]
     if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
         raise DataError(f"--data.{option} {column!r} has type {values.dtype}: expected text or numbers")
     with reading(f"--data.{option} {column!r}"):

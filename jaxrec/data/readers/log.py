@@ -154,6 +154,16 @@ def parse_ratings(values: pl.Series, column: str) -> np.ndarray:
     return numbers.fill_null(float("nan")).to_numpy()
 
 
+def whole_as_integers(values: pl.Series) -> pl.Series:
+    """Return the numbers of a column of floats as integers, null where one is missing, if all are whole; else the column."""
+    if not values.dtype.is_float():
+        return values
+    present = values.fill_nan(None)
+    whole = present.cast(pl.Int64, strict=False)
+    same = whole.null_count() == present.null_count() and bool((whole.cast(values.dtype) == present).all())
+    return whole if same else values
+
+
 def clean_ids(values: pl.Series, role: str, column: str) -> pl.Series:
     """Return ids as integers or text.
 
@@ -177,10 +187,9 @@ def clean_ids(values: pl.Series, role: str, column: str) -> pl.Series:
             f"row {int(missing[0]) + 1}: drop or repair these rows"
         )
     if dtype.is_float():
-        whole = values.cast(pl.Int64, strict=False)
-        if whole.null_count() or not bool((whole.cast(dtype) == values).all()):
+        values = whole_as_integers(values)
+        if values.dtype.is_float():
             raise DataError(f"{role} column {column!r} has fractional ids: give integers or text")
-        values = whole
     if values.dtype.is_integer() and values.dtype != pl.Int128:
         return values
     with reading(f"{role} column {column!r}"):

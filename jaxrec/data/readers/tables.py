@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from jaxrec.data.catalogue import id_text
 from jaxrec.errors import DataError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -268,7 +269,7 @@ def _text(name: str, value: Any) -> str:
         raise DataError(
             f"column {name!r} holds a {type(value).__name__}: expected one number or text per row"
         )
-    text = value.decode() if isinstance(value, bytes) else str(value)
+    text = value.decode() if isinstance(value, bytes) else id_text(value)
     text.encode()  # lone surrogates are no text
     return text
 

@@ -13,6 +13,7 @@ import polars as pl
 from jaxrec.data.catalogue import AttributeTable
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.readers.config import DataConfig
+from jaxrec.data.readers.log import whole_as_integers
 from jaxrec.data.readers.tables import find_column, reading
 from jaxrec.data.readers.times import as_text
 from jaxrec.errors import DataError
@@ -164,7 +165,7 @@ def _read_parquet(path: Path, config: DataConfig, option: str) -> tuple[list[str
     )
     assert id_column is not None  # required=True
     with reading(f"column {id_column!r} of {option}"):
-        ids = as_text(frame[id_column], id_column).to_list()
+        ids = as_text(whole_as_integers(frame[id_column]), id_column).to_list()
     lists = frame[column]
     lengths = (lists.list.len() if isinstance(frame.schema[column], pl.List) else lists.arr.len()).to_list()
     other = next((row for row, n in enumerate(lengths) if n is None or n != lengths[0]), None)
