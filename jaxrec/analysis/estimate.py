@@ -1,16 +1,18 @@
 """Memory and time of a training step before a run, from the compiler and from sizes alone: no data is read.
 
 Memory is what the compiler reports for the very program that training runs (`jax.stages.Compiled.memory_analysis`), plus
-the copy of the best parameters that a run holds beside it. Time is a rough lower bound: the matrix products of a step,
-counted in its program, at the rate that one large product reaches on this device; elementwise work, gathers and
-evaluation come on top.
+the copy of the best parameters that a run holds beside it; the process itself and evaluation come on top. Time is a rough
+lower bound: the matrix products of a step, counted in its program, at the rate that one large product reaches on this
+device; elementwise work, gathers and evaluation come on top.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -83,6 +85,8 @@ class Estimate:
       steps_per_epoch: about how many steps an epoch has; see `rows_per_epoch`.
       compile_seconds: time of compiling the program.
       device: name of the device.
+      process_bytes: most host memory that this process has held, which compiled the program and trained nothing; None where
+        the system does not say.
     """
 
     batch_size: int
@@ -99,10 +103,11 @@ class Estimate:
     steps_per_epoch: float
     compile_seconds: float
     device: str
+    process_bytes: int | None
 
     @property
     def total_bytes(self) -> int:
-        """Memory of a run while it trains."""
+        """Memory of the arrays of a run on the device while it trains; see `left_out`."""
         return (
             self.parameter_bytes
             + self.optimizer_bytes
@@ -127,9 +132,21 @@ class Estimate:
             "inputs of two chunks of steps": self.input_bytes,
             "log on the device": self.log_bytes,
             "activations, gradients, workspace": self.temporary_bytes,
-            "total": self.total_bytes,
+            "total of these arrays": self.total_bytes,
         }
         return ["memory", "MiB"], [[name, f"{size / 2**20:,.1f}"] for name, size in memory.items()]
+
+    def left_out(self) -> str:
+        """What a run takes beside `total_bytes`."""
+        own = ""
+        if self.process_bytes is not None:
+            size = f"{self.process_bytes / 2**20:,.0f} MiB"
+            own = f" (this one, which compiled the program and trained nothing, took {size} of the host's memory)"
+        return (
+            f"The total counts the arrays of training on the device alone. On top come the process itself{own}, the log as "
+            "the host reads it, and evaluation with its baselines, which scores the whole catalogue for some hundred users "
+            "at a time; on a CPU all of these share one memory."
+        )
 
     def sentence(self) -> str:
         """The lower bound on time, and what it leaves out."""
@@ -218,6 +235,7 @@ def estimate(
         steps_per_epoch=plan.steps_per_epoch,
         compile_seconds=round(compile_seconds, 2),
         device=str(jax.devices()[0].device_kind),
+        process_bytes=_peak_bytes(),
     )
 
 
@@ -283,6 +301,15 @@ def _next_size(
         # Close to the budget, one batch that does not fit ends the search.
         size = max(size, fits.batch_size + _tolerance(fits, unit))
     return int(min(max(size, low), high))
+
+
+def _peak_bytes() -> int | None:
+    """Most memory that this process has held, where Linux says so."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) << 10 if found else None
 
 
 def _bytes(tree: Any) -> int:

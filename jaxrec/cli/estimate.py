@@ -33,7 +33,10 @@ _OPTIONS = (
     CommandOption("preset", str, "sasrec", "starting configuration, as in jaxrec train"),
     *_SIZES,
     CommandOption(
-        "memory", float, 0.0, "budget in GiB: search the largest batch that fits; 0 = do not search"
+        "memory",
+        float,
+        0.0,
+        "budget in GiB of the arrays: search the largest batch that fits; 0 = do not search",
     ),
     JSON,
 )
@@ -62,7 +65,7 @@ def estimate(arguments: list[str]) -> int:
         text = f"largest batch found for {request.memory:g} GiB: {result.batch_size:,} rows fit{beyond}\n\n"
     else:
         result, too_large, text = estimate_training(config, sizes), None, ""
-    text += f"{to_markdown(*result.rows())}\n{result.sentence()}"
+    text += f"{to_markdown(*result.rows())}\n{result.left_out()}\n\n{result.sentence()}"
     emit({**result.to_dict(), "too_large_batch": too_large}, text, request.json)
     return 0
 

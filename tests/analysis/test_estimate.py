@@ -1,6 +1,8 @@
 """Estimates against the arrays and programs of real runs, and operations counted by hand."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +143,7 @@ def test_batches_that_are_tried_split_into_shares_and_parts(monkeypatch):
     def sizes(config, *_, **__):
         size = config.batches.batch_size
         tried.append(size)
-        return Estimate(size, 1, 1, 0, 0, 0, 0, 0, 1000 * size, 1.0, 1.0, 1.0, 0.0, "none")
+        return Estimate(size, 1, 1, 0, 0, 0, 0, 0, 1000 * size, 1.0, 1.0, 1.0, 0.0, "none", None)
 
     monkeypatch.setattr("jaxrec.analysis.estimate.estimate", sizes)
     config = small_config().updated(
@@ -161,7 +163,11 @@ def test_as_a_command(tmp_path):
     assert (result["seeds"], result["batch_size"]) == (2, 4)
     assert result["total_bytes"] > result["temporary_bytes"] > 0
     shown = jaxrec("estimate", *options, *sizes).out
-    assert "| total" in shown
+    assert "| total of these arrays" in shown
+    assert "On top come the process itself" in shown
+    held = int(re.search(r"took ([\d,]+) MiB of the host's memory", shown)[1].replace(",", ""))
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert 50 < held <= int(peak[1]) / 1024 + 1
     assert "This is rough" in shown
     small_dataset().save(tmp_path / "log")
     data = jaxrec("estimate", *options, "--data", tmp_path / "log", "--memory", 0.01, "--json").json
