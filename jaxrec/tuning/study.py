@@ -47,8 +47,8 @@ class StudyOptions:
 
     Attributes:
       budget: trials of the whole study, those of earlier calls and of other processes included.
-      pruner: "median" stops a trial whose best validation so far is below the median of the others at the same validation;
-        "none" trains all to their end.
+      pruner: "median" stops a trial whose best validation so far is below the median of the complete ones at the same
+        validation, but not that of the configuration itself; "none" trains all to their end.
       seed: of the draws; trial n draws the same whenever and wherever it begins, given the trials before it.
     """
 
@@ -300,12 +300,13 @@ class Study:
             for path in folder.iterdir():
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+        default = trial.params == default_point(self.config, self.space)
         reported = set(self._study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
         def follow(validation: Validation) -> None:
             if validation.number not in reported:
                 trial.report(float(np.mean(validation.scores)), validation.number)
-            if not validation.finished and trial.should_prune():
+            if not validation.finished and not default and trial.should_prune():
                 raise self._optuna.TrialPruned
 
         try:
@@ -329,7 +330,7 @@ class Study:
             self._fail(trial, str(error))
         except (ConfigError, DataError) as error:
             # What `_unusable` does not see: options against the data, the devices or other sections.
-            if begun or trial.params == default_point(self.config, self.space):
+            if begun or default:
                 raise
             return str(error)
         except jax.errors.JaxRuntimeError as error:

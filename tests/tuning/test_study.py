@@ -147,6 +147,25 @@ def test_trial_of_a_living_process_is_left_alone(tmp_path, trainer):
         assert [trial.state for trial in study.trials()] == ["complete"] * 3
 
 
+@pytest.mark.slow
+def test_defaults_that_lag_behind_other_processes_are_trained_to_their_end(tmp_path, trainer):
+    """Or the outcome could be worse than that of the defaults; alone they come first and lag behind nothing."""
+    space = {"optimizer.beta1": list(np.linspace(0.4, 0.6, 6))}
+    with opened(tmp_path / "a", space, 7) as study:
+        with contextlib.ExitStack() as stack:
+            study._take(stack)
+        other = tmp_path / "a/trials/000"
+        other.mkdir(parents=True)
+        with (other / LOCK).open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            study.run(progress=False)
+        study.run(progress=False)
+        states = [trial.state for trial in study.trials()]
+        assert study.trials()[0].default
+    assert states[0] == "complete"
+    assert len(states) == 7
+
+
 def test_trial_that_ends_while_its_lock_is_taken_is_left_alone(tmp_path, trainer, monkeypatch):
     """The list of trials is from before the other process recorded its end and let go of the lock."""
     with opened(tmp_path / "a", {"optimizer.beta1": "0.1:0.9"}, 2) as study:
