@@ -34,6 +34,7 @@ ESTIMATE = estimate.Estimate(
     steps_per_epoch=5.0,
     compile_seconds=1.0,
     device="cpu",
+    process_bytes=600 << 20,
 )
 
 
@@ -43,6 +44,8 @@ def test_an_estimate_in_rows_words_and_json():
     header, rows = ESTIMATE.rows()
     assert all(len(row) == len(header) for row in rows)
     assert ESTIMATE.sentence()
+    assert "trained nothing, took 600 MiB of the host's memory)" in ESTIMATE.left_out()
+    assert "MiB" not in dataclasses.replace(ESTIMATE, process_bytes=None).left_out()
     assert ESTIMATE.to_dict()["batch_size"] == 4
 
 
