@@ -60,7 +60,7 @@ def tables_of(options: Options) -> tuple[dict[str, Any], str]:
         comparison = compare(options.runs, out=out)
         return {**dataclasses.asdict(comparison), "limits": comparison.limits()}, comparison.to_markdown()
     study = stability(options.runs, out=out)
-    return study.to_dict(), "\n".join(to_markdown(*table) for table in study.tables())
+    return study.to_dict(), "\n".join([*(to_markdown(*table) for table in study.tables()), *study.notes()])
 
 
 def main(options: Options) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxrec.analysis.compare import seed_notes
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.significance import Effect, holm, paired_bootstrap
 from jaxrec.analysis.tables import mean_and_deviation, write_tables
@@ -429,6 +430,17 @@ class StabilityStudy:
         """Both tables, or the first alone for one run."""
         return [self.rows(), self.effect_rows()] if self.effects else [self.rows()]
 
+    def notes(self) -> list[str]:
+        """The test of the differences, and runs of one or few seeds; nothing for one run."""
+        if not self.effects:
+            return []
+        count = sum(len(effects) for effects in self.effects.values())
+        caption = (
+            "Intervals and p come from a paired bootstrap over users and seeds; p Holm corrects that p for all "
+            f"{count} comparisons."
+        )
+        return [caption, *seed_notes({run: len(results[0].overlap) for run, results in self.runs.items()})]
+
 
 def stability(
     runs: Sequence[str | Path],
@@ -477,5 +489,6 @@ def stability(
     effects = {name: compare_stability(measured[base], measured[name]) for name in others}
     study = StabilityStudy(measured, effects)
     if out is not None:
-        write_tables(out, "stability", study.tables(), {"stability.png": stability_figure(measured)})
+        figures = {"stability.png": stability_figure(measured)}
+        write_tables(out, "stability", study.tables(), figures, study.notes())
     return study

@@ -207,7 +207,8 @@ def stability(arguments: list[str]) -> int:
 
     data = _moved(options.runs, options.data)
     study = stability_of(options.runs, options.split, options.k, options.out or None, data)
-    emit(study.to_dict(), _tables(study.tables(), options.latex), options.json)
+    notes = [] if options.latex else study.notes()
+    emit(study.to_dict(), "\n".join([_tables(study.tables(), options.latex), *notes]), options.json)
     return 0
 
 

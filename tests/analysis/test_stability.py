@@ -193,6 +193,10 @@ def test_models_are_measured_and_compared():
     header, rows = study.effect_rows()
     assert len(rows) == 3
     assert header[-1] == "p Holm"
+    caption, few = study.notes()
+    assert "corrects that p for all 3 comparisons" in caption
+    assert few.startswith("Fewer than 5 seeds for a, b: ")
+    assert StabilityStudy({"a": moved}, {}).notes() == []
     assert "±" in study.rows()[1][0][2]
     with pytest.raises(ConfigError, match="must be measured under the same perturbations"):
         compare_stability(moved, still[:1])
