@@ -113,18 +113,19 @@ class RequestReader:
           ConfigError: ``k`` is no integer from 1 to the catalogue.
           DataError: a field is not of its form, timestamps are needed, or a filter has an unknown name.
         """
-        shared: dict[tuple[str, Any], np.ndarray] = {}
+        shared: dict[tuple[str, Any, bool], np.ndarray] = {}
 
-        def once(name: str, values: Any) -> np.ndarray:
-            key: tuple[str, Any] = (name, id(values))
+        def once(name: str, values: Any, others: bool = False) -> np.ndarray:
+            key: tuple[str, Any, bool] = (name, id(values), others)
             if name.endswith("attributes") and _is_list(values):
-                key = (name, tuple(map(str, values)))
+                key = (name, tuple(map(str, values)), others)
             if key not in shared:
-                shared[key] = (
-                    self._attribute_filter(name, values)
-                    if name.endswith("attributes")
-                    else self._id_filter(name, values)
-                )
+                if others:  # an iterator gives its values once
+                    shared[key] = self._others(once(name, values))
+                elif name.endswith("attributes"):
+                    shared[key] = self._attribute_filter(name, values)
+                else:
+                    shared[key] = self._id_filter(name, values)
             return shared[key]
 
         return [self._read(request, once) for request in requests]
@@ -160,9 +161,9 @@ class RequestReader:
             if values is not None
         ]
         if len(unwanted) > MANY_ITEMS:
-            filters.append(once("other_ids", request.exclude))
+            filters.append(once("exclude", request.exclude, others=True))
         if len(excluded) > MANY_ITEMS:
-            filters.append(once("other_attributes", attributes))
+            filters.append(once("exclude_attributes", attributes, others=True))
         allowed = None
         if filters:
             allowed = functools.reduce(np.intersect1d, filters)
@@ -208,8 +209,6 @@ class RequestReader:
         return np.flatnonzero(others).astype(np.int32)
 
     def _id_filter(self, name: str, ids: Any) -> np.ndarray:
-        if name == "other_ids":  # all items but these
-            return self._others(self._id_filter("exclude", ids))
         if not _is_collection(ids):
             raise DataError(f"{name} must be a list of item ids, or one such list per history, got {ids!r}")
         texts = [self.items.catalogue.text_of(item) for item in ids]
@@ -223,8 +222,6 @@ class RequestReader:
             raise DataError(
                 f"{name} must be a list of attributes, or one such list per history, got {values!r}"
             )
-        if name == "other_attributes":  # all items but those with one of these
-            return self._others(self._attribute_filter("exclude_attributes", values))
         names, table = [str(value) for value in values], self.items.attributes
         if names and table is None:
             raise DataError(

@@ -8,7 +8,7 @@ import pytest
 from jaxrec.data import load_dataset
 from jaxrec.errors import DataError
 from jaxrec.serving.explain import explain
-from jaxrec.serving.requests import RequestReader, relative_times, requests_of
+from jaxrec.serving.requests import Request, RequestReader, relative_times, requests_of
 from jaxrec.serving.runtime import ArtefactError, _check_times
 from tests.helpers import small_dataset
 
@@ -51,6 +51,17 @@ def test_whole_numbers_that_come_as_floats_are_the_integers_that_they_are(column
     as_written = load_dataset({"user": [1, 1], "item": ["101.0", "102.0"]})
     (prepared,) = RequestReader(as_written, True, needs_times=False).read(requests_of([history], k=2))
     assert (prepared.known.tolist(), prepared.unknown) == ([2, 1], ["7", "101.5"])
+
+
+@pytest.mark.parametrize("form", [list, set, iter])
+def test_a_wide_filter_may_be_an_iterator(form, monkeypatch):
+    """It was read a second time where it left out many items, and then left out none."""
+    monkeypatch.setattr("jaxrec.serving.requests.MANY_ITEMS", 1)
+    given = form(["i1", "i2", "i3"])
+    requests = [Request(["i5"], exclude=given), Request(["i4"], exclude=given)]
+    others = [number for number in range(1, DATASET.n_items + 1) if number not in (2, 3, 4)]
+    for prepared in RequestReader(DATASET, True, needs_times=False).read(requests):
+        assert prepared.allowed.tolist() == others
 
 
 @pytest.mark.parametrize("unit", ["D", "s", "ns"])
