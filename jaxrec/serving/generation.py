@@ -341,7 +341,7 @@ def _packed(
     places = (np.maximum(grown, 1) + token).astype(np.int32)
     order = np.argsort(-places, kind="stable")
     at_once = parallel.workers() * length * (1 if program.cached else program.beams)
-    n_rows = max(1, min(encoding.tokens_per_batch // at_once, most, len(chosen)))
+    n_rows = max(1, min(encoding.tokens_per_batch // at_once, most, rounded_up(len(chosen))))
     sequences = Sequences(chosen[order], places[order], chosen[order].astype(np.int32))
     plan = pack(sequences, length, max(1, min(MOST_PLACES, most // n_rows)))
     count = (plan.lengths > 0).sum(axis=1)

@@ -20,6 +20,7 @@ from jaxrec.evaluation.seen import SeenItems
 from jaxrec.models import GRU4RecConfig, SRGNNConfig, TransformerConfig
 from jaxrec.nn.spec import DataSpec
 from jaxrec.serving.generation import GenerationConfig, cache_obstacle, generate
+from jaxrec.serving.rollout import Steps
 from jaxrec.training.feed import RelativeSeconds
 from tests.attention.variants import QUICK
 from tests.models.cases import batch_of, random_parameters
@@ -202,6 +203,25 @@ def test_many_batches_answer_as_one_does(method):
     parts = generate(dataclasses.replace(model, encoding=few), many, 3, config)
     np.testing.assert_array_equal(parts.items, whole.items)
     np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "from the end"])
+def test_calls_of_many_sizes_share_few_programs(name, monkeypatch):
+    """Rows were as many as the histories of a call: each call of another size compiled a program of its own."""
+    programs = set()
+
+    def record(program, params, prompts, scoring):
+        programs.add((program, str(jax.tree.map(np.shape, prompts))))
+        zeros = np.zeros((*prompts.lengths.shape, program.beams, program.steps), np.float32)
+        return Steps(zeros.astype(np.int32), zeros, zeros, zeros)
+
+    monkeypatch.setattr("jaxrec.serving.generation.roll_out", record)
+    drawn = np.random.default_rng(0)
+    for count in range(1, 65):
+        stops = np.cumsum(drawn.integers(0, 2 * L, count))
+        log = drawn.integers(1, V + 1, max(1, stops[-1])).astype(np.int32)
+        generate(ranker(name), Histories(log, np.append(0, stops[:-1]), stops), G)
+    assert len(programs) <= 32, "sizes are powers of two: 64 sizes of calls, and several programs for some"
 
 
 def test_times_that_stay_in_their_file_are_read_where_asked():
