@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy import sparse
 
 from jaxrec.config import RunConfig, save_config
 from jaxrec.data.catalogue import AttributeTable, StringArray
@@ -201,19 +202,19 @@ def _neighbours(
     if by == "vectors":
         if not data.item_vectors:
             raise DataError("--by vectors needs --data.item-vectors FILE with vectors of known and new items")
-        table = vectors_of([*old.item_ids, *new.ids], None, data)
+        units = unit_rows(vectors_of([*old.item_ids, *new.ids], None, data))
     else:
         if attributes is None or not new.attributes:
             raise DataError(
                 "there is nothing to make the rows of new items of: give a column 'similar' in --items, or "
                 "--data.attribute-columns where the run's catalogue has attributes, or --data.item-vectors FILE"
             )
-        table = attribute_vectors(attributes)
-    units = unit_rows(table)
+        units = _unit_attributes(attributes)
+    known = units[: old.n_items]
     chosen = []
     for row in range(len(new.ids)):
         # Rounded, so that equally close items are taken in their order.
-        closeness = np.round(units[: old.n_items] @ units[old.n_items + row], 6)
+        closeness = np.round(known @ _dense(units[old.n_items + row]), 6)
         if closeness.max() <= 0:
             raise DataError(
                 f"item {new.ids[row]!r} of --items shares nothing with any known item, by {by}: name similar items in a "
@@ -222,6 +223,20 @@ def _neighbours(
         best = np.argsort(-closeness, kind="stable")[:count]
         chosen.append(best[closeness[best] > 0] + 1)
     return by, chosen
+
+
+def _unit_attributes(attributes: AttributeTable) -> sparse.csr_array:
+    """float64[V, A], 1 where an item has an attribute, in rows of length 1; most items have few of many attributes."""
+    offsets = np.asarray(attributes.offsets[1:], np.int64)
+    columns = np.asarray(attributes.values, np.int64) - 1
+    shape = (len(offsets) - 1, attributes.n_attributes)
+    table = sparse.csr_array((np.ones(len(columns)), columns, offsets), shape=shape)
+    lengths = np.sqrt(np.maximum(np.diff(offsets), 1))
+    return sparse.csr_array(table.multiply(1 / lengths[:, None]))
+
+
+def _dense(row: np.ndarray | sparse.csr_array) -> np.ndarray:
+    return row if isinstance(row, np.ndarray) else row.toarray().ravel()
 
 
 def _named(old: SequenceDataset, new: NewItems, row: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import jaxrec
 from jaxrec import extend
 from jaxrec.cli.main import main
 from jaxrec.data import DataConfig, load_dataset
-from jaxrec.data.readers.items import read_new_items
+from jaxrec.data.readers.items import NewItems, read_new_items
 from jaxrec.errors import CheckpointError, DataError, RunExistsError
 from jaxrec.extend import extend_run
 from jaxrec.presets import named_config
@@ -133,6 +134,24 @@ def test_rows_follow_named_and_close_items(run, grown, tmp_path):
     named = pl.DataFrame({"item_id": ["n"], "similar": ["i3|i5"]})
     extension = extend_run(run, named, tmp_path / "named")
     assert (extension.by, extension.neighbours) == ("similar", {"n": ["i3", "i5"]})
+
+
+def test_close_items_by_attributes_take_memory_for_those_that_they_have():
+    """A table of all items and all attributes, as of brands or tags, was made three times over."""
+    count = 1000
+    tags = {f"i{i}": [f"tag-{i}-{j}" for j in range(10)] for i in range(count)}
+    log = {"user_id": ["u"] * count, "item_id": list(tags), "timestamp": np.arange(count)}
+    old = load_dataset(log, item_attributes=tags)
+    new = NewItems(["n"], None, [["tag-7-0", "tag-9-3", "unheard of", "tag-9-4"]], None)
+    attributes = extend._grown_attributes(old.attributes, new)
+    tracemalloc.start()
+    try:
+        by, (close,) = extend._neighbours(old, new, attributes, "auto", 4, DataConfig())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (by, old.catalogue.original_ids(close)) == ("attributes", ["i9", "i7"])
+    assert peak < 8 << 20, "the table has 40 MB"
 
 
 @pytest.mark.parametrize(
