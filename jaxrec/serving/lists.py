@@ -144,8 +144,11 @@ class Lists:
           allowed: int32[a], the only candidates of each history, or None for all.
         """
         groups: dict[bytes | None, list[int]] = {}
+        names: dict[int, bytes | None] = {id(None): None}
         for row, items in enumerate(allowed):
-            groups.setdefault(None if items is None else np.asarray(items).tobytes(), []).append(row)
+            if id(items) not in names:  # histories that share an array would copy it once for each
+                names[id(items)] = np.asarray(items).tobytes()
+            groups.setdefault(names[id(items)], []).append(row)
         best = TopK(
             np.full((len(histories), k), -np.inf, np.float32), np.zeros((len(histories), k), np.int32)
         )

@@ -128,9 +128,16 @@ class RequestReader:
                     shared[key] = self._id_filter(name, values)
             return shared[key]
 
-        return [self._read(request, once) for request in requests]
+        def common(filters: Sequence[np.ndarray]) -> np.ndarray:
+            """Items in all of the filters: one array for all requests that share these."""
+            key = ("common", tuple(map(id, filters)), False)
+            if key not in shared:
+                shared[key] = functools.reduce(np.intersect1d, filters)
+            return shared[key]
 
-    def _read(self, request: Request, once: Any) -> Prepared:
+        return [self._read(request, once, common) for request in requests]
+
+    def _read(self, request: Request, once: Any, common: Any) -> Prepared:
         names = [self.items.catalogue.text_of(item) for item in item_list(request.history)]
         seconds = request.timestamps
         if seconds is None and self.needs_times:
@@ -164,9 +171,7 @@ class RequestReader:
             filters.append(once("exclude", request.exclude, others=True))
         if len(excluded) > MANY_ITEMS:
             filters.append(once("exclude_attributes", attributes, others=True))
-        allowed = None
-        if filters:
-            allowed = functools.reduce(np.intersect1d, filters)
+        allowed = common(filters) if filters else None
         times = None if seconds is None else relative_times(seconds, numbers > 0)
         if not self.needs_times:
             times = None

@@ -1,11 +1,14 @@
 """Forms in which callers give requests: columns of tables, None for some histories, dates, histories without items."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 
 from jaxrec.data import load_dataset
+from jaxrec.data.catalogue import AttributeTable
 from jaxrec.errors import DataError
 from jaxrec.serving.explain import explain
 from jaxrec.serving.requests import Request, RequestReader, relative_times, requests_of
@@ -62,6 +65,17 @@ def test_a_wide_filter_may_be_an_iterator(form, monkeypatch):
     others = [number for number in range(1, DATASET.n_items + 1) if number not in (2, 3, 4)]
     for prepared in RequestReader(DATASET, True, needs_times=False).read(requests):
         assert prepared.allowed.tolist() == others
+
+
+def test_requests_with_equal_filters_share_their_candidates():
+    """Beside a second filter each request had a list of its own: memory for all requests and all items."""
+    requests = requests_of(HISTORIES * 2, allow=["i1", "i2", "i3"], exclude=["i9"])
+    mixed = [Request(request.history, allow=request.allow, allow_attributes=["odd"]) for request in requests]
+    attributes = AttributeTable.from_lists([["odd"] if i % 2 else [] for i in range(DATASET.n_items)])
+    items = dataclasses.replace(DATASET, attributes=attributes)
+    prepared = RequestReader(items, True, needs_times=False).read(mixed)
+    assert prepared[0].allowed.tolist() == [2, 4]
+    assert all(each.allowed is prepared[0].allowed for each in prepared)
 
 
 @pytest.mark.parametrize("unit", ["D", "s", "ns"])
