@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,17 @@ from jaxrec.runs import ITEM_COUNTS, Run
 from jaxrec.serving.generation import GREEDY, GenerationConfig, generate
 from jaxrec.serving.lists import Lists
 from jaxrec.serving.requests import (
-    MANY_ITEMS,
+    MOST_REMOVED,
     Prepared,
     Request,
     RequestReader,
+    is_wide,
     one_per_history,
     requests_of,
 )
 from jaxrec.serving.sequences import GeneratedSequence, sequence_of
 from jaxrec.training.run_directory import CATALOGUE
 from jaxrec.training.state import Params
-
-#: Entries of removed items in one call; requests with a list of allowed items may remove all others.
-MOST_REMOVED = 1 << 23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +211,10 @@ class Recommender:
         """Answer requests that `prepare` checked."""
         if not prepared:
             return []
-        few = sum(request.allowed is not None and not self._many(request) for request in prepared)
+        wide = self._wide(prepared)
+        few = sum(
+            request.allowed is not None and not many for request, many in zip(prepared, wide, strict=True)
+        )
         if len(prepared) > 1 and few * self.items.n_items > MOST_REMOVED:
             half = len(prepared) // 2
             return [*self.answer_prepared(prepared[:half]), *self.answer_prepared(prepared[half:])]
@@ -258,13 +260,22 @@ class Recommender:
 
     def filters(self, prepared: Sequence[Prepared]) -> tuple[SeenItems, list[np.ndarray | None]]:
         """Items that are no candidates of each request and, where those would be many, all its candidates instead."""
-        allowed = [request.allowed if self._many(request) else None for request in prepared]
-        rest = [request._replace(allowed=None) if self._many(request) else request for request in prepared]
+        wide = self._wide(prepared)
+        allowed = [request.allowed if many else None for request, many in zip(prepared, wide, strict=True)]
+        rest = [
+            request._replace(allowed=None) if many else request
+            for request, many in zip(prepared, wide, strict=True)
+        ]
         return self.removed(rest), allowed
 
-    def _many(self, request: Prepared) -> bool:
-        """Whether the allowed items of a request leave out many."""
-        return request.allowed is not None and len(request.allowed) + MANY_ITEMS < self.items.n_items
+    def _wide(self, prepared: Sequence[Prepared]) -> list[bool]:
+        """Whether the allowed items of each request leave out many, for it alone or for all that share them."""
+        uses = Counter(id(request.allowed) for request in prepared)
+        return [
+            request.allowed is not None
+            and is_wide(self.items.n_items - len(request.allowed), uses[id(request.allowed)])
+            for request in prepared
+        ]
 
     def _answer(
         self,

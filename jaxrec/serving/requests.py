@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,15 @@ class Prepared(NamedTuple):
 
 #: More items than these are not removed from lists one by one.
 MANY_ITEMS = 1 << 14
+#: Entries of removed items in one call: a filter that many requests share has no more of them in all, and requests with a
+#: list of allowed items may remove all others.
+MOST_REMOVED = 1 << 23
+
+
+def is_wide(left_out: int, requests: int) -> bool:
+    """Whether the items that a filter of so many requests leaves out are too many to remove them one by one."""
+    return left_out > MANY_ITEMS or left_out * requests > MOST_REMOVED
+
 
 #: An escape of half a character, which JSON allows and no text holds.
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -135,9 +145,12 @@ class RequestReader:
                 shared[key] = functools.reduce(np.intersect1d, filters)
             return shared[key]
 
-        return [self._read(request, once, common) for request in requests]
+        uses = Counter(
+            id(filter_) for request in requests for filter_ in (request.exclude, request.exclude_attributes)
+        )
+        return [self._read(request, once, common, uses) for request in requests]
 
-    def _read(self, request: Request, once: Any, common: Any) -> Prepared:
+    def _read(self, request: Request, once: Any, common: Any, uses: Mapping[int, int]) -> Prepared:
         names = [self.items.catalogue.text_of(item) for item in item_list(request.history)]
         seconds = request.timestamps
         if seconds is None and self.needs_times:
@@ -161,15 +174,17 @@ class RequestReader:
         if _is_collection(attributes):
             attributes = list(attributes)
         excluded = once("exclude_attributes", attributes)
-        removed += [items for items in (unwanted, excluded) if len(items) <= MANY_ITEMS]
+        wide_ids = is_wide(len(unwanted), uses[id(request.exclude)])
+        wide_attributes = is_wide(len(excluded), uses[id(request.exclude_attributes)])
+        removed += [items for items, wide in ((unwanted, wide_ids), (excluded, wide_attributes)) if not wide]
         filters = [
             once(name, values)
             for name, values in (("allow", request.allow), ("allow_attributes", request.allow_attributes))
             if values is not None
         ]
-        if len(unwanted) > MANY_ITEMS:
+        if wide_ids:
             filters.append(once("exclude", request.exclude, others=True))
-        if len(excluded) > MANY_ITEMS:
+        if wide_attributes:
             filters.append(once("exclude_attributes", attributes, others=True))
         allowed = common(filters) if filters else None
         times = None if seconds is None else relative_times(seconds, numbers > 0)

@@ -16,10 +16,9 @@ from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.reporting.results import format_metrics
 from jaxrec.runs import CATALOGUE, ITEM_COUNTS
 from jaxrec.serving import Recommender, generation
-from jaxrec.serving import recommender as recommender_module
 from jaxrec.serving import requests as requests_module
 from jaxrec.serving.recommender import save_catalogue
-from jaxrec.serving.requests import Request, RequestReader
+from jaxrec.serving.requests import Request, RequestReader, requests_of
 from tests.helpers import small_config, small_dataset
 from tests.runs import jaxrec as command
 
@@ -218,12 +217,11 @@ def test_arguments_of_the_wrong_form_are_one_clear_error(loaded, arguments, kind
 @pytest.fixture(params=[1 << 14, 3])
 def many_items(request, monkeypatch):
     """Filters that leave out more items than this become part of the table."""
-    for module in (recommender_module, requests_module):
-        monkeypatch.setattr(module, "MANY_ITEMS", request.param)
+    monkeypatch.setattr(requests_module, "MANY_ITEMS", request.param)
     return request.param
 
 
-def test_filters_per_request_equal_brute_force(run, many_items):
+def test_filters_per_request_equal_brute_force(run, many_items, monkeypatch):
     """Every combination against the whole list of scores with the filtered items struck out by hand."""
     recommender = Recommender.load(run.workdir)
     histories = [["i1", "i3"], ["i7"], ["i2", "i5"], []]
@@ -249,6 +247,15 @@ def test_filters_per_request_equal_brute_force(run, many_items):
     assert all(set(answer.items) <= {"i6", "i10"} for answer in everywhere)
     removed, _ = recommender.filters(recommender.prepare([Request(["i1"], allow=["i4"])] * 50))
     assert len(removed.items) == 50 * (1 if many_items == 3 else 39), "what is not allowed takes no memory"
+    monkeypatch.setattr(requests_module, "MOST_REMOVED", 3)
+    for row, answer in enumerate(
+        recommender.recommend(histories, 40, exclude=["i4", "i30"], remove_seen=False)
+    ):
+        assert answer.items == [item for item in whole[row].items if item not in ("i4", "i30")]
+    for allow in (None, {f"i{i}" for i in range(38)}):
+        shared = requests_of(histories, k=40, exclude=["i4", "i30"], remove_seen=False, allow=allow)
+        removed, allowed = recommender.filters(recommender.prepare(shared))
+        assert (len(removed.items), len({id(each) for each in allowed})) == (0, 1), "what many leave out, too"
 
 
 def with_attributes(dataset):
