@@ -155,13 +155,11 @@ def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndar
     """
     if not 0.0 < p < 1.0:
         raise ConfigError(f"p must be between 0 and 1, got {p}")
-    length = a.shape[1]
-    same = (a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None]
-    place = np.arange(length)
-    later = np.maximum(place[:, None], place[None, :])
-    overlap = np.stack([(same & (later == d)[None]).sum(axis=(1, 2)) for d in range(length)], axis=1).cumsum(
-        axis=1
-    )
+    count, length = a.shape
+    row, one, other = np.nonzero((a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None])
+    # A shared item counts from the later of its two places on.
+    shared = np.bincount(row * length + np.maximum(one, other), minlength=count * length)
+    overlap = shared.reshape(count, length).cumsum(axis=1)
     depth = np.arange(1, length + 1)
     agreement = overlap / depth
     # Beyond both lists it stays as it is, which gives the value of the shorter K.
