@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxrec.analysis.tables import to_markdown
+from jaxrec.analysis.tables import summary_cell, to_markdown
 from jaxrec.reporting.results import hardware, versions
 
 #: Folder of the records, relative to the root of the repository.
@@ -165,10 +165,7 @@ def main(options: Options) -> None:
         [baseline, *(f"{values[name]:.4f}" for name in names)]
         for baseline, values in results["baselines"].items()
     ]
-    measured = [
-        f"{value['mean']:.4f}" + (f" ± {value['sd']:.4f}" if value["sd"] is not None else "")
-        for value in map(results["metrics"].get, names)
-    ]
+    measured = [summary_cell(results["metrics"][name]) for name in names]
     rows.append([f"{results['config']['encoder']['name']}, {len(results['seeds'])} seed(s)", *measured])
     timing, training = results["timing"], results["training"]
     write_record(

@@ -36,6 +36,12 @@ def mean_and_deviation(values: Sequence[float] | np.ndarray, digits: int = 4) ->
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
 
+def summary_cell(summary: Mapping[str, Any], digits: int = 4) -> str:
+    """Mean ± standard deviation of an entry of `jaxrec.evaluation.metrics.over_seeds`; the mean alone for one seed."""
+    spread = "" if summary["sd"] is None else f" ± {summary['sd']:.{digits}f}"
+    return f"{summary['mean']:.{digits}f}{spread}"
+
+
 def cell(value: Any, digits: int = 4) -> str:
     """Text of one cell: numbers with fixed digits, whole numbers and text as they are, "-" for None and NaN."""
     if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):

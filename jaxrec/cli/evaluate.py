@@ -92,7 +92,7 @@ def evaluate(arguments: list[str]) -> int:
 
     from jaxrec.analysis.checks import Checks
     from jaxrec.analysis.generation import generation_figure, generation_quality
-    from jaxrec.analysis.tables import to_markdown, write_tables
+    from jaxrec.analysis.tables import summary_cell, to_markdown, write_tables
     from jaxrec.api import evaluate
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.data import load_dataset
@@ -142,8 +142,7 @@ def evaluate(arguments: list[str]) -> int:
         return 0
     message = f"{options.split}\n{format_metrics(result)}"
     for name, value in result.get("beyond_accuracy", {}).items():
-        spread = "" if value["sd"] is None else f" ± {value['sd']:.4f}"
-        message += f"\n{name}: {value['mean']:.4f}{spread}"
+        message += f"\n{name}: {summary_cell(value)}"
     message += f"\n\n{tables}" if tables else ""
     if quality is not None:
         result["generation"] = quality.to_dict()

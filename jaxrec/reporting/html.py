@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.groups import group_figures
+from jaxrec.analysis.tables import summary_cell
 from jaxrec.config import NAMED_SECTIONS, RunConfig, from_dict
 from jaxrec.files import write_atomically
 from jaxrec.reporting.advice import next_steps
@@ -117,6 +118,7 @@ def write_page(
         results=results,
         label=model_label(results["config"]),
         metrics=list(results["metrics"]),
+        spread=summary_cell,
         figures=pictures,
         examples=list(examples),
         steps=next_steps(results, directory, titles),

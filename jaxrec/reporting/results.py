@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxrec.analysis.compare import training_facts
+from jaxrec.analysis.tables import summary_cell
 from jaxrec.config import to_dict
 from jaxrec.data.usage import data_usage
 from jaxrec.evaluation.baselines import evaluate_baselines
@@ -186,7 +187,7 @@ def format_metrics(results: dict[str, Any]) -> str:
     rows = [("", *names)]
     for baseline, metrics in results["baselines"].items():
         rows.append((baseline, *(f"{metrics[name]:.4f}" for name in names)))
-    rows.append((model_label(results["config"]), *(_mean_sd(results["metrics"][name]) for name in names)))
+    rows.append((model_label(results["config"]), *(summary_cell(results["metrics"][name]) for name in names)))
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -216,7 +217,3 @@ def _repeat_note(results: dict[str, Any]) -> list[str]:
         f"{repeats:,} of {targets:,} targets ({repeats / targets:.1%}) are in the history of their own case: seen items "
         "are removed, so they count as missed"
     ]
-
-
-def _mean_sd(value: dict[str, Any]) -> str:
-    return f"{value['mean']:.4f}" + (f" ± {value['sd']:.4f}" if value["sd"] is not None else "")
