@@ -451,6 +451,7 @@ def _temporal(
     starts: np.ndarray, stops: np.ndarray, begins: Sequence[np.ndarray], config: SplitConfig
 ) -> _Parts:
     valid_begin, test_begin, end = begins
+    end = np.maximum(end, test_begin)  # a period that ends before it begins is empty
     users = np.arange(len(starts))
     if config.holdout_users:
         held_out = test_begin < end

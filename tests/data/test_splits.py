@@ -510,6 +510,10 @@ def test_options_are_json(random_dataset):
             {"strategy": "temporal", "valid_time": 5, "test_time": 99},
             "has no test case: expected users with an interaction before",
         ),
+        (
+            {"strategy": "temporal", "target": "successive", "valid_time": 5, "end_time": 8},
+            "has no test case: expected users with an interaction before",
+        ),
     ],
 )
 def test_a_split_without_cases_is_refused_before_training(options, message):
