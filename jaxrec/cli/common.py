@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import json
 import math
@@ -91,5 +92,21 @@ def parse(form: Any, arguments: list[str], command: str, default: Any = None) ->
         if refused and "Value error" in text:
             option, message = refused.group(1), " ".join(refused.group(2).replace("\u2502", " ").split())
             raise ConfigError(f"{option}: {message}" if option.startswith("--") else message) from None
+        if "Missing value for argument" in text and (unknown := _unknown_option(form, arguments)):
+            # The parser takes what follows such an option for its values, and then lacks the command's own argument.
+            text = f"jaxrec: unknown option {unknown}: `jaxrec {command} --help` lists the options\n"
         sys.stderr.write(text)
         raise
+
+
+def _unknown_option(form: Any, arguments: list[str]) -> str:
+    """The first option among ``arguments`` that a command does not have, with the closest that it has, or nothing."""
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        tyro.cli(form, args=["--help"], config=(tyro.conf.AvoidSubcommands,))
+    known = set(re.findall(r"--[a-z][\w.-]*", page.getvalue()))
+    given = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    unknown = next((name for name in given if name.replace("_", "-") not in known), "")
+    by_end = {name.rpartition(".")[2].removeprefix("--"): name for name in sorted(known, reverse=True)}
+    close = difflib.get_close_matches(unknown.removeprefix("--"), by_end, 1)
+    return f"{unknown} (did you mean {by_end[close[0]]}?)" if close else unknown

@@ -13,6 +13,7 @@ from jaxrec.data.splits import SplitConfig
 from jaxrec.data.transposed import LAST
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.files import as_word
+from jaxrec.options import option_name
 
 if TYPE_CHECKING:
     from jaxrec.data.dataset import SequenceDataset
@@ -74,6 +75,16 @@ def audit(arguments: list[str]) -> int:
     options = parse(Audit, _with_section(arguments), "audit")
     if options.text and not options.statistics:
         raise ConfigError("--text is a text for --statistics: expected both, got --text alone")
+    rules = [
+        name
+        for name in ("min_support", "min_confidence", "shuffles")
+        if getattr(options, name) != getattr(Audit, name)
+    ]
+    if rules and not options.sequential:
+        given = ", ".join(option_name("", name) for name in rules)
+        raise ConfigError(
+            f"{given}: options of the rules that --sequential counts; expected both, got no --sequential"
+        )
 
     from jaxrec.data import audit, load_dataset, sequentiality, split_dataset
 

@@ -166,6 +166,32 @@ def test_an_error_that_cannot_be_printed_is_still_a_status(monkeypatch, tmp_path
     assert main(["no-such-command"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["audit", "--filtr", "k-core", "log.csv"], "--filtr (did you mean --data.filter?)"),
+        (
+            ["audit", "--filter", "k-core", "--split.strategi=temporal", "a.csv"],
+            "--split.strategi (did you mean --split.strategy?)",
+        ),
+        (["recommend", "--histroy", "i1", "run"], "--histroy (did you mean --history?)"),
+        (["similar", "--quite-another", "run", "i1"], "--quite-another"),
+    ],
+)
+def test_an_unknown_option_before_the_commands_argument_is_named(arguments, told, capsys):
+    """The argument was called missing, since the option before it had taken it."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    expected = f"jaxrec: unknown option {told}: `jaxrec {arguments[0]} --help` lists the options\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_an_argument_that_is_missing_is_called_so(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["audit", "--filter", "k-core"])
+    assert "Missing from jaxrec audit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["prepare", "transpose"])
 def test_an_occupied_directory_is_refused_before_the_log_is_read(tmp_path, command):
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")

@@ -286,6 +286,8 @@ class TestCommands:
         wrong = jaxrec("audit", tmp_path / "log.csv", "--sequential", "--min-support", "0")
         assert (wrong.status, wrong.err.count("\n")) == (1, 1)
         assert "--min-support must be at least 1" in wrong.err
+        idle = jaxrec("audit", tmp_path / "log.csv", "--min-support", "9", "--shuffles", "1")
+        assert "--min-support, --shuffles: options of the rules that --sequential counts" in idle.err
 
 
 def test_a_file_in_place_of_a_dataset_is_named():
