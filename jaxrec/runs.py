@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxrec.data.dataset import SequenceDataset, check_dataset, open_dataset
+from jaxrec.data.readers.config import DataConfig
+from jaxrec.data.readers.load import load_dataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.evaluate import Evaluation
@@ -30,6 +32,27 @@ from jaxrec.training.state_sharding import ParameterSharding
 
 #: Beside the catalogue: training interactions of each item.
 ITEM_COUNTS = "item_counts.npy"
+
+
+def stored_dataset(run: Path, config: DataConfig) -> SequenceDataset:
+    """Load the dataset of a run from where its configuration says.
+
+    Args:
+      run: its directory, for messages.
+      config: its options of data.
+
+    Raises:
+      DataError: the data are not there, or cannot be read.
+    """
+    try:
+        return load_dataset(config)
+    except DataError as error:
+        if not str(error).startswith("no file"):
+            raise
+        raise DataError(
+            f"no file {config.source!r}, from which run {run} was trained: if it has moved, give its new place (--data, in "
+            "Python dataset=); a relative path counts from the current folder"
+        ) from None
 
 
 class Run:
@@ -144,8 +167,10 @@ class Run:
 
         Raises:
           CheckpointError: the dataset is another.
+          DataError: it is not where the configuration says.
         """
-        setup = prepare_model(dataclasses.replace(self.config, mesh=self._mesh), self._dataset)
+        dataset = stored_dataset(self.path, self.config.data) if self._dataset is None else self._dataset
+        setup = prepare_model(dataclasses.replace(self.config, mesh=self._mesh), dataset)
         if self._record:
             check_fingerprint(self._record, setup.dataset.fingerprint)
         return setup

@@ -86,6 +86,20 @@ def test_a_run_says_what_it_is(trained):
         _ = jaxrec.api.FittedRun(trained.results, trained.fit, None).run
 
 
+def test_data_that_moved_are_told_from_an_option_that_is_wrong(tmp_path, monkeypatch):
+    shutil.copytree(OLD, tmp_path / "old")
+    told = "from which run .*run was trained: if it has moved, give its new place \\(--data, in Python dataset=\\)"
+    run = tmp_path / "old" / "run"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=told):
+        _ = Run(run).dataset
+    absent = command("evaluate", run)
+    assert (absent.status, "from which run" in absent.err) == (1, True)
+    wrong = command("evaluate", run, "--data", "nowhere.csv")
+    assert "no file 'nowhere.csv': give an existing file" in wrong.err
+    assert "was trained" not in wrong.err
+
+
 def test_evaluation_builds_nothing_for_training(copy, monkeypatch):
     """No optimiser, no row stream, no training state."""
     from jaxrec.optim import OptimizerConfig
@@ -105,9 +119,11 @@ def test_evaluation_builds_nothing_for_training(copy, monkeypatch):
 
 
 def test_recommending_loads_no_interactions(copy, monkeypatch):
+    from jaxrec import runs
     from jaxrec.training import setup
 
-    monkeypatch.setattr(setup, "load_dataset", lambda *_: pytest.fail("the dataset was loaded"))
+    for module in (runs, setup):
+        monkeypatch.setattr(module, "load_dataset", lambda *_: pytest.fail("the dataset was loaded"))
     assert Recommender.load(copy).recommend([["i1"]], k=3)
     with pytest.raises(pytest.fail.Exception, match="was loaded"):
         Run(copy).dataset  # noqa: B018

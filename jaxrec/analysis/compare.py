@@ -24,12 +24,11 @@ from jaxrec.analysis.tables import mean_and_deviation, new_directory, to_latex, 
 from jaxrec.attention import POSITIONS
 from jaxrec.config import to_dict
 from jaxrec.data.dataset import SequenceDataset
-from jaxrec.data.readers.load import load_dataset
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import DataError
 from jaxrec.evaluation.evaluate import Evaluation
 from jaxrec.files import write_atomically
-from jaxrec.runs import Run, run_names
+from jaxrec.runs import Run, run_names, stored_dataset
 
 #: Metadata that must agree for numbers to be comparable, and its name in messages.
 _MUST_AGREE = {"fingerprint": "dataset fingerprint", "split": "split", "part": "part of the split"}
@@ -455,7 +454,7 @@ def compare(
     comparison = dataclasses.replace(comparison, warnings=setting_warnings(facts))
     if out is not None:
         config = opened[0].config
-        dataset = load_dataset(config.data) if dataset is None else dataset
+        dataset = stored_dataset(opened[0].path, config.data) if dataset is None else dataset
         fingerprint = ranks[0].meta["fingerprint"]
         if dataset.fingerprint != fingerprint:
             raise DataError(

@@ -98,7 +98,7 @@ def evaluate(arguments: list[str]) -> int:
     from jaxrec.data import load_dataset
     from jaxrec.evaluation.metrics import parse_metric
     from jaxrec.reporting.results import format_metrics
-    from jaxrec.runs import Run
+    from jaxrec.runs import Run, stored_dataset
 
     enable_compilation_cache()
     if options.steps < 0:
@@ -119,9 +119,10 @@ def evaluate(arguments: list[str]) -> int:
         )
     config = stored_config(Path(options.run))
     if options.data:
-        config = dataclasses.replace(config, data=config.data.moved(options.data))
+        dataset = load_dataset(config.data.moved(options.data))
+    else:
+        dataset = stored_dataset(Path(options.run), config.data)
     checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric, options.personal)
-    dataset = load_dataset(config.data)
     quality = None
     if options.steps:
         quality = generation_quality(
