@@ -75,13 +75,13 @@ def audit(arguments: list[str]) -> int:
     options = parse(Audit, _with_section(arguments), "audit")
     if options.text and not options.statistics:
         raise ConfigError("--text is a text for --statistics: expected both, got --text alone")
-    rules = [
+    idle = [
         name
         for name in ("min_support", "min_confidence", "shuffles")
         if getattr(options, name) != getattr(Audit, name)
     ]
-    if rules and not options.sequential:
-        given = ", ".join(option_name("", name) for name in rules)
+    if idle and not options.sequential:
+        given = ", ".join(option_name("", name) for name in idle)
         raise ConfigError(
             f"{given}: options of the rules that --sequential counts; expected both, got no --sequential"
         )
