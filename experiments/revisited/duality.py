@@ -166,7 +166,7 @@ def record(
             "values": comparison.values,
             "differences": [dataclasses.asdict(each) for each in comparison.differences],
             "by_popularity": {
-                each.name: [group._asdict() for group in groups]
+                each.name: [group.to_dict() for group in groups]
                 for each, groups in zip(ranks, by_popularity(ranks, plain), strict=True)
             },
         },
@@ -179,7 +179,7 @@ def record(
             to_markdown(*results),
             to_markdown(*differences),
             "p Holm corrects p (users and seeds) for all comparisons of both metrics together. Detectable: the smallest "
-            "difference that these users show in four of five cases at the 5 % level.",
+            "difference that these users and seeds show in four of five cases at the 5 % level.",
             f"Weights of the next-user model that validation chose for each seed. {'; '.join(weights)}.",
             curve,
             f"Sequences of users, at most {options.last} each:",

@@ -26,7 +26,7 @@ class Group(NamedTuple):
     Attributes:
       name: the property that the cases share.
       cases: number of cases.
-      mean, low, high: mean of the metric over the cases and its 95 % interval over their users.
+      mean, low, high: mean of the metric over the cases and its 95 % interval over their users; see `mean_interval`.
     """
 
     name: str
@@ -34,6 +34,11 @@ class Group(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, None for NaN."""
+        values = self._asdict()
+        return {name: None if isinstance(x, float) and np.isnan(x) else x for name, x in values.items()}
 
 
 def breakdown(
@@ -256,17 +261,12 @@ class Breakdown:
         return header, rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a mean over no case and an interval over one are None."""
+        """Plain values; a mean over no case is None, and an interval over one or over equal values."""
         groups = {
-            grouping: {model: [_plain(group) for group in rows] for model, rows in by_model.items()}
+            grouping: {model: [group.to_dict() for group in rows] for model, rows in by_model.items()}
             for grouping, by_model in self.groups.items()
         }
         return {"metric": self.metric, "groups": groups}
-
-
-def _plain(group: Group) -> dict[str, Any]:
-    values = group._asdict()
-    return {name: None if isinstance(x, float) and np.isnan(x) else x for name, x in values.items()}
 
 
 def measure_breakdown(

@@ -284,7 +284,10 @@ def _variance_of_seeds(values: np.ndarray) -> float:
 def mean_interval(
     values: np.ndarray, confidence: float = 0.95, *, users: np.ndarray | None = None
 ) -> tuple[float, float, float]:
-    """Mean over cases with its normal interval (mean, low, high); NaN bounds for fewer than two users.
+    """Mean over cases with its normal interval (mean, low, high).
+
+    Bounds are NaN for fewer than two users and where all values are equal: without a spread an interval would say that the
+    mean is certain, as that of a group without a hit.
 
     Args:
       values: float[E], a metric of every case.
@@ -301,7 +304,7 @@ def mean_interval(
     if count < len(values):  # a ratio of sums over users, as in `minimal_detectable_difference`
         own = np.bincount(owner, weights=values - mean)
         deviation = np.sqrt(count / (count - 1) * (own**2).sum()) / len(values)
-    half = float(stats.norm.ppf((1 + confidence) / 2) * deviation)
+    half = float(stats.norm.ppf((1 + confidence) / 2) * deviation) if np.ptp(values) else float("nan")
     return mean, mean - half, mean + half
 
 

@@ -109,6 +109,8 @@ def test_intervals_count_users_and_not_their_successive_cases():
     """Cases of a user are alike: as many of them as one likes say no more than the user."""
     values, groups = np.tile([0.0, 1.0, 1.0, 0.0], 50), np.zeros(200, np.int64)
     (single,) = breakdown(values[:4], groups[:4], ["all"])
+    (equal,) = breakdown(np.zeros(4), groups[:4], ["all"])
+    assert equal.to_dict() == {"name": "all", "cases": 4, "mean": 0.0, "low": None, "high": None}
     (group,) = breakdown(values, groups, ["all"], users=np.tile(np.arange(4), 50))
     assert group.cases == 200
     assert group[2:] == pytest.approx(single[2:])

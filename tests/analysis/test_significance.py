@@ -226,6 +226,11 @@ def test_mean_interval():
     assert mean == 0.5
     assert high - low == pytest.approx(2 * 1.95996 * np.sqrt(1 / 3) / 2, rel=1e-4)
     assert np.isnan(mean_interval(np.zeros(0))[0])
+    # Of thirty users with 2 % hits more than half have none: that is no proof of 0 %.
+    mean, *bounds = mean_interval(np.zeros(30))
+    assert mean == 0
+    assert np.isnan(bounds).all()
+    assert np.isnan(mean_interval(np.full(6, 0.1), users=np.repeat(np.arange(3), 2))[1:]).all()
 
 
 def test_mean_interval_counts_users_and_not_their_cases():
