@@ -24,6 +24,7 @@ from jaxrec.evaluation.encode import Forward
 from jaxrec.evaluation.metrics import MISSED
 from jaxrec.evaluation.ranking_tiles import best_items
 from jaxrec.evaluation.tie_order import tie_keys
+from jaxrec.nn.choice import draw_index
 
 _MINUS_INFINITY = -float("inf")
 
@@ -320,13 +321,11 @@ def _choose(program: Program, scores: Array, keys: Array, scoring: Scoring, divi
     """int32[R], the next item of each row; 0 where no candidate is left."""
     temperature = scoring.temperature * divisor
     if program.method == "sample" and program.top_k == 0:
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], jnp.float32))(keys)
-        return jnp.argmax(scores / temperature + noise, axis=1).astype(jnp.int32)
+        return draw_index(scores / temperature, jax.vmap(jax.random.uniform)(keys))
     if program.method == "sample":
         best, items = best_items(scores, program.top_k, program.tie_seed)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, best.shape[1:], jnp.float32))(keys)
-        place = jnp.argmax(best / temperature + noise, axis=1, keepdims=True)
-        return jnp.take_along_axis(items, place, axis=1)[:, 0]
+        place = draw_index(best / temperature, jax.vmap(jax.random.uniform)(keys))
+        return jnp.take_along_axis(items, place[:, None], axis=1)[:, 0]
     # Two plain reductions: a CPU computes them several times as fast as an argmax.
     best = scores.max(axis=1, keepdims=True)
     last = jnp.asarray(scores.shape[1] - 1, scoring.places.dtype)

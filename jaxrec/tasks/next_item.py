@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
 from jaxrec.models.base import Encoder
+from jaxrec.nn.choice import best_index, draw_index
 from jaxrec.nn.item_table import ItemTable
 from jaxrec.nn.segments import first_index, is_first, is_last, last_index, per_segment
 from jaxrec.objectives import LossInputs, ObjectiveConfig, SamplingInputs
@@ -235,13 +236,10 @@ def predict(hidden: Float[Array, "B L D"], table: ItemTable, key: Array | None) 
         states, number = column
         scores = lax.dot_general(states, table.vectors, (((1,), (1,)), ((), ())))
         scores = scores if table.bias is None else scores + table.bias[None]
-        if key is not None:
-            # Drawn for the items alone: a mesh adds rows to the table, and the draws must not depend on it.
-            noise = jax.random.gumbel(
-                jax.random.fold_in(key, number), (len(states), table.n_items), jnp.float32
-            )
-            scores = scores + jnp.pad(noise, ((0, 0), (1, rows - 1 - table.n_items)))
-        return jnp.argmax(jnp.where(candidate, scores, -jnp.inf), axis=1).astype(jnp.int32)
+        scores = jnp.where(candidate, scores, -jnp.inf)
+        if key is None:
+            return best_index(scores)
+        return draw_index(scores, jax.random.uniform(jax.random.fold_in(key, number), (len(states),)))
 
     numbers = jnp.arange(hidden.shape[1], dtype=jnp.int32)
     return lax.map(of_column, (hidden.swapaxes(0, 1), numbers)).T
