@@ -66,6 +66,7 @@ def test_users_whom_training_has_are_marked_and_trained():
     np.testing.assert_array_equal(run.setup.known_users, [True, False, True])
 
 
+@pytest.mark.slow
 def test_batches_name_the_user_of_each_sequence():
     """The next item depends on whose history it is, and packed rows hold several users: the loss shows who is read."""
     config = small_config(
