@@ -137,7 +137,7 @@ class Estimate:
         return ["memory", "MiB"], [[name, f"{size / 2**20:,.1f}"] for name, size in memory.items()]
 
     def left_out(self) -> str:
-        """What a run takes beside `total_bytes`."""
+        """Description of the memory that `total_bytes` leaves out."""
         own = ""
         if self.process_bytes is not None:
             size = f"{self.process_bytes / 2**20:,.0f} MiB"

@@ -90,7 +90,7 @@ class Audit:
 
     @property
     def _reading_of_times(self) -> str:
-        """What was assumed of times that are numbers, in brackets, or nothing."""
+        """Assumption about times that are numbers, in brackets; empty where there is none."""
         if not self.time_assumed:
             return ""
         return f" ({self.time_assumed}: {self.time_unit}; --data.time-unit states another)"
