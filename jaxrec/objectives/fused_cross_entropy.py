@@ -77,7 +77,10 @@ def catalogue_cross_entropy(
     )
     hidden, vectors = _with_bias(hidden, table, dtype)
     hidden, vectors, targets, weights = equally_varying(hidden, vectors, targets, weights)
-    total = _loss(hidden, vectors, targets, weights, settings)
+    # The passes divide weights by Z, as small as exp(-SAFE_SHIFT): weights of 1 at most leave the quotient finite.
+    largest = lax.stop_gradient(jnp.max(weights))
+    largest = jnp.where(largest > 0, largest, 1.0)
+    total = largest * _loss(hidden, vectors, targets, weights / largest, settings)
     return total if axis_name is None else lax.psum(total, axis_name)
 
 

@@ -103,6 +103,22 @@ def test_extreme_scores(scale, tile):
     np.testing.assert_allclose(gradients[0], want, atol=2e-5 if scale < 1e3 else 0.1)
 
 
+@pytest.mark.parametrize("tile", [0, 1], ids=["one pass", "two passes"])
+def test_large_weights_scale_the_gradients(tile):
+    """Far below the bound |h| max|e| of its scores, Z is as small as exp(-50); a weight may be as large as exp(60)."""
+    hidden, vectors, bias, targets, weights = problem()
+    hidden[:, 0], vectors[:, 0] = 10.0, 0.0
+    hidden[:, 1:], vectors[7] = 0.1 * hidden[:, 1:], [0.0, 0.0, 9.0, 0.0]
+    config = CrossEntropyConfig(token_chunk=4, item_tile=tile)
+    total, weight, gradients = evaluate(config, hidden, vectors, bias, targets, weights)
+    scaled = evaluate(config, hidden, vectors, bias, targets, np.exp(60.0) * weights)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(np.exp(-60.0) * np.asarray(x, np.float64), y, 1e-5, 1e-6),
+        scaled,
+        (total, weight, gradients),
+    )
+
+
 def test_a_confident_position_keeps_its_small_loss_and_gradient():
     hidden, vectors = jnp.array([[25.0, 0.0]]), jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     for dtype in ("float32", "bfloat16"):
