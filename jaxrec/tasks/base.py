@@ -52,6 +52,8 @@ class TaskConfig:
     #: Whether batches hold whole training histories, the newest item among the inputs, rather than inputs with targets. Such
     #: a task must not read ``Batch.targets`` and ``Batch.weights``: the item after a whole history is held out.
     whole_sequences: ClassVar[bool] = False
+    #: Whether an epoch may hold only one sequence of each user, so that its end is the end of the user's training part.
+    one_sequence_per_user: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every option; a subclass with rules of its own calls this first."""

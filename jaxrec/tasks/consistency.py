@@ -10,9 +10,10 @@ of one trained number for each place (equal at the start, so that g starts as th
 A step draws ``items_per_step`` items uniformly; those without a user are left out of the mean.
 
 **States of users.** A user's state is that of the last position of its training sequence, whose newest item is a target and
-not among the inputs. States of users outside the batch come from a table: at the start of each step the states of the
-batch's users are computed without dropout by a copy of the encoder whose parameters are an exponential moving average
-(``decay``; 0 = the present parameters), and stored. So a state is at most about an epoch old, and no gradient follows it.
+not among the inputs; batches with several sequences of a user (prefixes, windows) are refused. States of users outside the
+batch come from a table: at the start of each step the states of the batch's users are computed without dropout by a copy of
+the encoder whose parameters are an exponential moving average (``decay``; 0 = the present parameters), and stored. So a
+state is at most about an epoch old, and no gradient follows it.
 
 **Sides that are fixed.** With ``stop`` "item" e_i is a constant, and the loss moves g and the users of the batch, whose
 states are then those of the training pass; were they constants too, as with a moving average alone, the loss would train
@@ -22,7 +23,7 @@ nothing but g. With "users" all states are from the table, and the loss moves e_
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,8 @@ class ConsistencyConfig(TaskConfig):
     newest: Annotated[int, Range("[1, inf)")] = 20
     items_per_step: Annotated[int, Range("[1, inf)")] = 256
     decay: Annotated[float, Range("[0, 1)")] = 0.99
+
+    one_sequence_per_user: ClassVar[bool] = True
 
     @property
     def users_per_item(self) -> int:

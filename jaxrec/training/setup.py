@@ -26,7 +26,7 @@ from jaxrec.evaluation.ranker import EncoderRanker, RankingData
 from jaxrec.models import ENCODERS, DataSpec, Encoder, EncoderConfig
 from jaxrec.optim import trained_mask
 from jaxrec.sharding import DATA, build_mesh
-from jaxrec.tasks import MEMORY, Resources, Task
+from jaxrec.tasks import MEMORY, TASKS, Resources, Task
 from jaxrec.training.contract import check_rows, check_shapes
 from jaxrec.training.feed import MOST_ADDRESSED, HostLog, RelativeSeconds, device_memory, is_resident
 from jaxrec.training.shares import evaluate_shares, group_of_process, on_group
@@ -326,7 +326,7 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
 
 
 def _check_effect(config: RunConfig) -> None:
-    """Refuse options that another section leaves without an effect."""
+    """Refuse options that another section leaves without an effect, or without a meaning."""
     batches, task = config.batches, config.task
     chosen = {
         "--batches.targets last": batches.targets == "last",
@@ -337,6 +337,14 @@ def _check_effect(config: RunConfig) -> None:
         raise ConfigError(
             f"{listed} chooses among the next items of a sequence, and {type(task).__name__} makes targets of its own: "
             "expected a task that predicts next items; leave the option out, or choose --task next-item"
+        )
+    windows = batches.mode != "prefix" and batches.long_histories == "windows"
+    if task.one_sequence_per_user and (windows or batches.mode == "prefix"):
+        several = "--batches.long-histories windows" if windows else "--batches.mode prefix"
+        raise ConfigError(
+            f"--task {TASKS.label_of(type(task))} takes a user's state from the end of the user's training sequence: "
+            f"expected one sequence of each user, got {several}, which gives several; use --batches.mode packed or padded "
+            "with --batches.long-histories last"
         )
     if config.training.init_items == "match" and not (config.training.init_from or config.pretraining.preset):
         raise ConfigError(

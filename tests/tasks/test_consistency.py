@@ -265,6 +265,23 @@ def test_refusals():
         prepare(config, small_dataset(times=False))
 
 
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"batches.mode": "prefix"}, r"--batches\.mode prefix"),
+        ({"batches.long_histories": "windows"}, r"--batches\.long-histories windows"),
+    ],
+    ids=["prefixes", "windows"],
+)
+def test_several_sequences_of_a_user_are_refused(options, given):
+    """The state of a user would be that of the prefix or the window which an epoch happens to hold last."""
+    config = small_config().updated({"task": ConsistencyConfig(), **options})
+    with pytest.raises(
+        ConfigError, match=rf"--task consistency .* expected one sequence of each user, got {given}"
+    ):
+        prepare(config, small_dataset())
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, standard_promotion):
     """A run with the consistency loss on a saved log."""
