@@ -36,11 +36,11 @@ class OptimizerConfig:
       algorithm: "adamw" (Adam where ``weight_decay`` is 0), "adagrad" or "sgd" (with ``beta1`` as momentum).
       learning_rate: peak value of the schedule.
       schedule: "constant", or "cosine" / "linear" decay to ``final_fraction`` of the peak over the whole run.
-      warmup_steps: steps of a linear rise from zero to the peak.
-      final_fraction: last learning rate as a fraction of the peak.
+      warmup_steps: steps of a linear rise from zero, at the first of them, to the peak after the last.
+      final_fraction: learning rate after the last step as a fraction of the peak.
       beta1: decay of the first moment.
       beta2: decay of the second moment (the original SASRec: 0.98).
-      epsilon: added to the root of the second moment.
+      epsilon: added to the root of the second moment; under the root for "adagrad".
       weight_decay: every step, decaying parameters shrink by this times the learning rate. The decay is decoupled from the
         gradient in all three algorithms (Loshchilov & Hutter, ICLR 2019): neither moments nor momentum see it.
       decay_on: parameters that decay: "kernels", "kernels-and-items" or "all" (see the module's docstring).

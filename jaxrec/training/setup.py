@@ -305,6 +305,12 @@ def prepare(config: RunConfig, dataset: SequenceDataset | None = None) -> Traini
     # An epoch is that of seed 0, whatever the seeds: a seed trains as long alone as beside others.
     first = next((each for each in streams if each.seed == 0), None) or stream(0)
     schedule = schedule_steps(config, first.rows_per_epoch)
+    if config.optimizer.warmup_steps >= schedule.total_steps:
+        warnings.warn(
+            f"--optimizer.warmup-steps {config.optimizer.warmup_steps:,} is not below the {schedule.total_steps:,} steps of "
+            "the run, so the learning rate never reaches its peak: choose fewer, or more --training.epochs",
+            stacklevel=2,
+        )
     optimizer = build_optimizer(config, task, schedule.total_steps)
     # Shapes alone, to reject before any compute what cannot work.
     sharding = StateSharding(task, optimizer)

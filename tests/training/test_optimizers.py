@@ -14,6 +14,8 @@ from jaxrec.errors import ConfigError
 from jaxrec.models import ENCODERS
 from jaxrec.nn.spec import DataSpec
 from jaxrec.optim import OptimizerConfig, decay_mask, is_item_table, is_kernel
+from jaxrec.training.setup import prepare
+from tests.helpers import small_config, small_dataset
 
 
 def shapes(config, n_items=7, max_length=6):
@@ -189,6 +191,15 @@ def test_schedules():
     )
     cosine = dataclasses.replace(config, schedule="cosine").learning_rate_schedule(14)
     np.testing.assert_allclose([cosine(4), cosine(9), cosine(14)], [1, 0.55, 0.1], rtol=1e-6)
+
+
+def test_a_warmup_that_never_ends_is_named():
+    config = small_config(optimizer={"warmup_steps": 100_000})
+    with pytest.warns(
+        UserWarning, match=r"--optimizer\.warmup-steps 100,000 is not below the .* never reaches"
+    ):
+        setup = prepare(config, small_dataset())
+    assert setup.schedule.total_steps < 100_000
 
 
 @pytest.mark.parametrize(
