@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted((ROOT / "jaxrec").rglob("*.py"))
 #: A package or top-level module may import from those before it, never from those after it.
 ORDER = [
-    *("errors", "files", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
+    *("errors", "files", "cores", "registry", "options", "compilation", "sharding", "data", "datasets", "nn"),
     *("attention", "objectives", "evaluation", "models", "optim", "tasks", "config"),
     *("training", "runs", "serving", "analysis", "reporting", "interop", "extend", "presets", "pretraining"),
     *("api", "through_time", "tuning", "cli", "__main__"),

@@ -26,8 +26,9 @@ from matplotlib.figure import Figure
 from experiments.record import RESULTS, command_line, number, write_record
 from jaxrec.analysis.figures import save_figure
 from jaxrec.analysis.tables import to_markdown
-from jaxrec.cli.devices import physical_cores, with_devices
+from jaxrec.cli.devices import with_devices
 from jaxrec.config import RunConfig
+from jaxrec.cores import physical_cores
 from jaxrec.data import load_dataset
 from jaxrec.presets import named_config
 

@@ -30,6 +30,7 @@ import tyro
 from experiments.record import command_line, write_record
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.config import RunConfig, save_config
+from jaxrec.cores import available_cores
 from jaxrec.data import load_dataset
 from jaxrec.data.sampler import Position
 from jaxrec.presets import smoke
@@ -211,7 +212,7 @@ def main(options: Options) -> str:
             rows.append(row("4 (2 x 2), two processes", outcome, first, None))
             notes = [
                 f"The two processes took {seconds:.0f} s of wall time from start to report; all share "
-                f"{os.cpu_count()} cores."
+                f"{available_cores()} cores."
             ]
     table = to_markdown([*COLUMNS, *MEMORY], rows)
     if not options.write:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 from jaxrec.config import RunConfig
+from jaxrec.cores import physical_cores
 from jaxrec.sharding import MeshConfig
 
 
@@ -59,31 +59,6 @@ def shared_by(rows: int, cores: int) -> int:
     (2, 2, 1)
     """
     return max((n for n in range(1, cores + 1) if rows % n == 0), default=1)
-
-
-def physical_cores() -> int:
-    """Cores that this process may use; two threads of one core count once."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    try:
-        cores = {
-            tuple(
-                Path(f"/sys/devices/system/cpu/cpu{number}/topology/{name}").read_text()
-                for name in ("physical_package_id", "core_id")
-            )
-            for number in allowed
-        }
-    except OSError:
-        return len(allowed)
-    return min(len(cores), _quota())
-
-
-def _quota() -> int:
-    """Processors that the control group of a container allows, rounded up; a large number where it allows all."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, -(-int(quota) // int(period)))
-    except (OSError, ValueError):
-        return 1 << 16
 
 
 def _is_set() -> bool:

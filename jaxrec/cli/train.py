@@ -135,7 +135,8 @@ def _run(options: Any, base: RunConfig) -> int:
         f"\n{format_metrics(run.results)}\n\n"
         + "".join(f"warning: {warning}\n" for warning in usage.warnings)
         + f"training {timing['training_seconds']:.1f} s ({timing['interactions_per_second']:,.0f} interactions/s), "
-        f"compiling {timing['compile_seconds']:.1f} s, evaluating {timing['evaluation_seconds']:.1f} s\n"
+        f"compiling {timing['compile_seconds']:.1f} s, evaluating {timing['evaluation_seconds']:.1f} s, "
+        f"baselines {timing['baseline_seconds']:.1f} s\n"
         f"everything is in {directory}: open {directory / 'report.html'}\n"
         f"next: jaxrec recommend {as_word(directory)} --history ITEM ITEM -k 10"
     )

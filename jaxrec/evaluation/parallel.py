@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
 
+from jaxrec.cores import available_cores
 from jaxrec.sharding import in_turn
 
 Item = TypeVar("Item")
@@ -19,13 +19,13 @@ MOST_WORKERS = 4
 
 
 def workers(waiting: int = 0) -> int:
-    """Number of batches at once: on a CPU one per core, and ``waiting`` more.
+    """Number of batches at once: on a CPU one per core that the process may use, and ``waiting`` more.
 
     An accelerator, and several devices, which must all run the same, get one at a time.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return 1
-    return min((os.cpu_count() or 1) + waiting, MOST_WORKERS)
+    return min(available_cores() + waiting, MOST_WORKERS)
 
 
 def waited(result: Result, at_once: int) -> Result:

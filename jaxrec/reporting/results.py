@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jaxrec.analysis.compare import training_facts
 from jaxrec.analysis.tables import summary_cell
 from jaxrec.config import to_dict
+from jaxrec.cores import available_cores
 from jaxrec.data.usage import data_usage
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.metrics import over_seeds
@@ -68,7 +69,7 @@ def hardware() -> dict[str, Any]:
         "devices": [str(device.device_kind) for device in jax.devices()],
         "backend": jax.default_backend(),
         "processor": model,
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
     }
 
 
@@ -101,8 +102,10 @@ def results_of(fit: FitResult, progress: bool = False) -> dict[str, Any]:
     """
     setup, host_state = fit.setup, fit.host_state
     baselines = {}
+    started = time.perf_counter()
     if is_first():
         baselines = evaluate_baselines(setup.split, "test", setup.config.evaluation, progress=progress)
+    baseline_seconds = time.perf_counter() - started
     seconds = max(host_state.training_seconds, 1e-9)
     return {
         "dataset": describe_dataset(setup),
@@ -130,6 +133,7 @@ def results_of(fit: FitResult, progress: bool = False) -> dict[str, Any]:
             "compile_seconds": round(host_state.compile_seconds, 3),
             "training_seconds": round(host_state.training_seconds, 3),
             "evaluation_seconds": round(host_state.evaluation_seconds, 3),
+            "baseline_seconds": round(baseline_seconds, 3),
             "waited_fraction": round(host_state.waited_seconds / seconds, 5),
             "interactions_per_second": round(host_state.interactions / seconds, 1),
         },

@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrec.cli import devices
-from jaxrec.cli.devices import physical_cores, shown_mesh, with_devices
+from jaxrec.cli.devices import shown_mesh, with_devices
 from jaxrec.config import RunConfig
+from jaxrec.cores import physical_cores
 from jaxrec.data.batches import BatchConfig
 from jaxrec.evaluation.parallel import map_batches
 from jaxrec.sharding import MeshConfig, in_turn
@@ -86,10 +87,6 @@ def test_other_flags_of_xla_do_not_matter(machine, monkeypatch):
 def test_devices_cannot_be_added_once_jax_has_its_own():
     jax.devices()
     assert not devices._show_devices(3)
-
-
-def test_cores_of_this_process():
-    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
 
 
 def command(*arguments, flags=None):
