@@ -34,16 +34,19 @@ from jaxrec.training.state_sharding import ParameterSharding
 ITEM_COUNTS = "item_counts.npy"
 
 
-def stored_dataset(run: Path, config: DataConfig) -> SequenceDataset:
-    """Load the dataset of a run from where its configuration says.
+def stored_dataset(run: Path, config: DataConfig, source: str = "") -> SequenceDataset:
+    """Load the dataset of a run from where its configuration says, or from its new place.
 
     Args:
       run: its directory, for messages.
       config: its options of data.
+      source: where the data are now; "" = where they were.
 
     Raises:
       DataError: the data are not there, or cannot be read.
     """
+    if source:
+        return load_dataset(config.moved(source))
     try:
         return load_dataset(config)
     except DataError as error:
@@ -64,7 +67,11 @@ class Run:
     """
 
     def __init__(
-        self, path: str | Path, dataset: SequenceDataset | None = None, mesh: MeshConfig | None = None
+        self,
+        path: str | Path,
+        dataset: SequenceDataset | None = None,
+        mesh: MeshConfig | None = None,
+        source: str = "",
     ):
         """Open a run.
 
@@ -72,6 +79,7 @@ class Run:
           path: its directory.
           dataset: in place of the one that the run's configuration names; its fingerprint must be the same.
           mesh: devices to work on, whatever those it was trained on; None = one device.
+          source: where the dataset is now, if it has moved and ``dataset`` is not given.
 
         Raises:
           ConfigError: no run there, or its configuration was changed after training.
@@ -83,6 +91,7 @@ class Run:
         self.config, self._record = run_config(self.path)
         self._mesh = MeshConfig() if mesh is None else mesh
         self._dataset = dataset
+        self._source = source
 
     def __repr__(self) -> str:
         finished = "finished" if (self.path / "results.json").exists() else "unfinished"
@@ -169,7 +178,9 @@ class Run:
           CheckpointError: the dataset is another.
           DataError: it is not where the configuration says.
         """
-        dataset = stored_dataset(self.path, self.config.data) if self._dataset is None else self._dataset
+        dataset = self._dataset
+        if dataset is None:
+            dataset = stored_dataset(self.path, self.config.data, self._source)
         setup = prepare_model(dataclasses.replace(self.config, mesh=self._mesh), dataset)
         if self._record:
             check_fingerprint(self._record, setup.dataset.fingerprint)

@@ -95,7 +95,6 @@ def evaluate(arguments: list[str]) -> int:
     from jaxrec.analysis.tables import summary_cell, to_markdown, write_tables
     from jaxrec.api import evaluate
     from jaxrec.compilation import enable_compilation_cache
-    from jaxrec.data import load_dataset
     from jaxrec.evaluation.metrics import parse_metric
     from jaxrec.reporting.results import format_metrics
     from jaxrec.runs import Run, stored_dataset
@@ -118,10 +117,7 @@ def evaluate(arguments: list[str]) -> int:
             "expected one of them, got none; --json prints the metrics for programs"
         )
     config = stored_config(Path(options.run))
-    if options.data:
-        dataset = load_dataset(config.data.moved(options.data))
-    else:
-        dataset = stored_dataset(Path(options.run), config.data)
+    dataset = stored_dataset(Path(options.run), config.data, options.data)
     checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric, options.personal)
     quality = None
     if options.steps:

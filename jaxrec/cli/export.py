@@ -47,6 +47,12 @@ class Export:
             "1,000 users of the run's dataset"
         ),
     ] = False
+    data: Annotated[
+        str,
+        tyro.conf.arg(
+            help="of --users and --index: where the run's dataset is, in place of the path in the run"
+        ),
+    ] = ""
     seed: Annotated[int | None, tyro.conf.arg(help="which of the run's models; default: the first")] = None
     json: Annotated[bool, tyro.conf.arg(help="print the summary as one JSON object")] = False
 
@@ -56,6 +62,8 @@ def export(arguments: list[str]) -> int:
     options = parse(Export, arguments, "export")
     if (options.users or options.index) and not options.vectors:
         raise ConfigError("--users and --index belong to --vectors: give that, too")
+    if options.data and not (options.users or options.index):
+        raise ConfigError("--data is the log of --users and --index: got neither, and nothing else needs it")
     if options.onnx and options.vectors:
         raise ConfigError("--onnx and --vectors write different things: choose one of them")
     if options.platforms != Export.platforms and (options.onnx or options.vectors):
@@ -70,7 +78,7 @@ def export(arguments: list[str]) -> int:
     from jaxrec.serving import Recommender
 
     enable_compilation_cache()
-    recommender = Recommender.load(options.run, options.seed)
+    recommender = Recommender.load(options.run, options.seed, options.data)
     if options.vectors:
         _export_vectors(options, recommender)
         return 0
@@ -118,7 +126,7 @@ def _export_vectors(options: Export, recommender: "Recommender") -> None:
         out = str(Path(options.out) / "users.parquet")
         if not options.json:
             print("\n".join(lines))
-        job = BulkJob(options.run, out, seed=options.seed, vectors=True)
+        job = BulkJob(options.run, out, seed=options.seed, vectors=True, data=options.data)
         report_bulk(job, False, 0, options.json, run_bulk, summary)
     else:
         emit(summary, "\n".join(lines), options.json)

@@ -61,6 +61,9 @@ class Recommend:
         ),
     ] = 0
     generation: Annotated[GenerationConfig, tyro.conf.arg(help="choice of generated items")] = GREEDY
+    data: Annotated[
+        str, tyro.conf.arg(help="of --all-users: where the run's dataset is, in place of the path in the run")
+    ] = ""
     out: Annotated[str, tyro.conf.arg(help="directory of Parquet parts to write, as in recs.parquet")] = ""
     resume: Annotated[bool, tyro.conf.arg(help="continue --out where an interrupted command left it")] = False
     users_per_part: Annotated[int, tyro.conf.arg(help="users of a part, which are in memory at once")] = 8192
@@ -85,6 +88,8 @@ def recommend(arguments: list[str]) -> int:
         raise ConfigError(
             "--user belongs to --history: got --all-users, which names every user, or --histories, whose file does"
         )
+    if options.data and not options.all_users:
+        raise ConfigError("--data is the log of --all-users: got --history or --histories, which need none")
     if options.generation != GREEDY and not options.steps:
         raise ConfigError("--generation.* chooses the items of --steps: expected --steps of 1 or more, got 0")
     return _recommend_one(options) if options.history is not None else _recommend_many(options)
@@ -212,6 +217,7 @@ def _recommend_many(options: Recommend) -> int:
         exclude_attributes=options.exclude_attributes,
         allow_attributes=options.allow_attributes,
         users_per_part=options.users_per_part,
+        data=options.data,
     )
     report_bulk(job, options.resume, options.ray_actors, options.json, run_bulk)
     return 0

@@ -43,6 +43,7 @@ class BulkJob:
       allow_attributes: only items with one of these attributes are candidates; None = all items.
       users_per_part: users of a part.
       vectors: write the users' vectors instead of lists.
+      data: where the run's dataset is now; "" = where its configuration says.
     """
 
     run: str
@@ -57,6 +58,7 @@ class BulkJob:
     allow_attributes: tuple[str, ...] | None = None
     users_per_part: int = USERS_PER_PART
     vectors: bool = False
+    data: str = ""
 
     def __post_init__(self) -> None:
         if self.users_per_part < 1:
@@ -84,7 +86,7 @@ class BulkTable:
 
     def __init__(self, job: BulkJob):
         self.job = job
-        self.recommender = Recommender.load(job.run, job.seed)
+        self.recommender = Recommender.load(job.run, job.seed, job.data)
         length = (
             1 if job.vectors else job.k
         )  # vectors have none, and a catalogue may be shorter than the default
@@ -114,7 +116,7 @@ class BulkTable:
     def parts(self) -> Parts:
         """The directory that is written."""
         options = dataclasses.asdict(self.job)
-        for name in ("run", "out", "histories"):
+        for name in ("run", "out", "histories", "data"):
             del options[name]
         for name in ("exclude", "allow"):
             options[name] = _digest(options[name])

@@ -96,9 +96,15 @@ class Recommender:
         return self.ranker.params
 
     @classmethod
-    def load(cls, run: str | Path, seed: int | None = None) -> Recommender:
-        """The model of a run directory; see `Recommender`."""
-        return cls(Run(run), seed)
+    def load(cls, run: str | Path, seed: int | None = None, data: str = "") -> Recommender:
+        """The model of a run directory; see `Recommender`.
+
+        Args:
+          run: the directory.
+          seed: which of its models; None = the first.
+          data: where the run's dataset is now; "" = where its configuration says. It is read where a call needs it.
+        """
+        return cls(Run(run, source=data), seed)
 
     def recommend(  # noqa: PLR0913 - a keyword for each field of a request
         self,

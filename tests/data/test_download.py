@@ -63,7 +63,7 @@ def server(monkeypatch):
     Server.requests.clear()
     Server.content = CONTENT
     opened = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=opened.serve_forever, daemon=True)
+    thread = threading.Thread(target=opened.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{opened.server_address[1]}"
     opened.shutdown()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,12 +11,14 @@ import pytest
 
 from jaxrec.errors import ConfigError, DataError, RunExistsError
 from jaxrec.evaluation.seen import SeenItems
+from jaxrec.runs import Run
 from jaxrec.serving import Request, approximate
 from jaxrec.serving.approximate import ApproximateIndex
 from jaxrec.serving.bulk import BulkJob, BulkTable, bulk_summary, run_bulk
 from jaxrec.serving.ray_job import PartWriter, run_on_ray
 from jaxrec.serving.sources import LogSource
 from jaxrec.serving.vectors import write_item_vectors
+from tests.helpers import small_dataset
 from tests.runs import jaxrec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -245,6 +248,39 @@ def test_refusals(served, tmp_path):
         "--histories", tmp_path / "odd.parquet", "--out", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def moved(served):
+    """The log of the run, away from the place that the run names."""
+    place = Path(Run(served).config.data.source)
+    away = place.rename(place.with_name("moved"))
+    yield away
+    away.rename(place)
+
+
+def test_the_log_may_have_moved(served, job, moved, tmp_path):
+    """--data names its new place, for lists of all users and for their vectors; another log is refused."""
+    command = ["recommend", served, "--all-users", "-k", 7, "--users-per-part", 25, "--out", tmp_path / "x"]
+    assert "give its new place (--data" in jaxrec(*command).err
+    small_dataset(seed=1).save(tmp_path / "other")
+    assert "fingerprint" in jaxrec(*command, "--data", tmp_path / "other").err
+    assert "of --all-users" in jaxrec("recommend", served, "--history", "i1", "--data", moved).err
+    assert "of --users and --index" in jaxrec("export", served, "--out", tmp_path / "y", "--data", moved).err
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "y").exists()
+
+    assert jaxrec(*command, "--data", moved).status == 0
+    assert len(read(tmp_path / "x")) == 60
+    vectors = ["export", served, "--vectors", "--users", "--out", tmp_path / "vectors"]
+    assert jaxrec(*vectors, "--data", moved).status == 0
+    assert len(read(tmp_path / "vectors" / "users.parquet")) == 60
+    # Where the log lies is no part of what a job is, so another place may continue it.
+    (tmp_path / "again").symlink_to(moved)
+    (tmp_path / "x" / "part-00001.parquet").unlink()
+    (tmp_path / "x" / "_SUCCESS").unlink()
+    assert jaxrec(*command, "--data", tmp_path / "again", "--resume").status == 0
+    assert len(read(tmp_path / "x")) == 60
 
 
 def test_vectors_multiply_to_the_scores(recommender, served, tmp_path):
