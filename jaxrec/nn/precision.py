@@ -1,4 +1,9 @@
-"""Matrix products with float32 or bfloat16 operands and float32 sums, forward and backward."""
+"""Matrix products with float32 or bfloat16 operands and float32 sums, forward and backward.
+
+"float32" is that of JAX's default precision: a GPU with tensor cores may round such operands to TensorFloat-32 (10 bits), a
+TPU to bfloat16, unless JAX's ``jax_default_matmul_precision`` is "highest". The scores of an evaluation have exact operands
+on all of them.
+"""
 
 from __future__ import annotations
 
