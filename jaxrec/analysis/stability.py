@@ -156,7 +156,7 @@ def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndar
     if not 0.0 < p < 1.0:
         raise ConfigError(f"p must be between 0 and 1, got {p}")
     count, length = a.shape
-    row, one, other = np.nonzero((a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None])
+    row, one, other = _shared(a, b)
     # A shared item counts from the later of its two places on.
     shared = np.bincount(row * length + np.maximum(one, other), minlength=count * length)
     overlap = shared.reshape(count, length).cumsum(axis=1)
@@ -173,9 +173,21 @@ def rank_biased_overlap(a: np.ndarray, b: np.ndarray, p: float = 0.9) -> np.ndar
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Compute the Jaccard index of lists int32[E, K] (0 = none): float64[E], 1 where both are empty."""
-    shared = ((a[:, :, None] == b[:, None, :]) & (a > 0)[:, :, None]).sum(axis=(1, 2))
+    shared = np.bincount(_shared(a, b)[0], minlength=len(a))
     union = (a > 0).sum(axis=1) + (b > 0).sum(axis=1) - shared
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, place in ``a`` and place in ``b`` of each item of both lists; a list has an item once.
+
+    Sorted rather than compared place by place, which would take memory for K * K pairs of places of each row.
+    """
+    span = max(int(a.max(initial=0)), int(b.max(initial=0))) + 1
+    rows = [np.nonzero(lists > 0) for lists in (a, b)]
+    keys = [row * span + lists[row, place] for lists, (row, place) in zip((a, b), rows, strict=True)]
+    _, first, second = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
+    return rows[0][0][first], rows[0][1][first], rows[1][1][second]
 
 
 @dataclasses.dataclass(frozen=True)

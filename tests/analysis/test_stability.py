@@ -1,6 +1,7 @@
 """Edits of histories against lists in plain Python, and list similarities against their definitions."""
 
 import dataclasses
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_list_similarities_by_their_definitions():
     assert rank_biased_overlap(short[0], short[0], p) == pytest.approx(1)
     assert rank_biased_overlap(a * 0, a * 0, p) == pytest.approx(1)
     assert rank_biased_overlap(a, a * 0, p) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("similarity", [rank_biased_overlap, jaccard])
+def test_similarities_of_long_lists_take_memory_for_their_places_not_for_pairs_of_them(similarity):
+    lists, rows = np.tile(np.arange(1, 601, dtype=np.int32), (20, 1)), np.arange(20)[:, None]
+    other = np.where(np.arange(600) < 30 * rows, lists, lists + 600)
+    tracemalloc.start()
+    try:
+        found = similarity(lists, other)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 600 * 600 / 2
+    finally:
+        tracemalloc.stop()
+    assert found[0] == 0
+    assert found[-1] > 0.9
+    assert (np.diff(found) >= 0).all()
 
 
 class LastItemModel:
