@@ -139,7 +139,8 @@ class Run:
         """
         if not (self.path / CATALOGUE).is_dir():
             raise self._unfinished()
-        return open_dataset(self.path / CATALOGUE, verify=True)
+        # In memory: a run may be replaced under a process that answers from it, whose numbers belong to these ids.
+        return open_dataset(self.path / CATALOGUE, verify=True, in_memory=True)
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray | None:

@@ -172,6 +172,18 @@ def test_a_changed_catalogue_is_rejected(copy, name):
         Recommender.load(copy)
 
 
+def test_a_catalogue_replaced_in_place_does_not_change_what_a_loaded_run_answers(copy):
+    loaded = Recommender.load(copy)
+    before = loaded.recommend([["i1", "i2"]], k=5)
+    for name in ("item_ids_bytes.npy", "item_titles_bytes.npy"):
+        file = copy / "catalogue" / name
+        length = len(np.load(file))
+        with file.open("r+b") as opened:  # the same file, as after cp
+            opened.seek(-length, 2)
+            opened.write(b"?" * length)
+    assert loaded.recommend([["i1", "i2"]], k=5) == before
+
+
 def test_unfinished_and_damaged_runs(copy):
     (copy / "ranks" / "test_seed1.npz").unlink()
     with pytest.raises(DataError, match=r"ranks/test_seed1\.npz is missing; finish it"):

@@ -276,13 +276,22 @@ def save_dataset(dataset: SequenceDataset, directory: str | os.PathLike[str]) ->
     write_arrays(directory, arrays, meta)
 
 
-def open_dataset(directory: str | os.PathLike[str], *, verify: bool = False) -> SequenceDataset:
-    """Open a saved dataset; see `SequenceDataset.load`."""
+def open_dataset(
+    directory: str | os.PathLike[str], *, verify: bool = False, in_memory: bool = False
+) -> SequenceDataset:
+    """Open a saved dataset; see `SequenceDataset.load`.
+
+    Args:
+      directory: that `SequenceDataset.save` wrote.
+      verify: read all of it and compare its fingerprint.
+      in_memory: read the arrays rather than map them, so that later changes of the files do not reach them.
+    """
     path = as_path(directory, "the directory of a dataset")
     arrays, meta = read_arrays(
         path,
         (FORMAT,),
         "give the directory that jaxrec prepare (SequenceDataset.save) wrote, or one of Parquet files",
+        in_memory,
     )
     if "fingerprint" not in meta:
         raise DataError(

@@ -70,7 +70,7 @@ def check_empty(path: Path) -> None:
 
 
 def read_arrays(
-    directory: str | os.PathLike[str], formats: tuple[str, ...], advice: str
+    directory: str | os.PathLike[str], formats: tuple[str, ...], advice: str, in_memory: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Open arrays, memory-mapped, and compare them with their digests: small ones in full, large ones by samples.
 
@@ -78,6 +78,7 @@ def read_arrays(
       directory: that `write_arrays` wrote.
       formats: accepted values of "format" in ``meta.json``.
       advice: how to repair a directory of another kind, for messages.
+      in_memory: read the arrays rather than map them, so that later changes of the files do not reach them.
 
     Returns:
       The arrays by name, and the content of ``meta.json``.
@@ -89,7 +90,7 @@ def read_arrays(
     meta = _read_meta(path, formats, advice)
     arrays = {}
     for name, expected in meta["arrays"].items():
-        arrays[name] = _open_array(path, name, expected)
+        arrays[name] = _open_array(path, name, expected, in_memory)
         if "sample" in expected and _sample(arrays[name]) != expected["sample"]:
             raise DataError(
                 f"dataset file {str(path / f'{name}.npy')!r} has changed since it was saved: its digest is not the one in "
@@ -164,7 +165,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _open_array(path: Path, name: str, expected: dict[str, Any]) -> np.ndarray:
+def _open_array(path: Path, name: str, expected: dict[str, Any], in_memory: bool) -> np.ndarray:
     file = path / f"{name}.npy"
     if not _is_regular(file):
         raise DataError(f"dataset {str(path)!r} lacks the file {file.name}: {_AGAIN}")
@@ -172,7 +173,7 @@ def _open_array(path: Path, name: str, expected: dict[str, Any]) -> np.ndarray:
         with file.open("rb") as opened:
             if opened.read(6) != b"\x93NUMPY":
                 raise ValueError("no .npy file")
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.load(file, mmap_mode=None if in_memory else "r", allow_pickle=False)
     except Exception as error:
         # NumPy raises errors of many kinds for a damaged header, from tokenize.TokenError to OverflowError.
         reason = (str(error) or type(error).__name__).splitlines()[0]
