@@ -170,6 +170,9 @@ def _how_to_continue(arguments: list[str], workdir: Any = None) -> str:
     out = value_of("out", arguments, "")
     if out and (Path(out) / "_manifest.json").exists():  # of jaxrec.serving.parts, whose import takes seconds
         return f"; all parts in {out} are complete, continue with the same command and --resume"
+    users = Path(out) / "users.parquet"  # of jaxrec export --vectors --users, which continues nothing
+    if out and (users / "_manifest.json").exists() and not (users / "_SUCCESS").exists():
+        return f"; {users} is incomplete: delete {out}, or give another --out"
     workdir = workdir or value_of("workdir", arguments, "")
     if not workdir or not (Path(workdir) / "config.json").exists():
         return "; nothing was saved"

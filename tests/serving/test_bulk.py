@@ -61,6 +61,18 @@ def test_all_users_of_the_log(recommender, job, tmp_path, capsys):
     assert names == ["_SUCCESS", "_manifest.json", *(f"part-0000{i}.parquet" for i in range(3))]
 
 
+def test_an_interrupted_export_of_users_says_what_it_left(served, tmp_path, monkeypatch):
+    def stop(table, number):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BulkTable, "part", stop)
+    out = tmp_path / "vectors"
+    stopped = jaxrec("export", served, "--vectors", "--users", "--out", out)
+    assert stopped.status == 130
+    assert f"{out / 'users.parquet'} is incomplete: delete {out}, or give another --out" in stopped.err
+    assert "nothing was saved" not in stopped.err
+
+
 def test_an_interrupted_job_continues_and_never_overwrites(job, tmp_path, monkeypatch):
     folder, part = tmp_path / "recs.parquet", BulkTable.part
 
