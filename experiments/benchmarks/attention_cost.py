@@ -224,13 +224,22 @@ def report(trial: Trial, baseline: Trial, floor: Trial, goal: float | None) -> d
         )
         for part in trial.seconds
     }
-    steps = zip(trial.seconds["step"], baseline.seconds["step"], floor.seconds["step"], strict=True)
+    steps = list(zip(trial.seconds["step"], baseline.seconds["step"], floor.seconds["step"], strict=True))
+
+    def cost(step_ratio: float | None = None) -> float:
+        """Time beyond ``floor``, over that of the baseline; of a mechanism whose step has a given ratio, or this one."""
+        return statistics.median(
+            ((own if step_ratio is None else step_ratio * softmax) - least) / (softmax - least)
+            for own, softmax, least in steps
+        )
+
     return {
         "step_ratio": ratios["step"],
         "products": (trial.flops - floor.flops) / (baseline.flops - floor.flops),
-        "cost": statistics.median((own - least) / (softmax - least) for own, softmax, least in steps),
+        "cost": cost(),
         "memory_ratio": trial.memory_mib["step"] / baseline.memory_mib["step"],
         "goal": goal,
+        "cost_of_the_goal": None if goal is None else cost(goal),
         "goal_reached": None if goal is None else ratios["step"] <= goal,
         "layer_forward_ratio": ratios["layer_forward"],
         "layer_forward_backward_ratio": ratios["layer_forward_backward"],
@@ -265,7 +274,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 COLUMNS = (
-    *("mechanism", "step", "step ratio", "goal", "products", "cost"),
+    *("mechanism", "step", "step ratio", "goal (its cost)", "products", "cost"),
     *("memory ratio", "layer", "layer, backward too"),
 )
 
@@ -277,7 +286,7 @@ def table(result: dict[str, Any]) -> list[list[Any]]:
             name,
             f"{figures['milliseconds']['step']:.0f}",
             f"{figures['step_ratio']:.2f}",
-            str(figures["goal"] or ""),
+            f"{figures['goal']} ({figures['cost_of_the_goal']:.1f})" if figures["goal"] else "",
             f"{figures['products']:.1f}",
             f"{figures['cost']:.1f}",
             f"{figures['memory_ratio']:.2f}",
