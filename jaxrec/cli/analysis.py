@@ -223,10 +223,10 @@ def _moved(runs: Sequence[str], source: str) -> Any:
     if not source or not runs:
         return None
 
-    from jaxrec.data import load_dataset
+    from jaxrec.runs import stored_dataset
     from jaxrec.training.run_directory import stored_config
 
-    return load_dataset(stored_config(Path(runs[0])).data.moved(source))
+    return stored_dataset(Path(runs[0]), stored_config(Path(runs[0])).data, source)
 
 
 @dataclasses.dataclass(frozen=True)

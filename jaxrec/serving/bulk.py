@@ -100,7 +100,7 @@ class BulkTable:
 
     @functools.cached_property
     def source(self) -> Source:
-        """Where the histories come from."""
+        """The histories of the file, or of all users of the log."""
         job, recommender = self.job, self.recommender
         if job.histories:
             return FileSource(job.histories, recommender, job.k, job.remove_seen)
