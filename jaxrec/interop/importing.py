@@ -44,7 +44,7 @@ class ImportReport:
     rows_left: int
 
     def lines(self) -> list[str]:
-        """What was mapped to what, what was assumed, and what has no counterpart."""
+        """Describe the mapping: tensors and options, assumptions, tensors without a counterpart."""
         encoder = self.config.encoder
         options = {
             f"--encoder.{name.replace('_', '-')}": value

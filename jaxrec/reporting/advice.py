@@ -55,7 +55,7 @@ def next_steps(results: dict[str, Any], directory: Path, titles: bool) -> list[S
 
 
 def _doubts(results: dict[str, Any], directory: str) -> list[Step]:
-    """What weakens the numbers of the page."""
+    """Weaknesses of the numbers on the page, and a step against each."""
     metric = _metric(results)
     model = results["metrics"][metric]["mean"]
     steps = []

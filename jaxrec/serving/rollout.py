@@ -119,7 +119,7 @@ class Prompts(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """What states are scored against.
+    """Tables and constants that turn states into scores.
 
     Attributes:
       vectors: float32[D, V+1].
@@ -143,7 +143,7 @@ class Scoring(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What happened at each step: [B, W, G] each, but ``ranks`` int32[B, G] or None."""
+    """Record of the steps: [B, W, G] each, but ``ranks`` int32[B, G] or None."""
 
     items: Array
     scores: Array

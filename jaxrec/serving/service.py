@@ -69,7 +69,7 @@ class HttpError(Exception):
 
 
 class Service:
-    """What the routes do, on one model.
+    """Answers of the routes, from one model.
 
     Args:
       recommender: of a finished run.

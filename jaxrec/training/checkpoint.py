@@ -370,7 +370,7 @@ class CheckpointStore(CheckpointReader):
             self._orbax.reload()
 
     def _unreadable(self, step: int) -> Exception | None:
-        """Why Orbax could not list the checkpoint: it opens all or none."""
+        """Reason why Orbax could not list the checkpoint: it opens all or none."""
         try:
             for name in ("_CHECKPOINT_METADATA", "metrics/metrics"):
                 json.loads((self.directory / str(step) / name).read_text())

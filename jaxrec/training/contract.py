@@ -1,4 +1,4 @@
-"""What an encoder from outside the library must return, checked by shapes alone before anything is computed."""
+"""Contract of an encoder from outside the library, checked by shapes alone before anything is computed."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def first_parameters(config: RunConfig, directory: Path | None) -> Path | None:
 def new_record(
     step: int, config: RunConfig, dataset: SequenceDataset, host_state: HostState
 ) -> dict[str, Any]:
-    """What a checkpoint says of its run, for `check_record`; of attributes only where the task reads them."""
+    """Record of a run in its checkpoint, for `check_record`; of attributes only where the task reads them."""
     record = {
         "step": step,
         "config": to_dict(config),

@@ -260,7 +260,7 @@ class Study:
         return trial
 
     def _enqueue_last_points(self) -> bool:
-        """Where few points are left, enqueue one of them, since draws would repeat; False where none is left."""
+        """Enqueue one of the points that are left where they are few, since draws would repeat; False where none is left."""
         points = all_points(self.space)
         if points is None:
             return True
