@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxrec.data.packing import MAX_SEGMENTS
 from jaxrec.errors import ConfigError
 from jaxrec.options import Idle, Range, Search, validate
 
@@ -71,7 +72,7 @@ class BatchConfig:
     targets: Annotated[Literal["all", "last"], Idle("mode", ("prefix",))] = "all"
     prefix_targets: Literal["last", "all"] = "last"
     prefixes_per_sequence: Annotated[int, Range("[0, inf)"), Idle("mode", ("packed", "padded"))] = 0
-    max_segments: Annotated[int, Range("[1, inf)"), Idle("mode", ("padded",))] = 32
+    max_segments: Annotated[int, Range("[1, inf)"), Idle("mode", ("padded",))] = MAX_SEGMENTS
     shares: Annotated[int, Range("[1, inf)")] = 1
 
     def __post_init__(self) -> None:

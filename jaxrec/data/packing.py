@@ -73,7 +73,11 @@ class Packing(NamedTuple):
         return plan
 
 
-def pack(sequences: Sequences, max_length: int, max_segments: int = 32) -> PackedRows:
+#: Default of the most sequences in a row.
+MAX_SEGMENTS = 32
+
+
+def pack(sequences: Sequences, max_length: int, max_segments: int = MAX_SEGMENTS) -> PackedRows:
     """Plan several sequences per row by best fit: each goes, in the given order, into the fullest open row with room.
 
     Sequences stay whole; every one appears exactly once. ``max_segments`` bounds S, the width of the plan.

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.data.packing import MAX_SEGMENTS
 from jaxrec.evaluation import parallel
 from jaxrec.evaluation.encode import rounded_up
 from jaxrec.evaluation.histories import Histories
@@ -93,12 +94,15 @@ class Lists:
         Args:
           with_times: the model reads the time of each interaction.
         """
-        longest = self.ranker.encoding.longest_history
+        encoding = self.ranker.encoding
+        token = encoding.max_length - encoding.longest_history
         size = 1
         while size <= REQUESTS:
-            # Histories that are packed into 1, 8, ... rows.
+            # Histories that are packed into 1, 8, ... rows; fewer than ``size`` where the rows hold no more.
             for rows in (rows for rows in (1, STEP, REQUESTS) if rows <= size):
-                self.states(_equal_histories(size, max(1, longest * rows // size), with_times))
+                count = min(size, rows * min(MAX_SEGMENTS, encoding.max_length // (1 + token)))
+                length = rows * encoding.max_length // count - token
+                self.states(_equal_histories(count, length, with_times))
             short = _equal_histories(size, 1, with_times)
             for k in (LEAST_K, LEAST_K * STEP):
                 for step in range(3):

@@ -339,6 +339,9 @@ def test_a_day_of_mixed_requests_compiles_a_handful_of_programs(run, many_items)
     recommender.lists.warm_up()
     first = len(compiled_programs)
     assert 10 <= first <= 40
+    for count in (9, 64):  # more histories than a row holds positions, some of them empty
+        recommender.answer([Request(["i1"])] * 9 + [Request([])] * (count - 9))
+    assert len(compiled_programs) == first
     day()
     assert len(compiled_programs) <= first + 2, "a day finds its programs, but for rare sizes"
 
