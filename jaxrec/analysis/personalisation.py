@@ -68,10 +68,10 @@ class Personalisation:
     Attributes:
       pairs: pairs of cases.
       lists: float64[S, P], Jaccard index of the lists of each pair.
-      as_other, as_new: float64[S, E], the same of a case's list and the list for its history as another user's, and as a new
-        user's; None for models without vectors of users.
+      as_other, as_new: float64[S, N], the same of a list and the list for its history as another user's, and as a new
+        user's, of the N cases that pairs are made of; None for models without vectors of users.
       metric: name of ``own`` and ``new``.
-      own, new: float64[S, E], the metric of each case, and with every user as a new one; None for ``new`` likewise.
+      own, new: float64[S, E], the metric of every case, and with every user as a new one; None for ``new`` likewise.
       layers: names of the states, from the first layer to the last state.
       state_ranks: float64[S, layers], effective rank of the states that score the next items.
       table_rank: float64[S], effective rank of the item table.
@@ -204,8 +204,8 @@ def measure_personalisation(
 
     Args:
       rankers: one model per seed.
-      cases: histories and targets; of a user with several (successive targets) the last, of more than `MOST_USERS` users a
-        sample.
+      cases: histories and targets. The metric is that of all of them; the rest takes of a user with several (successive
+        targets) the last, and of more than `MOST_USERS` users a sample.
       k: length of the lists.
       metric: such as "NDCG@10".
       with_users: the models have vectors of users.
@@ -226,9 +226,9 @@ def measure_personalisation(
         )
     if len(usable) > MOST_USERS:
         usable = np.sort(generator.choice(usable, MOST_USERS, replace=False))
-    part = _select(cases, usable)
+    part, cases = _select(cases, usable), _select(cases, np.flatnonzero(sizes > 0))
     pairs = similar_pairs(part, rankers[0].n_items, generator)
-    histories, offsets = part.histories, part.target_offsets
+    histories = part.histories
     lists = [ranker.top_k(histories, k).items for ranker in rankers]
 
     def others(users: np.ndarray | None) -> list[np.ndarray]:
@@ -238,8 +238,10 @@ def measure_personalisation(
     def overlap(asked: list[np.ndarray]) -> np.ndarray:
         return np.stack([jaccard(own, other) for own, other in zip(lists, asked, strict=True)])
 
-    def values(part: RankingCases) -> np.ndarray:
-        return np.stack([metric_values(ranker.rank(part), metric, offsets) for ranker in rankers])
+    def values(cases: RankingCases) -> np.ndarray:
+        return np.stack(
+            [metric_values(ranker.rank(cases), metric, cases.target_offsets) for ranker in rankers]
+        )
 
     as_other = as_new = new = None
     if with_users and histories.users is not None:
@@ -249,7 +251,8 @@ def measure_personalisation(
             others(np.asarray(histories.users)[(np.arange(len(usable)) + shift) % len(usable)])
         )
         as_new = overlap(others(None))
-        new = values(dataclasses.replace(part, histories=dataclasses.replace(histories, users=None)))
+        strangers = dataclasses.replace(cases.histories, users=None)
+        new = values(dataclasses.replace(cases, histories=strangers))
     layers, ranks = zip(*(state_ranks(ranker, histories) for ranker in rankers), strict=True)
     return Personalisation(
         pairs,
@@ -257,7 +260,7 @@ def measure_personalisation(
         as_other,
         as_new,
         metric,
-        values(part),
+        values(cases),
         new,
         layers[0],
         np.array(ranks),

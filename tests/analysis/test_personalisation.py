@@ -109,11 +109,13 @@ def test_a_user_with_several_cases_is_paired_with_others(monkeypatch):
     monkeypatch.setattr(personalisation_module, "table_rank", lambda *_: 1.0)
     result = measure_personalisation([Newest()], cases, 5, "HR@5")
     number = len(np.unique(split.test.users))
-    assert result.own.shape == (1, number)
-    assert max(result.pairs.second) < number
-    last = split.test.select(np.flatnonzero(np.append(np.diff(split.test.users) != 0, True)))
-    alone = Newest().rank(ranking_cases(last, DATASET.items))
-    np.testing.assert_array_equal(result.own[0], metric_values(alone, "HR@5"))
+    assert max(result.pairs.second) == number - 1
+    alone = metric_values(Newest().rank(cases), "HR@5", cases.target_offsets)
+    np.testing.assert_array_equal(result.own[0], alone)
+    monkeypatch.setattr(personalisation_module, "MOST_USERS", 6)
+    sampled = measure_personalisation([Newest()], cases, 5, "HR@5")
+    assert max(sampled.pairs.second) == 5
+    np.testing.assert_array_equal(sampled.own, result.own, "the metric is that of all cases")
 
 
 def test_effective_rank_is_its_definition():
