@@ -164,7 +164,7 @@ class StudyOptions:
         options = {
             field.name: (field.default, getattr(self, field.name))
             for field in dataclasses.fields(self)
-            if field.name not in ("data", "out", "only")
+            if field.name not in ("data", "out", "only", "part")
         }
         return {
             "variants": [variant.name for variant in variants],

@@ -6,8 +6,8 @@ S3-Rec's rows start from one pretraining for each attention mechanism, which the
 has the settings of its preset, but for rows that are packed where the preset pads them (as many targets per step, in half
 of the time) and for one rule of stopping; nothing is tuned. Its patience is longer than the ten epochs of the authors'
 code, since validation may fall for longer than that before it rises again. Writes
-``experiments/results/miq-table-3_<dataset>.{md,json}`` after each row; until all are done, it says which are missing.
-The same command resumes an interrupted study.
+``experiments/results/miq-table-3_<dataset>.{md,json}`` after each row (with ``--part``, miq-table-3-PART); until all are
+done, it says which are missing. The same command resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class Options(StudyOptions):
       pretraining_epochs: epochs of S3-Rec's pretraining; its authors' choice for LastFM.
       out: run directories; an interrupted study resumes there.
       only: names of the rows to train; empty = all.
+      part: added to the name of the record, for some of the rows that stand beside a record of others.
     """
 
     data: str = "s3rec_data.zip"
@@ -115,6 +116,7 @@ class Options(StudyOptions):
     patience: int = 60
     pretraining_epochs: float = 150.0
     out: str = "runs/miq-table-3"
+    part: str = ""
 
 
 def mechanisms() -> dict[str, AttentionConfig]:
@@ -249,7 +251,10 @@ def main(options: Options) -> None:
             pretrain(options, prefix, base, dataset)
     own = "" if options.patience == Options.patience else f"-patience-{options.patience:g}"
     drawn = functools.partial(effects, shown=("HR@10", "NDCG@10")) if len(chosen) > 1 else None
-    write = recorder(f"miq-table-3{own}", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3", drawn)
+    part = f"-{options.part}" if options.part else ""
+    write = recorder(
+        f"miq-table-3{own}{part}", "MIQ-Attn's Table 3", dataset, "experiments.miq.table3", drawn
+    )
 
     def record(result: dict[str, Any]) -> None:
         """Write the record with the printed figures and the costs among its tables."""
