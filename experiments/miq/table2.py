@@ -25,7 +25,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.variants import StudyOptions, Variant
-from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.figures import COLOURS, from_zero
 from jaxrec.analysis.groups import breakdown, history_length_groups
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import MultiItemQueryAttentionConfig, SoftmaxAttentionConfig
@@ -163,7 +163,7 @@ def figure(result: dict[str, Any]) -> Figure:
         )
     left.axvline(result["rule"]["tenth"], color=COLOURS[6], label="a tenth of the mean length")
     left.set(xlabel="m, items of the query (1 = softmax attention)", ylabel="HR@10")
-    left.set_ylim(bottom=0)
+    from_zero(left)
     left.legend(fontsize=8)
     for (name, groups), colour in zip(result["by_length"].items(), COLOURS * 3, strict=False):
         right.plot(

@@ -22,7 +22,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.variants import StudyOptions, Variant
-from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.figures import COLOURS, from_zero
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.data.splits import Split, split_dataset
 from jaxrec.presets import sasrec
@@ -153,7 +153,7 @@ def figure(result: dict[str, Any]) -> Figure:
     )
     right.set_xticks([0, 1], ["HR@10", "NDCG@10"])
     right.set_xlim(-0.5, 1.5)
-    right.set_ylim(bottom=0)
+    from_zero(right)
     right.legend(fontsize=8)
     return drawing
 

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxrec.analysis.beyond_accuracy import coverage, gini
-from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.figures import COLOURS, from_zero
 from jaxrec.analysis.tables import mean_and_deviation
 from jaxrec.config import RunConfig
 from jaxrec.data.splits import EvaluationCases
@@ -314,6 +314,6 @@ def generation_figure(qualities: dict[str, GenerationQuality], metric: str = "HR
             axes.plot(steps, values.mean(axis=0), style, color=colour, label=f"{name}, {kind} items")
     axes.set(xlabel="step", ylabel=metric)
     axes.set_xticks(sorted({step for quality in qualities.values() for step in range(1, quality.steps + 1)}))
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.legend(frameon=False, fontsize="small")
     return figure

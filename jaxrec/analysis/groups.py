@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import sparse
 
-from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.figures import COLOURS, from_zero
 from jaxrec.analysis.significance import mean_interval
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import Split
@@ -367,5 +367,5 @@ def draw_groups(axes: Any, groups: Mapping[str, Sequence[Group]], metric: str, a
     axes.set_xticks(np.arange(len(names)), names, fontsize=8)
     axes.set_xlabel(f"{axis} (number of cases)")
     axes.set_ylabel(metric)
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.legend(fontsize=8)

@@ -25,7 +25,7 @@ import scipy.sparse
 from jax import Array
 from matplotlib.figure import Figure
 
-from jaxrec.analysis.figures import COLOURS
+from jaxrec.analysis.figures import COLOURS, from_zero
 from jaxrec.analysis.stability import jaccard
 from jaxrec.data.batches import Batch
 from jaxrec.errors import ConfigError
@@ -487,7 +487,7 @@ def personalisation_figure(
     left.set_xlabel("similarity of the histories of a pair (Jaccard)")
     left.set_ylabel("similarity of lists and of futures")
     right.set_ylabel("effective rank of states")
-    right.set_ylim(bottom=0)
+    from_zero(right)
     right.set_xticks(range(len(deepest)), deepest, fontsize=8)
     for name, course in (courses or {}).items():
         means = course.values.mean(axis=0)
@@ -496,6 +496,6 @@ def personalisation_figure(
     if courses:
         third[0].set_xlabel("training step")
         third[0].set_ylabel("effective rank of\nlast states (line) and items (dashes)")
-        third[0].set_ylim(bottom=0)
+        from_zero(third[0])
     figure.legend(loc="outside lower center", ncols=5, fontsize=8)
     return figure
