@@ -21,8 +21,8 @@ def paired_differences(
       same_models: names of comparisons whose a and b come from the same trained models, seed by seed.
 
     Returns:
-      For each pair its name as "comparison", difference, interval and p, "p_holm", and the smallest difference that these
-      users and seeds could have shown as "detectable".
+      For each pair its name as "comparison", difference, interval and p, "p_holm", and as "detectable" the smallest
+      difference that these users and seeds could have shown in p, before its correction.
     """
     paired = [name in same_models for name, _, _ in pairs]
     effects = [paired_bootstrap(a, b, paired_seeds=own) for (_, a, b), own in zip(pairs, paired, strict=True)]

@@ -80,7 +80,7 @@ class Difference:
       p_holm: ``p_bootstrap`` corrected by Holm over all pairs of the comparison on this metric.
       p_permutation: two-sided, over users alone: about these trained models only; not corrected.
       detectable: the smallest difference that ``p_bootstrap`` shows with these users and as many seeds in four of five cases
-        at the 5 % level; 0 where no user has a difference.
+        at the 5 % level; ``p_holm`` needs a larger one. 0 where no user has a difference.
     """
 
     metric: str
@@ -175,6 +175,7 @@ class Comparison:
     def limits(self) -> list[str]:
         """For each metric the smallest detectable difference, and runs of one or few seeds."""
         lines = []
+        level = "5 % level" + (" before correction" if len({row.b for row in self.differences}) > 1 else "")
         for metric in self.metrics:
             # Without a difference between users there is no spread to judge by.
             least = [row.detectable for row in self.differences if row.metric == metric and row.detectable]
@@ -182,7 +183,7 @@ class Comparison:
                 f"No user's {metric} differs between the runs: their spread cannot be estimated."
                 if not least
                 else f"With {self.users} users you cannot expect to see a difference in {metric} below "
-                f"{min(least):.4f} (80 % power, 5 % level)."
+                f"{min(least):.4f} (80 % power, {level})."
             )
         return lines + seed_notes(
             {name: len(next(iter(values.values()))) for name, values in self.values.items()}

@@ -57,6 +57,9 @@ def paired_bootstrap(
 
     A handful of seeds says little about their spread: where seeds make all of the difference, a test at the 5 % level
     rejects models that are alike in 22 % of all cases with two seeds each, 14 % with three, 8 % with five (`FEW_SEEDS`).
+    Where seeds serve different users well, tests err on the other side: draws of users and of seeds count this part of the
+    variance up to three times (the pigeonhole bootstrap; Owen, Annals of Applied Statistics 2007), so that intervals are up
+    to sqrt(3) times as wide as they need be, and models that are alike are rejected less often than the level says.
 
     Args:
       a: float[E] or float[S, E], a metric of every case for one or several seeds.
@@ -236,12 +239,13 @@ def minimal_detectable_difference(
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> float:
-    """The smallest true difference of means that `paired_bootstrap` detects with probability ``power``.
+    """The smallest true difference of means that `paired_bootstrap` detects with probability ``power``, in one comparison.
 
     (z[1 - alpha/2] + z[power]) * standard error of the difference, which is that of the bootstrap: of the users and, where
-    a model has several, of its seeds. 0 where no user has a difference, so that there is no spread to judge by. Where ``b``
-    is None the comparison is with a model whose results are independent of ``a`` user by user and vary as much, which is
-    the most pessimistic case.
+    a model has several, of its seeds. A p-value that is corrected for m comparisons needs a larger difference, that of
+    ``alpha / m`` if it is the smallest. 0 where no user has a difference, so that there is no spread to judge by. Where
+    ``b`` is None the comparison is with a model whose results are independent of ``a`` user by user and vary as much,
+    which is the most pessimistic case.
 
     Args:
       a: float[E] or float[S, E], a metric of every case for one or several seeds.

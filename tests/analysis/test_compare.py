@@ -133,6 +133,9 @@ def test_tables_say_what_was_measured(save):
     assert "±" in text
     assert "(1 seed)" in text
     assert "With 300 users you cannot expect to see a difference in HR@10 below 0.0" in text
+    assert "(80 % power, 5 % level)." in text
+    several = compare_runs([save("base", 100), save("b", 50), save("c", 60)], ("HR@10",), resamples=200)
+    assert "(80 % power, 5 % level before correction)." in several.to_markdown()
     assert "One seed only for one_seed" in text
     assert "Fewer than 5 seeds for base: where models vary more by seed" in text
     assert "seeds for" not in compare_runs([save("five", 100, seeds=5)], ("HR@10",)).to_markdown()

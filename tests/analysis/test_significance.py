@@ -96,6 +96,24 @@ def test_few_seeds_that_differ_much_reject_too_often():
     assert five < 0.12
 
 
+def test_seeds_that_serve_other_users_well_reject_too_seldom():
+    """As the docstring says: users and seeds together make the difference here, and the bootstrap counts it three times."""
+    rng = np.random.default_rng(11)
+    differences, deviations, rejected, covered = [], [], 0, 0
+    for trial in range(200):
+        a, b = rng.normal(size=(2, 5, 60))
+        effect = paired_bootstrap(a, b, resamples=200, seed=trial)
+        differences.append(effect.difference)
+        deviations.append((effect.high - effect.low) / (2 * 1.96))
+        rejected += effect.p_value < 0.05
+        covered += effect.low <= 0 <= effect.high
+    truth = np.sqrt(2 / (5 * 60))
+    assert np.std(differences) == pytest.approx(truth, rel=0.12)
+    assert np.mean(deviations) == pytest.approx(np.sqrt(3) * truth, rel=0.06)
+    assert rejected <= 4
+    assert covered >= 196
+
+
 def test_the_same_models_asked_in_two_ways_share_their_seeds():
     """What a seed brings to both sides cancels; what the change does to each model differently stays in the interval."""
     rng = np.random.default_rng(3)
@@ -188,6 +206,10 @@ def test_the_detectable_difference_is_detected_in_four_of_five():
     least = np.mean([minimal_detectable_difference(a, each) for each in spread])
     found = stats.ttest_1samp(spread + least, 0, axis=1).pvalue < 0.05
     assert 0.74 < found.mean() < 0.86
+    # What the first of so many comparisons needs to be certain after Holm's correction.
+    for count, times in ((3, 1.2), (13, 1.3), (30, 1.4)):
+        corrected = minimal_detectable_difference(a, spread[0], alpha=0.05 / count)
+        assert round(corrected / minimal_detectable_difference(a, spread[0]), 1) == times
     one = hits(rng, 1090)
     assert minimal_detectable_difference(one) == pytest.approx(
         2.8016 * np.sqrt(2 * one.var(ddof=1) / 1090), rel=1e-4
