@@ -16,7 +16,7 @@ from experiments.awrsr import table as awrsr_table
 from experiments.kernel import ablation
 from experiments.miq import pretraining, sampled_users, table2, table3
 from experiments.revisited import duality, personalisation, positions, sampling
-from experiments.studies import anchors, masked_items, prefix_verdict
+from experiments.studies import anchors, masked_items, masked_prefixes, prefix_verdict
 from experiments.variants import StudyOptions, Variant, apply, plan_line
 from jaxrec.analysis.curves import LearningCurve, curves_figure
 from jaxrec.config import save_config
@@ -36,6 +36,7 @@ ROWS = {
     "prefix verdict": prefix_verdict.variants(10, SPLIT),
     "positions": positions.variants(10, SPLIT),
     "masked items": masked_items.variants(10),
+    "masked prefixes": masked_prefixes.variants(10, 8, SPLIT),
     "table 2": table2.variants(table2.Options()),
     "awrsr": awrsr_table.variants((2,)),
     "kernel": ablation.variants(),
@@ -65,6 +66,7 @@ def test_rows_are_configurations_that_build(study):
     pairs = {
         "positions": lambda: positions.PAIRS,
         "masked items": lambda: masked_items.PAIRS,
+        "masked prefixes": lambda: masked_prefixes.PAIRS,
         "sampling": lambda: sampling.pairs(names),
         "prefix verdict": lambda: prefix_verdict.pairs(names),
     }.get(study, tuple)()
@@ -90,6 +92,18 @@ def test_eight_ways_and_equal_steps():
         times = prefix_verdict.TIMES if row.name.endswith("longer") else 1
         packed = positions.RowStream(SPLIT.train_starts, SPLIT.train_stops, sasrec().batches, seed=0)
         assert steps == pytest.approx(times * 10 * packed.rows_per_epoch)
+
+
+def test_masked_items_have_equal_steps_whatever_the_examples():
+    whole = apply(sasrec(), {"batches": {"batch_size": 8}}).batches
+    histories = positions.RowStream(SPLIT.train_starts, SPLIT.train_stops, whole, seed=0)
+    for row in ROWS["masked prefixes"]:
+        config = apply(sasrec(), row.sections)
+        log = positions.RowStream(SPLIT.train_starts, SPLIT.train_stops, config.batches, seed=0)
+        assert config.training.epochs * log.rows_per_epoch == pytest.approx(10 * histories.rows_per_epoch)
+        assert config.training.epochs == pytest.approx(
+            masked_prefixes.VALIDATIONS * config.training.evaluate_every
+        )
 
 
 def test_what_a_study_leaves_out_is_said():
@@ -356,6 +370,7 @@ def folder(tmp_path_factory):
         (prefix_verdict, ("packed, all, CE", "prefix, last, CE"), {}),
         (positions, ("from the end", "from the start", "prefixes"), {}),
         (masked_items, ("sasrec", "next item", "masked items"), {}),
+        (masked_prefixes, ("next items", "masked items", "masked items, prefixes"), {}),
         (awrsr_table, ("softmax", "uniform", "simple"), {}),
         (ablation, ("none", "kernel toeplitz-full, layer-wise", "learned"), {}),
         (anchors, (), {"widths": (256,), "anchor": "lastfm"}),
