@@ -56,7 +56,7 @@ def paired_bootstrap(
     lie at least as far from the difference as zero does.
 
     A handful of seeds says little about their spread: where seeds make all of the difference, a test at the 5 % level
-    rejects models that are alike in 22 % of all cases with two seeds each, 14 % with three, 8 % with five (`FEW_SEEDS`).
+    rejects models that are alike in 22 % of all cases with two seeds each, 14 % with three, 9 % with five (`FEW_SEEDS`).
     Where seeds serve different users well, tests err on the other side: draws of users and of seeds count this part of the
     variance up to three times (the pigeonhole bootstrap; Owen, Annals of Applied Statistics 2007), so that intervals are up
     to sqrt(3) times as wide as they need be, and models that are alike are rejected less often than the level says.
