@@ -27,6 +27,7 @@ from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.splits import split_dataset
 from jaxrec.errors import DataError
 from jaxrec.evaluation.evaluate import Evaluation
+from jaxrec.evaluation.metrics import check_metrics
 from jaxrec.files import write_atomically
 from jaxrec.runs import Run, run_names, stored_dataset
 
@@ -214,8 +215,10 @@ def compare_runs(
       seed: of the resampling.
 
     Raises:
+      ConfigError: no metric, an unknown one, or one twice.
       DataError: runs of different datasets, splits, parts, protocols, users or targets, or two of one name.
     """
+    check_metrics(metrics)
     if not runs:
         raise DataError("runs must hold at least one run to compare, got none")
     names = [run.name for run in runs]

@@ -27,6 +27,7 @@ from jaxrec.analysis.significance import bootstrap_means, bootstrap_p_value, hol
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown, write_tables
 from jaxrec.config import to_dict
 from jaxrec.errors import DataError
+from jaxrec.evaluation.metrics import check_metrics
 from jaxrec.runs import Run, run_names
 
 #: Fewest resamples, and those that are to lie beyond zero where a p-value is at the level that Holm's correction asks of the
@@ -125,8 +126,10 @@ def rank_runs(
       alpha: level of the tests after correction.
 
     Raises:
+      ConfigError: no metric, an unknown one, or one twice.
       DataError: no run, two of one name, or runs of different datasets, splits, protocols or users.
     """
+    check_metrics(metrics)
     if not runs:
         raise DataError("runs must hold at least one run, got none")
     names = [run.name for run in runs]

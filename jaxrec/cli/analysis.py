@@ -116,8 +116,10 @@ def ensemble(arguments: list[str]) -> int:
 
     from jaxrec.analysis.duality import measure_duality
     from jaxrec.compilation import enable_compilation_cache
+    from jaxrec.evaluation.metrics import check_metrics
     from jaxrec.runs import Run
 
+    check_metrics(options.metrics)  # before both runs are ranked
     enable_compilation_cache()
     result = measure_duality(
         Run(options.items, _moved((options.items,), options.data)),

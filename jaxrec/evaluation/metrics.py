@@ -141,6 +141,20 @@ def parse_metric(metric: str) -> tuple[str, int | None]:
     return name, int(cutoff) if cutoff else None
 
 
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Refuse metrics to compare of which there is none, one unknown or one twice.
+
+    Raises:
+      ConfigError: says which.
+    """
+    for metric in metrics:
+        parse_metric(metric)
+    twice = [metric for place, metric in enumerate(metrics) if metric in metrics[:place]]
+    if twice or not metrics:
+        came = f"{twice[0]} twice: give it once" if twice else "none: name one, such as NDCG@10"
+        raise ConfigError(f"--metrics: expected at least one metric, each once, got {came}")
+
+
 def ranking_metrics(
     ranks: Integer[np.ndarray, " T"],
     ks: Sequence[int] = DEFAULT_KS,

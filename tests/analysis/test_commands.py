@@ -103,6 +103,10 @@ class TestCompare:
         refused(jaxrec("compare", runs["a"], above), "runs lie below it: name one, such as", str(above))
         refused(jaxrec("evaluate", above), "runs lie below it: name one, such as")
         refused(jaxrec("compare", runs["a"], runs["b"], "--metrics", "AUC"), "unknown metric 'AUC'")
+        for command in ("compare", "leaderboard", "ensemble"):
+            told = jaxrec(command, runs["a"], runs["b"], "--metrics")
+            refused(told, "--metrics: expected at least one metric", "got none")
+        refused(jaxrec("leaderboard", runs["a"], "--metrics", "MRR", "MRR"), "each once, got MRR twice")
         out = tmp_path / "out"
         refused(
             jaxrec("compare", runs["a"], runs["b"], "--out", out, "--data", runs["a"].parent / "other-log"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.metrics import metric_values, ranking_metrics
+from jaxrec.evaluation.metrics import check_metrics, metric_values, ranking_metrics
 from jaxrec.evaluation.ranking import rank_targets, score_table
 from tests.evaluation import oracle
 
@@ -87,6 +87,17 @@ def test_several_targets_by_hand():
     second = (1 / math.log2(3) + 1 / math.log2(6)) / (1 + 1 / math.log2(3) + 1 / 2)
     assert got["NDCG@5"] == pytest.approx((first + second) / 2)
     assert got["MRR"] == pytest.approx((1 + 1 / 2) / 2)
+
+
+def test_metrics_to_compare_are_known_and_named_once():
+    check_metrics(["MRR", "HR@10", "HR@5"])
+    for metrics, came in (
+        ([], "got none: name one"),
+        (["MRR", "HR@5", "MRR"], "got MRR twice"),
+        (["AUC"], "'AUC'"),
+    ):
+        with pytest.raises(ConfigError, match=came):
+            check_metrics(metrics)
 
 
 def test_no_case_has_no_mean():
