@@ -27,7 +27,7 @@ from jaxrec.reporting.results import write_run
 from jaxrec.runs import Run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training.adopt import adopt
-from jaxrec.training.run_directory import run_lock
+from jaxrec.training.run_directory import data_sources, run_lock
 from jaxrec.training.state_sharding import ParameterSharding
 from jaxrec.training.trees import flatten
 
@@ -91,7 +91,7 @@ def extend_run(
     Raises:
       DataError: an id is known already or given twice, or there is nothing to make a row of.
       ConfigError: ``neighbours`` is below 1.
-      RunExistsError: ``workdir`` holds a run.
+      RunExistsError: ``workdir`` holds a run; with ``overwrite``, what is read here.
     """
     if neighbours < 1:
         raise ConfigError(f"--neighbours must be at least 1, got {neighbours}")
@@ -119,9 +119,12 @@ def extend_run(
     workdir = Path(workdir)
     config = _config(opened.config, workdir)
     source = by if content is None else "content"
+    table = str(items) if isinstance(items, (str, Path)) else ""
+    read = (*data_sources(opened.config.data), *data_sources(data))
+    sources = [("RUN", str(opened.path)), ("--items", table), *read]
     origin = {"extended": str(opened.path), "items": len(new.ids), "by": source}
     with run_lock(workdir):
-        fit = adopt(config, arrays, dataset, workdir, origin, overwrite)
+        fit = adopt(config, arrays, dataset, workdir, origin, overwrite, sources)
         save_dataset(dataset, workdir / DATASET)
         results = write_run(fit)
         save_config(config, workdir / "config.json")

@@ -124,6 +124,29 @@ def test_an_interrupted_extension_is_no_run_that_could_be_resumed(run, tmp_path,
         extend_run(run, NEW, tmp_path / "out", data=COLUMNS)
 
 
+def test_nothing_that_an_extension_reads_is_overwritten(run, grown, tmp_path):
+    workdir = grown[1].path
+    (workdir / "new.csv").write_text("item_id,similar\nnew,i3\n")
+    with pytest.raises(RunExistsError, match=rf"--items .*new\.csv is in the out {workdir}.*another --out"):
+        extend_run(run, str(workdir / "new.csv"), workdir, overwrite=True)
+    (workdir / "new.csv").unlink()
+    before = (workdir / "results.json").read_bytes()
+    newer = NEW.with_columns(item_id=pl.col("item_id") + "-b")
+    with pytest.raises(RunExistsError, match=f"RUN {workdir} is in the out {workdir}, which --overwrite"):
+        extend_run(workdir, newer, workdir, data=COLUMNS, overwrite=True)
+    with pytest.raises(RunExistsError, match=r"Delete the run in it with --overwrite, or .* another --out"):
+        extend_run(run, NEW, workdir, data=COLUMNS)
+    assert (workdir / "results.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_an_extension_overwrites_a_former_one(run, tmp_path):
+    for name in ("first", "second"):
+        new = pl.DataFrame({"item_id": [name], "similar": ["i3"]})
+        extend_run(run, new, tmp_path / "out", overwrite=True)
+    assert Run(tmp_path / "out").dataset.item_ids[-1] == "second"
+
+
 def test_titles_of_ids_with_blanks_around_them():
     new = read_new_items(DataConfig(), pl.DataFrame({"item_id": [" n", "m"], "title": ["First", "Second"]}))
     assert (new.ids, new.titles) == (["n", "m"], ["First", "Second"])

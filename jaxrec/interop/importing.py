@@ -19,7 +19,7 @@ from jaxrec.interop.torch_files import read_torch_file
 from jaxrec.objectives import OBJECTIVES
 from jaxrec.reporting.results import write_run
 from jaxrec.training.adopt import adopt
-from jaxrec.training.run_directory import run_lock
+from jaxrec.training.run_directory import data_sources, run_lock
 
 #: Arrays with a row per item.
 ITEM_ARRAYS = ("items/table", "output_table", "item_bias")
@@ -116,7 +116,7 @@ def import_checkpoint(
       CheckpointError: the file is refused, damaged, or of another architecture.
       DataError: an item of the dataset has no row in the file.
       ConfigError: the format does not exist, or an option does not fit.
-      RunExistsError: ``workdir`` holds a run.
+      RunExistsError: ``workdir`` holds a run; with ``overwrite``, what is read here.
     """
     model = read_model(file, format_name, options)
     if dataset is None:
@@ -138,9 +138,10 @@ def import_checkpoint(
         name: np.repeat((array[rows] if name in ITEM_ARRAYS else array)[None], seeds, axis=0)
         for name, array in model.params.items()
     }
+    sources = [("FILE", str(file)), *data_sources(config.data)]
     origin = {"imported": str(file), "format": format_name}
     with run_lock(Path(workdir)):
-        fit = adopt(config, arrays, dataset, Path(workdir), origin, overwrite)
+        fit = adopt(config, arrays, dataset, Path(workdir), origin, overwrite, sources)
         results = write_run(fit)
         save_config(config, Path(workdir) / "config.json")
         return ImportReport(results, model, format_name, config, model.item_rows + 1 - len(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.host_state import HostState
 from jaxrec.training.logging import MetricsLog
 from jaxrec.training.loop import FitResult
-from jaxrec.training.run_directory import claim_directory, new_record
+from jaxrec.training.run_directory import check_directory, claim_directory, new_record
 from jaxrec.training.setup import TrainingSetup, prepare
 from jaxrec.training.trees import flatten, path_name
 
@@ -28,7 +28,8 @@ def adopt(
     dataset: SequenceDataset,
     workdir: Path,
     origin: Mapping[str, Any],
-    overwrite: bool = False,
+    overwrite: bool,
+    sources: Sequence[tuple[str, str]],
 ) -> FitResult:
     """Evaluate parameters and save them as the checkpoint of a run of 0 steps.
 
@@ -42,11 +43,14 @@ def adopt(
       workdir: run directory.
       origin: entries of the first line of its log.
       overwrite: delete a run that is already in ``workdir``.
+      sources: what the parameters are made of, as (option, file or directory), which is not deleted.
 
     Raises:
       CheckpointError: an array is missing, left over, or of another shape; the first is named.
-      RunExistsError: ``workdir`` holds a run.
+      RunExistsError: ``workdir`` holds a run, or one of ``sources``.
     """
+    claim: dict[str, Any] = {"resume": False, "overwrite": overwrite, "option": "--out", "sources": sources}
+    check_directory(workdir, config, **claim)  # before anything is compiled
     setup = prepare(config, dataset)
     seeds = np.asarray(config.training.seeds, np.uint32)
     state = jax.jit(setup.sharding.fresh)(seeds)
@@ -55,7 +59,7 @@ def adopt(
         lambda path, _: jnp.asarray(arrays[path_name(path)], jnp.float32), state.params
     )
     state = state._replace(params=params)
-    claim_directory(workdir, config, resume=False, overwrite=overwrite)
+    claim_directory(workdir, config, **claim)
     valid, test = _evaluations(setup, params, "valid"), _evaluations(setup, params, "test")
     host_state = HostState.start(len(seeds))
     scores = [float(evaluation.metrics[config.metric]) for evaluation in valid]

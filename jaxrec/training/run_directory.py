@@ -7,7 +7,7 @@ import fnmatch
 import glob
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxrec.config import RunConfig, differences, from_dict, load_config, to_dict
 from jaxrec.data.dataset import SequenceDataset
+from jaxrec.data.readers.config import DataConfig
 from jaxrec.errors import (
     CheckpointError,
     ConfigError,
@@ -120,7 +121,15 @@ def _in_first_process(directory: Path, call: Callable[[], object]) -> None:
         )
 
 
-def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
+def claim_directory(
+    directory: Path,
+    config: RunConfig,
+    resume: bool,
+    overwrite: bool,
+    *,
+    option: str = "--workdir",
+    sources: Sequence[tuple[str, str]] | None = None,
+) -> None:
     """Check and empty a directory for a run.
 
     Args:
@@ -128,18 +137,28 @@ def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite:
       config: of the run; on resume it may differ from the saved one in `RESUMABLE` settings only.
       resume: continue the run in it.
       overwrite: delete the run in it.
+      option: that names the directory, for messages.
+      sources: what is read and so must not be deleted, as (option, file or directory); None = what ``config`` names.
 
     Raises:
       CheckpointError: nothing to resume, or it has another configuration.
-      RunExistsError: it holds a run, or other files.
+      RunExistsError: it holds a run, other files, or what is read.
     """
-    for path in check_directory(directory, config, resume, overwrite):
+    for path in check_directory(directory, config, resume, overwrite, option=option, sources=sources):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if not resume:
         directory.mkdir(parents=True, exist_ok=True)
 
 
-def check_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> list[Path]:
+def check_directory(
+    directory: Path,
+    config: RunConfig,
+    resume: bool,
+    overwrite: bool,
+    *,
+    option: str = "--workdir",
+    sources: Sequence[tuple[str, str]] | None = None,
+) -> list[Path]:
     """Refuse a directory as `claim_directory` does, and return what that would delete.
 
     Args:
@@ -147,42 +166,54 @@ def check_directory(directory: Path, config: RunConfig, resume: bool, overwrite:
       config: see `claim_directory`.
       resume: see `claim_directory`.
       overwrite: see `claim_directory`.
+      option: see `claim_directory`.
+      sources: see `claim_directory`.
     """
+    subject = f"{option.removeprefix('--')} {directory}"
     check_path(directory)
     saved = directory / "config.json"
     if resume:
         _check_resumable(directory, config)
         return []
     if directory.exists() and not directory.is_dir():
-        raise RunExistsError(f"workdir {directory} is a file; expected a directory that is new or empty")
+        raise RunExistsError(f"{subject} is a file; expected a directory that is new or empty")
     present = [path for path in directory.iterdir() if path.name != LOCK] if directory.exists() else []
     if not present:
         return []
     if not saved.exists():
         leaves = ", so --overwrite leaves it alone" if overwrite else ""
         raise RunExistsError(
-            f"workdir {directory} is not empty, and holds no run (no config.json; an interrupted import or extension "
-            f"leaves none){leaves}: empty it yourself or choose another --workdir"
+            f"{subject} is not empty, and holds no run (no config.json; an interrupted import or extension "
+            f"leaves none){leaves}: empty it yourself or choose another {option}"
         )
     if not overwrite:
-        raise RunExistsError(
-            f"workdir {directory} is not empty: expected a new or empty directory. Continue its run with --resume, "
-            "delete it with --overwrite, or choose another --workdir"
+        # What only trains can be continued; an import or an extension is made at once.
+        ways = (
+            "Continue its run with --resume, delete it" if option == "--workdir" else "Delete the run in it"
         )
-    for option, source in _sources(config):
+        raise RunExistsError(
+            f"{subject} is not empty: expected a new or empty directory. {ways} with --overwrite, or choose another {option}"
+        )
+    for name, source in _sources(config) if sources is None else sources:
         if source and os.path.exists(source) and Path(source).resolve().is_relative_to(directory.resolve()):
             raise RunExistsError(
-                f"{option} {source} is in the workdir {directory}, which --overwrite would empty: choose another --workdir"
+                f"{name} {source} is in the {subject}, which --overwrite would empty: choose another {option}"
             )
     return present
 
 
 def _sources(config: RunConfig) -> list[tuple[str, str]]:
     """Options of a run that name files or directories that it reads, with their values."""
-    data = config.data
     return [
         ("--init-from", config.training.init_from),
         ("--encoder.item-codes.run", config.encoder.item_codes.run),
+        *data_sources(config.data),
+    ]
+
+
+def data_sources(data: DataConfig) -> list[tuple[str, str]]:
+    """Options of the section ``data`` that name files or directories, with their values."""
+    return [
         ("--data", data.source),
         *(("--data.archive", file) for file in data.archive),
         ("--data.item-table", data.item_table),

@@ -352,6 +352,11 @@ def test_a_run_that_is_there_is_left_alone(dataset, imported):
     workdir, _ = imported
     with pytest.raises(RunExistsError, match="not empty"):
         import_checkpoint(FILES / "s3rec.pth", "s3rec", Run(workdir).config, workdir, dataset=dataset)
+    file = workdir / "s3rec.pth"
+    file.write_bytes((FILES / "s3rec.pth").read_bytes())
+    with pytest.raises(RunExistsError, match=rf"FILE {file} is in the out {workdir}.*choose another --out"):
+        import_checkpoint(file, "s3rec", Run(workdir).config, workdir, dataset=dataset, overwrite=True)
+    file.unlink()
 
 
 def test_items_without_a_row_and_wrong_lists_of_ids_are_refused(dataset):
