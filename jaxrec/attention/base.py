@@ -194,8 +194,8 @@ class AttentionConfig(abc.ABC):
         ``queries`` [B, L, D] is the input of the query vectors where it differs from ``x`` (the original SASRec
         normalises it alone); None means ``x``.
 
-        With `selects_positions` the module also takes ``query_positions`` int32[B, S] in evaluation, with ``queries``
-        [B, S, D] at these positions, and returns [B, S, D].
+        With `selects_positions` the module also takes ``query_positions`` int32[B, S], columns of ``x`` and ``queries``, and
+        returns [B, S, D] of these positions alone.
         """
 
     @abc.abstractmethod

@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.attention.cache import Grown
 from jaxrec.attention.functional import keep_all, pair_products, split_heads, weighted_sums
-from jaxrec.attention.module import AttentionModule, position_count
+from jaxrec.attention.module import AttentionModule, position_count, query_input
 from jaxrec.attention.positions import offsets
 from jaxrec.nn.layers import Dense
 
@@ -79,6 +79,7 @@ class PointwiseAttentionConfig(AttentionConfig):
     distance_bias: bool = True
 
     default_positions: ClassVar[str] = "none"
+    selects_positions: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhai et al., Actions Speak Louder than Words (HSTU), ICML 2024 (arXiv 2402.17152)"
 
     def cache_obstacle(self, spec: AttentionSpec) -> str | None:
@@ -97,7 +98,7 @@ class PointwiseAttentionConfig(AttentionConfig):
 
 
 class PointwiseAttention(AttentionModule):
-    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
+    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``, or [B, S, D] at ``query_positions`` int32[B, S].
 
     Parameters: ``5 (D^2 + D)`` (the map after the gate is part of the mechanism, whatever the encoder's
     ``output_projection``), ``H n`` for the distance bias, and the position scheme's. ``queries`` feed both
@@ -113,7 +114,8 @@ class PointwiseAttention(AttentionModule):
         context: AttentionContext,
         train: bool = False,
         queries: Float[Array, "B L D"] | None = None,
-    ) -> Float[Array, "B L D"]:
+        query_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, spec, heads = self.config, self.spec, self.config.heads
         dtype, width = spec.dtype, spec.width
@@ -122,9 +124,10 @@ class PointwiseAttention(AttentionModule):
             dense = Dense(width, kernel_init=spec.kernel_init, dtype=dtype, name=name)
             return jax.nn.silu(dense(inputs))
 
-        query_input = x if queries is None else queries
-        gate = activated("gate", query_input)
-        q = split_heads(activated("queries", query_input), heads)
+        asked = query_input(x, queries, query_positions)
+        asked = x if asked is None else asked
+        gate = activated("gate", asked)
+        q = split_heads(activated("queries", asked), heads)
         k = split_heads(activated("keys", x), heads)
         v = split_heads(activated("values", x), heads)
         bias: Array | float = 0.0
@@ -134,6 +137,6 @@ class PointwiseAttention(AttentionModule):
             )
             bias = table[:, np.abs(offsets(context.segments.shape[1]))][None]
         formula = partial(pointwise_attention, max_length=spec.max_length, dtype=dtype)
-        attended = self.attend(formula, (q, k, v), context, train, bias=bias)
+        attended = self.attend(formula, (q, k, v), context, train, query_positions=query_positions, bias=bias)
         norm = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")
         return Dense(width, kernel_init=spec.kernel_init, dtype=dtype, name="output")(norm(attended) * gate)

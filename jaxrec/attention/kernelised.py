@@ -42,9 +42,11 @@ from jaxrec.attention.module import (
     Projections,
     position_count,
     projection_count,
+    query_input,
 )
 from jaxrec.attention.positions import POSITIONS, offsets
 from jaxrec.attention.softmax import softmax_attention
+from jaxrec.nn.layers import take_positions
 from jaxrec.nn.precision import einsum
 from jaxrec.options import Idle, Range
 
@@ -105,6 +107,7 @@ class KernelAttentionConfig(AttentionConfig):
     per_head: bool = False
 
     default_positions: ClassVar[str] = "none"
+    selects_positions: ClassVar[bool] = True
     paper: ClassVar[str] = "Nabiev & Frolov, position-aware kernelised attention, 2026 (arXiv 2602.21052)"
 
     def check(self, spec: AttentionSpec) -> None:
@@ -267,11 +270,6 @@ def mixing_weights(
     return jnp.where(jnp.asarray(apart < band)[None, None], jnp.moveaxis(kernel[:, later, near], 0, 1), 0.0)
 
 
-def take_columns(x: Float[Array, "B L H d"], query_positions: Int[Array, "B S"]) -> Float[Array, "B S H d"]:
-    """``x`` at ``query_positions``."""
-    return jnp.take_along_axis(x, query_positions[:, :, None, None], axis=1)
-
-
 def mix(
     x: Float[Array, "B L H d"],
     weights: Float[Array, "#B #H S L"],
@@ -307,7 +305,7 @@ def mix(
 
 
 class KernelAttention(AttentionModule):
-    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
+    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``, or [B, S, D] at ``query_positions`` int32[B, S].
 
     Parameters: ``3 (D^2 + D)``, ``D^2 + D`` with an output projection, the position scheme's, and for each of U and L, n
     being the maximum length: 0 (identity), ``n`` (Toeplitz), ``n (n + 1) / 2`` (full) or ``n * bandwidth`` (banded),
@@ -324,10 +322,12 @@ class KernelAttention(AttentionModule):
         context: AttentionContext,
         train: bool = False,
         queries: Float[Array, "B L D"] | None = None,
-    ) -> Float[Array, "B L D"]:
+        query_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, dtype = self.config, self.spec.dtype
-        qkv = Projections(config.heads, self.spec, name="projections")(x, queries)
+        asked = query_input(x, queries, query_positions)
+        qkv = Projections(config.heads, self.spec, name="projections")(x, asked)
         kernels = dict(PositionKernels(config, self.spec, False, name="kernel")())
         if config.kernels(shared=True):
             option = "share_upper" if config.share_upper else "share_lower"
@@ -343,7 +343,7 @@ class KernelAttention(AttentionModule):
         def mixed(name: str, structure: Structure, x: Array, inputs: AttentionInputs, count: int) -> Array:
             queries = inputs.query_positions
             if structure == "identity":
-                return x if queries is None else take_columns(x, queries)
+                return x if queries is None else take_positions(x, queries)
             weights = (
                 by_distance[name]
                 if structure == "toeplitz" and queries is None
@@ -358,7 +358,7 @@ class KernelAttention(AttentionModule):
             return q, k, mixed("lower", config.lower, v, inputs, count)
 
         formula = partial(softmax_attention, dtype=dtype)
-        attended = self.attend(formula, qkv, context, train, mix=mix_all)
+        attended = self.attend(formula, qkv, context, train, query_positions=query_positions, mix=mix_all)
         return OutputProjection(self.spec, name="output")(attended)
 
 

@@ -64,7 +64,7 @@ from jaxrec.attention.module import (
 )
 from jaxrec.attention.softmax import softmax_attention
 from jaxrec.errors import ConfigError
-from jaxrec.nn.layers import Dense
+from jaxrec.nn.layers import Dense, take_positions
 from jaxrec.nn.precision import einsum, matmul
 from jaxrec.options import Range, Search, option_name
 
@@ -222,6 +222,7 @@ class MultiItemQueryAttentionConfig(AttentionConfig):
     dummy_scale: Annotated[float, Range("(0, inf)")] = 1.0
     mapping: Literal["fused", "vmap"] = "fused"
 
+    selects_positions: ClassVar[bool] = True
     paper: ClassVar[str] = "Xu et al., Multi-Item-Query Attention, CIKM 2025 (arXiv 2509.24424)"
 
     @property
@@ -386,31 +387,35 @@ def slide_window(
     return jnp.stack(slots, axis=2)
 
 
-def recent_columns(query_positions: Int[Array, "B 1"], window: int) -> Int[Array, "B m"]:
-    """The columns int32[B, m] of the window that ends at ``query_positions`` int32[B, 1]; < 0 before the row."""
-    return query_positions + jnp.arange(1 - window, 1, dtype=jnp.int32)[None]
-
-
-def recent(
-    x: Float[Array, "B L D"], query_positions: Int[Array, "B 1"] | None, window: int
-) -> Float[Array, "B S D"]:
-    """The window [B, m, D] of ``x`` [B, L, D] that ends at ``query_positions``, zero before the row; None takes all."""
-    if query_positions is None:
-        return x
-    columns = recent_columns(query_positions, window)
-    taken = jnp.take_along_axis(x, jnp.maximum(columns, 0)[:, :, None], axis=1)
-    return jnp.where((columns >= 0)[:, :, None], taken, 0.0)
-
-
-def place_windows(
-    items: Float[Array, "B L m D"], dummies: Float[Array, "E m D"], inputs: AttentionInputs
+def selected_windows(
+    x: Float[Array, "B L D"], dummies: Float[Array, "E D"], index: Int[Array, "B S"], ends: Int[Array, "B S"]
 ) -> Float[Array, "B S m D"]:
-    """`slide_window` at all times [B, L, m, D], or from the items of one window at its end [B, 1, m, D]."""
+    """The windows of some times alone, of vectors that no map has met: what `slide_window` places there.
+
+    Args:
+      x: [B, L, D], the items.
+      dummies: [m - 1, D].
+      index: int32[B, S], t of each window, counted from the sequence's start.
+      ends: int32[B, S], column of its last item.
+
+    Returns:
+      [B, S, m, D].
+    """
+    window = dummies.shape[0] + 1
+    slot = jnp.arange(window, dtype=jnp.int32)[None, None]
+    columns = jnp.maximum(ends[..., None] - (window - 1 - slot), 0)
+    items = take_positions(x, columns.reshape(len(x), -1)).reshape(*columns.shape, x.shape[-1])
+    if window == 1:
+        return items
+    before = index[..., None] < window - 1 - slot
+    return jnp.where(before[..., None], dummies[jnp.minimum(index[..., None] + slot, window - 2)], items)
+
+
+def times(inputs: AttentionInputs) -> Int[Array, "B S"]:
+    """int32[B, S], t of each query, counted from its sequence's start."""
     index = index_from_start(inputs.segments)
-    if inputs.query_positions is None:
-        return slide_window(items, dummies, index)
-    columns = jnp.maximum(recent_columns(inputs.query_positions, items.shape[1]), 0)
-    return slide_window(items, dummies, jnp.take_along_axis(index, columns, axis=1))[:, -1:]
+    positions = inputs.query_positions
+    return index if positions is None else jnp.take_along_axis(index, positions, axis=1)
 
 
 def answer_spread(answers: Float[Array, "B L m D"]) -> Float[Array, "B L"]:
@@ -424,7 +429,7 @@ def answer_spread(answers: Float[Array, "B L m D"]) -> Float[Array, "B L"]:
 
 
 class MultiItemQueryAttention(AttentionModule):
-    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``.
+    """``(x [B, L, D], context, train, queries=None) -> [B, L, D]``, or [B, S, D] at ``query_positions`` int32[B, S].
 
     Parameters, with m items in the window: ``(m + 2) (D^2 + D)`` for queries, keys and values, ``3 D^2`` for the query
     level (none with "none"), ``(m - 1) D`` dummies (none if shared), ``D^2 + D`` with an output projection, and the
@@ -442,7 +447,8 @@ class MultiItemQueryAttention(AttentionModule):
         context: AttentionContext,
         train: bool = False,
         queries: Float[Array, "B L D"] | None = None,
-    ) -> Float[Array, "B L D"]:
+        query_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         config, dtype, width = self.config, self.spec.dtype, self.spec.width
         heads, window = config.heads, config.slots
@@ -457,8 +463,10 @@ class MultiItemQueryAttention(AttentionModule):
         if config.dummies_as_keys and window > 1:
             dummy_k, dummy_v = (split_heads(part, heads) for part in jnp.split(pair(dummies), 2, axis=-1))
         new = new_positions(context.cache, batch)
+        ends = query_positions if new is None else new
+        n_queries = window * (length if ends is None else ends.shape[1])
         n_keys = length + (0 if dummy_k is None else window - 1)
-        keep, probability = self.keep_mask((batch, heads, length * window, n_keys), train)
+        keep, probability = self.keep_mask((batch, heads, n_queries, n_keys), train)
         level_maps = self._query_level_maps() if config.query_level != "none" else None
         answer = self._answers_by_vmap if config.mapping == "vmap" else self._answers_fused
 
@@ -468,7 +476,7 @@ class MultiItemQueryAttention(AttentionModule):
             heads_of_answers, weights = answer(source, dummies, maps, keys, inputs, terms, probability, count)
             answers = merge_heads(heads_of_answers)
             out, alpha = query_level_attention(answers, level_maps, config.query_level, dtype)
-            early = jnp.maximum(window - 1 - index_from_start(inputs.segments), 0)
+            early = jnp.maximum(window - 1 - times(inputs), 0)
             return out, {
                 "attention_weights": weights,
                 "query_weights": alpha,
@@ -480,8 +488,8 @@ class MultiItemQueryAttention(AttentionModule):
         sources = x if queries is None else queries
         stored = remember(self, context.cache, sources=sources, keys=terms.rotate(k, new), values=v)
         source, k, v = map(whole, stored)
-        inputs = AttentionInputs.of((recent(source, new, window), k, v), context, keep, new)
-        attended = self.over_rows(core, inputs, heads * window * length * length)
+        inputs = AttentionInputs.of((source, k, v), context, keep, ends)
+        attended = self.over_rows(core, inputs, heads * n_queries * n_keys)
         return OutputProjection(self.spec, name="output")(attended)
 
     def _dummies(self, context: AttentionContext) -> Array:
@@ -512,8 +520,11 @@ class MultiItemQueryAttention(AttentionModule):
         """Map `query_position_attention` over the query positions: [B, L, m, H, d] and [B, H, m, L, keys]."""
         del count  # Each query position is one attention over the whole row.
         window = self.config.slots
-        extended = jnp.repeat(source[:, :, None], window, axis=2)
-        items = place_windows(extended, jnp.repeat(dummies[:, None], window, axis=1), inputs)
+        if inputs.query_positions is None:
+            extended = jnp.repeat(source[:, :, None], window, axis=2)
+            items = slide_window(extended, jnp.repeat(dummies[:, None], window, axis=1), times(inputs))
+        else:
+            items = selected_windows(source, dummies, times(inputs), inputs.query_positions)
         rotate = partial(terms.rotate, query_positions=inputs.query_positions, segments=inputs.segments)
         bias, mask = terms.bias(inputs), inputs.allowed()
         keep = inputs.keep
@@ -546,9 +557,14 @@ class MultiItemQueryAttention(AttentionModule):
         that each product is one matrix product per row and head.
         """
         window, heads, dtype = self.config.slots, self.config.heads, self.spec.dtype
-        placed = place_windows(
-            apply_slot_maps(source, maps, dtype), apply_slot_maps(dummies, maps, dtype), inputs
-        )
+        if inputs.query_positions is None:
+            placed = slide_window(
+                apply_slot_maps(source, maps, dtype), apply_slot_maps(dummies, maps, dtype), times(inputs)
+            )
+        else:
+            items = selected_windows(source, dummies, times(inputs), inputs.query_positions)
+            placed = einsum("bsjd,jde->bsje", items, maps[0], dtype) + maps[1][None, None]
+            count = 1
         q = split_heads(placed, heads)
         batch, length = q.shape[:2]
         flat = (batch, length * window, heads, q.shape[-1])

@@ -22,7 +22,7 @@ from jaxrec.attention.functional import (
     stretch_count,
 )
 from jaxrec.attention.positions import POSITIONS, ScoreBias, interval_bias, rotate
-from jaxrec.nn.layers import Dense, dropout_mask
+from jaxrec.nn.layers import Dense, dropout_mask, take_positions
 from jaxrec.nn.precision import matmul
 
 #: Scores held at once by the automatic choice of `rows_per_group`.
@@ -160,6 +160,17 @@ def map_rows(function: Callable[[Any], Any], rows_per_group: int, rows: Any) -> 
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, last)
 
 
+def query_input(
+    x: Float[Array, "B L D"],
+    queries: Float[Array, "B L D"] | None,
+    query_positions: Int[Array, "B S"] | None,
+) -> Float[Array, "B S D"] | None:
+    """The input of the queries at ``query_positions``, see `AttentionConfig.build`; None where it is all of ``x``."""
+    if query_positions is None:
+        return queries
+    return take_positions(x if queries is None else queries, query_positions)
+
+
 def query_rows(bias: Array | float, query_positions: Array | None) -> Array | float:
     """Take the rows of a bias [1 or B, H, L, L] at ``query_positions`` int32[B, S]: [B, H, S, L]; None takes all."""
     if query_positions is None or not isinstance(bias, Array):
@@ -244,10 +255,10 @@ class AttentionModule(nn.Module):
             grows, those of the columns that are computed now.
           context: of the batch.
           train: whether weights are dropped.
-          query_positions: int32[B, S], in evaluation; None = all positions.
+          query_positions: int32[B, S], columns of the queries; None = all positions.
           bias: [1, H, L, L] added to that of the position scheme, or 0.0.
-          mix: ``(inputs, stretches) -> (q, k, v)``, a change of queries, keys and values inside each group. With
-            ``inputs.query_positions`` of one new column it gets all keys and values and returns those of that column.
+          mix: ``(inputs, stretches) -> (q, k, v)``, a change of queries, keys and values inside each group: of all columns,
+            or with ``inputs.query_positions``, where the row grows, of all keys and values to those of the one new column.
 
         Returns:
           [B, L, D], or [B, S, D].
@@ -260,31 +271,32 @@ class AttentionModule(nn.Module):
         arrays: Any = (terms.rotate(q, query_positions), terms.rotate(k, new), v)
         if context.cache is not None:
             arrays, mix = self._remembered(arrays, context, new, mix), None
-        if query_positions is not None:
-            inputs = AttentionInputs.of(arrays, context, query_positions=query_positions)
-            scores_bias = terms.bias(inputs) + query_rows(bias, query_positions)
-            q, k, v = arrays if mix is None else mix(AttentionInputs.of(arrays, context), 1)
-            out, _ = formula(q, k, v, scores_bias, inputs.allowed())
-            return merge_heads(out)
-        keep, probability = self.keep_mask((batch, heads, length, length), train)
+            if query_positions is not None:
+                inputs = AttentionInputs.of(arrays, context, query_positions=query_positions)
+                scores_bias = terms.bias(inputs) + query_rows(bias, query_positions)
+                return merge_heads(formula(*arrays, scores_bias, inputs.allowed())[0])
+        count = length if query_positions is None else query_positions.shape[1]
+        keep, probability = self.keep_mask((batch, heads, count, length), train)
 
         def core(inputs: AttentionInputs, count: int) -> tuple[Array, dict[str, Array]]:
-            q, k, v = inputs.arrays if mix is None else mix(inputs, count)
+            q, k, v = inputs.arrays
+            if mix is not None:
+                q, k, v = mix(dataclasses.replace(inputs, query_positions=None), count)
             out, weights = attend_in_stretches(
                 formula,
                 q,
                 k,
                 v,
-                terms.bias(inputs) + bias,
+                terms.bias(inputs) + query_rows(bias, inputs.query_positions),
                 inputs.allowed(),
                 keep=inputs.keep,
                 probability=probability,
-                count=count,
+                count=1 if inputs.query_positions is not None else count,
             )
             return out, {"attention_weights": weights}
 
-        inputs = AttentionInputs.of(arrays, context, keep)
-        return merge_heads(self.over_rows(core, inputs, heads * length * length))
+        inputs = AttentionInputs.of(arrays, context, keep, query_positions)
+        return merge_heads(self.over_rows(core, inputs, heads * count * length))
 
     def _remembered(
         self,

@@ -29,6 +29,7 @@ from jaxrec.attention.module import (
     Projections,
     position_count,
     projection_count,
+    query_input,
 )
 from jaxrec.attention.padding_keys import extend_keys, keep_padding, padding_counts
 from jaxrec.attention.prefix_keys import with_prefix
@@ -99,12 +100,12 @@ class SoftmaxAttention(AttentionModule):
         x: Float[Array, "B L D"],
         context: AttentionContext,
         train: bool = False,
-        queries: Float[Array, "B S D"] | None = None,
+        queries: Float[Array, "B L D"] | None = None,
         query_positions: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         project = Projections(self.config.heads, self.spec, name="projections")
-        qkv = project(x, queries)
+        qkv = project(x, query_input(x, queries, query_positions))
         if context.prefix is not None:
             _, prefix_k, prefix_v = project(context.prefix, None)
             attended = self._attend_with_prefix(qkv, (prefix_k, prefix_v), context, train, query_positions)

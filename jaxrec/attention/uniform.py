@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.attention.base import SECTION, AttentionConfig, AttentionContext, AttentionSpec
 from jaxrec.attention.cache import Grown
@@ -18,7 +18,7 @@ from jaxrec.attention.functional import keep_all, split_heads, weighted_sums
 from jaxrec.attention.module import AttentionModule, OutputProjection, projection_count
 from jaxrec.attention.positions import POSITIONS
 from jaxrec.errors import ConfigError
-from jaxrec.nn.layers import Dense
+from jaxrec.nn.layers import Dense, take_positions
 
 
 def uniform_attention(
@@ -53,6 +53,7 @@ def uniform_attention(
 class UniformAttentionConfig(AttentionConfig):
     """Mean pooling of projected values: no weights are learned."""
 
+    selects_positions: ClassVar[bool] = True
     paper: ClassVar[str] = "a control; average attention in Zhang et al., ACL 2018 (arXiv 1805.00631)"
 
     def check(self, spec: AttentionSpec) -> None:
@@ -78,7 +79,7 @@ class UniformAttentionConfig(AttentionConfig):
 
 
 class UniformAttention(AttentionModule):
-    """``(x [B, L, D], context, train) -> [B, L, D]``; ``queries`` are not read.
+    """``(x [B, L, D], context, train) -> [B, L, D]``, or [B, S, D] at ``query_positions``; ``queries`` are not read.
 
     Parameters: ``D^2 + D``, and as many with an output projection. Sows ``attention_weights`` float32[B, H, L, L].
     """
@@ -90,10 +91,13 @@ class UniformAttention(AttentionModule):
         context: AttentionContext,
         train: bool = False,
         queries: Float[Array, "B L D"] | None = None,
-    ) -> Float[Array, "B L D"]:
+        query_positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """Attend; see `AttentionConfig.build` for the arguments."""
         spec = self.spec
         dense = Dense(spec.width, kernel_init=spec.kernel_init, dtype=spec.dtype, name="values")
         v = split_heads(dense(x), self.config.heads)
-        attended = self.attend(partial(uniform_attention, dtype=spec.dtype), (v, v, v), context, train)
+        formula = partial(uniform_attention, dtype=spec.dtype)
+        q = v if query_positions is None else take_positions(v, query_positions)
+        attended = self.attend(formula, (q, v, v), context, train, query_positions=query_positions)
         return OutputProjection(spec, name="output")(attended)

@@ -115,17 +115,14 @@ class Block(nn.Module):
         def select(x: Array) -> Array:
             return x if query_positions is None else take_positions(x, query_positions)
 
+        # Keys outside the row are dropped for all queries at once, so that training computes them all.
+        outside = context.padding is not None or context.prefix is not None
+        selects = self.attention.selects_positions and not (train and outside)
+
         def attend(x: Array, queries: Array | None = None) -> Array:
-            # Dropout of weights is drawn for all queries, so that training computes them all.
-            if query_positions is None or train or not self.attention.selects_positions:
+            if query_positions is None or not selects:
                 return select(attention(x, context, train, queries=queries))
-            return attention(
-                x,
-                context,
-                train,
-                queries=select(x if queries is None else queries),
-                query_positions=query_positions,
-            )
+            return attention(x, context, train, queries=queries, query_positions=query_positions)
 
         def gated(name: str, x: Array, change: Array) -> Array:
             if self.arrangement != "gated":

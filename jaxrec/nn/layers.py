@@ -96,9 +96,12 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.epsilon)
 
 
-def take_positions(x: Float[Array, "B L D"], query_positions: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-    """Take ``x [B, L, D]`` at ``query_positions`` int32[B, S] of each row: [B, S, D]."""
-    return jnp.take_along_axis(x, query_positions[:, :, None], axis=1)
+def take_positions(
+    x: Float[Array, "B L *size"], query_positions: Int[Array, "B S"]
+) -> Float[Array, "B S *size"]:
+    """Take ``x [B, L, ...]`` at ``query_positions`` int32[B, S] of each row: [B, S, ...]."""
+    index = query_positions.reshape(*query_positions.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, index, axis=1)
 
 
 def dropout_mask(key: Array, shape: tuple[int, ...], rate: float) -> tuple[Bool[Array, ...], float]:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.attention import ATTENTION
 from jaxrec.data.batches import Batch
 from jaxrec.models import TransformerConfig
+from jaxrec.nn.layers import take_positions
 from jaxrec.nn.spec import DataSpec
 from tests.attention.variants import MAX_LENGTH, QUICK, VARIANTS, WIDTH, Layout, random_parameters
 
@@ -60,9 +62,14 @@ def test_every_mechanism(variant):
     )
 
 
-def test_the_last_block_asks_for_the_wanted_positions_only():
-    """No product of the softmax path's last block but those of keys and values meets all positions."""
-    encoder = TransformerConfig(width=WIDTH, layers=1).build(DataSpec(N_ITEMS, MAX_LENGTH))
+@pytest.mark.parametrize(
+    ("attention", "share"),
+    [("softmax", 0.45), ("miq", 0.3), ("hstu", 0.45), ("kernel", 0.6), ("uniform", 0.45)],
+)
+def test_the_last_block_asks_for_the_wanted_positions_only(attention, share):
+    """No product of the last block but those of keys and values meets all positions."""
+    config = TransformerConfig(width=WIDTH, layers=1, attention=ATTENTION[attention]())
+    encoder = config.build(DataSpec(N_ITEMS, MAX_LENGTH))
     batch = batch_of("start")
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), batch)["params"]
     costs = [
@@ -71,4 +78,41 @@ def test_the_last_block_asks_for_the_wanted_positions_only():
         .cost_analysis()["flops"]
         for at in (None, jnp.asarray(AT[:, :1]))
     ]
-    assert costs[1] < 0.55 * costs[0]
+    assert costs[1] < share * costs[0]
+
+
+@pytest.mark.parametrize("attention", ["softmax", pytest.param("miq", marks=pytest.mark.slow)])
+def test_training_drops_weights_of_the_wanted_positions(attention):
+    """Of two seeds the states differ; without dropout they are those of all positions, and so are the gradients."""
+    config = TransformerConfig(width=WIDTH, layers=1, dropout=0.0, attention=ATTENTION[attention]())
+    batch, at = batch_of("start"), jnp.asarray(AT[:, :1])
+    encoder = config.build(DataSpec(N_ITEMS, MAX_LENGTH))
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), batch)["params"]
+    params = random_parameters(shapes)
+    noisy = dataclasses.replace(config, attention=ATTENTION[attention](dropout=0.5)).build(encoder.spec)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def everything(params, batch, at):
+        def some(encoder, params, key):
+            return encoder.apply({"params": params}, batch, True, at, rngs={"dropout": key})
+
+        def whole(params):
+            return take_positions(encoder.apply({"params": params}, batch, True), at)
+
+        keys = [jax.random.key(number) for number in range(2)]
+        gradients = [
+            jax.grad(lambda p, f=f: (f(p) ** 2).sum())(params)
+            for f in (whole, lambda p: some(encoder, p, keys[0]))
+        ]
+        return (
+            whole(params),
+            some(encoder, params, keys[0]),
+            [some(noisy, params, k) for k in keys],
+            gradients,
+        )
+
+    exact, chosen, dropped, gradients = jax.device_get(everything(params, batch, at))
+    np.testing.assert_allclose(chosen, exact, rtol=2e-5, atol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
+    assert not np.allclose(dropped[0], dropped[1])
+    assert not np.allclose(dropped[0], exact)
