@@ -1,6 +1,7 @@
 """Refusals, special cases that must coincide, and initialisation."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -27,7 +28,6 @@ from jaxrec.attention.kernelised import (
     kernelised_attention,
     mix,
     mixing_weights,
-    take_columns,
 )
 from jaxrec.attention.miq import QueryWindow, answer_spread, apply_slot_maps, slide_window
 from jaxrec.attention.module import Projections
@@ -39,7 +39,7 @@ from jaxrec.attention.positions import (
     question_times,
 )
 from jaxrec.errors import ConfigError, DataError, UnknownNameError
-from jaxrec.nn.layers import Dense
+from jaxrec.nn.layers import Dense, take_positions
 from tests.attention.small import CONTEXT, QUICK_JIT, SEGMENTS, SPEC, X, applied, initialised
 
 
@@ -395,13 +395,13 @@ def test_without_positions_the_kernel_alone_knows_the_order(config, knows_the_or
 def test_selected_positions_under_both_masks():
     module, params = initialised(SoftmaxAttentionConfig(heads=2))
     columns = jnp.asarray([[5, 0], [2, 4], [1, 2]], jnp.int32)
-    for mask in ("causal", "bidirectional"):
+    for mask, queries in itertools.product(("causal", "bidirectional"), (None, X[::-1])):
         context = dataclasses.replace(CONTEXT, mask=mask)
-        whole = applied(module, params, context=context)
-        queries = jnp.take_along_axis(X, columns[:, :, None], axis=1)
-        part = jax.jit(lambda p, q, c=context: module.apply({"params": p}, X, c, False, q, columns))(
-            params, queries
-        )
+        whole, part = jax.jit(
+            lambda p, q, c=context: [
+                module.apply({"params": p}, X, c, False, q, at) for at in (None, columns)
+            ]
+        )(params, queries)
         np.testing.assert_allclose(part, jnp.take_along_axis(whole, columns[:, :, None], axis=1), atol=1e-5)
 
 
@@ -468,4 +468,4 @@ def test_chosen_columns_are_those_of_each_row():
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32)
     positions = np.array([[4, 0], [2, 2]], np.int32)
     expected = np.stack([np.stack([x[b, p] for p in positions[b]]) for b in range(2)])
-    np.testing.assert_array_equal(take_columns(x, jnp.asarray(positions)), expected)
+    np.testing.assert_array_equal(take_positions(x, jnp.asarray(positions)), expected)
