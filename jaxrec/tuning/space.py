@@ -96,7 +96,7 @@ def search_space(
     Args:
       config: of the first trial.
       space: in place of the declared one: {option: dimension}, or a TOML or JSON file of it. A dimension is text such as
-        "log:1e-4:1e-2", "1:3" or "32,64,128", or a list of choices.
+        "log:1e-4:1e-2", "1:3" or "32,64,128", or a list of choices; "fixed" is none.
       changes: further dimensions, which add to the space or replace those in it; "fixed" removes one.
 
     Raises:
@@ -107,8 +107,12 @@ def search_space(
         chosen: Space = declared_space(config)
     else:
         listed = read_space(Path(space)) if isinstance(space, (str, Path)) else space
-        chosen = _parsed(config, _flat(listed))
-    for path, dimension in _parsed(config, _flat(changes or {}), fixed=True).items():
+        chosen = {
+            path: dimension
+            for path, dimension in _parsed(config, _flat(listed)).items()
+            if dimension is not None
+        }
+    for path, dimension in _parsed(config, _flat(changes or {})).items():
         chosen.pop(path, None)
         if dimension is not None:
             chosen[path] = dimension
@@ -243,7 +247,7 @@ def _value(name: str, entry: Any, kind: Any) -> Any:
     return value
 
 
-def _parsed(config: RunConfig, listed: Mapping[str, Any], fixed: bool = False) -> dict[str, Any]:
+def _parsed(config: RunConfig, listed: Mapping[str, Any]) -> dict[str, Any]:
     """Dimensions by dotted path, each checked against the options of ``config``; None where one is `FIXED`."""
     known = searchable_options(config)
     parsed: dict[str, Any] = {}
@@ -253,7 +257,7 @@ def _parsed(config: RunConfig, listed: Mapping[str, Any], fixed: bool = False) -
             path = f"encoder.{path}"
         if path not in known:
             raise ConfigError(_unknown(typed, path, known))
-        if fixed and dimension == FIXED:
+        if dimension == FIXED:
             parsed[path] = None
             continue
         parsed[path] = parse_dimension(path, dimension, known[path])

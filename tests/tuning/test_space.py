@@ -48,6 +48,8 @@ def test_file_and_changes(tmp_path):
         "encoder.attention.dropout": Interval(0.0, 0.5),
         "encoder.layers": Interval(1, 3, integer=True),
     }
+    (tmp_path / "fixed.toml").write_text('encoder.width = "fixed"\nencoder.layers = "1:3"\n')
+    assert list(search_space(config, tmp_path / "fixed.toml")) == ["encoder.layers"]
     (tmp_path / "again.toml").write_text(to_toml(space))
     assert search_space(config, tmp_path / "again.toml") == space
     (tmp_path / "space.json").write_text('{"encoder.attention.heads": [1, 2]}')
