@@ -152,6 +152,17 @@ def test_titles_of_ids_with_blanks_around_them():
     assert (new.ids, new.titles) == (["n", "m"], ["First", "Second"])
 
 
+def test_the_file_of_new_items_is_named_by_its_option(tmp_path):
+    with pytest.raises(DataError, match=r"--items '.*nowhere\.csv' does not exist"):
+        read_new_items(DataConfig(), tmp_path / "nowhere.csv")
+    (tmp_path / "new.csv").write_text("ID,title\nn,First\n")
+    assert read_new_items(DataConfig(), tmp_path / "new.csv").titles == ["First"]
+    both = pl.DataFrame({"id": ["x"], "movieId": ["n"]})
+    assert read_new_items(DataConfig(), both).ids == ["n"]
+    with pytest.raises(DataError, match=r"columns: 'name'.; names looked for: itemid, .* and id"):
+        read_new_items(DataConfig(), pl.DataFrame({"name": ["n"]}))
+
+
 @pytest.mark.slow
 def test_rows_follow_named_and_close_items(run, grown, tmp_path):
     named = pl.DataFrame({"item_id": ["n"], "similar": ["i3|i5"]})

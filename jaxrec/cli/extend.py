@@ -21,7 +21,8 @@ class Extend:
     items: Annotated[
         str,
         tyro.conf.arg(
-            help="csv, tsv or Parquet file with one row per new item: id, title, attributes, similar"
+            help="csv, tsv or Parquet file with one row per new item: its id, title, similar items (column similar) and "
+            "attributes (--data.attribute-columns)"
         ),
     ]
     out: Annotated[str, tyro.conf.arg(help="run directory to write; must be new or empty")]

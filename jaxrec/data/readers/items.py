@@ -14,6 +14,7 @@ from jaxrec.data.catalogue import AttributeTable
 from jaxrec.data.readers.config import DataConfig
 from jaxrec.data.readers.log import whole_as_integers
 from jaxrec.data.readers.tables import (
+    USUAL_NAMES,
     TextFormat,
     find_column,
     plain_name,
@@ -91,7 +92,7 @@ def read_new_items(config: DataConfig, table: Any) -> NewItems:
     Raises:
       DataError: a file or column is missing or unusable, there is no item, or an id is empty or given twice.
     """
-    frame = _open(table, config)
+    frame = _open(table, config, "--items")
     written = _text(frame, _id_column(frame, config), "id")
     ids = [name.strip() for name in written]
     empty = next((row for row, name in enumerate(ids) if not name), None)
@@ -173,19 +174,19 @@ def _read_json(source: Any, option: str) -> Mapping[str, Any]:
     return loaded
 
 
-def _open(table: Any, config: DataConfig) -> pl.DataFrame:
+def _open(table: Any, config: DataConfig, option: str = "--data.item-table") -> pl.DataFrame:
     if isinstance(table, str | os.PathLike):
         path = Path(table)
         if not is_file(path):
-            raise DataError(f"--data.item-table {str(path)!r} does not exist")
+            raise DataError(f"{option} {str(path)!r} does not exist: expected the file of a table of items")
         text = TextFormat(config.item_separator, config.item_has_header, config.encoding)
-        with reading(f"--data.item-table {str(path)!r}"):
+        with reading(f"{option} {str(path)!r}"):
             return scan_file(path, text).collect()
     with reading("the item table"):
         scanned = scan_table(table)
         if scanned is not None:
             return scanned[0].collect()
-    raise DataError(f"--data.item-table must be a path or a table, got {type(table).__name__}")
+    raise DataError(f"{option} must be a path or a table, got {type(table).__name__}")
 
 
 def _id_column(frame: pl.DataFrame, config: DataConfig) -> str:
@@ -197,10 +198,13 @@ def _id_column(frame: pl.DataFrame, config: DataConfig) -> str:
         required=False,
         option="--data.item-id-column",
     )
+    if column is None:  # what a log may say of anything is in a table of items the id of an item
+        column = next((name for name in others if plain_name(name) == "id"), None)
     if column is None:
         raise DataError(
             "no item id column in the item table: give --data.item-id-column "
-            f"(columns: {', '.join(map(repr, frame.columns))})"
+            f"(columns: {', '.join(map(repr, frame.columns))}); names looked for: {', '.join(USUAL_NAMES['item'][:6])}, "
+            "... and id"
         )
     return column
 
