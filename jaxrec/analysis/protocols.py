@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxrec.analysis.tables import write_tables
+from jaxrec.analysis.tables import check_free, write_tables
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.evaluate import check_cutoffs
@@ -392,6 +392,8 @@ def protocols(
     Raises:
       ConfigError: a number of negatives or a cutoff is out of range.
     """
+    if out is not None:
+        check_free(out, ("protocols.md", "protocols.tex"))
     planned = with_negatives(negatives)
     opened = Run(run, dataset)
     check_cutoffs(ks, opened.setup.dataset.n_items)

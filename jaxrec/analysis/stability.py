@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from jaxrec.analysis.compare import seed_notes
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.significance import Effect, holm, paired_bootstrap
-from jaxrec.analysis.tables import mean_and_deviation, write_tables
+from jaxrec.analysis.tables import check_free, mean_and_deviation, write_tables
 from jaxrec.data.dataset import SequenceDataset
 from jaxrec.data.stretches import ranges
 from jaxrec.errors import ConfigError, DataError
@@ -472,6 +472,8 @@ def stability(
       ConfigError: ``k`` is below 1 or above the catalogue.
       DataError: runs of different datasets, splits or rules of seen items.
     """
+    if out is not None:
+        check_free(out, ("stability.md", "stability.tex", "stability.png"))
     if not runs:
         raise DataError("runs must hold at least one run directory, got none")
     opened = {name: Run(run, dataset) for name, run in zip(run_names(runs), runs, strict=True)}

@@ -114,15 +114,27 @@ def write_tables(
         save_figure(figure, directory / file)
 
 
+def check_free(out: str | Path, files: Sequence[str]) -> Path:
+    """Refuse a directory that cannot be written as `new_directory` does, before what it is for is computed.
+
+    Raises:
+      ConfigError: one of ``files`` exists in ``out``, or ``out`` is a file.
+    """
+    directory = Path(out)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"--out: {directory} is a file; expected a directory")
+    existing = [name for name in files if (directory / name).exists()]
+    if existing:
+        raise ConfigError(f"--out: {directory} already holds {', '.join(existing)}; choose another directory")
+    return directory
+
+
 def new_directory(out: str | Path, files: Sequence[str]) -> Path:
     """Create a directory for files that it does not hold yet.
 
     Raises:
-      ConfigError: one of ``files`` exists.
+      ConfigError: see `check_free`.
     """
-    directory = Path(out)
-    existing = [name for name in files if (directory / name).exists()]
-    if existing:
-        raise ConfigError(f"--out: {directory} already holds {', '.join(existing)}; choose another directory")
+    directory = check_free(out, files)
     directory.mkdir(parents=True, exist_ok=True)
     return directory

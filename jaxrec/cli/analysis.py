@@ -114,12 +114,15 @@ def ensemble(arguments: list[str]) -> int:
     """Run ``jaxrec ensemble RUN USER-RUN``; return the exit status."""
     options = parse(Ensemble, arguments, "ensemble")
 
-    from jaxrec.analysis.duality import measure_duality
+    from jaxrec.analysis.duality import FILES, measure_duality
+    from jaxrec.analysis.tables import check_free
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.evaluation.metrics import check_metrics
     from jaxrec.runs import Run
 
     check_metrics(options.metrics)  # before both runs are ranked
+    if options.out:
+        check_free(options.out, FILES)
     enable_compilation_cache()
     result = measure_duality(
         Run(options.items, _moved((options.items,), options.data)),

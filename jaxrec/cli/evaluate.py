@@ -92,7 +92,7 @@ def evaluate(arguments: list[str]) -> int:
 
     from jaxrec.analysis.checks import Checks
     from jaxrec.analysis.generation import generation_figure, generation_quality
-    from jaxrec.analysis.tables import summary_cell, to_markdown, write_tables
+    from jaxrec.analysis.tables import check_free, summary_cell, to_markdown, write_tables
     from jaxrec.api import evaluate
     from jaxrec.compilation import enable_compilation_cache
     from jaxrec.evaluation.metrics import parse_metric
@@ -116,6 +116,9 @@ def evaluate(arguments: list[str]) -> int:
             f"--out {options.out} holds tables and figures of --shuffle, --retie, --breakdown, --personal and --steps: "
             "expected one of them, got none; --json prints the metrics for programs"
         )
+    if options.out:
+        stems = ["checks"] * checked + ["generation"] * bool(options.steps)
+        check_free(options.out, [f"{stem}.{kind}" for stem in stems for kind in ("md", "tex")])
     config = stored_config(Path(options.run))
     dataset = stored_dataset(Path(options.run), config.data, options.data)
     checks = Checks(options.shuffle, options.retie, options.breakdown, options.check_metric, options.personal)

@@ -126,6 +126,24 @@ class TestCompare:
         assert told["differences"][0]["relative"] is None
 
 
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("stability",), "stability.md"),
+        (("protocols",), "protocols.tex"),
+        (("ensemble", "no-run"), "weights.png"),
+        (("evaluate", "--breakdown"), "checks.md"),
+        (("evaluate", "--steps", "2"), "generation.tex"),
+    ],
+)
+def test_a_directory_that_is_taken_is_refused_before_anything_is_computed(tmp_path, words, file):
+    (tmp_path / file).write_text("a former call's")
+    command, *others = words
+    refused(jaxrec(command, "no-run", *others, "--out", tmp_path), f"{tmp_path} already holds {file}")
+    told = jaxrec(command, "no-run", *others, "--out", tmp_path / file)
+    refused(told, f"{tmp_path / file} is a file; expected a directory")
+
+
 class TestLeaderboard:
     def test_runs_are_sorted_on_one_page(self, runs, tmp_path):
         out = tmp_path / "out"
