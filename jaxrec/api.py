@@ -136,6 +136,10 @@ def evaluate(
     setup, config = opened.setup, opened.config
     protocol = dataclasses.replace(config.evaluation, ks=tuple(ks)) if ks else config.evaluation
     check_cutoffs(protocol.ks, setup.dataset.n_items)
+    if list_metrics_k is not None and not 1 <= list_metrics_k <= setup.dataset.n_items:
+        raise ConfigError(
+            f"--list-metrics-k must be from 1 to the catalogue's {setup.dataset.n_items} items, got {list_metrics_k}"
+        )
     evaluations = [evaluation.at(protocol.ks) for evaluation in opened.evaluate(split)]
     baselines = evaluate_baselines(setup.split, split, protocol) if is_first() or checks else {}
     extra: dict[str, Any] = (

@@ -288,7 +288,7 @@ class TestEvaluate:
         assert "coverage@5: " in jaxrec("evaluate", runs["a"], "--list-metrics-k", 5).out
         refused(
             jaxrec("evaluate", runs["a"], "--list-metrics-k", 41),
-            "k must be from 1 to the catalogue's 40 items",
+            "--list-metrics-k must be from 1 to the catalogue's 40 items, got 41",
         )
 
 
