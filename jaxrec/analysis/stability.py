@@ -478,6 +478,10 @@ def stability(
         raise DataError("runs must hold at least one run directory, got none")
     opened = {name: Run(run, dataset) for name, run in zip(run_names(runs), runs, strict=True)}
     first = next(iter(opened.values()))
+    if not 1 <= k <= first.setup.dataset.n_items:
+        raise ConfigError(
+            f"-k must be from 1 to the catalogue's {first.setup.dataset.n_items} items, got {k}"
+        )
     for name, run in opened.items():
         for label, a, b in (
             ("dataset", first.setup.dataset.fingerprint, run.setup.dataset.fingerprint),

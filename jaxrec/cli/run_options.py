@@ -112,13 +112,17 @@ def run_request(
     return parse(dataclasses.make_dataclass(title, fields, frozen=True), arguments, name)
 
 
-def base_config(arguments: list[str]) -> RunConfig:
+def base_config(arguments: list[str], resumable: bool = False) -> RunConfig:
     """Return the configuration that the options of ``jaxrec train`` start from: preset, saved run, chosen classes.
 
     A class chosen by name takes its own documented defaults; nothing carries over from the class it replaces.
+
+    Args:
+      arguments: of the command.
+      resumable: whether the command has ``--resume``.
     """
     workdir = value_of("workdir", arguments, "")
-    if "--resume" in arguments:
+    if resumable and "--resume" in arguments:
         if "--overwrite" in arguments:
             raise ConfigError(
                 "--resume and --overwrite exclude each other: continue the run, or delete it and start anew"

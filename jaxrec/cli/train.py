@@ -45,7 +45,7 @@ _OPTIONS = (
 def train(arguments: list[str]) -> int:
     """Run ``jaxrec train``; return the exit status."""
     arguments = aliases_resolved(arguments)
-    base = base_config(arguments)
+    base = base_config(arguments, resumable=True)
     if asks_for_help(arguments):
         print(help_page(base, everything="--help-all" in arguments))
         return 0

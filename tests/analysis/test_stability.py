@@ -258,6 +258,9 @@ def test_runs_are_edited_where_all_of_them_read(monkeypatch):
     monkeypatch.setattr(
         stability_module, "run_stability", lambda run, split, k, newest: edited.append(newest) or []
     )
+    for k in (0, dataset.n_items + 1):
+        with pytest.raises(ConfigError, match=rf"-k must be from 1 to the catalogue's .* got {k}"):
+            stability(["next"], k=k)
     stability(["next", "masked"])
     stability(["next"])
     length = small_config().batches.max_length

@@ -328,9 +328,11 @@ def test_help_version_and_unknown_commands():
     unknown = jaxrec("fly")
     assert unknown.status == 2
     assert "unknown command 'fly': expected one of train" in unknown.err
-    wrong = jaxrec("train", "--bogus")
-    assert wrong.status == 2
-    assert "--bogus" in wrong.err
+    for command, option in (("train", "--bogus"), ("tune", "--resume"), ("estimate", "--resume")):
+        wrong = jaxrec(command, option)
+        assert wrong.status == 2
+        assert option in wrong.err
+        assert "--workdir" not in wrong.err, "of another command"
 
 
 def test_advice_of_jaxrec_is_a_plain_line(monkeypatch):
