@@ -81,10 +81,8 @@ def test_the_last_block_asks_for_the_wanted_positions_only(attention, share):
     assert costs[1] < share * costs[0]
 
 
-@pytest.mark.parametrize(
-    "attention",
-    ["softmax", *(pytest.param(name, marks=pytest.mark.slow) for name in ("miq", "kernel", "hstu"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["softmax", "miq", "kernel", "hstu"])
 def test_training_drops_weights_of_the_wanted_positions(attention):
     """Of two seeds the states differ; without dropout they are those of all positions, and so are the gradients."""
     config = TransformerConfig(width=WIDTH, layers=1, dropout=0.0, attention=ATTENTION[attention]())
