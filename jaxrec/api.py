@@ -16,6 +16,7 @@ from jaxrec.errors import ConfigError
 from jaxrec.evaluation.baselines import evaluate_baselines
 from jaxrec.evaluation.evaluate import check_cutoffs
 from jaxrec.evaluation.metrics import over_seeds
+from jaxrec.evaluation.ranking import check_list_length
 from jaxrec.presets import named_config
 from jaxrec.pretraining import pretrain
 from jaxrec.reporting.results import describe_dataset, describe_split, write_run
@@ -136,10 +137,8 @@ def evaluate(
     setup, config = opened.setup, opened.config
     protocol = dataclasses.replace(config.evaluation, ks=tuple(ks)) if ks else config.evaluation
     check_cutoffs(protocol.ks, setup.dataset.n_items)
-    if list_metrics_k is not None and not 1 <= list_metrics_k <= setup.dataset.n_items:
-        raise ConfigError(
-            f"--list-metrics-k must be from 1 to the catalogue's {setup.dataset.n_items} items, got {list_metrics_k}"
-        )
+    if list_metrics_k is not None:
+        check_list_length(list_metrics_k, setup.dataset.n_items, "--list-metrics-k")
     evaluations = [evaluation.at(protocol.ks) for evaluation in opened.evaluate(split)]
     baselines = evaluate_baselines(setup.split, split, protocol) if is_first() or checks else {}
     extra: dict[str, Any] = (

@@ -25,6 +25,7 @@ from jaxrec.errors import ConfigError, DataError
 from jaxrec.evaluation.histories import Histories, RankingCases, ranking_cases
 from jaxrec.evaluation.metrics import MISSED, metric_values, over_seeds
 from jaxrec.evaluation.ranker import Ranker
+from jaxrec.evaluation.ranking import check_list_length
 from jaxrec.runs import Run, run_names
 
 
@@ -478,10 +479,7 @@ def stability(
         raise DataError("runs must hold at least one run directory, got none")
     opened = {name: Run(run, dataset) for name, run in zip(run_names(runs), runs, strict=True)}
     first = next(iter(opened.values()))
-    if not 1 <= k <= first.setup.dataset.n_items:
-        raise ConfigError(
-            f"-k must be from 1 to the catalogue's {first.setup.dataset.n_items} items, got {k}"
-        )
+    check_list_length(k, first.setup.dataset.n_items, "-k")
     for name, run in opened.items():
         for label, a, b in (
             ("dataset", first.setup.dataset.fingerprint, run.setup.dataset.fingerprint),

@@ -564,7 +564,6 @@ class MultiItemQueryAttention(AttentionModule):
         else:
             items = selected_windows(source, dummies, times(inputs), inputs.query_positions)
             placed = einsum("bsjd,jde->bsje", items, maps[0], dtype) + maps[1][None, None]
-            count = 1
         q = split_heads(placed, heads)
         batch, length = q.shape[:2]
         flat = (batch, length * window, heads, q.shape[-1])

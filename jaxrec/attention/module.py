@@ -275,8 +275,8 @@ class AttentionModule(nn.Module):
                 inputs = AttentionInputs.of(arrays, context, query_positions=query_positions)
                 scores_bias = terms.bias(inputs) + query_rows(bias, query_positions)
                 return merge_heads(formula(*arrays, scores_bias, inputs.allowed())[0])
-        count = length if query_positions is None else query_positions.shape[1]
-        keep, probability = self.keep_mask((batch, heads, count, length), train)
+        n_queries = length if query_positions is None else query_positions.shape[1]
+        keep, probability = self.keep_mask((batch, heads, n_queries, length), train)
 
         def core(inputs: AttentionInputs, count: int) -> tuple[Array, dict[str, Array]]:
             q, k, v = inputs.arrays
@@ -291,12 +291,12 @@ class AttentionModule(nn.Module):
                 inputs.allowed(),
                 keep=inputs.keep,
                 probability=probability,
-                count=1 if inputs.query_positions is not None else count,
+                count=count,
             )
             return out, {"attention_weights": weights}
 
         inputs = AttentionInputs.of(arrays, context, keep, query_positions)
-        return merge_heads(self.over_rows(core, inputs, heads * count * length))
+        return merge_heads(self.over_rows(core, inputs, heads * n_queries * length))
 
     def _remembered(
         self,
@@ -336,7 +336,9 @@ class AttentionModule(nn.Module):
         size = self.config.rows_per_group or automatic_rows_per_group(
             total, scores_per_row, jax.default_backend(), jax.device_count()
         )
-        count = stretch_count(length, jax.default_backend(), inputs.mask)
+        # Queries at some columns are in no order of time.
+        chosen = inputs.query_positions is not None
+        count = 1 if chosen else stretch_count(length, jax.default_backend(), inputs.mask)
         return map_rows(lambda group: function(group, count)[0], min(size, total), inputs)
 
 

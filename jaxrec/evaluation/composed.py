@@ -24,8 +24,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxrec.errors import ConfigError, DataError
-from jaxrec.evaluation.ranking import TopK, score_table, top_k
+from jaxrec.errors import DataError
+from jaxrec.evaluation.ranking import TopK, check_list_length, score_table, top_k
 from jaxrec.evaluation.seen import SeenItems, as_seen
 from jaxrec.evaluation.tie_order import tie_keys
 
@@ -100,8 +100,7 @@ class ComposedTable:
           ConfigError: ``k`` is below 1 or above what the catalogue holds.
           DataError: the states have another width than the items.
         """
-        if not 1 <= k <= self.n_items:
-            raise ConfigError(f"k must be from 1 to the catalogue's {self.n_items} items, got {k}")
+        check_list_length(k, self.n_items)
         seen = as_seen(seen, len(states), self.n_items)
         partial = self.partial_scores(np.asarray(states))
         scores, items = np.full((len(states), k), -np.inf, np.float32), np.zeros((len(states), k), np.int32)

@@ -275,6 +275,16 @@ def check_targets(targets: Int[np.ndarray, " E"], n_items: int) -> None:
         )
 
 
+def check_list_length(k: int, n_items: int, option: str = "k") -> None:
+    """Refuse a length ``k`` of lists, given as ``option``, that a catalogue of ``n_items`` cannot have.
+
+    Raises:
+      ConfigError: it is below 1 or above the number of items.
+    """
+    if not 1 <= k <= n_items:
+        raise ConfigError(f"{option} must be from 1 to the catalogue's {n_items} items, got {k}")
+
+
 def top_k(
     hidden: Any,
     table: ItemTable | CandidateTable,
@@ -306,8 +316,7 @@ def top_k(
     items = candidate_table(table, item_chunk=item_chunk, mesh=mesh)
     n_rows = len(hidden)
     _check_rows(hidden, items, row_chunk)
-    if not 1 <= k <= items.n_items:
-        raise ConfigError(f"k must be from 1 to the catalogue's {items.n_items} items, got {k}")
+    check_list_length(k, items.n_items)
     seen = as_seen(seen, n_rows, items.n_items)
     _check_scores_finite(hidden, items)
     scores = np.empty((n_rows, k), np.float32)

@@ -17,7 +17,7 @@ from jaxrec.training.checkpoint import CheckpointStore
 from jaxrec.training.host_state import HostState
 from jaxrec.training.logging import MetricsLog
 from jaxrec.training.loop import FitResult
-from jaxrec.training.run_directory import check_directory, claim_directory, new_record
+from jaxrec.training.run_directory import check_directory, empty_directory, new_record
 from jaxrec.training.setup import TrainingSetup, prepare
 from jaxrec.training.trees import flatten, path_name
 
@@ -49,8 +49,8 @@ def adopt(
       CheckpointError: an array is missing, left over, or of another shape; the first is named.
       RunExistsError: ``workdir`` holds a run, or one of ``sources``.
     """
-    claim: dict[str, Any] = {"resume": False, "overwrite": overwrite, "option": "--out", "sources": sources}
-    check_directory(workdir, config, **claim)  # before anything is compiled
+    # Before anything is compiled.
+    present = check_directory(workdir, config, False, overwrite, option="--out", sources=sources)
     setup = prepare(config, dataset)
     seeds = np.asarray(config.training.seeds, np.uint32)
     state = jax.jit(setup.sharding.fresh)(seeds)
@@ -59,7 +59,7 @@ def adopt(
         lambda path, _: jnp.asarray(arrays[path_name(path)], jnp.float32), state.params
     )
     state = state._replace(params=params)
-    claim_directory(workdir, config, **claim)
+    empty_directory(workdir, present)
     valid, test = _evaluations(setup, params, "valid"), _evaluations(setup, params, "test")
     host_state = HostState.start(len(seeds))
     scores = [float(evaluation.metrics[config.metric]) for evaluation in valid]

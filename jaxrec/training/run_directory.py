@@ -121,15 +121,7 @@ def _in_first_process(directory: Path, call: Callable[[], object]) -> None:
         )
 
 
-def claim_directory(
-    directory: Path,
-    config: RunConfig,
-    resume: bool,
-    overwrite: bool,
-    *,
-    option: str = "--workdir",
-    sources: Sequence[tuple[str, str]] | None = None,
-) -> None:
+def claim_directory(directory: Path, config: RunConfig, resume: bool, overwrite: bool) -> None:
     """Check and empty a directory for a run.
 
     Args:
@@ -137,17 +129,21 @@ def claim_directory(
       config: of the run; on resume it may differ from the saved one in `RESUMABLE` settings only.
       resume: continue the run in it.
       overwrite: delete the run in it.
-      option: that names the directory, for messages.
-      sources: what is read and so must not be deleted, as (option, file or directory); None = what ``config`` names.
 
     Raises:
       CheckpointError: nothing to resume, or it has another configuration.
       RunExistsError: it holds a run, other files, or what is read.
     """
-    for path in check_directory(directory, config, resume, overwrite, option=option, sources=sources):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    present = check_directory(directory, config, resume, overwrite)
     if not resume:
-        directory.mkdir(parents=True, exist_ok=True)
+        empty_directory(directory, present)
+
+
+def empty_directory(directory: Path, present: Sequence[Path]) -> None:
+    """Delete what `check_directory` found ``present``, and make the directory if there is none."""
+    for path in present:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 def check_directory(
@@ -166,8 +162,8 @@ def check_directory(
       config: see `claim_directory`.
       resume: see `claim_directory`.
       overwrite: see `claim_directory`.
-      option: see `claim_directory`.
-      sources: see `claim_directory`.
+      option: that names the directory, for messages.
+      sources: what is read and so must not be deleted, as (option, file or directory); None = what ``config`` names.
     """
     subject = f"{option.removeprefix('--')} {directory}"
     check_path(directory)
