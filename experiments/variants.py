@@ -15,11 +15,11 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 
-from experiments.differences import paired_differences
+from experiments.differences import difference_table, paired_differences
 from experiments.record import RESULTS, command_line, dataset_line, named_data, split_line, write_record
 from experiments.untrained import against_untrained, best_untrained, untrained_table
 from jaxrec.analysis.beyond_accuracy import beyond_accuracy_of
@@ -78,6 +78,9 @@ class StudyOptions:
     patience: int = 4
     out: str = "runs/study"
     only: tuple[str, ...] = ()
+
+    #: Options that say what is read and written, and decide about no figure.
+    places: ClassVar[tuple[str, ...]] = ("data", "out", "only")
 
     def conduct(
         self,
@@ -164,7 +167,7 @@ class StudyOptions:
         options = {
             field.name: (field.default, getattr(self, field.name))
             for field in dataclasses.fields(self)
-            if field.name not in ("data", "out", "only", "part")
+            if field.name not in self.places
         }
         return {
             "variants": [variant.name for variant in variants],
@@ -458,6 +461,30 @@ def contrasts(
     return [
         {"a": a, "b": b, "metric": metric, **row} for (a, b, metric), row in zip(asked, rows, strict=True)
     ]
+
+
+def answers(
+    out: Path | str,
+    pairs: Sequence[tuple[str, str]],
+    result: dict[str, Any],
+    heading: str = "Pairs of rows, corrected over these:",
+    metrics: Sequence[str] = ("NDCG@10",),
+) -> list[str]:
+    """Markdown of `contrasts` between those pairs whose variants are trained, which the result gets as "questions".
+
+    Args:
+      out: folder of the run directories.
+      pairs: of all variants of the study.
+      result: of `study` so far.
+      heading: of the table.
+      metrics: to compare.
+    """
+    names = {row["name"] for row in result["variants"]}
+    asked = [pair for pair in pairs if set(pair) <= names]
+    if not asked:
+        return []
+    result["questions"] = contrasts(out, asked, metrics)
+    return [heading, difference_table(result["questions"])]
 
 
 def effects(result: Mapping[str, Any], shown: Sequence[str] = ()) -> Figure:

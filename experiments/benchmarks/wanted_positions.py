@@ -1,4 +1,4 @@
-"""What it saves to compute the last layer at the wanted positions alone (`AttentionConfig.selects_positions`).
+"""Time saved by computing the last layer at the wanted positions alone (`AttentionConfig.selects_positions`).
 
     python -m experiments.benchmarks.wanted_positions --record wanted_positions
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ from jaxrec.attention import ATTENTION
 from jaxrec.attention.base import AttentionConfig
 from jaxrec.data.batches import Batch
 from jaxrec.models import DataSpec
+from jaxrec.models.base import Encoder
 from jaxrec.presets import sasrec
 
 
@@ -73,6 +73,24 @@ def both(attention: type[AttentionConfig], compiled: Callable[[], Any]) -> list[
     return [before, compiled()]
 
 
+class Encoding:
+    """The compiled encoder of a batch at ``query_positions``; see `experiments.scaling.steps.Timed`."""
+
+    steps = 1
+
+    def __init__(self, encoder: Encoder, params: Any, batch: Batch, query_positions: jax.Array):
+        self.inputs = params, batch
+
+        def states(params: Any, batch: Batch) -> Any:
+            return encoder.apply({"params": params}, batch, False, query_positions)
+
+        self.compiled = jax.jit(states).lower(params, batch).compile()
+
+    def run(self) -> Any:
+        """Encode the batch."""
+        return self.compiled(*self.inputs)
+
+
 def ranking_case(name: str, options: Options) -> dict[str, Any]:
     """Seconds to encode full histories of MovieLens 1M's length for ranking."""
     attention = ATTENTION[name]
@@ -85,21 +103,8 @@ def ranking_case(name: str, options: Options) -> dict[str, Any]:
     batch = Batch(items, places, nothing + 1, nothing, nothing.astype(np.float32))
     params = encoder.init(jax.random.key(0), batch)["params"]
     last = jnp.full((options.rows, 1), length - 1, jnp.int32)
-    programs = both(
-        attention,
-        lambda: (
-            jax.jit(lambda params, batch: encoder.apply({"params": params}, batch, False, last))
-            .lower(params, batch)
-            .compile()
-        ),
-    )
-    times = np.zeros((options.rounds + 1, 2))
-    for row in times:
-        for number, program in enumerate(programs):
-            started = time.perf_counter()
-            jax.block_until_ready(program(params, batch))
-            row[number] = time.perf_counter() - started
-    return case("ranking", name, times[1:])
+    programs = both(attention, lambda: Encoding(encoder, params, batch, last))
+    return case("ranking", name, seconds_in_turn(programs, options.rounds))
 
 
 def pretraining_case(name: str, options: Options) -> dict[str, Any]:

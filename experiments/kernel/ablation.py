@@ -21,8 +21,7 @@ from typing import Any, Literal
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.differences import difference_table
-from experiments.variants import LISTS, SharedSettings, Variant, contrasts
+from experiments.variants import LISTS, SharedSettings, Variant, answers
 from jaxrec.analysis.figures import COLOURS
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.attention import KernelAttentionConfig, SoftmaxAttentionConfig
@@ -101,11 +100,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
     pairs += [
         (other, "kernel toeplitz-full, layer-wise") for other in names if not other.startswith("kernel")
     ]
-    chosen = [pair for pair in pairs if set(pair) <= set(names)]
-    if chosen:
-        result["questions"] = contrasts(out, chosen)
-        found += ["Pairs of rows, corrected over these:", difference_table(result["questions"])]
-    return found
+    return [*found, *answers(out, pairs, result)]
 
 
 def figure(result: dict[str, Any]) -> Figure:

@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.differences import difference_table
 from experiments.miq.table3 import sections
 from experiments.variants import (
     Settings,
     StudyOptions,
     Variant,
+    answers,
     apply,
-    contrasts,
     epochs_of_seeds,
     recorder,
     study,
@@ -116,12 +115,7 @@ def tables(options: Options, seconds: float, result: dict[str, Any]) -> list[str
         for loss in LOSSES
         for kind in ("scratch", "scratch, same compute")
     ]
-    names = [row["name"] for row in result["variants"]]
-    chosen = [pair for pair in pairs if set(pair) <= set(names)]
-    found = []
-    if chosen:
-        result["questions"] = contrasts(options.out, chosen)
-        found += ["What pretraining adds, corrected over these rows:", difference_table(result["questions"])]
+    found = answers(options.out, pairs, result, "What pretraining adds, corrected over these rows:")
     result["pretraining_seconds"] = seconds
     lines = [["first stage", f"{options.pretraining_epochs:g}", f"{seconds:.0f}"]]
     for row in result["variants"]:

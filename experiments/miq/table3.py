@@ -16,13 +16,12 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tyro
 
-from experiments.differences import difference_table
-from experiments.variants import StudyOptions, Variant, apply, contrasts, effects, recorder, study, train_once
+from experiments.variants import StudyOptions, Variant, answers, apply, effects, recorder, study, train_once
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.attention import MultiItemQueryAttentionConfig
 from jaxrec.attention.base import AttentionConfig
@@ -118,6 +117,8 @@ class Options(StudyOptions):
     out: str = "runs/miq-table-3"
     part: str = ""
 
+    places: ClassVar[tuple[str, ...]] = (*StudyOptions.places, "part")
+
 
 def mechanisms() -> dict[str, AttentionConfig]:
     """Attention of SASRec's and S3-Rec's rows, by the beginning of their names."""
@@ -198,16 +199,6 @@ def pretrain(options: Options, prefix: str, base: RunConfig, dataset: SequenceDa
     train_once(dataset, config, folder)
 
 
-def questions(options: Options, result: dict[str, Any]) -> list[str]:
-    """Markdown of the `QUESTIONS` whose rows are trained: what the mechanism, pretraining and the loss add."""
-    names = {row["name"] for row in result["variants"]}
-    asked = [pair for pair in QUESTIONS if set(pair) <= names]
-    if not asked:
-        return []
-    result["questions"] = contrasts(options.out, asked, ("HR@10", "NDCG@20"))
-    return ["Pairs of rows, corrected over this table:", difference_table(result["questions"])]
-
-
 def printed_table(result: Mapping[str, Any]) -> str:
     """Markdown: printed figures beside ours, and the difference as a number of users."""
     ours = {row["name"]: row["metrics"] for row in result["variants"]}
@@ -258,7 +249,9 @@ def main(options: Options) -> None:
 
     def record(result: dict[str, Any]) -> None:
         """Write the record with the printed figures and the costs among its tables."""
-        tables = [result["markdown"], *questions(options, result), printed_table(result), cost_table(result)]
+        heading = "Pairs of rows, corrected over this table:"
+        asked = answers(options.out, QUESTIONS, result, heading, ("HR@10", "NDCG@20"))
+        tables = [result["markdown"], *asked, printed_table(result), cost_table(result)]
         write({**result, "plan": options.plan(rows), "markdown": "\n\n".join(tables)})
 
     study(base, chosen, dataset, Path(options.out), METRICS, record)

@@ -31,8 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.differences import difference_table
-from experiments.variants import SharedSettings, Variant, apply, contrasts, steps_ratio
+from experiments.variants import SharedSettings, Variant, answers, apply, steps_ratio
 from jaxrec.analysis.tables import mean_and_deviation, to_markdown
 from jaxrec.attention import KernelAttentionConfig, SoftmaxAttentionConfig, UniformAttentionConfig
 from jaxrec.data.batches import Batch, BatchConfig, gather_batch
@@ -242,11 +241,7 @@ def common(a: np.ndarray, b: np.ndarray, k: int) -> np.ndarray:
 def tables(options: Options, rows: list[Variant], split: Split, result: dict[str, Any]) -> list[str]:
     """Markdown: questions, positions of the inputs, targets seen, and the padding audit."""
     names = [row["name"] for row in result["variants"]]
-    chosen = [pair for pair in PAIRS if set(pair) <= set(names)]
-    found = []
-    if chosen:
-        result["questions"] = contrasts(options.out, chosen)
-        found += ["Pairs of rows, corrected over these:", difference_table(result["questions"])]
+    found = answers(options.out, PAIRS, result)
     by_name = {row.name: apply(sasrec(), row.sections).batches for row in rows}
     logs: dict[str, dict[str, float]] = {}
     for name in names:

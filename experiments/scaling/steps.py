@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,16 @@ class Program:
         }
 
 
-def seconds_in_turn(programs: Sequence[Program], rounds: int) -> np.ndarray:
+class Timed(Protocol):
+    """What `seconds_in_turn` measures: ``run`` does as many ``steps``."""
+
+    steps: int
+
+    def run(self) -> Any:
+        """Run once; return the arrays to wait for."""
+
+
+def seconds_in_turn(programs: Sequence[Timed], rounds: int) -> np.ndarray:
     """float64[rounds, P], seconds of a step of each program; they run in turn, after a round that does not count.
 
     What changes the machine's speed meets all programs of a round alike, so their ratios are taken by round.

@@ -19,8 +19,7 @@ from typing import Any
 
 import tyro
 
-from experiments.differences import difference_table
-from experiments.variants import Settings, StudyOptions, Variant, contrasts
+from experiments.variants import Settings, StudyOptions, Variant, answers
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.presets import bert4rec
 from jaxrec.tasks import MaskedItemConfig, NextItemConfig, TaskConfig
@@ -84,12 +83,6 @@ def variants(epochs: float, mask_rate: float = 0.2) -> list[Variant]:
 
 def tables(out: str, result: dict[str, Any]) -> list[str]:
     """Markdown: the questions, and what each row cost."""
-    names = [row["name"] for row in result["variants"]]
-    chosen = [pair for pair in PAIRS if set(pair) <= set(names)]
-    found = []
-    if chosen:
-        result["questions"] = contrasts(out, chosen)
-        found += ["Pairs of rows, corrected over these:", difference_table(result["questions"])]
     lines = [
         [
             row["name"],
@@ -100,7 +93,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
         for row in result["variants"]
     ]
     header = ["row", "epochs, longest seed", "best steps", "seconds per epoch of a seed"]
-    return [*found, to_markdown(header, lines)]
+    return [*answers(out, PAIRS, result), to_markdown(header, lines)]
 
 
 def main(options: Options) -> None:

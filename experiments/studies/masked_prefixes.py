@@ -21,8 +21,7 @@ from typing import Any
 
 import tyro
 
-from experiments.differences import difference_table
-from experiments.variants import Settings, StudyOptions, Variant, contrasts, steps_ratio
+from experiments.variants import Settings, StudyOptions, Variant, answers, steps_ratio
 from jaxrec.analysis.tables import to_markdown
 from jaxrec.data.splits import Split, split_dataset
 from jaxrec.presets import bert4rec
@@ -85,12 +84,6 @@ def variants(epochs: float, batch_size: int, split: Split) -> list[Variant]:
 
 def tables(out: str, result: dict[str, Any]) -> list[str]:
     """Markdown: the questions, and what each row cost."""
-    names = [row["name"] for row in result["variants"]]
-    chosen = [pair for pair in PAIRS if set(pair) <= set(names)]
-    found = []
-    if chosen:
-        result["questions"] = contrasts(out, chosen)
-        found += ["Pairs of rows, corrected over these:", difference_table(result["questions"])]
     lines = [
         [
             row["name"],
@@ -102,7 +95,7 @@ def tables(out: str, result: dict[str, Any]) -> list[str]:
         for row in result["variants"]
     ]
     header = ["row", "steps, longest seed", "best steps", "epochs", "training seconds, all seeds"]
-    return [*found, to_markdown(header, lines)]
+    return [*answers(out, PAIRS, result), to_markdown(header, lines)]
 
 
 def main(options: Options) -> None:
